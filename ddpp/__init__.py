@@ -1,0 +1,33 @@
+"""Dataset Distillation Using Parameter Pruning (Li, Togo, Ogawa, Haseyama), from the teachers to the distilled file."""
+
+from ddpp.data import ImageData, load_data
+from ddpp.distill import DistillConfig, distill
+from ddpp.distilled import DistilledDataset
+from ddpp.errors import Error
+from ddpp.evaluate import Evaluation, Protocol, evaluate
+from ddpp.networks import ConvNet, NetworkConfig
+from ddpp.pruning import keep_mask, matching_loss, similarity
+from ddpp.recipes import Recipe, recipe
+from ddpp.teachers import TeacherConfig, Teachers, train_teachers
+
+__all__ = [
+    "ConvNet",
+    "DistillConfig",
+    "DistilledDataset",
+    "Error",
+    "Evaluation",
+    "ImageData",
+    "NetworkConfig",
+    "Protocol",
+    "Recipe",
+    "TeacherConfig",
+    "Teachers",
+    "distill",
+    "evaluate",
+    "keep_mask",
+    "load_data",
+    "matching_loss",
+    "recipe",
+    "similarity",
+    "train_teachers",
+]

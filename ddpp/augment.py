@@ -1,0 +1,93 @@
+"""The differentiable augmentation A of Eq. (2): DSA (Zhao & Bilen, ICML 2021), its full
+strategy color_crop_cutout_flip_scale_rotate.
+
+One of the six operations is drawn per batch, its strength per image. Drawing (`draw`) and applying (`augment`) are
+separate, so that a student step can be replayed exactly on the way back through training.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5  # DSA's published strengths
+CROP, CUTOUT, SCALE, ROTATE = 0.125, 0.5, 1.2, 15.0  # share of the side, share of the side, factor, degrees
+
+
+class Draw(NamedTuple):
+    """The randomness of one augmented batch: which operation, and three numbers in [0, 1) per image."""
+
+    operation: str
+    u: Tensor  # (n, 3)
+
+
+def draw(n: int, generator: torch.Generator) -> Draw:
+    """Draw the augmentation of a batch of n images."""
+    operation = list(OPERATIONS)[int(torch.randint(len(OPERATIONS), (), generator=generator))]
+    return Draw(operation, torch.rand(n, 3, generator=generator, dtype=torch.float64))
+
+
+def augment(images: Tensor, draw: Draw) -> Tensor:
+    """Apply a draw to images (n, C, H, W); differentiable in the images."""
+    return OPERATIONS[draw.operation](images, draw.u.to(images))
+
+
+def color(x: Tensor, u: Tensor) -> Tensor:
+    """Brightness, then saturation, then contrast."""
+    brightness, saturation, contrast = u.view(-1, 3, 1, 1, 1).unbind(1)
+    x = x + (brightness - 0.5) * BRIGHTNESS
+    grey = x.mean(1, keepdim=True)
+    x = grey + (x - grey) * (saturation * SATURATION)
+    level = x.mean((1, 2, 3), keepdim=True)
+    return level + (x - level) * (contrast + CONTRAST)
+
+
+def crop(x: Tensor, u: Tensor) -> Tensor:
+    """Shift by up to an eighth of the side in each direction; zeros move in."""
+    side = x.shape[-1]
+    reach = int(side * CROP + 0.5)
+    shift = (u[:, :2] * (2 * reach + 1)).long()  # 0 ... 2*reach: an offset into the padded image
+    at = shift.unsqueeze(-1) + torch.arange(side, device=x.device)
+    image = torch.arange(len(x), device=x.device).view(-1, 1, 1)
+    padded = F.pad(x, [reach] * 4).permute(0, 2, 3, 1)
+    return padded[image, at[:, 0, :, None], at[:, 1, None, :]].permute(0, 3, 1, 2)
+
+
+def cutout(x: Tensor, u: Tensor) -> Tensor:
+    """Blank a square of half the side, centred anywhere; it may leave the image."""
+    side = x.shape[-1]
+    hole = int(side * CUTOUT + 0.5)
+    centre = (u[:, :2] * (side + (1 - hole % 2))).long()
+    first = (centre - hole // 2).unsqueeze(-1)
+    position = torch.arange(side, device=x.device)
+    inside = (position >= first) & (position < first + hole)
+    return x * ~(inside[:, 0, :, None] & inside[:, 1, None, :]).unsqueeze(1)
+
+
+def flip(x: Tensor, u: Tensor) -> Tensor:
+    """Mirror left and right with probability one half."""
+    return torch.where(u[:, 0].view(-1, 1, 1, 1) < 0.5, x.flip(3), x)
+
+
+def scale(x: Tensor, u: Tensor) -> Tensor:
+    """Zoom each axis by its own factor between 1/1.2 and 1.2."""
+    factor = u[:, :2] * (SCALE - 1 / SCALE) + 1 / SCALE
+    return _resample(x, torch.diag_embed(factor))
+
+
+def rotate(x: Tensor, u: Tensor) -> Tensor:
+    """Rotate by up to 15 degrees either way."""
+    angle = (u[:, 0] - 0.5) * 2 * math.radians(ROTATE)
+    cos, sin = angle.cos(), angle.sin()
+    return _resample(x, torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2))
+
+
+def _resample(x: Tensor, linear: Tensor) -> Tensor:
+    """Bilinear resampling under a linear map (n, 2, 2) of the coordinates; zeros outside."""
+    grid = F.affine_grid(F.pad(linear, [0, 1]), list(x.shape), align_corners=True)
+    return F.grid_sample(x, grid, align_corners=True)
+
+
+OPERATIONS = {"color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate}

@@ -1,0 +1,216 @@
+"""The command line: the verbs of the API, their options made from the typed configs by tyro."""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import arg, subcommand
+
+from ddpp import store
+from ddpp.data import find_device, load_data
+from ddpp.distill import DistillConfig
+from ddpp.distilled import DistilledDataset
+from ddpp.errors import Error
+from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
+from ddpp.networks import accuracy
+from ddpp.pipeline import describe, report_path, run, teachers_beside
+from ddpp.recipes import Recipe, recipe
+from ddpp.teachers import train_teachers
+
+
+@dataclass(frozen=True)
+class Settings(Recipe):
+    """What the commands that train have in common: a recipe, and where and on what it runs."""
+
+    distill: Annotated[DistillConfig, arg(name="")]  # its options need no prefix
+    root: Path = Path("data")  # where cifar10 and cifar100 are looked for, or downloaded to
+    device: str | None = None  # cpu or cuda; default: the GPU if there is one
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+
+
+@dataclass(frozen=True)
+class TeachersCommand(Settings):
+    """Stage A: train the teachers of a recipe, or go on with those in a folder."""
+
+    out: Path = Path("runs")  # the teachers' folder is made in here, named by their configuration
+
+    def __call__(self) -> None:
+        config = self.stored_teachers()
+        store.check_writable(self.out / "teachers")
+        data = load_data(self.data, root=self.root, zca=self.zca, validation=self.validation, device=self.device)
+        print(describe(data))
+        folder = teachers_beside(self.out / "teachers", config, data)
+        teachers = train_teachers(data, config, folder)
+        scores = [
+            accuracy(teachers.network, teachers.snapshot(k, teachers.epochs), *data.test) for k in range(len(teachers))
+        ]
+        print(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {folder}")
+        print(f"test accuracy after the last epoch: {sum(scores) / len(scores):.1f} ± {spread(scores):.1f} %")
+
+
+@dataclass(frozen=True)
+class DistillCommand(Settings):
+    """All three stages: train the teachers, distil, and compare with as many random real images."""
+
+    out: Path = tyro.MISSING  # the distilled file to write, ending in .safetensors
+    teachers_dir: Path | None = None  # folder of the teachers; default: beside the output, named by their configuration
+    save_steps: int | None = None  # save the state every so many distillation steps
+    save_minutes: float = 1.0  # and whenever so many minutes have passed
+    best_on_test: bool = False  # also report the best iterate on the test set, as papers do
+
+    def __call__(self) -> None:
+        distilled, report = run(
+            self.recipe,
+            self.out,
+            root=self.root,
+            teachers_folder=self.teachers_dir,
+            device=self.device,
+            save_steps=self.save_steps,
+            save_minutes=self.save_minutes,
+            best_on_test=self.best_on_test,
+        )
+        show_report(self.out, distilled, report)
+
+
+@dataclass
+class EvaluateCommand:
+    """Train fresh networks on a distilled file and test them on real images."""
+
+    file: tyro.conf.Positional[Path]  # the distilled file
+    data: str | None = None  # default: the data set that it was distilled from
+    root: Path = Path("data")
+    device: str | None = None
+    architecture: str = "convnet"
+    repeats: int = 5  # networks
+    seed: int = 0
+    best_on_test: bool = False  # also report the best iterate on the test set, as papers do
+    protocol: Annotated[Protocol, arg(name="")] = field(default_factory=Protocol)
+
+    def __call__(self) -> None:
+        distilled = DistilledDataset.load(self.file).to(find_device(self.device))
+        held_out = distilled.provenance["teachers"]["data"]["validation"]
+        source = self.data or distilled.provenance["data"]
+        data = load_data(
+            source, root=self.root, whitening=distilled.whitening, device=self.device, validation=0.1 if held_out else 0
+        )
+        print(describe(data))
+        result = evaluate(
+            distilled,
+            data,
+            self.architecture,
+            self.repeats,
+            protocol=self.protocol,
+            best_on_test=self.best_on_test,
+            seed=self.seed,
+        )
+        print("\n".join(result.lines()))
+
+
+@dataclass
+class ShowCommand:
+    """Pictures of a distilled file in natural colours."""
+
+    file: tyro.conf.Positional[Path]  # the distilled file
+    out: Path | None = None  # the picture of all images; default: beside the file
+    progress: Path | None = None  # also a figure of the first image of each class, from the real one to the final one
+    folder: Path | None = None  # also every image as a PNG of its own, in a folder per class
+
+    def __call__(self) -> None:
+        distilled = DistilledDataset.load(self.file)
+        out = self.out or self.file.with_suffix(".png")
+        save_picture(distilled.picture(), out)
+        print(f"{len(distilled)} images, {distilled.ipc} per class: {out}")
+        if self.progress:
+            from ddpp import figures
+
+            figures.use_style()
+            save_picture(figures.progress(distilled), self.progress)
+            print(f"from real to distilled: {self.progress}")
+        if self.folder:
+            print(f"{distilled.export_png(self.folder)} images as PNG files: {self.folder}")
+
+
+@dataclass
+class BenchCommand:
+    """Time and memory of both engines, as ratios."""
+
+    student_steps: tuple[int, ...] = (10, 30, 50)  # J
+    width: int = 128
+    images: int = 10  # distilled images
+    rounds: int = 3  # runs of each engine, in turn
+    device: str | None = None
+    out: Path | None = None  # also write the figures there, as JSON
+
+    def __call__(self) -> None:
+        from ddpp.bench import bench
+
+        result = bench(self.student_steps, self.width, self.images, self.rounds, find_device(self.device).type)
+        if self.out:
+            store.write_bytes(self.out, (json.dumps(result, indent=1) + "\n").encode())
+            print(f"written to {self.out}")
+
+
+def show_report(out: Path, distilled: DistilledDataset, report: dict) -> None:
+    """The last lines of a run: what was written where, and what it is worth."""
+    skipped = int(distilled.history["skipped"].sum())
+    kept = distilled.history["kept"].nanmean()
+    print(f"{len(distilled)} images, alpha {distilled.alpha:.4f}, {kept:.1%} of the parameters kept on average")
+    if skipped:
+        print(f"{skipped} steps were skipped because their loss, images or alpha were not usable")
+    print("\n".join(Evaluation(**report["distilled"]).lines()))
+    real = Evaluation(**report["random"])
+    print(f"as many random real images: {real.mean:.1f} ± {real.std:.1f} %")
+    gain = Evaluation(**report["distilled"]).mean - real.mean
+    print(f"distillation gains {gain:+.1f} points of test accuracy")
+    print(f"written: {out} (images, alpha, preprocessing) and {report_path(out)} (report)")
+
+
+def save_picture(picture, path: Path) -> None:
+    """Save a PIL image or a Figure, with a sentence where that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        getattr(picture, "savefig" if hasattr(picture, "savefig") else "save")(path)
+    except OSError as e:
+        raise Error(f"cannot write {path}: {e.strerror or e}; choose another place") from e
+
+
+def commands(base: Recipe):
+    """The command line, with a recipe's values as the defaults."""
+    return (
+        Annotated[TeachersCommand, subcommand("teachers", default=TeachersCommand(**vars(base)))]
+        | Annotated[DistillCommand, subcommand("distill", default=DistillCommand(**vars(base)))]
+        | Annotated[EvaluateCommand, subcommand("evaluate")]
+        | Annotated[ShowCommand, subcommand("show")]
+        | Annotated[BenchCommand, subcommand("bench")]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 1 for an Error (said in a sentence), 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # these three decide the other defaults
+    chooser.add_argument("--profile", default="smoke")
+    chooser.add_argument("--data")
+    chooser.add_argument("--ipc", type=int, default=1)
+    try:
+        chosen, _ = chooser.parse_known_args(argv)
+        command = tyro.cli(commands(recipe(chosen.profile, chosen.data, chosen.ipc)), args=argv, prog="ddpp")
+        command()
+    except Error as e:
+        print(f"ddpp: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nddpp: stopped; what was done is saved. Run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""Stage C: Algorithm 1, line by line. Stoppable at any moment, and proof against steps that cannot be taken."""
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpp import store
+from ddpp.data import ImageData, Split
+from ddpp.distilled import DistilledDataset, pack, unpack
+from ddpp.errors import Error, choose
+from ddpp.pruning import RULES, keep_mask, masked_loss
+from ddpp.seeds import generator
+from ddpp.teachers import TeacherConfig, Teachers
+from ddpp.unroll import ENGINES, choose_engine, draw_updates, unroll
+
+KIND = "checkpoint"
+MAX_SKIPPED = 20  # steps in a row that could not be taken, after which the run stops with advice
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The settings of Algorithm 1, with the paper's symbols."""
+
+    ipc: int = 1  # images per class
+    steps: int = 5000  # T, distillation steps
+    student_steps: int = 50  # J, updates of the student in one step
+    expert_epochs: int = 2  # K, epochs of the teacher that J updates are to match
+    max_start_epoch: int = 2  # I+, start epochs are drawn from 0 ... I+ - 1
+    epsilon: float = 0.1  # similarity below which a parameter is difficult to match
+    rule: str = "signed"  # how similarity is read: signed, magnitude, or none (= MTT)
+    image_lr: float = 100.0  # learning rate of the images
+    alpha0: float = 0.01  # initial learning rate of the student
+    alpha_lr: float = 1e-7  # learning rate of alpha
+    momentum: float = 0.5  # of both
+    batch: int | None = None  # distilled images per student update; None: all of them
+    engine: str = "auto"  # auto, autograd or adjoint
+    iterates: int = 5  # how many states along the way are kept, evenly spaced, to choose from
+    seed: int = 0
+
+
+@dataclass
+class State:
+    """Where a run is: all that a step reads from the steps before it. Replaced as a whole, never half."""
+
+    step: int
+    images: Tensor
+    alpha: Tensor
+    images_velocity: Tensor
+    alpha_velocity: Tensor
+    skipped: int = 0  # in a row
+
+
+def distill(
+    data: ImageData,
+    teachers: Teachers,
+    config: DistillConfig,
+    *,
+    checkpoint: str | Path | None = None,
+    save_steps: int | None = None,
+    save_minutes: float = 1.0,
+    progress: bool = True,
+    report: Callable[[str], None] = lambda line: None,
+) -> DistilledDataset:
+    """Distil `data` with its `teachers` into config.ipc images per class.
+
+    With a `checkpoint` path, the state is saved there every `save_steps` steps or `save_minutes` minutes, and on
+    Ctrl-C; the same call goes on from it to the same bits as a run that was never stopped. `report` hears which engine
+    was taken and why. The result's history has, per step: start epoch, teacher, loss, the unmasked (MTT) loss, kept
+    fraction, alpha, skipped, and the kept fraction of each layer, `layers` (steps, layers).
+    Raises Error for settings that cannot work, a checkpoint of another run, and a run that has stopped making steps.
+    """
+    check(config, data, teachers)
+    network, start_set = teachers.network, data.draw(config.ipc, config.seed)
+    identity = run_identity(config, teachers.config, data)
+    milestones = {math.ceil(config.steps * (i + 1) / config.iterates) for i in range(config.iterates)} | {config.steps}
+    if checkpoint is not None and Path(checkpoint).exists():
+        state, iterates, history, engine = _load(checkpoint, identity, data.device)
+        report(f"going on from step {state.step} of {config.steps}, saved in {checkpoint}; engine: {engine}")
+    else:
+        state, history = _begin(start_set, config), _empty_history(config, network)
+        iterates = {0: (state.images, state.alpha)}
+        engine, why = config.engine, "as asked for"
+        if engine == "auto":
+            engine, why = choose_engine(network, *start_set, config.batch, config.student_steps)
+        report(f"engine: {engine} ({why})")
+
+    def save():
+        if checkpoint is not None:
+            _save(checkpoint, identity, engine, state, iterates, history)
+
+    saved = time.monotonic()
+    bar = tqdm(total=config.steps, initial=state.step, desc="distil", unit="step", disable=not progress)
+    with bar:
+        try:
+            while state.step < config.steps:  # line 3
+                after, record = step(state, start_set.labels, teachers, config, engine)
+                if after.step in milestones:
+                    iterates = iterates | {after.step: (after.images, after.alpha)}
+                for name, value in record.items():
+                    history[name][state.step] = value
+                state = after
+                _show(bar, record, state)
+                if state.skipped > MAX_SKIPPED:
+                    raise Error(_advice(state, record))
+                due = save_steps and state.step % save_steps == 0
+                if due or time.monotonic() - saved > 60 * save_minutes:
+                    save()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            save()
+            raise
+    save()
+    return DistilledDataset(
+        images=state.images,
+        labels=start_set.labels,
+        alpha=state.alpha,
+        whitening=data.whitening,
+        classes=data.classes,
+        network=asdict(teachers.config.network),
+        iterates=iterates,
+        history=history,
+        provenance=identity | {"method": "ddpp", "engine": engine, "data": data.name, **_made_on(data.device)},
+    )
+
+
+def step(state: State, labels: Tensor, teachers: Teachers, config: DistillConfig, engine: str) -> tuple[State, dict]:
+    """Lines 4 to 16 of Algorithm 1: one distillation step. Returns the state after it and what there is to record."""
+    rng = generator(config.seed, "step", state.step)
+    epoch = int(torch.randint(config.max_start_epoch, (), generator=rng))  # line 4: i < I+
+    k = int(torch.randint(len(teachers), (), generator=rng))
+    start = teachers.snapshot(k, epoch)  # line 5: theta~_i = theta_i
+    teacher = teachers.snapshot(k, epoch + config.expert_epochs)  # theta_{i+K}
+    updates = draw_updates(len(labels), config.batch, config.student_steps, rng)  # line 7
+
+    def loss(student: Tensor) -> Tensor:
+        keep = keep_mask(student, teacher, config.epsilon, config.rule)  # lines 11 to 13: Eqs. (3)-(7)
+        return masked_loss(student, teacher, start, keep)  # lines 14, 15: Eq. (8)
+
+    out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)  # lines 6 to 10
+
+    images_velocity = config.momentum * state.images_velocity + out.grad_images
+    alpha_velocity = config.momentum * state.alpha_velocity + out.grad_alpha
+    images = state.images - config.image_lr * images_velocity  # line 16
+    alpha = state.alpha - config.alpha_lr * alpha_velocity
+    usable = torch.isfinite(out.loss) & torch.isfinite(images).all() & torch.isfinite(alpha) & (alpha > 0)
+    if usable:
+        after = State(state.step + 1, images, alpha, images_velocity, alpha_velocity)
+    else:
+        after = replace(state, step=state.step + 1, skipped=state.skipped + 1)
+
+    keep = keep_mask(out.student, teacher, config.epsilon, config.rule)
+    record = {
+        "epoch": epoch,
+        "teacher": k,
+        "loss": out.loss,
+        "unmasked": masked_loss(out.student, teacher, start, torch.ones_like(keep)),
+        "kept": keep.float().mean(),
+        "alpha": after.alpha,
+        "skipped": 0 if usable else 1,
+        "layers": torch.stack([part.float().mean() for part in teachers.network.unflatten(keep).values()]).cpu(),
+    }
+    return after, record
+
+
+def run_identity(config: DistillConfig, teachers: TeacherConfig, data: ImageData) -> dict:
+    """What a run's outcome is a function of; its checkpoint and its result carry it."""
+    return {"config": asdict(config), "teachers": teachers.identity(data), "count": teachers.count}
+
+
+def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
+    """Raise an Error for settings that cannot work, before any work is done."""
+    check_config(config)
+    last = config.max_start_epoch - 1 + config.expert_epochs
+    if last > teachers.epochs:
+        raise Error(
+            f"max_start_epoch {config.max_start_epoch} and expert_epochs {config.expert_epochs} reach epoch {last}, but "
+            f"these teachers stop at {teachers.epochs}: train them longer or lower either"
+        )
+    if teachers.identity["data"] != data.identity:
+        raise Error("these teachers were trained on another data set or preprocessing: train teachers on this one")
+
+
+def check_config(config: DistillConfig) -> None:
+    """The part of `check` that needs neither data nor teachers."""
+    for name in ("ipc", "steps", "student_steps", "expert_epochs", "max_start_epoch", "iterates"):
+        if getattr(config, name) < 1:
+            raise Error(f"{name} is {getattr(config, name)}: it must be at least 1")
+    for name in ("image_lr", "alpha0"):
+        if not getattr(config, name) > 0:
+            raise Error(f"{name} is {getattr(config, name)}: it must be positive")
+    if config.batch is not None and config.batch < 1:
+        raise Error(f"batch is {config.batch}: it must be at least 1, or left out for all images at once")
+    choose("rule", config.rule, RULES)
+    choose("engine", config.engine, ["auto", *ENGINES])
+    keep_mask(torch.zeros(1), torch.zeros(1), config.epsilon, config.rule)  # says what is wrong with epsilon
+
+
+def _begin(start_set: Split, config: DistillConfig) -> State:
+    """Lines 1 and 2: real images, and alpha_0."""
+    images = start_set.images.clone()
+    alpha = torch.tensor(config.alpha0, device=images.device)
+    return State(0, images, alpha, torch.zeros_like(images), torch.zeros_like(alpha))
+
+
+def _empty_history(config: DistillConfig, network) -> dict[str, Tensor]:
+    columns = ("epoch", "teacher", "loss", "unmasked", "kept", "alpha", "skipped")
+    history = {name: torch.full((config.steps,), math.nan) for name in columns}
+    return history | {"layers": torch.full((config.steps, len(network.shapes)), math.nan)}
+
+
+def _show(bar, record: dict, state: State) -> None:
+    bar.set_postfix(
+        loss=f"{record['loss']:.3f}", kept=f"{record['kept']:.1%}", alpha=f"{state.alpha:.4f}", refresh=False
+    )
+    bar.update()
+
+
+def _advice(state: State, record: dict) -> str:
+    if record["kept"] == 0:
+        return f"every parameter was pruned in {state.skipped} steps in a row: lower epsilon"
+    if math.isfinite(record["loss"]):
+        return (
+            f"alpha or the images left the numbers in {state.skipped} steps in a row (alpha is {state.alpha:.2g}): "
+            "lower alpha_lr and image_lr"
+        )
+    return (
+        f"the loss was not finite in {state.skipped} steps in a row: lower image_lr, alpha_lr or alpha0, or check that "
+        "the teachers move from epoch to epoch"
+    )
+
+
+def _made_on(device: torch.device) -> dict:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": f"{device.type}: {name}",
+        "versions": {"ddpp": version("ddpp"), "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+TENSORS = ("images", "alpha", "images_velocity", "alpha_velocity")
+
+
+def _save(path, identity, engine, state: State, iterates, history) -> None:
+    tensors = {name: getattr(state, name) for name in TENSORS} | pack(iterates, history)
+    meta = {"identity": identity, "engine": engine, "step": state.step, "skipped": state.skipped}
+    store.write(path, KIND, tensors, meta)
+
+
+def _load(path, identity, device):
+    tensors, meta = store.read(path, KIND)
+    if meta["identity"] != identity:
+        raise Error(
+            f"the checkpoint {path} belongs to a run with other settings, data or teachers: "
+            "repeat that run's settings to go on with it, or choose another output"
+        )
+    state = State(meta["step"], *(tensors[name].to(device) for name in TENSORS), skipped=meta["skipped"])
+    iterates, history = unpack(tensors)
+    iterates = {at: (images.to(device), alpha.to(device)) for at, (images, alpha) in iterates.items()}
+    return state, iterates, {name: column.clone() for name, column in history.items()}, meta["engine"]

@@ -1,0 +1,159 @@
+"""How good a distilled set is: train fresh networks on it and test them on real images.
+
+The paper's protocol is the average of five networks trained from scratch. Which iterate of a distillation is tested
+makes a difference: MTT and its followers report the best of many on the test set. Here the final iterate and the one
+chosen on a split held out from training are the results; the best on the test set is an extra, named as what it is.
+"""
+
+import statistics
+from dataclasses import asdict, dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpp.augment import augment, draw
+from ddpp.data import ImageData, Split
+from ddpp.distilled import DistilledDataset
+from ddpp.errors import Error
+from ddpp.networks import Flat, NetworkConfig, accuracy
+from ddpp.seeds import derive, generator
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a fresh network is trained on a distilled set; the learning rate is the set's alpha."""
+
+    epochs: int = 1000  # passes over the distilled set; the rate drops tenfold after half of them
+    batch: int = 256  # images per update
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: bool = True  # the differentiable augmentation A
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test accuracies in percent, one per network: of the final iterate, and of the one chosen on held-out images."""
+
+    final: list[float]
+    selected: list[float] | None = None
+    selected_step: int | None = None
+    validation: dict[int, float] | None = None  # the held-out accuracy of each iterate
+    best_on_test: list[float] | None = None  # chosen on the test set: optimistic, for comparing with papers
+    best_on_test_step: int | None = None
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.final)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over networks (0 for one network)."""
+        return spread(self.final)
+
+    def lines(self) -> list[str]:
+        """The results as text, one per line."""
+        show = lambda values: f"{statistics.fmean(values):.1f} ± {spread(values):.1f} %"
+        lines = [f"final iterate:            {show(self.final)} of {len(self.final)} networks"]
+        if self.selected:
+            lines.append(f"selected on validation:   {show(self.selected)} (step {self.selected_step})")
+        if self.best_on_test:
+            lines.append(
+                f"best on the test set:     {show(self.best_on_test)} (step {self.best_on_test_step}; the papers' "
+                "protocol, optimistic)"
+            )
+        return lines
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def spread(values: list[float]) -> float:
+    """Sample standard deviation; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def evaluate(
+    distilled: DistilledDataset,
+    data: ImageData,
+    architecture: str = "convnet",
+    repeats: int = 5,
+    *,
+    protocol: Protocol | None = None,
+    best_on_test: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Train `repeats` fresh networks on the distilled set and test each on data.test.
+
+    Where the set has several iterates and the data a validation split, also the iterate on which one network reaches
+    the highest validation accuracy. `data` must be preprocessed with the set's own whitening.
+    """
+    protocol = protocol or Protocol()
+    for name, value in (("repeats", repeats), ("epochs", protocol.epochs), ("batch", protocol.batch)):
+        if value < 1:
+            raise Error(f"the evaluation's {name} is {value}: it must be at least 1")
+    if distilled.classes != data.classes:
+        raise Error(
+            f"the distilled set has {len(distilled.classes)} classes, the data {len(data.classes)}, or other names: "
+            "evaluate on the data set that it was distilled from"
+        )
+    distilled = distilled.to(data.device)
+    if not torch.equal(distilled.whitening.mean, data.whitening.mean):
+        raise Error("the data was preprocessed in another way: load it with whitening=distilled.whitening")
+    network = data.network(replace(NetworkConfig(**distilled.network), name=architecture))
+    sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}  # 0 is where it started: real images
+    last = max(sets, default=0)
+    validate = data.validation is not None and len(sets) > 1
+    trainings = repeats * (len(sets) if best_on_test and sets else 1 + validate) + len(sets) * validate
+    with tqdm(total=trainings, desc="evaluate", unit="network", disable=not progress) as bar:
+
+        def scores(on: DistilledDataset, split: Split, count: int, role: str) -> list[float]:
+            return [_score(network, on, split, protocol, seed, role, r, bar) for r in range(count)]
+
+        tested = {last: scores(distilled, data.test, repeats, "test")}
+
+        def test(step: int) -> list[float]:
+            if step not in tested:
+                tested[step] = scores(sets[step], data.test, repeats, "test")
+            return tested[step]
+
+        result = {"final": tested[last]}
+        if validate:
+            validation = {at: scores(on, data.validation, 1, "validation")[0] for at, on in sets.items()}
+            step = max(validation, key=validation.get)
+            result |= {"selected": test(step), "selected_step": step, "validation": validation}
+        if best_on_test and sets:
+            step = max(sets, key=lambda at: statistics.fmean(test(at)))
+            result |= {"best_on_test": test(step), "best_on_test_step": step}
+        bar.total = bar.n  # fewer than foreseen where one iterate is chosen twice
+    return Evaluation(**result)
+
+
+def _score(network, on, split, protocol, seed, role, r, bar) -> float:
+    score = accuracy(network, train(network, on, protocol, seed, role, r), *split)
+    bar.update()
+    bar.set_postfix(accuracy=f"{score:.1f} %")
+    return score
+
+
+def train(network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: int, *path) -> Tensor:
+    """A fresh network trained on the distilled set: its parameters (p,)."""
+    images, labels, rate = distilled.images, distilled.labels, distilled.alpha
+    theta = network.initial(derive(seed, *path))
+    velocity = torch.zeros_like(theta)
+    rng = generator(seed, *path, "batches")
+    for epoch in range(protocol.epochs):
+        if epoch == (protocol.epochs + 1) // 2:
+            rate = rate / 10
+        for index in torch.randperm(len(labels), generator=rng).split(protocol.batch):
+            x = images[index]
+            if protocol.augment:
+                x = augment(x, draw(len(index), rng))
+            loss = F.cross_entropy(network(theta.requires_grad_(), x), labels[index])
+            (gradient,) = torch.autograd.grad(loss, theta)
+            theta = theta.detach()
+            velocity = protocol.momentum * velocity + gradient + protocol.weight_decay * theta
+            theta = theta - rate * velocity
+    return theta

@@ -1,0 +1,158 @@
+"""The three stages and the evaluation as one run, from nothing to a distilled file with a report beside it."""
+
+import datetime
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from ddpp import selection, store
+from ddpp.data import ImageData, load_data
+from ddpp.distill import distill, run_identity
+from ddpp.distilled import DistilledDataset
+from ddpp.errors import Error
+from ddpp.evaluate import evaluate
+from ddpp.recipes import Recipe
+from ddpp.teachers import TeacherConfig, train_teachers
+
+
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    root: str | Path = "data",
+    teachers_folder: str | Path | None = None,
+    device: str | None = None,
+    save_steps: int | None = None,
+    save_minutes: float = 1.0,
+    best_on_test: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> tuple[DistilledDataset, dict]:
+    """Train teachers, distil, evaluate: write the distilled file `out` and, beside it, a report (.json).
+
+    Whatever exists already is taken: teachers in `teachers_folder` (default: a folder beside `out`, named by their
+    configuration), the checkpoint `out`.checkpoint, a finished `out`, its report. So the same call goes on after any
+    stop. Raises Error where a file belongs to another run; nothing is overwritten. Returns the set and the report.
+    """
+    out, config = Path(out), recipe.stored_teachers()
+    if out.suffix != ".safetensors":
+        raise Error(f"the output {out} must end in .safetensors")
+    store.check_writable(out)
+    clock = time.monotonic()
+    seconds = {}
+
+    def lap(stage: str) -> None:
+        nonlocal clock
+        seconds[stage] = round(time.monotonic() - clock, 1)
+        clock = time.monotonic()
+
+    data = load_data(recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device)
+    data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
+    lap("data")
+    say(describe(data))
+    distilled = _finished(out, recipe, config, data)
+    if distilled is None:
+        folder = Path(teachers_folder) if teachers_folder else teachers_beside(out, config, data)
+        teachers = train_teachers(data, config, folder, progress=progress)
+        lap("teachers")
+        say(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {folder}")
+        checkpoint = out.with_name(out.name + ".checkpoint")
+        distilled = distill(
+            data,
+            teachers,
+            recipe.distill,
+            checkpoint=checkpoint,
+            save_steps=save_steps,
+            save_minutes=save_minutes,
+            progress=progress,
+            report=say,
+        )
+        distilled.save(out)
+        checkpoint.unlink(missing_ok=True)
+        lap("distill")
+    else:
+        say(f"{out} is finished already, by a run with these settings")
+
+    report = _report(out, distilled, data, recipe, best_on_test, progress)
+    lap("evaluate")
+    if "seconds" not in report:
+        report |= {"seconds": seconds, "finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M UTC}"}
+        store.write_bytes(report_path(out), (json.dumps(report, indent=1) + "\n").encode())
+    return distilled, report
+
+
+def describe(data: ImageData) -> str:
+    """One line on what was loaded."""
+    held_out = f", {len(data.validation.labels):,} held out" if data.validation else ""
+    kind = {"zca": "ZCA whitening", "channels": "mean and deviation per channel"}[data.whitening.kind]
+    return (
+        f"{data.name}: {len(data.train.labels):,} training images{held_out}, {len(data.test.labels):,} test images, "
+        f"{len(data.classes)} classes, {'x'.join(map(str, data.shape))}; {kind}; on {data.device.type}"
+    )
+
+
+def teachers_beside(out: Path, config: TeacherConfig, data: ImageData) -> Path:
+    """The folder for these teachers beside `out`: runs with equal teachers share it, others never meet in it."""
+    return out.parent / f"teachers-{store.identity(config.identity(data))[:8]}"
+
+
+def report_path(out: Path) -> Path:
+    return out.with_suffix(".json")
+
+
+def _finished(out: Path, recipe: Recipe, config: TeacherConfig, data: ImageData) -> DistilledDataset | None:
+    """The file at `out` if it is this very run's result; an Error if it is another's."""
+    if not out.exists():
+        return None
+    distilled = DistilledDataset.load(out)
+    want = run_identity(recipe.distill, config, data)
+    if {key: distilled.provenance.get(key) for key in want} != want:
+        raise Error(f"{out} holds the result of another run: choose another output, or move that file away")
+    return distilled.to(data.device)
+
+
+def _report(out, distilled, data, recipe, best_on_test, progress) -> dict:
+    """Accuracies of the set and of the real images it started from; taken from the report on disk if it has them."""
+    asked = {
+        "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+        "protocol": asdict(recipe.protocol),
+        "repeats": recipe.repeats,
+        "best_on_test": best_on_test,
+    }
+    path = report_path(out)
+    if path.exists():
+        try:
+            report = json.loads(path.read_text())
+            if report["asked"] == asked:
+                return report
+        except (ValueError, KeyError, TypeError):
+            pass  # not a report of ours, or cut short: it is made anew
+    options = {"repeats": recipe.repeats, "protocol": recipe.protocol, "seed": recipe.distill.seed}
+    result = evaluate(distilled, data, best_on_test=best_on_test, progress=progress, **options)
+    real = selection.random(data, distilled.ipc, distilled.network, recipe.distill.seed)
+    baseline = evaluate(real, data, progress=progress, **options)
+    return {
+        "file": out.name,
+        "asked": asked,
+        "recipe": asdict(recipe),
+        "distilled": result.to_dict(),
+        "random": baseline.to_dict(),
+        "device": distilled.provenance["device"],
+        "versions": distilled.provenance["versions"],
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this source tree, with + for uncommitted changes; None for an installed copy."""
+    git = lambda *words: subprocess.run(
+        ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,119 @@
+"""The one place that writes and reads files: safetensors with JSON metadata, atomic, checked, no pickle.
+
+A file carries the SHA-256 of each of its tensors and of its metadata. It is written under a temporary name and renamed,
+so a crash, a full disk or a kill leaves the last good file as it was. Equal content gives equal bytes.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ddpp.errors import Error
+
+KEY = "ddpp"  # the one metadata entry of our safetensors files
+
+
+def identity(config: dict) -> str:
+    """A short name for a JSON-able configuration: equal exactly when the configurations are."""
+    return hashlib.sha256(_canonical(config).encode()).hexdigest()[:16]
+
+
+def write(path: str | Path, kind: str, tensors: dict[str, Tensor], meta: dict) -> None:
+    """Write tensors (moved to the CPU) and JSON-able metadata to `path`, all or nothing."""
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    body = {"kind": kind, "meta": meta, "sha256": {name: _hash(t) for name, t in tensors.items()}}
+    text = _canonical({"body": body, "sha256": hashlib.sha256(_canonical(body).encode()).hexdigest()})
+    write_bytes(path, safetensors.torch.save(tensors, {KEY: text}))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Replace the file at `path` by these bytes, or leave it untouched and raise an Error."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise Error(
+            f"cannot write {path}: {e.strerror}; what was there before is unchanged. "
+            "Make room or choose another place, then run the same command again"
+        ) from e
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise the Error now that `write` would raise after hours of work."""
+    probe = Path(path).with_name(Path(path).name + ".probe")
+    write_bytes(probe, b"")
+    probe.unlink()
+
+
+def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:
+    """All tensors and the metadata of a file written by `write`, every byte checked."""
+    file = Lazy(path, kind)
+    return dict(file), file.meta
+
+
+class Lazy(Mapping):
+    """A file's tensors, memory-mapped: each is read when asked for and checked the first time."""
+
+    def __init__(self, path: str | Path, kind: str):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise Error(f"there is no file {self.path}: check the path")
+        try:
+            self._file = safe_open(self.path, "pt")
+            envelope = json.loads((self._file.metadata() or {})[KEY])
+            body = envelope["body"]
+            intact = hashlib.sha256(_canonical(body).encode()).hexdigest() == envelope["sha256"]
+        except KeyError:
+            raise Error(f"{self.path} was not written by ddpp: choose another file") from None
+        except (SafetensorError, ValueError, OSError):
+            raise self._damaged() from None
+        if not intact or set(self._file.keys()) != set(body["sha256"]):
+            raise self._damaged()
+        if body["kind"] != kind:
+            raise Error(f"{self.path} holds a {body['kind']}, not a {kind}: choose another file")
+        self.meta: dict = body["meta"]
+        self._sha256: dict[str, str] = body["sha256"]
+        self._checked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._sha256[name]  # a KeyError here is the caller's
+        tensor = self._file.get_tensor(name)
+        if name not in self._checked:
+            if _hash(tensor) != self._sha256[name]:
+                raise self._damaged()
+            self._checked.add(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sha256)
+
+    def __len__(self) -> int:
+        return len(self._sha256)
+
+    def _damaged(self) -> Error:
+        return Error(f"{self.path} is damaged (cut short or altered): delete it and run the same command again")
+
+
+def _canonical(value) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _hash(tensor: Tensor) -> str:
+    header = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
+    return hashlib.sha256(header + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()

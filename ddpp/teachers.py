@@ -1,0 +1,151 @@
+"""Stage A: train teachers on the original data and keep their snapshots theta_0, theta_1, ..., one per epoch.
+
+Plain SGD, so that epoch e + 1 is a function of snapshot e and of the seed: a stopped teacher goes on from its last
+snapshot to the same bits, and a stored teacher can be given more epochs later.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpp import store
+from ddpp.augment import augment, draw
+from ddpp.data import ImageData
+from ddpp.errors import Error
+from ddpp.networks import Flat, NetworkConfig
+from ddpp.seeds import derive, generator
+
+KIND = "teacher"
+SAVE_SECONDS = 30  # a teacher in training is saved at the first end of an epoch after so long
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """How teachers are trained; defaults are MTT's, with the paper's number of teachers."""
+
+    count: int = 200  # N
+    epochs: int = 50  # the paper's I; only epochs up to I+ - 1 + K are ever used
+    lr: float = 0.01  # plain SGD: no momentum, no weight decay, no schedule
+    batch: int = 256  # images per update
+    augment: bool = True  # the differentiable augmentation A
+    seed: int = 0
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+
+    def identity(self, data: ImageData) -> dict:
+        """What makes a teacher what it is. Not count and epochs: more of either only adds to what is there."""
+        return {k: v for k, v in asdict(self).items() if k not in ("count", "epochs")} | {"data": data.identity}
+
+
+class Teachers:
+    """Trained teachers. `snapshot(k, e)` is theta_e of teacher k as a vector (p,); e = 0 is the initialization."""
+
+    def __init__(self, trajectories: list[Mapping[str, Tensor]], identity: dict, config: TeacherConfig, network: Flat):
+        self.trajectories = trajectories
+        self.identity = identity
+        self.config = config
+        self.network = network
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that every teacher has."""
+        return min(len(trajectory) for trajectory in self.trajectories) // 2  # epoch_0, then epoch_e and loss_e
+
+    def snapshot(self, teacher: int, epoch: int) -> Tensor:
+        """theta_epoch of one teacher, (p,), on the network's device; read from disk when asked for."""
+        if not 0 <= epoch <= self.epochs:
+            raise Error(
+                f"epoch {epoch} is not stored: these teachers have epochs 0 to {self.epochs}; train them longer"
+            )
+        return self.trajectories[teacher][f"epoch_{epoch:03d}"].to(self.network.device)
+
+    def train_loss(self) -> Tensor:
+        """Mean training loss (teachers, epochs), augmentation included."""
+        names = [f"loss_{e:03d}" for e in range(1, self.epochs + 1)]
+        return torch.stack([torch.stack([trajectory[name] for name in names]) for trajectory in self.trajectories])
+
+
+def train_teachers(
+    data: ImageData, config: TeacherConfig, folder: str | Path | None = None, *, progress: bool = True
+) -> Teachers:
+    """Train `config.count` teachers for `config.epochs` epochs, or take what `folder` holds of them already.
+
+    With a folder, each teacher is a file there, memory-mapped afterwards; a stopped call goes on where it was.
+    Raises Error for a file that is damaged or belongs to another configuration.
+    """
+    for name in ("count", "epochs", "batch"):
+        if getattr(config, name) < 1:
+            raise Error(f"the teachers' {name} is {getattr(config, name)}: it must be at least 1")
+    if not config.lr > 0:
+        raise Error(f"the teachers' lr is {config.lr}: it must be positive")
+    network, identity = data.network(config.network), config.identity(data)
+    trajectories = []
+    bar = tqdm(total=config.count * config.epochs, desc="teachers", unit="epoch", disable=not progress)
+    with bar:
+        for k in range(config.count):
+            path = None if folder is None else Path(folder) / f"teacher_{k:03d}.safetensors"
+            trajectories.append(_train(network, data, config, identity, k, path, bar))
+    return Teachers(trajectories, identity, config, network)
+
+
+def _train(network, data, config, identity, k, path, bar) -> Mapping[str, Tensor]:
+    """One teacher's snapshots and losses, from the file at `path` as far as it goes."""
+    meta = {"identity": identity, "teacher": k}
+    stored = _open(path, meta)
+    done = len(stored) // 2
+    bar.update(min(done, config.epochs))
+    if done >= config.epochs:
+        return stored
+
+    trajectory = dict(stored) or {"epoch_000": network.initial(derive(config.seed, "teacher", k)).cpu()}
+    theta = trajectory[f"epoch_{done:03d}"].to(network.device)
+    saved = time.monotonic()
+    try:
+        for epoch in range(done + 1, config.epochs + 1):
+            theta, loss = _epoch(network, theta, data, config, generator(config.seed, "teacher", k, epoch))
+            if not torch.isfinite(loss):
+                raise Error(f"teacher {k} diverged in epoch {epoch}: lower its learning rate (lr {config.lr})")
+            trajectory |= {f"epoch_{epoch:03d}": theta.cpu().clone(), f"loss_{epoch:03d}": loss.cpu()}
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}")
+            if path and time.monotonic() - saved > SAVE_SECONDS:
+                store.write(path, KIND, trajectory, meta)
+                saved = time.monotonic()
+    finally:  # finished, Ctrl-C, or an error: no whole epoch is lost
+        if path and len(trajectory) > len(stored):
+            store.write(path, KIND, trajectory, meta)
+    return trajectory if path is None else store.Lazy(path, KIND)
+
+
+def _open(path: Path | None, meta: dict) -> Mapping[str, Tensor]:
+    if path is None or not path.exists():
+        return {}
+    stored = store.Lazy(path, KIND)
+    if stored.meta != meta:
+        raise Error(f"{path} belongs to a teacher of another configuration or data set: choose another folder")
+    return stored
+
+
+def _epoch(network, theta, data, config, rng) -> tuple[Tensor, Tensor]:
+    """One pass over the training images in random order; returns the new parameters and the mean loss."""
+    images, labels = data.train
+    order = torch.randperm(len(labels), generator=rng).to(data.device)
+    total = torch.zeros((), device=data.device)
+    theta = theta.clone()
+    for index in order.split(config.batch):
+        x = images[index]
+        if config.augment:
+            x = augment(x, draw(len(index), rng))
+        loss = F.cross_entropy(network(theta.requires_grad_(), x), labels[index])
+        (gradient,) = torch.autograd.grad(loss, theta)
+        theta = theta.detach() - config.lr * gradient
+        total += loss.detach() * len(index)
+    return theta, total / len(labels)
