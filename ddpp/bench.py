@@ -22,7 +22,12 @@ MIB = 2**20
 
 def bench(steps: tuple[int, ...], width: int, images: int, rounds: int, device: str, say=print) -> dict:
     """Measure both engines for each J in `steps`, `rounds` times in turn; print a table with ratios and return it."""
-    for name, value in (("steps", min(steps)), ("width", width), ("images", images), ("rounds", rounds)):
+    for name, value in (
+        ("student_steps", min(steps, default=0)),
+        ("width", width),
+        ("images", images),
+        ("rounds", rounds),
+    ):
         if value < 1:
             raise Error(f"the bench's {name} is {value}: it must be at least 1")
     say(f"one distillation step: ConvNet width {width}, {images} images, epsilon 0.1, not compiled; {_machine(device)}")

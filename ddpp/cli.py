@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import arg, subcommand
 
 from ddpp import store
-from ddpp.data import find_device, load_data
+from ddpp.data import SHA256, find_device, load_data
 from ddpp.distill import DistillConfig
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
@@ -95,10 +95,18 @@ class EvaluateCommand:
 
     def __call__(self) -> None:
         distilled = DistilledDataset.load(self.file).to(find_device(self.device))
-        held_out = distilled.provenance["teachers"]["data"]["validation"]
-        source = self.data or distilled.provenance["data"]
+        source = distilled.provenance["data"]
+        made_from = source["name"]
+        if self.data is None and made_from not in SHA256:
+            raise Error(
+                f"{self.file} was distilled from '{made_from}', a file of your own: say where it is with --data"
+            )
         data = load_data(
-            source, root=self.root, whitening=distilled.whitening, device=self.device, validation=0.1 if held_out else 0
+            self.data or made_from,
+            root=self.root,
+            validation=source["validation"],
+            whitening=distilled.whitening,
+            device=self.device,
         )
         print(describe(data))
         result = evaluate(
@@ -177,8 +185,8 @@ def save_picture(picture, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         getattr(picture, "savefig" if hasattr(picture, "savefig") else "save")(path)
-    except OSError as e:
-        raise Error(f"cannot write {path}: {e.strerror or e}; choose another place") from e
+    except (OSError, ValueError) as e:  # ValueError: an ending that is no picture's
+        raise Error(f"cannot write {path}: {getattr(e, 'strerror', None) or e}; choose another place or .png") from e
 
 
 def commands(base: Recipe):

@@ -68,6 +68,7 @@ class ImageData:
     validation: Split | None
     test: Split
     whitening: Whitening
+    held_out: float  # the share of each class's training images that became `validation`
     sha256: str  # of the raw arrays: the same data from another source has the same
 
     @property
@@ -82,8 +83,12 @@ class ImageData:
     @property
     def identity(self) -> dict:
         """What a file derived from this data records, and is checked against."""
-        held_out = 0 if self.validation is None else len(self.validation.labels)
-        return {"sha256": self.sha256, "whitening": self.whitening.kind, "validation": held_out}
+        return {"sha256": self.sha256, "whitening": self.whitening.kind, "validation": self.held_out}
+
+    @property
+    def provenance(self) -> dict:
+        """What a distilled file says of its data."""
+        return {"data": {"name": self.name, **self.identity}}
 
     def network(self, config):
         """The network of a NetworkConfig, sized for these images and classes."""
@@ -125,9 +130,9 @@ def load_data(
     whitening: use this preprocessing (of a distilled file, say) instead of fitting one.
     """
     name, arrays = _find(name_or_path, Path(root or "data"))
-    names = CLASSES.get(name, arrays.pop("classes", None))
     _check(name, arrays)
-    classes = tuple(map(str, range(int(arrays["y_train"].max()) + 1) if names is None else names))
+    names = CLASSES.get(name, arrays.get("classes"))
+    classes = tuple(map(str, range(len(np.unique(arrays["y_train"]))) if names is None else names))
     _check_labels(name, arrays, classes)
     if not 0 <= validation < 1:
         raise Error(f"the validation share is {validation}: it must be at least 0 and below 1")
@@ -148,6 +153,7 @@ def load_data(
         validation=Split(train.images[held_out], train.labels[held_out]) if held_out.any() else None,
         test=Split(whitening.apply(images["x_test"]), labels["y_test"]),
         whitening=whitening,
+        held_out=validation,
         sha256=hashlib.sha256("".join(_sha256(arrays[key]) for key in ARRAYS).encode()).hexdigest(),
     )
 
@@ -158,10 +164,16 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
     except RuntimeError:
         raise Error(f"unknown device '{device}': use 'cpu' or 'cuda'") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise Error("CUDA was asked for but PyTorch finds no GPU here: use the device 'cpu', or a machine with a GPU")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise Error(
+            f"CUDA was asked for but PyTorch finds no {'such ' if found else ''}GPU here: "
+            "use the device 'cpu', or a machine with a GPU"
+        )
     return device
 
 
@@ -186,10 +198,10 @@ def _unpack_sample() -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise Error(f"there is no file {path}: check the path")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        if not path.is_file():
+            raise Error(f"there is no file {path}: check the path")
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             missing = [key for key in ARRAYS if key not in file]
             if missing:
                 raise Error(f"{path} lacks {', '.join(missing)}: it must hold {', '.join(ARRAYS)}")
@@ -197,9 +209,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     except Error:
         raise
     except Exception as e:
-        reason = (
-            "images of several sizes cannot be one array" if "pickle" in str(e) else "it is damaged, or not an .npz"
-        )
+        reason = getattr(e, "strerror", None) or "it is damaged, or not an .npz"
+        if "Object arrays" in str(e):
+            reason = "images of several sizes, or names that are Python objects, cannot be one array"
         raise Error(f"{path} cannot be read: {reason}. Write it with numpy.savez, all images of one size") from e
 
 
@@ -233,6 +245,8 @@ def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
                 f"x_{part} has the shape {x.shape}: images must be square and lie as (N, S, S) or (N, S, S, C), "
                 "channels last; crop or transpose them"
             )
+        if not x.size:
+            raise Error(f"x_{part} has the shape {x.shape}, without a single pixel: give at least one image")
         if x.dtype != np.uint8:
             if not np.issubdtype(x.dtype, np.floating):
                 raise Error(f"x_{part} has the type {x.dtype}: give uint8, or floats between 0 and 1")
@@ -242,7 +256,7 @@ def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
                 raise Error(f"x_{part} has values from {x.min():g} to {x.max():g}: scale the floats to between 0 and 1")
         if not np.issubdtype(y.dtype, np.integer):
             raise Error(f"y_{part} has the type {y.dtype}: labels must be integers from 0 to the number of classes - 1")
-        if y.shape != (len(x),) or not len(x):
+        if y.shape != (len(x),):
             raise Error(
                 f"x_{part} has {len(x)} images but y_{part} has the shape {y.shape}: one label per image is needed"
             )
@@ -251,6 +265,9 @@ def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
             f"training images are {arrays['x_train'].shape[1:]} and test images {arrays['x_test'].shape[1:]}: "
             "bring all images to one size"
         )
+    names = arrays.get("classes")
+    if names is not None and (names.ndim != 1 or len(np.unique(names)) < len(names)):
+        raise Error(f"the `classes` of {name} must be a list of different names, one per class: correct them")
 
 
 def _check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...]) -> None:
@@ -259,8 +276,10 @@ def _check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, 
         if y.min() < 0 or y.max() >= len(classes):
             raise Error(
                 f"{key} of {name} has labels from {y.min()} to {y.max()}, but there are {len(classes)} classes: "
-                f"labels must be integers from 0 to {len(classes) - 1}"
+                f"labels must be integers from 0 to {len(classes) - 1}, without gaps"
             )
+    if len(classes) < 2:
+        raise Error(f"{name} has one class only: give images of at least 2, or there is nothing to learn")
     missing = sorted(set(range(len(classes))) - set(np.unique(arrays["y_train"]).tolist()))
     if missing:
         raise Error(f"class {missing[0]} of {name} has no training image: number the classes from 0 without gaps")
@@ -268,8 +287,9 @@ def _check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, 
 
 def _pixels(x: np.ndarray) -> Tensor:
     """uint8 or float (N, H, W[, C]) -> float32 (N, C, H, W) in [0, 1]."""
+    x = x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
     x = torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2).contiguous()
-    return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
 def _hold_out(labels: Tensor, classes: int, share: float) -> Tensor:

@@ -114,7 +114,7 @@ def distill(
                 if due or time.monotonic() - saved > 60 * save_minutes:
                     save()
                     saved = time.monotonic()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Error):  # the steps made so far are not lost
             save()
             raise
     save()
@@ -127,7 +127,7 @@ def distill(
         network=asdict(teachers.config.network),
         iterates=iterates,
         history=history,
-        provenance=identity | {"method": "ddpp", "engine": engine, "data": data.name, **_made_on(data.device)},
+        provenance=identity | data.provenance | {"method": "ddpp", "engine": engine, **_made_on(data.device)},
     )
 
 
@@ -181,8 +181,8 @@ def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
     last = config.max_start_epoch - 1 + config.expert_epochs
     if last > teachers.epochs:
         raise Error(
-            f"max_start_epoch {config.max_start_epoch} and expert_epochs {config.expert_epochs} reach epoch {last}, but "
-            f"these teachers stop at {teachers.epochs}: train them longer or lower either"
+            f"max_start_epoch {config.max_start_epoch} and expert_epochs {config.expert_epochs} reach epoch {last}, "
+            f"but these teachers stop at {teachers.epochs}: train them longer or lower either"
         )
     if teachers.identity["data"] != data.identity:
         raise Error("these teachers were trained on another data set or preprocessing: train teachers on this one")
@@ -194,8 +194,12 @@ def check_config(config: DistillConfig) -> None:
         if getattr(config, name) < 1:
             raise Error(f"{name} is {getattr(config, name)}: it must be at least 1")
     for name in ("image_lr", "alpha0"):
-        if not getattr(config, name) > 0:
+        if not 0 < getattr(config, name) < math.inf:
             raise Error(f"{name} is {getattr(config, name)}: it must be positive")
+    if not 0 <= config.alpha_lr < math.inf:
+        raise Error(f"alpha_lr is {config.alpha_lr}: it must be at least 0")
+    if not 0 <= config.momentum < 1:
+        raise Error(f"momentum is {config.momentum}: it must be at least 0 and below 1")
     if config.batch is not None and config.batch < 1:
         raise Error(f"batch is {config.batch}: it must be at least 1, or left out for all images at once")
     choose("rule", config.rule, RULES)

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.utils import make_grid
 
 from ddpp import store
 from ddpp.errors import Error
@@ -91,6 +90,8 @@ class DistilledDataset(Dataset):
 
     def picture(self, zoom: int = 3) -> Image.Image:
         """All images in natural colours as one picture: the first of every class, the second ...; at most 20 a row."""
+        from torchvision.utils import make_grid  # here, as importing torchvision takes seconds
+
         by_rank = self.natural().unflatten(0, (len(self.classes), self.ipc)).transpose(0, 1).flatten(0, 1)
         big = by_rank.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
         return _pil(make_grid(big, nrow=min(len(self.classes), 20), padding=zoom, pad_value=1))
@@ -99,10 +100,11 @@ class DistilledDataset(Dataset):
         return self.picture()._repr_png_()
 
     def export_png(self, folder: str | Path) -> int:
-        """Write every image in natural colours as FOLDER/CLASS/NUMBER.png; returns how many."""
+        """Write every image in natural colours as FOLDER/LABEL_CLASS/NUMBER.png; returns how many."""
         for i, image in enumerate(self.natural()):
-            name = re.sub(r"[^\w.-]", "_", self.classes[int(self.labels[i])])
-            path = Path(folder) / name / f"{i % self.ipc:03d}.png"
+            label = int(self.labels[i])
+            name = re.sub(r"[^\w.-]", "_", self.classes[label])
+            path = Path(folder) / f"{label}_{name}" / f"{i % self.ipc:03d}.png"
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _pil(image).save(path)

@@ -91,16 +91,16 @@ def evaluate(
     the highest validation accuracy. `data` must be preprocessed with the set's own whitening.
     """
     protocol = protocol or Protocol()
-    for name, value in (("repeats", repeats), ("epochs", protocol.epochs), ("batch", protocol.batch)):
-        if value < 1:
-            raise Error(f"the evaluation's {name} is {value}: it must be at least 1")
+    check_protocol(protocol, repeats)
     if distilled.classes != data.classes:
         raise Error(
             f"the distilled set has {len(distilled.classes)} classes, the data {len(data.classes)}, or other names: "
             "evaluate on the data set that it was distilled from"
         )
     distilled = distilled.to(data.device)
-    if not torch.equal(distilled.whitening.mean, data.whitening.mean):
+    mine, its = distilled.whitening, data.whitening
+    alike = mine.kind == its.kind and mine.mean.shape == its.mean.shape
+    if not (alike and torch.allclose(mine.mean, its.mean, atol=1e-4)):
         raise Error("the data was preprocessed in another way: load it with whitening=distilled.whitening")
     network = data.network(replace(NetworkConfig(**distilled.network), name=architecture))
     sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}  # 0 is where it started: real images
@@ -129,6 +129,15 @@ def evaluate(
             result |= {"best_on_test": test(step), "best_on_test_step": step}
         bar.total = bar.n  # fewer than foreseen where one iterate is chosen twice
     return Evaluation(**result)
+
+
+def check_protocol(protocol: Protocol, repeats: int) -> None:
+    """Raise an Error for an evaluation that cannot work."""
+    for name, value in (("repeats", repeats), ("epochs", protocol.epochs), ("batch", protocol.batch)):
+        if value < 1:
+            raise Error(f"the evaluation's {name} is {value}: it must be at least 1")
+    if not (0 <= protocol.momentum < 1 and 0 <= protocol.weight_decay < 1):
+        raise Error("the evaluation's momentum and weight_decay must be at least 0 and below 1")
 
 
 def _score(network, on, split, protocol, seed, role, r, bar) -> float:

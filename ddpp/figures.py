@@ -5,6 +5,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ddpp.distilled import DistilledDataset
+from ddpp.errors import Error
 
 WIDTH = 7.0  # inches: fits the book's column
 
@@ -17,6 +18,8 @@ def use_style() -> None:
 
 def progress(distilled: DistilledDataset) -> Figure:
     """The first image of each class (ten at most) at every kept iterate, from the real image to the final one."""
+    if not distilled.iterates:
+        raise Error("this set has no iterates to show: it was not distilled")
     steps, columns = list(distilled.iterates), range(min(len(distilled.classes), 10))
     side = WIDTH / len(columns)
     figure, axes = plt.subplots(
@@ -24,7 +27,7 @@ def progress(distilled: DistilledDataset) -> Figure:
     )
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for row, step in zip(axes, steps, strict=True):
-        images = distilled.at(step).natural()[:: distilled.ipc].permute(0, 2, 3, 1)
+        images = distilled.at(step).natural()[:: distilled.ipc].permute(0, 2, 3, 1).numpy()
         for axis, c in zip(row, columns, strict=True):
             axis.imshow(images[c, ..., :3] if images.shape[-1] >= 3 else images[c, ..., 0], cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])

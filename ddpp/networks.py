@@ -18,7 +18,7 @@ class ConvNet(nn.Sequential):
         if side < 1:
             raise Error(
                 f"a ConvNet of depth {depth} halves the image {depth} times, which {image_size} x {image_size} pixels "
-                f"do not allow: use a depth of at most {image_size.bit_length() - 1}"
+                f"do not allow: use larger images or a depth of at most {image_size.bit_length() - 1}"
             )
         blocks = []
         for i in range(depth):

@@ -42,6 +42,7 @@ def run(
     if out.suffix != ".safetensors":
         raise Error(f"the output {out} must end in .safetensors")
     store.check_writable(out)
+    _known_report(out)
     clock = time.monotonic()
     seconds = {}
 
@@ -54,13 +55,13 @@ def run(
     data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
     lap("data")
     say(describe(data))
+    checkpoint = out.with_name(out.name + ".checkpoint")
     distilled = _finished(out, recipe, config, data)
     if distilled is None:
         folder = Path(teachers_folder) if teachers_folder else teachers_beside(out, config, data)
         teachers = train_teachers(data, config, folder, progress=progress)
         lap("teachers")
         say(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {folder}")
-        checkpoint = out.with_name(out.name + ".checkpoint")
         distilled = distill(
             data,
             teachers,
@@ -72,10 +73,10 @@ def run(
             report=say,
         )
         distilled.save(out)
-        checkpoint.unlink(missing_ok=True)
         lap("distill")
     else:
         say(f"{out} is finished already, by a run with these settings")
+    checkpoint.unlink(missing_ok=True)
 
     report = _report(out, distilled, data, recipe, best_on_test, progress)
     lap("evaluate")
@@ -115,6 +116,18 @@ def _finished(out: Path, recipe: Recipe, config: TeacherConfig, data: ImageData)
     return distilled.to(data.device)
 
 
+def _known_report(out: Path) -> dict | None:
+    """The report beside `out`, if there is one; an Error if a file of another kind has its name."""
+    path = report_path(out)
+    if not path.exists():
+        return None
+    try:
+        report = json.loads(path.read_text())
+        return report if report["asked"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Error(f"{path} is where the report belongs, but is another file: move it away") from None
+
+
 def _report(out, distilled, data, recipe, best_on_test, progress) -> dict:
     """Accuracies of the set and of the real images it started from; taken from the report on disk if it has them."""
     asked = {
@@ -123,14 +136,9 @@ def _report(out, distilled, data, recipe, best_on_test, progress) -> dict:
         "repeats": recipe.repeats,
         "best_on_test": best_on_test,
     }
-    path = report_path(out)
-    if path.exists():
-        try:
-            report = json.loads(path.read_text())
-            if report["asked"] == asked:
-                return report
-        except (ValueError, KeyError, TypeError):
-            pass  # not a report of ours, or cut short: it is made anew
+    known = _known_report(out)
+    if known and known["asked"] == asked:
+        return known
     options = {"repeats": recipe.repeats, "protocol": recipe.protocol, "seed": recipe.distill.seed}
     result = evaluate(distilled, data, best_on_test=best_on_test, progress=progress, **options)
     real = selection.random(data, distilled.ipc, distilled.network, recipe.distill.seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ddpp.distill import DistillConfig, check_config
 from ddpp.errors import Error, choose
-from ddpp.evaluate import Protocol
+from ddpp.evaluate import Protocol, check_protocol
 from ddpp.networks import NetworkConfig
 from ddpp.teachers import TeacherConfig
 
@@ -54,6 +54,7 @@ class Recipe:
         Raises Error where the settings cannot work, before any work is done.
         """
         check_config(self.distill)
+        check_protocol(self.protocol, self.repeats)
         used = self.distill.max_start_epoch - 1 + self.distill.expert_epochs
         if used > self.teachers.epochs:
             raise Error(

@@ -18,5 +18,5 @@ def random(data: ImageData, ipc: int, network: dict, seed: int = 0) -> Distilled
         whitening=data.whitening,
         classes=data.classes,
         network=network,
-        provenance={"method": "random real images", "ipc": ipc, "seed": seed, "data": data.identity},
+        provenance=data.provenance | {"method": "random real images", "ipc": ipc, "seed": seed},
     )

@@ -57,8 +57,11 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def check_writable(path: str | Path) -> None:
     """Raise the Error now that `write` would raise after hours of work."""
     probe = Path(path).with_name(Path(path).name + ".probe")
-    write_bytes(probe, b"")
-    probe.unlink()
+    try:
+        write_bytes(probe, b"")
+    except Error as e:
+        raise Error(str(e).replace(str(probe), str(path))) from e
+    probe.unlink(missing_ok=True)
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:
@@ -72,14 +75,19 @@ class Lazy(Mapping):
 
     def __init__(self, path: str | Path, kind: str):
         self.path = Path(path)
-        if not self.path.is_file():
-            raise Error(f"there is no file {self.path}: check the path")
+        try:
+            if not self.path.is_file():
+                what = "is a folder" if self.path.is_dir() else "does not exist"
+                raise Error(f"there is no file {self.path} (it {what}): check the path")
+            open(self.path, "rb").close()
+        except OSError as e:
+            raise Error(f"cannot read {self.path}: {e.strerror}; check the path and its permissions") from e
         try:
             self._file = safe_open(self.path, "pt")
             envelope = json.loads((self._file.metadata() or {})[KEY])
             body = envelope["body"]
             intact = hashlib.sha256(_canonical(body).encode()).hexdigest() == envelope["sha256"]
-        except KeyError:
+        except (KeyError, TypeError):
             raise Error(f"{self.path} was not written by ddpp: choose another file") from None
         except (SafetensorError, ValueError, OSError):
             raise self._damaged() from None
@@ -107,7 +115,10 @@ class Lazy(Mapping):
         return len(self._sha256)
 
     def _damaged(self) -> Error:
-        return Error(f"{self.path} is damaged (cut short or altered): delete it and run the same command again")
+        return Error(
+            f"{self.path} is damaged (cut short or altered) or not a file of ddpp: "
+            "move it away, then run the command that makes it again"
+        )
 
 
 def _canonical(value) -> str:

@@ -104,6 +104,8 @@ def _train(network, data, config, identity, k, path, bar) -> Mapping[str, Tensor
     bar.update(min(done, config.epochs))
     if done >= config.epochs:
         return stored
+    if path:
+        store.check_writable(path)
 
     trajectory = dict(stored) or {"epoch_000": network.initial(derive(config.seed, "teacher", k)).cpu()}
     theta = trajectory[f"epoch_{done:03d}"].to(network.device)
@@ -111,7 +113,7 @@ def _train(network, data, config, identity, k, path, bar) -> Mapping[str, Tensor
     try:
         for epoch in range(done + 1, config.epochs + 1):
             theta, loss = _epoch(network, theta, data, config, generator(config.seed, "teacher", k, epoch))
-            if not torch.isfinite(loss):
+            if not (torch.isfinite(loss) and torch.isfinite(theta).all()):
                 raise Error(f"teacher {k} diverged in epoch {epoch}: lower its learning rate (lr {config.lr})")
             trajectory |= {f"epoch_{epoch:03d}": theta.cpu().clone(), f"loss_{epoch:03d}": loss.cpu()}
             bar.update()

@@ -10,6 +10,7 @@ did. `adjoint` keeps the J parameter vectors only and walks back through them: w
 which is what reverse-mode differentiation computes, one update's graph at a time.
 """
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ddpp.augment import Draw, augment, draw
-from ddpp.errors import choose
+from ddpp.errors import Error, choose
 from ddpp.networks import Flat
 
 
@@ -81,23 +82,23 @@ def _autograd(network, start, images, labels, alpha, updates, loss) -> Unrolled:
 
 def _adjoint(network, start, images, labels, alpha, updates, loss) -> Unrolled:
     images, alpha, theta = images.detach(), alpha.detach(), start.detach()
-    path = _Path(start.device)
-    for batch, how in zip(*updates, strict=True):
-        path.push(theta)
-        theta = theta - alpha * _gradient(network, theta.requires_grad_(), images[batch], labels[batch], how)
-        theta = theta.detach()
+    with contextlib.closing(_Path(start.device)) as path:
+        for batch, how in zip(*updates, strict=True):
+            path.push(theta)
+            theta = theta - alpha * _gradient(network, theta.requires_grad_(), images[batch], labels[batch], how)
+            theta = theta.detach()
 
-    student = theta.requires_grad_()
-    value = loss(student)
-    (adjoint,) = grad(value, student)
-    grad_images, grad_alpha = torch.zeros_like(images), torch.zeros_like(alpha)
-    for batch, how in zip(reversed(updates.batches), reversed(updates.draws), strict=True):
-        theta, x = path.pop(start).requires_grad_(), images[batch].requires_grad_()
-        along = _gradient(network, theta, x, labels[batch], how, create_graph=True) @ adjoint
-        curved, pixels = grad(along, (theta, x))
-        grad_images.index_add_(0, batch.to(images.device), -alpha * pixels)
-        grad_alpha -= along.detach()
-        adjoint = adjoint - alpha * curved
+        student = theta.requires_grad_()
+        value = loss(student)
+        (adjoint,) = grad(value, student)
+        grad_images, grad_alpha = torch.zeros_like(images), torch.zeros_like(alpha)
+        for batch, how in zip(reversed(updates.batches), reversed(updates.draws), strict=True):
+            theta, x = path.pop(start).requires_grad_(), images[batch].requires_grad_()
+            along = _gradient(network, theta, x, labels[batch], how, create_graph=True) @ adjoint
+            curved, pixels = grad(along, (theta, x))
+            grad_images.index_add_(0, batch.to(images.device), -alpha * pixels)
+            grad_alpha -= along.detach()
+            adjoint = adjoint - alpha * curved
     return Unrolled(student.detach(), value.detach(), grad_images, grad_alpha)
 
 
@@ -119,10 +120,21 @@ class _Path:
         self.vectors: list[Tensor] = []
 
     def push(self, theta: Tensor) -> None:
-        if self.file:
-            theta.detach().numpy().tofile(self.file)
-        else:
+        if not self.file:
             self.vectors.append(theta.detach())
+            return
+        try:
+            self.file.write(theta.detach().numpy().tobytes())
+            self.file.flush()
+        except OSError as e:
+            where = tempfile.gettempdir()
+            raise Error(
+                f"{where} has no room for the student's path ({e}): make room, or use the engine autograd"
+            ) from e
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
 
     def pop(self, like: Tensor) -> Tensor:
         if not self.file:
