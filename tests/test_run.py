@@ -19,6 +19,11 @@ from ddpp.recipes import PAPER
 README = Path(__file__).parents[1] / "README.md"
 
 
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
+
+
 def test_one_channel_28x28_of_8_classes_goes_all_the_way(npz, tmp_path, capsys):
     names = np.array([f"kind {i}" for i in range(8)])
     data = npz(classes=8, size=28, per_class=12)
@@ -43,10 +48,10 @@ def test_one_channel_28x28_of_8_classes_goes_all_the_way(npz, tmp_path, capsys):
     picture, progress, folder = (tmp_path / name for name in ("all.png", "progress.png", "images"))
     show = ["show", str(out), "--out", str(picture), "--progress", str(progress), "--folder", str(folder)]
     assert main(show) == 0
-    assert Image.open(picture).size[0] > 8 * 28
-    assert Image.open(progress).size[0] > 300
+    assert size_of(picture)[0] > 8 * 28
+    assert size_of(progress)[0] > 300
     assert sorted(p.name for p in folder.iterdir()) == [f"{i}_kind_{i}" for i in range(8)]
-    assert Image.open(folder / "7_kind_7" / "000.png").size == (28, 28)
+    assert size_of(folder / "7_kind_7" / "000.png") == (28, 28)
 
     distilled = DistilledDataset.load(out)
     assert (distilled.ipc, len(distilled), distilled.classes) == (1, 8, tuple(names))
