@@ -17,7 +17,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
 from ddpp.networks import accuracy
-from ddpp.pipeline import describe, report_path, run, teachers_beside
+from ddpp.pipeline import report_path, run, teachers_beside
 from ddpp.recipes import Recipe, recipe
 from ddpp.teachers import train_teachers
 
@@ -45,7 +45,7 @@ class TeachersCommand(Settings):
         config = self.stored_teachers()
         store.check_writable(self.out / "teachers")
         data = load_data(self.data, root=self.root, zca=self.zca, validation=self.validation, device=self.device)
-        print(describe(data))
+        print(data)
         folder = teachers_beside(self.out / "teachers", config, data)
         teachers = train_teachers(data, config, folder)
         scores = [
@@ -108,7 +108,7 @@ class EvaluateCommand:
             whitening=distilled.whitening,
             device=self.device,
         )
-        print(describe(data))
+        print(data)
         result = evaluate(
             distilled,
             data,

@@ -58,7 +58,7 @@ class Split(NamedTuple):
         return Split(self.images.to(device), self.labels.to(device))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageData:
     """A data set on one device. `validation` is held out from training, and thereby from the teachers and the ZCA."""
 
@@ -70,6 +70,15 @@ class ImageData:
     whitening: Whitening
     held_out: float  # the share of each class's training images that became `validation`
     sha256: str  # of the raw arrays: the same data from another source has the same
+
+    def __repr__(self) -> str:
+        held_out = f", {len(self.validation.labels):,} held out" if self.validation else ""
+        kind = {"zca": "ZCA whitening", "channels": "mean and deviation per channel"}[self.whitening.kind]
+        return (
+            f"{self.name}: {len(self.train.labels):,} images to train on{held_out}, "
+            f"{len(self.test.labels):,} to test on, "
+            f"{len(self.classes)} classes, {'x'.join(map(str, self.shape))}; {kind}; on {self.device.type}"
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from ddpp.whitening import Whitening
 KIND = "distilled dataset"
 
 
-@dataclass
+@dataclass(repr=False)
 class DistilledDataset(Dataset):
     """Distilled images with all that belongs to them. As a torch Dataset it yields (image, label), preprocessed.
 
@@ -36,6 +36,10 @@ class DistilledDataset(Dataset):
     iterates: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     history: dict[str, Tensor] = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shape, alpha = "x".join(map(str, self.images.shape[1:])), float(self.alpha)
+        return f"{len(self)} distilled images of {len(self.classes)} classes, {shape}; alpha {alpha:.4f}"
 
     def __len__(self) -> int:
         return len(self.images)

@@ -54,7 +54,7 @@ def run(
     data = load_data(recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device)
     data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
     lap("data")
-    say(describe(data))
+    say(str(data))
     checkpoint = out.with_name(out.name + ".checkpoint")
     distilled = _finished(out, recipe, config, data)
     if distilled is None:
@@ -84,16 +84,6 @@ def run(
         report |= {"seconds": seconds, "finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M UTC}"}
         store.write_bytes(report_path(out), (json.dumps(report, indent=1) + "\n").encode())
     return distilled, report
-
-
-def describe(data: ImageData) -> str:
-    """One line on what was loaded."""
-    held_out = f", {len(data.validation.labels):,} held out" if data.validation else ""
-    kind = {"zca": "ZCA whitening", "channels": "mean and deviation per channel"}[data.whitening.kind]
-    return (
-        f"{data.name}: {len(data.train.labels):,} training images{held_out}, {len(data.test.labels):,} test images, "
-        f"{len(data.classes)} classes, {'x'.join(map(str, data.shape))}; {kind}; on {data.device.type}"
-    )
 
 
 def teachers_beside(out: Path, config: TeacherConfig, data: ImageData) -> Path:
