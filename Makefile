@@ -29,7 +29,7 @@ smoke-results: $(READY)  ## the three smoke runs that the README shows, from a c
 	$(BIN)/ddpp show runs/smoke/seed0.safetensors --out runs/smoke/grid.png --progress results/smoke/progress.png
 
 clean:
-	rm -rf _build .venv runs notebooks/runs
+	rm -rf _build .venv notebooks/runs
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else f"Python 3.11, 3.12 or 3.13 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'

@@ -48,7 +48,7 @@ def crop(x: Tensor, u: Tensor) -> Tensor:
     """Shift by up to an eighth of the side in each direction; zeros move in."""
     side = x.shape[-1]
     reach = int(side * CROP + 0.5)
-    shift = (u[:, :2] * (2 * reach + 1)).long()  # 0 ... 2*reach: an offset into the padded image
+    shift = _integers(u, 2 * reach + 1)  # an offset into the padded image
     at = shift.unsqueeze(-1) + torch.arange(side, device=x.device)
     image = torch.arange(len(x), device=x.device).view(-1, 1, 1)
     padded = F.pad(x, [reach] * 4).permute(0, 2, 3, 1)
@@ -59,7 +59,7 @@ def cutout(x: Tensor, u: Tensor) -> Tensor:
     """Blank a square of half the side, centred anywhere; it may leave the image."""
     side = x.shape[-1]
     hole = int(side * CUTOUT + 0.5)
-    centre = (u[:, :2] * (side + (1 - hole % 2))).long()
+    centre = _integers(u, side + (1 - hole % 2))
     first = (centre - hole // 2).unsqueeze(-1)
     position = torch.arange(side, device=x.device)
     inside = (position >= first) & (position < first + hole)
@@ -82,6 +82,11 @@ def rotate(x: Tensor, u: Tensor) -> Tensor:
     angle = (u[:, 0] - 0.5) * 2 * math.radians(ROTATE)
     cos, sin = angle.cos(), angle.sin()
     return _resample(x, torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2))
+
+
+def _integers(u: Tensor, n: int) -> Tensor:
+    """Two integers below n per image; clamped, as u just below 1 may have been rounded to 1 in float32."""
+    return (u[:, :2] * n).long().clamp(max=n - 1)
 
 
 def _resample(x: Tensor, linear: Tensor) -> Tensor:

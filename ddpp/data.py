@@ -169,6 +169,7 @@ def load_data(
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
     """The device asked for, or the GPU if there is one, else the CPU."""
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32: on by default, TF32 would round convolutions
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

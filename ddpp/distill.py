@@ -72,7 +72,8 @@ def distill(
     """Distil `data` with its `teachers` into config.ipc images per class.
 
     With a `checkpoint` path, the state is saved there every `save_steps` steps or `save_minutes` minutes, and on
-    Ctrl-C; the same call goes on from it to the same bits as a run that was never stopped. `report` hears which engine
+    Ctrl-C; the same call goes on from it, on one machine's CPU to the same bits as a run that was never stopped (on a
+    GPU, sums run in no fixed order). `report` hears which engine
     was taken and why. The result's history has, per step: start epoch, teacher, loss, the unmasked (MTT) loss, kept
     fraction, alpha, skipped, and the kept fraction of each layer, `layers` (steps, layers).
     Raises Error for settings that cannot work, a checkpoint of another run, and a run that has stopped making steps.
@@ -82,7 +83,9 @@ def distill(
     identity = run_identity(config, teachers.config, data)
     milestones = {math.ceil(config.steps * (i + 1) / config.iterates) for i in range(config.iterates)} | {config.steps}
     if checkpoint is not None and Path(checkpoint).exists():
-        state, iterates, history, engine = _load(checkpoint, identity, data.device)
+        state, iterates, history, engine, made_on = _load(checkpoint, identity, data.device)
+        if made_on != _made_on(data.device):
+            report(f"the steps before were made on {made_on}: the bits may differ from a run on one machine alone")
         report(f"going on from step {state.step} of {config.steps}, saved in {checkpoint}; engine: {engine}")
     else:
         state, history = _begin(start_set, config), _empty_history(config, network)
@@ -170,9 +173,10 @@ def step(state: State, labels: Tensor, teachers: Teachers, config: DistillConfig
     return after, record
 
 
-def run_identity(config: DistillConfig, teachers: TeacherConfig, data: ImageData) -> dict:
+def run_identity(config: DistillConfig, teacher_config: TeacherConfig, data: ImageData) -> dict:
     """What a run's outcome is a function of; its checkpoint and its result carry it."""
-    return {"config": asdict(config), "teachers": teachers.identity(data), "count": teachers.count}
+    teachers = teacher_config.identity(data)
+    return {"config": asdict(config), "teachers": teachers, "teacher_count": teacher_config.count}
 
 
 def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
@@ -255,6 +259,7 @@ TENSORS = ("images", "alpha", "images_velocity", "alpha_velocity")
 def _save(path, identity, engine, state: State, iterates, history) -> None:
     tensors = {name: getattr(state, name) for name in TENSORS} | pack(iterates, history)
     meta = {"identity": identity, "engine": engine, "step": state.step, "skipped": state.skipped}
+    meta |= {"made_on": _made_on(state.images.device)}
     store.write(path, KIND, tensors, meta)
 
 
@@ -268,4 +273,4 @@ def _load(path, identity, device):
     state = State(meta["step"], *(tensors[name].to(device) for name in TENSORS), skipped=meta["skipped"])
     iterates, history = unpack(tensors)
     iterates = {at: (images.to(device), alpha.to(device)) for at, (images, alpha) in iterates.items()}
-    return state, iterates, {name: column.clone() for name, column in history.items()}, meta["engine"]
+    return state, iterates, {name: column.clone() for name, column in history.items()}, meta["engine"], meta["made_on"]

@@ -68,7 +68,7 @@ class Flat:
     def initial(self, seed: int) -> Tensor:
         """A fresh initialization (PyTorch's default distributions) as a vector; a function of the seed alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the caller's GPU
             module = self._make()
         return torch.cat([p.detach().flatten() for p in module.parameters()]).to(self.device)
 

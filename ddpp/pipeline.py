@@ -42,47 +42,66 @@ def run(
     if out.suffix != ".safetensors":
         raise Error(f"the output {out} must end in .safetensors")
     store.check_writable(out)
-    _known_report(out)
-    clock = time.monotonic()
-    seconds = {}
-
-    def lap(stage: str) -> None:
-        nonlocal clock
-        seconds[stage] = round(time.monotonic() - clock, 1)
+    with store.lock(out, wait=False):
         clock = time.monotonic()
+        seconds = {}
 
-    data = load_data(recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device)
-    data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
-    lap("data")
-    say(str(data))
-    checkpoint = out.with_name(out.name + ".checkpoint")
-    distilled = _finished(out, recipe, config, data)
-    if distilled is None:
+        def lap(stage: str) -> None:
+            nonlocal clock
+            seconds[stage] = round(time.monotonic() - clock, 1)
+            clock = time.monotonic()
+
+        data = load_data(recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device)
+        data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
+        lap("data")
+        say(str(data))
         folder = Path(teachers_folder) if teachers_folder else teachers_beside(out, config, data)
-        teachers = train_teachers(data, config, folder, progress=progress)
-        lap("teachers")
-        say(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {folder}")
-        distilled = distill(
-            data,
-            teachers,
-            recipe.distill,
-            checkpoint=checkpoint,
-            save_steps=save_steps,
-            save_minutes=save_minutes,
-            progress=progress,
-            report=say,
-        )
-        distilled.save(out)
-        lap("distill")
-    else:
-        say(f"{out} is finished already, by a run with these settings")
-    checkpoint.unlink(missing_ok=True)
+        checkpoint = out.with_name(out.name + ".checkpoint")
+        resumed = out.exists() or checkpoint.exists() or folder.exists()
+        known = _known_report(out)
+        distilled = _finished(out, recipe, config, data)
+        if distilled is None:
+            if known:
+                raise Error(f"{report_path(out)} reports on a set that is gone: move it away, or choose another output")
+            teachers = train_teachers(data, config, folder, progress=progress)
+            lap("teachers")
+            say(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {folder}")
+            distilled = distill(
+                data,
+                teachers,
+                recipe.distill,
+                checkpoint=checkpoint,
+                save_steps=save_steps,
+                save_minutes=save_minutes,
+                progress=progress,
+                report=say,
+            )
+            distilled.save(out)
+            lap("distill")
+        else:
+            say(f"{out} is finished already, by a run with these settings")
+        checkpoint.unlink(missing_ok=True)
 
-    report = _report(out, distilled, data, recipe, best_on_test, progress)
-    lap("evaluate")
-    if "seconds" not in report:
-        report |= {"seconds": seconds, "finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M UTC}"}
-        store.write_bytes(report_path(out), (json.dumps(report, indent=1) + "\n").encode())
+        asked = {
+            "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+            "protocol": asdict(recipe.protocol),
+            "repeats": recipe.repeats,
+            "best_on_test": best_on_test,
+        }
+        if known is None:
+            report = {"file": out.name, "asked": asked, "recipe": asdict(recipe)}
+            report |= _accuracies(distilled, data, recipe, best_on_test, progress)
+            lap("evaluate")
+            finished = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M UTC}"
+            report |= {"seconds": seconds, "resumed": resumed, "finished": finished, "commit": _commit()}
+            report |= {key: distilled.provenance[key] for key in ("device", "versions")}
+            store.write_bytes(report_path(out), (json.dumps(report, indent=1) + "\n").encode())
+        elif known["asked"] == asked:
+            report = known
+        else:
+            raise Error(
+                f"{report_path(out)} holds another evaluation: move it away to have a new one, or use 'ddpp evaluate'"
+            )
     return distilled, report
 
 
@@ -113,36 +132,18 @@ def _known_report(out: Path) -> dict | None:
         return None
     try:
         report = json.loads(path.read_text())
-        return report if report["asked"] else None
+        return {"asked": report["asked"]} | report
     except (OSError, ValueError, KeyError, TypeError):
         raise Error(f"{path} is where the report belongs, but is another file: move it away") from None
 
 
-def _report(out, distilled, data, recipe, best_on_test, progress) -> dict:
-    """Accuracies of the set and of the real images it started from; taken from the report on disk if it has them."""
-    asked = {
-        "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
-        "protocol": asdict(recipe.protocol),
-        "repeats": recipe.repeats,
-        "best_on_test": best_on_test,
-    }
-    known = _known_report(out)
-    if known and known["asked"] == asked:
-        return known
+def _accuracies(distilled, data, recipe, best_on_test, progress) -> dict:
+    """Of the set, and of the real images that it started from."""
     options = {"repeats": recipe.repeats, "protocol": recipe.protocol, "seed": recipe.distill.seed}
     result = evaluate(distilled, data, best_on_test=best_on_test, progress=progress, **options)
     real = selection.random(data, distilled.ipc, distilled.network, recipe.distill.seed)
     baseline = evaluate(real, data, progress=progress, **options)
-    return {
-        "file": out.name,
-        "asked": asked,
-        "recipe": asdict(recipe),
-        "distilled": result.to_dict(),
-        "random": baseline.to_dict(),
-        "device": distilled.provenance["device"],
-        "versions": distilled.provenance["versions"],
-        "commit": _commit(),
-    }
+    return {"distilled": result.to_dict(), "random": baseline.to_dict()}
 
 
 def _commit() -> str | None:
@@ -151,6 +152,7 @@ def _commit() -> str | None:
         ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     ).stdout.strip()
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -54,6 +54,29 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         ) from e
 
 
+@contextlib.contextmanager
+def lock(path: str | Path, wait: bool) -> Iterator[None]:
+    """Hold `path` against other processes: the next waits, or gets an Error. Ends with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows: there, do not write to one place from two runs
+        yield
+        return
+    held = Path(path).with_name(f".{Path(path).name}.lock")
+    while True:
+        with open(held, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise Error(f"another process is writing {path}: wait for it, or choose another output") from None
+            if held.exists() and os.path.samestat(os.fstat(file.fileno()), held.stat()):  # else its holder just left
+                try:
+                    yield
+                finally:
+                    held.unlink(missing_ok=True)
+                return
+
+
 def check_writable(path: str | Path) -> None:
     """Raise the Error now that `write` would raise after hours of work."""
     probe = Path(path).with_name(Path(path).name + ".probe")

@@ -4,6 +4,7 @@ Plain SGD, so that epoch e + 1 is a function of snapshot e and of the seed: a st
 snapshot to the same bits, and a stored teacher can be given more epochs later.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -92,7 +93,10 @@ def train_teachers(
     with bar:
         for k in range(config.count):
             path = None if folder is None else Path(folder) / f"teacher_{k:03d}.safetensors"
-            trajectories.append(_train(network, data, config, identity, k, path, bar))
+            if path:
+                store.check_writable(path)
+            with store.lock(path, wait=True) if path else contextlib.nullcontext():  # runs side by side share teachers
+                trajectories.append(_train(network, data, config, identity, k, path, bar))
     return Teachers(trajectories, identity, config, network)
 
 
@@ -104,8 +108,6 @@ def _train(network, data, config, identity, k, path, bar) -> Mapping[str, Tensor
     bar.update(min(done, config.epochs))
     if done >= config.epochs:
         return stored
-    if path:
-        store.check_writable(path)
 
     trajectory = dict(stored) or {"epoch_000": network.initial(derive(config.seed, "teacher", k)).cpu()}
     theta = trajectory[f"epoch_{done:03d}"].to(network.device)

@@ -1,7 +1,8 @@
 """Eq. (2) J times, and the exact gradient of a loss of the result with respect to the distilled images and alpha.
 
 Two engines, one signature, equal results. `autograd` keeps the graph of all J updates, as every implementation before
-did. `adjoint` keeps the J parameter vectors only and walks back through them: with lambda = dL/dtheta_J,
+did. `adjoint` keeps the J parameter vectors only, on a CPU in a temporary file, and walks back through them: with
+lambda = dL/dtheta_J,
 
     per update, backwards:   dL/dX     -= alpha * d<lambda, g>/dX        g = gradient of the inner loss at theta_j
                              dL/dalpha -= <lambda, g>
@@ -149,14 +150,14 @@ def choose_engine(network: Flat, images: Tensor, labels: Tensor, batch: int | No
     """The engine for this device and size, and the reason in words.
 
     On a GPU `adjoint`. On a CPU `autograd`, which computes each update once, if the graph of all updates fits in half
-    of the free memory; else `adjoint`, which computes each twice.
+    of the memory; else `adjoint`, which computes each twice.
     """
     if images.device.type != "cpu":
         return "adjoint", "on a GPU, memory is the scarcer"
     needed = steps * graph_bytes(network, images[: batch or None], labels[: batch or None])
-    free = psutil.virtual_memory().available
-    size = f"the graph of {steps} updates takes {needed / 2**20:,.0f} MiB of {free / 2**20:,.0f} MiB free"
-    return ("autograd" if needed < free / 2 else "adjoint"), size
+    memory = psutil.virtual_memory().total  # not what is free now: a run must not depend on its neighbours
+    size = f"the graph of {steps} updates takes {needed / 2**20:,.0f} of {memory / 2**20:,.0f} MiB of memory"
+    return ("autograd" if needed < memory / 2 else "adjoint"), size
 
 
 def graph_bytes(network: Flat, images: Tensor, labels: Tensor) -> int:

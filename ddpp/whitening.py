@@ -53,6 +53,12 @@ class Whitening:
     def _product(self, images: Tensor, matrix: Tensor) -> Tensor:
         return torch.cat([(part.flatten(1) @ matrix).view_as(part) for part in images.split(CHUNK)])
 
+    def equals(self, other: "Whitening") -> bool:
+        """The same preprocessing, up to the rounding of fits on different machines."""
+        mine, its = self.tensors(), other.tensors()
+        alike = mine.keys() == its.keys() and all(mine[key].shape == its[key].shape for key in mine)
+        return alike and all(torch.allclose(mine[key], its[key], atol=1e-3) for key in mine)
+
     def to(self, device) -> "Whitening":
         move = lambda t: None if t is None else t.to(device)
         return Whitening(self.kind, move(self.mean), move(self.matrix), move(self.std))

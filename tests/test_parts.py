@@ -97,6 +97,14 @@ def test_augmentations_do_what_their_names_say():
     assert torch.allclose(augment(x, Draw("color", at(0.5, 0.5, 0.5))), x, atol=1e-6)
 
 
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_number_that_rounds_to_one_is_no_shift_out_of_the_image(operation):
+    almost = torch.full((1, 3), 1 - 2**-26, dtype=torch.float64)
+    assert almost.float().eq(1).all()
+    x = torch.rand(1, 3, 32, 32, generator=generator(11))
+    assert augment(x, Draw(operation, almost)).isfinite().all()
+
+
 def test_every_operation_is_drawn():
     rng = generator(9)
     assert {draw(2, rng).operation for _ in range(100)} == set(OPERATIONS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpp import store
 from ddpp.cli import main
 from ddpp.distilled import DistilledDataset
 
@@ -76,6 +77,25 @@ def test_a_finished_run_is_not_run_again(whole, tmp_path, capsys):
     assert "finished already" in capsys.readouterr().out
     assert out.read_bytes() == want
     assert out.with_suffix(".json").read_bytes() == report
+
+
+def test_another_evaluation_does_not_replace_the_report(whole, tmp_path, capsys):
+    data, _, _ = whole
+    out = tmp_path / "whole" / "set.safetensors"
+    report = out.with_suffix(".json").read_bytes()
+    assert main([*command(data, out), "--repeats", "2"]) == 1
+    assert "holds another evaluation" in capsys.readouterr().err
+    out.rename(tmp_path / "elsewhere.safetensors")
+    assert main(command(data, out)) == 1
+    assert "reports on a set that is gone" in capsys.readouterr().err
+    assert out.with_suffix(".json").read_bytes() == report
+
+
+def test_two_runs_do_not_write_one_file(npz, tmp_path, capsys):
+    out = tmp_path / "set.safetensors"
+    with store.lock(out, wait=False):
+        assert main(command(npz(), out)) == 1
+    assert "another process is writing" in capsys.readouterr().err
 
 
 def test_the_history_tells_every_step(whole, tmp_path):

@@ -110,6 +110,6 @@ def test_the_engine_is_chosen_by_whether_the_graph_fits(problem, monkeypatch):
     assert (engine, "MiB" in why) == ("autograd", True)
     needed = 10 * graph_bytes(network, images.float(), labels)
     assert needed > 10 * images.numel() * 4  # at least the images themselves
-    memory = type("Memory", (), {"available": 1.9 * needed})
+    memory = type("Memory", (), {"total": 1.9 * needed})
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     assert choose_engine(network, images.float(), labels, None, 10)[0] == "adjoint"
