@@ -1,11 +1,12 @@
 """The three stages and the evaluation as one run, from nothing to a distilled file with a report beside it."""
 
+import contextlib
 import datetime
 import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -43,66 +44,55 @@ def run(
         raise Error(f"the output {out} must end in .safetensors")
     store.check_writable(out)
     with store.lock(out, wait=False):
-        clock = time.monotonic()
-        seconds = {}
-
-        def lap(stage: str) -> None:
-            nonlocal clock
-            seconds[stage] = round(time.monotonic() - clock, 1)
-            clock = time.monotonic()
-
-        data = load_data(recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device)
-        data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
-        lap("data")
+        known, seconds = _known_report(out), {}
+        with _timed(seconds, "data"):
+            data = load_data(recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device)
         say(str(data))
+        data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
         folder = Path(teachers_folder) if teachers_folder else teachers_beside(out, config, data)
         checkpoint = out.with_name(out.name + ".checkpoint")
         resumed = out.exists() or checkpoint.exists() or folder.exists()
-        known = _known_report(out)
         distilled = _finished(out, recipe, config, data)
-        if distilled is None:
-            if known:
-                raise Error(f"{report_path(out)} reports on a set that is gone: move it away, or choose another output")
-            teachers = train_teachers(data, config, folder, progress=progress)
-            lap("teachers")
-            say(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {folder}")
-            distilled = distill(
-                data,
-                teachers,
-                recipe.distill,
-                checkpoint=checkpoint,
-                save_steps=save_steps,
-                save_minutes=save_minutes,
-                progress=progress,
-                report=say,
-            )
-            distilled.save(out)
-            lap("distill")
-        else:
+        if distilled:
             say(f"{out} is finished already, by a run with these settings")
+        elif known:
+            raise Error(f"{report_path(out)} reports on a set that is gone: move it away, or choose another output")
+        else:
+            with _timed(seconds, "teachers"):
+                teachers = train_teachers(data, config, folder, progress=progress)
+            say(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {folder}")
+            saving = {"checkpoint": checkpoint, "save_steps": save_steps, "save_minutes": save_minutes}
+            with _timed(seconds, "distill"):
+                distilled = distill(data, teachers, recipe.distill, **saving, progress=progress, report=say)
+                distilled.save(out)
         checkpoint.unlink(missing_ok=True)
 
-        asked = {
-            "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
-            "protocol": asdict(recipe.protocol),
-            "repeats": recipe.repeats,
-            "best_on_test": best_on_test,
-        }
-        if known is None:
-            report = {"file": out.name, "asked": asked, "recipe": asdict(recipe)}
-            report |= _accuracies(distilled, data, recipe, best_on_test, progress)
-            lap("evaluate")
-            finished = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M UTC}"
-            report |= {"seconds": seconds, "resumed": resumed, "finished": finished, "commit": _commit()}
-            report |= {key: distilled.provenance[key] for key in ("device", "versions")}
-            store.write_bytes(report_path(out), (json.dumps(report, indent=1) + "\n").encode())
-        elif known["asked"] == asked:
-            report = known
-        else:
+        protocol = {"protocol": asdict(recipe.protocol), "repeats": recipe.repeats, "best_on_test": best_on_test}
+        asked = {"sha256": hashlib.sha256(out.read_bytes()).hexdigest(), **protocol}
+        if known and known["asked"] != asked:
             raise Error(
-                f"{report_path(out)} holds another evaluation: move it away to have a new one, or use 'ddpp evaluate'"
+                f"{report_path(out)} has another evaluation: move it away for a new one, or use 'ddpp evaluate'"
             )
+        if known:
+            return distilled, known
+        with _timed(seconds, "evaluate"):
+            accuracies = _accuracies(distilled, data, recipe, best_on_test, progress)
+        report = {"file": out.name, "asked": asked, "recipe": asdict(recipe), **accuracies}
+        report |= {
+            "seconds": seconds,
+            "resumed": resumed,
+            "finished": f"{datetime.datetime.now(datetime.UTC):%F %R UTC}",
+        }
+        report |= {"commit": _commit(), **{key: distilled.provenance[key] for key in ("device", "versions")}}
+        store.write_bytes(report_path(out), (json.dumps(report, indent=1) + "\n").encode())
     return distilled, report
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds[stage] = round(time.monotonic() - began, 1)
 
 
 def teachers_beside(out: Path, config: TeacherConfig, data: ImageData) -> Path:

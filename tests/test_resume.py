@@ -84,7 +84,7 @@ def test_another_evaluation_does_not_replace_the_report(whole, tmp_path, capsys)
     out = tmp_path / "whole" / "set.safetensors"
     report = out.with_suffix(".json").read_bytes()
     assert main([*command(data, out), "--repeats", "2"]) == 1
-    assert "holds another evaluation" in capsys.readouterr().err
+    assert "has another evaluation" in capsys.readouterr().err
     out.rename(tmp_path / "elsewhere.safetensors")
     assert main(command(data, out)) == 1
     assert "reports on a set that is gone" in capsys.readouterr().err
