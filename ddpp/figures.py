@@ -44,7 +44,7 @@ def history(distilled: DistilledDataset) -> Figure:
     column = distilled.history
     losses.plot(column["unmasked"], lw=1, label="all parameters (MTT)")
     losses.plot(column["loss"], lw=1, label="effective ones, Eq. (8)")
-    losses.set(title="matching loss", yscale="log")
+    losses.set(title="matching loss", ylim=(0, None))
     losses.legend(fontsize=7)
     kept.plot(100 * column["kept"], lw=1, color="C2")
     kept.set(title="effective parameters (%)")
