@@ -73,9 +73,9 @@ def distill(
 
     With a `checkpoint` path, the state is saved there every `save_steps` steps or `save_minutes` minutes, and on
     Ctrl-C; the same call goes on from it, on one machine's CPU to the same bits as a run that was never stopped (on a
-    GPU, sums run in no fixed order). `report` hears which engine
-    was taken and why. The result's history has, per step: start epoch, teacher, loss, the unmasked (MTT) loss, kept
-    fraction, alpha, skipped, and the kept fraction of each layer, `layers` (steps, layers).
+    GPU, sums run in no fixed order). `report` hears which engine was taken and why. The result's history has, per
+    step: start epoch, teacher, loss, the unmasked (MTT) loss, kept fraction, alpha, skipped, and the kept fraction of
+    each layer, `layers` (steps, layers).
     Raises Error for settings that cannot work, a checkpoint of another run, and a run that has stopped making steps.
     """
     check(config, data, teachers)

@@ -57,7 +57,8 @@ class DistilledDataset(Dataset):
         if step not in self.iterates:
             raise Error(f"step {step} was not kept: the choices are {', '.join(map(str, self.iterates))}")
         images, alpha = self.iterates[step]
-        return dataclasses.replace(self, images=images, alpha=alpha)
+        until = {at: iterate for at, iterate in self.iterates.items() if at <= step}  # later ones are not its past
+        return dataclasses.replace(self, images=images, alpha=alpha, iterates=until)
 
     def to(self, device) -> "DistilledDataset":
         moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "alpha", "whitening")}

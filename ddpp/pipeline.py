@@ -53,7 +53,7 @@ def run(
         checkpoint = out.with_name(out.name + ".checkpoint")
         resumed = out.exists() or checkpoint.exists() or folder.exists()
         distilled = _finished(out, recipe, config, data)
-        if distilled:
+        if distilled is not None:
             say(f"{out} is finished already, by a run with these settings")
         elif known:
             raise Error(f"{report_path(out)} reports on a set that is gone: move it away, or choose another output")

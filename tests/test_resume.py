@@ -110,6 +110,7 @@ def test_the_history_tells_every_step(whole, tmp_path):
     assert history["layers"].shape == (60, 10)
     assert list(distilled.iterates) == [0, 20, 40, 60]
     assert torch.equal(distilled.at(60).images, distilled.images)
+    assert list(distilled.at(40).iterates) == [0, 20, 40]  # evaluating it is evaluating step 40, not the end
 
 
 def test_teachers_given_more_epochs_keep_the_ones_they_had(npz, tmp_path):
