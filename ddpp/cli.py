@@ -16,6 +16,7 @@ from ddpp.distill import DistillConfig
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
+from ddpp.experiments import ablate
 from ddpp.networks import accuracy
 from ddpp.pipeline import report_path, run, teachers_beside
 from ddpp.recipes import Recipe, recipe
@@ -77,6 +78,22 @@ class DistillCommand(Settings):
             best_on_test=self.best_on_test,
         )
         show_report(self.out, distilled, report)
+
+
+@dataclass(frozen=True)
+class AblateCommand(Settings):
+    """Distil and evaluate under many rules and thresholds, each with several seeds; go on with what is missing."""
+
+    out: Path = tyro.MISSING  # the folder for one small file per run
+    seeds: int = 3
+    teachers_root: Path = Path("runs")  # the teachers' folders are made in here, named by their configuration
+
+    def __call__(self) -> None:
+        self.stored_teachers()  # settings that cannot work: say so first
+        store.check_writable(self.out / "x")
+        data = load_data(self.data, root=self.root, zca=self.zca, validation=self.validation, device=self.device)
+        print(data)
+        ablate(data, self.recipe, self.out, seeds=self.seeds, teachers_root=self.teachers_root)
 
 
 @dataclass
@@ -194,6 +211,7 @@ def commands(base: Recipe):
     return (
         Annotated[TeachersCommand, subcommand("teachers", default=TeachersCommand(**vars(base)))]
         | Annotated[DistillCommand, subcommand("distill", default=DistillCommand(**vars(base)))]
+        | Annotated[AblateCommand, subcommand("ablate", default=AblateCommand(**vars(base)))]
         | Annotated[EvaluateCommand, subcommand("evaluate")]
         | Annotated[ShowCommand, subcommand("show")]
         | Annotated[BenchCommand, subcommand("bench")]

@@ -35,7 +35,7 @@ class DistillConfig:
     expert_epochs: int = 2  # K, epochs of the teacher that J updates are to match
     max_start_epoch: int = 2  # I+, start epochs are drawn from 0 ... I+ - 1
     epsilon: float = 0.1  # similarity below which a parameter is difficult to match
-    rule: str = "signed"  # how similarity is read: signed, magnitude, or none (= MTT)
+    rule: str = "signed"  # how similarity is read: signed or magnitude; none (= MTT); a control (see ddpp/pruning.py)
     image_lr: float = 100.0  # learning rate of the images
     alpha0: float = 0.01  # initial learning rate of the student
     alpha_lr: float = 1e-7  # learning rate of alpha
@@ -83,9 +83,9 @@ def distill(
     identity = run_identity(config, teachers.config, data)
     milestones = {math.ceil(config.steps * (i + 1) / config.iterates) for i in range(config.iterates)} | {config.steps}
     if checkpoint is not None and Path(checkpoint).exists():
-        state, iterates, history, engine, made_on = _load(checkpoint, identity, data.device)
-        if made_on != _made_on(data.device):
-            report(f"the steps before were made on {made_on}: the bits may differ from a run on one machine alone")
+        state, iterates, history, engine, before = _load(checkpoint, identity, data.device)
+        if before != made_on(data.device):
+            report(f"the steps before were made on {before}: the bits may differ from a run on one machine alone")
         report(f"going on from step {state.step} of {config.steps}, saved in {checkpoint}; engine: {engine}")
     else:
         state, history = _begin(start_set, config), _empty_history(config, network)
@@ -130,7 +130,7 @@ def distill(
         network=asdict(teachers.config.network),
         iterates=iterates,
         history=history,
-        provenance=identity | data.provenance | {"method": "ddpp", "engine": engine, **_made_on(data.device)},
+        provenance=identity | data.provenance | {"method": "ddpp", "engine": engine, **made_on(data.device)},
     )
 
 
@@ -245,7 +245,8 @@ def _advice(state: State, record: dict) -> str:
     )
 
 
-def _made_on(device: torch.device) -> dict:
+def made_on(device: torch.device) -> dict:
+    """The device and the versions that a run depends on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": f"{device.type}: {name}",
@@ -259,7 +260,7 @@ TENSORS = ("images", "alpha", "images_velocity", "alpha_velocity")
 def _save(path, identity, engine, state: State, iterates, history) -> None:
     tensors = {name: getattr(state, name) for name in TENSORS} | pack(iterates, history)
     meta = {"identity": identity, "engine": engine, "step": state.step, "skipped": state.skipped}
-    meta |= {"made_on": _made_on(state.images.device)}
+    meta |= {"made_on": made_on(state.images.device)}
     store.write(path, KIND, tensors, meta)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ddpp import selection, store
 from ddpp.data import ImageData, load_data
-from ddpp.distill import distill, run_identity
+from ddpp.distill import distill, made_on, run_identity
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.evaluate import evaluate
@@ -45,7 +45,7 @@ def run(
     store.check_writable(out)
     with store.lock(out, wait=False):
         known, seconds = _known_report(out), {}
-        with _timed(seconds, "data"):
+        with stopwatch(seconds, "data"):
             data = load_data(recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device)
         say(str(data))
         data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
@@ -58,11 +58,11 @@ def run(
         elif known:
             raise Error(f"{report_path(out)} reports on a set that is gone: move it away, or choose another output")
         else:
-            with _timed(seconds, "teachers"):
+            with stopwatch(seconds, "teachers"):
                 teachers = train_teachers(data, config, folder, progress=progress)
             say(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {folder}")
             saving = {"checkpoint": checkpoint, "save_steps": save_steps, "save_minutes": save_minutes}
-            with _timed(seconds, "distill"):
+            with stopwatch(seconds, "distill"):
                 distilled = distill(data, teachers, recipe.distill, **saving, progress=progress, report=say)
                 distilled.save(out)
         checkpoint.unlink(missing_ok=True)
@@ -75,24 +75,25 @@ def run(
             )
         if known:
             return distilled, known
-        with _timed(seconds, "evaluate"):
+        with stopwatch(seconds, "evaluate"):
             accuracies = _accuracies(distilled, data, recipe, best_on_test, progress)
         report = {"file": out.name, "asked": asked, "recipe": asdict(recipe), **accuracies}
-        report |= {
-            "seconds": seconds,
-            "resumed": resumed,
-            "finished": f"{datetime.datetime.now(datetime.UTC):%F %R UTC}",
-        }
-        report |= {"commit": _commit(), **{key: distilled.provenance[key] for key in ("device", "versions")}}
+        report |= {"seconds": seconds, "resumed": resumed} | provenance(data.device)
         store.write_bytes(report_path(out), (json.dumps(report, indent=1) + "\n").encode())
     return distilled, report
 
 
 @contextlib.contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Enter the seconds that the block takes as seconds[stage]."""
     began = time.monotonic()
     yield
     seconds[stage] = round(time.monotonic() - began, 1)
+
+
+def provenance(device) -> dict:
+    """When, on what, and with which code and versions a run was made."""
+    return {"finished": f"{datetime.datetime.now(datetime.UTC):%F %R UTC}", "commit": _commit(), **made_on(device)}
 
 
 def teachers_beside(out: Path, config: TeacherConfig, data: ImageData) -> Path:

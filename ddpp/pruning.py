@@ -3,12 +3,15 @@
 Everything here works on flat vectors of p parameters: the student after its J updates, the teacher K epochs on, and
 the start that both left from. A rule says which pairs are effective, that is, kept; it is one function and one line in
 RULES. The mask is a constant of the distillation step: comparisons carry no gradient.
+
+The last three rules are controls: each prunes as many pairs as the paper's rule would, but others.
 """
 
 import torch
 from torch import Tensor
 
 from ddpp.errors import Error, choose
+from ddpp.seeds import generator
 
 
 def similarity(student: Tensor, teacher: Tensor) -> Tensor:
@@ -36,7 +39,29 @@ def none(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
     return torch.ones_like(student, dtype=torch.bool)
 
 
-RULES = {"signed": signed, "magnitude": magnitude, "none": none}
+def random(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
+    """Control: prunes pairs drawn at random, anew for each student and teacher."""
+    rng = generator(0, "random rule", float(student.sum()), float(teacher.sum()))  # a step can be replayed
+    return _prune_first(torch.randperm(len(student), generator=rng).to(student.device), student, teacher, epsilon)
+
+
+def largest(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
+    """Control: prunes the largest differences, difficult in the sense of Cao et al. (ACML 2025)."""
+    return _prune_first((student - teacher).abs().argsort(descending=True), student, teacher, epsilon)
+
+
+def smallest(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
+    """Control: prunes the smallest differences, the easiest pairs, as PAD and EDF do (2024)."""
+    return _prune_first((student - teacher).abs().argsort(), student, teacher, epsilon)
+
+
+def _prune_first(order: Tensor, student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
+    """Prune the first pairs of `order`, as many as the paper's rule prunes."""
+    keep = signed(student, teacher, epsilon)
+    return torch.ones_like(keep).index_fill(0, order[: int((~keep).sum())], False)
+
+
+RULES = {f.__name__: f for f in (signed, magnitude, none, random, largest, smallest)}
 
 
 def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: str = "signed") -> Tensor:
