@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: book test lint notebooks smoke-results clean
+.PHONY: book test lint notebooks pages links address smoke-results ipc-results clean
 
-book: $(READY)  ## run the notebooks and build the HTML, warnings as errors
+book: $(READY)  ## build the HTML from the notebooks with their stored outputs, warnings as errors
 	$(BIN)/jupyter-book build . --nitpick --warningiserror --keep-going
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
@@ -18,7 +18,17 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 notebooks: $(READY)  ## run the notebooks and keep their outputs in them
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(BIN)/python book/run.py
+
+pages: $(READY)  ## look at every page of the built book in Chromium, which has to be installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/pages-requirements.txt
+	$(BIN)/python tests/pages.py
+
+links: $(READY)  ## which links of the book are dead; needs a network
+	$(BIN)/jupyter-book build . --builder custom --custom-builder linkcheck
+
+address: $(READY)  ## where this project lives, everywhere it stands: make address URL=https://github.com/you/ddpp
+	$(BIN)/python book/address.py $(URL) $(BRANCH)
 
 smoke-results: $(READY)  ## the three smoke runs that the README shows, from a clean state
 	rm -rf runs/smoke
@@ -27,6 +37,15 @@ smoke-results: $(READY)  ## the three smoke runs that the README shows, from a c
 	  mkdir -p results/smoke && cp runs/smoke/seed$$seed.json results/smoke/ || exit 1; \
 	done
 	$(BIN)/ddpp show runs/smoke/seed0.safetensors --out runs/smoke/grid.png --progress results/smoke/progress.png
+
+ipc-results: $(READY)  ## ten and fifty images per class, shortened runs that chapter 6 shows
+	rm -rf runs/ipc
+	$(BIN)/ddpp distill --ipc 10 --steps 30 --student-steps 10 --image-lr 1000 --iterates 2 --repeats 3 --protocol.epochs 60 --out runs/ipc/ipc10.safetensors
+	$(BIN)/ddpp distill --ipc 50 --steps 30 --student-steps 10 --image-lr 3000 --batch 100 --iterates 1 --repeats 2 --protocol.epochs 40 --out runs/ipc/ipc50.safetensors
+	for n in 10 50; do \
+	  cp runs/ipc/ipc$$n.json results/smoke/ && \
+	  $(BIN)/ddpp show runs/ipc/ipc$$n.safetensors --before-after results/smoke/ipc$$n.png || exit 1; \
+	done
 
 clean:
 	rm -rf _build .venv notebooks/runs

@@ -5,6 +5,7 @@ from ddpp.distill import DistillConfig, distill
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.evaluate import Evaluation, Protocol, evaluate
+from ddpp.folder import pack_folder
 from ddpp.networks import ConvNet, NetworkConfig
 from ddpp.pruning import keep_mask, matching_loss, similarity
 from ddpp.recipes import Recipe, recipe
@@ -27,6 +28,7 @@ __all__ = [
     "keep_mask",
     "load_data",
     "matching_loss",
+    "pack_folder",
     "recipe",
     "similarity",
     "train_teachers",

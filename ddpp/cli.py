@@ -17,6 +17,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
 from ddpp.experiments import ablate
+from ddpp.folder import pack_folder
 from ddpp.networks import accuracy
 from ddpp.pipeline import report_path, run, teachers_beside
 from ddpp.recipes import Recipe, recipe
@@ -145,6 +146,7 @@ class ShowCommand:
     file: tyro.conf.Positional[Path]  # the distilled file
     out: Path | None = None  # the picture of all images; default: beside the file
     progress: Path | None = None  # also a figure of the first image of each class, from the real one to the final one
+    before_after: Path | None = None  # also a figure: left the real images, right what became of them
     folder: Path | None = None  # also every image as a PNG of its own, in a folder per class
 
     def __call__(self) -> None:
@@ -152,14 +154,31 @@ class ShowCommand:
         out = self.out or self.file.with_suffix(".png")
         save_picture(distilled.picture(), out)
         print(f"{len(distilled)} images, {distilled.ipc} per class: {out}")
-        if self.progress:
-            from ddpp import figures
+        for name, path in (("progress", self.progress), ("before_after", self.before_after)):
+            if path:
+                from ddpp import figures  # here, as matplotlib takes seconds to import
 
-            figures.use_style()
-            save_picture(figures.progress(distilled), self.progress)
-            print(f"from real to distilled: {self.progress}")
+                figures.use_style()
+                save_picture(getattr(figures, name)(distilled), path)
+                print(f"from real to distilled: {path}")
         if self.folder:
             print(f"{distilled.export_png(self.folder)} images as PNG files: {self.folder}")
+
+
+@dataclass
+class PackCommand:
+    """A folder of your pictures, FOLDER/CLASS/PICTURE, as an .npz file for --data."""
+
+    folder: tyro.conf.Positional[Path]  # the folder of class folders, or of train and test, each with class folders
+    out: Path  # the file to write, ending in .npz
+    size: int = 32  # pixels along each side
+    test: float = 0.2  # share of each class that becomes test images, if there are no folders train and test
+
+    def __call__(self) -> None:
+        counts = pack_folder(self.folder, self.out, self.size, self.test)
+        for name, (train, test) in counts.items():
+            print(f"{name}: {train} images to train on, {test} to test on")
+        print(f"written: {self.out} ({len(counts)} classes, images of {self.size}x{self.size})")
 
 
 @dataclass
@@ -214,6 +233,7 @@ def commands(base: Recipe):
         | Annotated[AblateCommand, subcommand("ablate", default=AblateCommand(**vars(base)))]
         | Annotated[EvaluateCommand, subcommand("evaluate")]
         | Annotated[ShowCommand, subcommand("show")]
+        | Annotated[PackCommand, subcommand("pack")]
         | Annotated[BenchCommand, subcommand("bench")]
     )
 

@@ -131,12 +131,12 @@ def load_data(
 ) -> ImageData:
     """Load and preprocess a data set, all of it, on one device (the GPU if there is one).
 
-    name_or_path: "cifar10-sample" (bundled: 5,000 + 1,000 images), "cifar10", "cifar100" (from ROOT/NAME.npz if that
-        exists, else torchvision's download into ROOT), or an .npz file with x_train, y_train, x_test, y_test and
-        optionally `classes`; images (N, S, S) or (N, S, S, C), uint8 or floats in [0, 1]; labels integers from 0.
-    zca: ZCA (True) or mean and deviation per channel (False); None: ZCA up to 3 x 32 x 32 values an image.
-    validation: the share of each class's training images that is held out, for choosing among iterates.
-    whitening: use this preprocessing (of a distilled file, say) instead of fitting one.
+    - name_or_path: "cifar10-sample" (bundled: 5,000 + 1,000 images), "cifar10", "cifar100" (from ROOT/NAME.npz if that
+      exists, else torchvision's download into ROOT), or an .npz file with x_train, y_train, x_test, y_test and
+      optionally `classes`; images (N, S, S) or (N, S, S, C), uint8 or floats in [0, 1]; labels integers from 0.
+    - zca: ZCA (True) or mean and deviation per channel (False); None: ZCA up to 3 x 32 x 32 values an image.
+    - validation: the share of each class's training images that is held out, for choosing among iterates.
+    - whitening: use this preprocessing (of a distilled file, say) instead of fitting one.
     """
     name, arrays = _find(name_or_path, Path(root or "data"))
     _check(name, arrays)

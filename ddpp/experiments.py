@@ -11,7 +11,7 @@ from ddpp.data import ImageData
 from ddpp.distill import distill
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
-from ddpp.evaluate import Evaluation, evaluate
+from ddpp.evaluate import Evaluation, evaluate, spread
 from ddpp.pipeline import provenance, stopwatch, teachers_beside
 from ddpp.recipes import Recipe
 from ddpp.teachers import train_teachers
@@ -24,6 +24,14 @@ SETTINGS = (  # (rule, epsilon); magnitude at 0 is none, that is MTT
     *(("magnitude", epsilon) for epsilon in EPSILONS[1:]),
     *((rule, epsilon) for epsilon in CONTROLLED for rule in ("random", "largest", "smallest")),
 )
+TABLE_1 = {  # the paper's Table I: test accuracy of MTT and of the paper's method, mean and deviation of five networks
+    ("cifar10", 1): {"none": (46.3, 0.8), "signed": (46.4, 0.6)},
+    ("cifar10", 10): {"none": (65.3, 0.7), "signed": (65.5, 0.3)},
+    ("cifar10", 50): {"none": (71.6, 0.2), "signed": (71.9, 0.2)},
+    ("cifar100", 1): {"none": (24.3, 0.3), "signed": (24.6, 0.1)},
+    ("cifar100", 10): {"none": (40.1, 0.4), "signed": (43.1, 0.3)},
+    ("cifar100", 50): {"none": (47.7, 0.2), "signed": (48.4, 0.3)},
+}
 LAST = 20  # distillation steps over which the final loss is averaged
 
 
@@ -71,6 +79,55 @@ def read(folder: str | Path) -> list[dict]:
     networks), selected (the same of the iterate chosen on held-out images), kept (share of parameters, mean over
     steps), unmasked (MTT loss, mean of the last steps), skipped (steps), error, and the run's provenance."""
     return [_row(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
+    """One line per (rule, epsilon), in the order of SETTINGS: mean and deviation of `value` over seeds, the mean share
+    kept, the number of runs that stopped, and the paired difference to rule none: its mean and standard error."""
+    lines = []
+    for rule, epsilon in SETTINGS:
+        group = {row["seed"]: row for row in rows if (row["rule"], row["epsilon"]) == (rule, epsilon)}
+        finished = {seed: row for seed, row in group.items() if not row["error"]}
+        if not group:
+            continue
+        base = {row["seed"]: row[value] for row in rows if row["rule"] == "none" and not row["error"]}
+        values = [row[value] for row in finished.values()]
+        gains = [row[value] - base[seed] for seed, row in finished.items() if seed in base and rule != "none"]
+        lines.append(
+            {
+                "rule": rule,
+                "epsilon": epsilon,
+                "runs": len(group),
+                "stopped": len(group) - len(finished),
+                "mean": statistics.fmean(values) if values else None,
+                "std": spread(values) if values else None,
+                "kept": statistics.fmean(row["kept"] for row in finished.values()) if finished else None,
+                "unmasked": statistics.fmean(row["unmasked"] for row in finished.values()) if finished else None,
+                "gain": statistics.fmean(gains) if gains else None,
+                "error": spread(gains) / len(gains) ** 0.5 if gains else None,
+            }
+        )
+    return lines
+
+
+def table_1(folder: str | Path) -> str:
+    """The paper's Table I in Markdown, its numbers beside those of the reports FOLDER/DATA-ipcN-RULE.json (see
+    `pipeline.run`); a dash where nothing has been run."""
+
+    def ours(name: str, ipc: int, rule: str) -> str:
+        path = Path(folder) / f"{name}-ipc{ipc}-{rule}.json"
+        if not path.exists():
+            return "–"
+        final = json.loads(path.read_text())["distilled"]["final"]
+        return f"{statistics.fmean(final):.1f} ± {spread(final):.1f}"
+
+    lines = ["| images per class | MTT: paper | MTT: here | pruned: paper | pruned: here |", "|---|---|---|---|---|"]
+    for (name, ipc), paper in TABLE_1.items():
+        cells = [f"{name.upper().replace('CIFAR', 'CIFAR-')}, {ipc}"]
+        for rule, (mean, std) in paper.items():
+            cells += [f"{mean} ± {std}", ours(name, ipc, rule)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def describe(row: dict) -> str:

@@ -1,11 +1,18 @@
 """Every figure of the book: a function from data to a matplotlib Figure, in one style and one palette."""
 
+import re
+from collections.abc import Callable, Mapping, Sequence
+
 import matplotlib.pyplot as plt
 import seaborn as sns
+import torch
+from matplotlib.animation import FuncAnimation
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
+from ddpp.pruning import keep_mask
 
 WIDTH = 7.0  # inches: fits the book's column
 
@@ -16,25 +23,48 @@ def use_style() -> None:
     plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "savefig.dpi": 150}
 
 
+def pictures(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
+    """Rows of images (n, C, H, W) in [0, 1], each row with its name; `titles` stand over the columns."""
+    columns = max(len(images) for images in rows.values())
+    side = min(WIDTH / columns, 1.4)
+    size = (side * columns + 0.8, side * len(rows) + (0.3 if titles else 0.05))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    for row, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+            sns.despine(ax=axis, left=True, bottom=True)
+        for axis, image in zip(row, images.clamp(0, 1).cpu(), strict=False):
+            axis.imshow(_channels_last(image), cmap="gray", vmin=0, vmax=1)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for axis, title in zip(axes[0], titles, strict=False):
+        axis.set_title(title, fontsize=8)
+    return figure
+
+
 def progress(distilled: DistilledDataset) -> Figure:
     """The first image of each class (ten at most) at every kept iterate, from the real image to the final one."""
     if not distilled.iterates:
         raise Error("this set has no iterates to show: it was not distilled")
-    steps, columns = list(distilled.iterates), range(min(len(distilled.classes), 10))
-    side = WIDTH / len(columns)
-    figure, axes = plt.subplots(
-        len(steps), len(columns), figsize=(WIDTH + 0.6, side * len(steps) + 0.3), squeeze=False, layout="constrained"
-    )
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
-    for row, step in zip(axes, steps, strict=True):
-        images = distilled.at(step).natural()[:: distilled.ipc].permute(0, 2, 3, 1).numpy()
-        for axis, c in zip(row, columns, strict=True):
-            axis.imshow(images[c, ..., :3] if images.shape[-1] >= 3 else images[c, ..., 0], cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-            sns.despine(ax=axis, left=True, bottom=True)
-        row[0].set_ylabel(f"step {step}" if step else "real", rotation=0, ha="right", va="center", fontsize=8)
-    for axis, c in zip(axes[0], columns, strict=True):
-        axis.set_title(distilled.classes[c], fontsize=8)
+    name = lambda step: f"step {step}" if step else "real"
+    rows = {name(step): distilled.at(step).natural()[:: distilled.ipc][:10] for step in distilled.iterates}
+    return pictures(rows, distilled.classes[:10])
+
+
+def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
+    """The first `count` images of each class (ten at most): left the real ones, right what became of them."""
+    sides = {"real": distilled.at(0), f"after {max(distilled.iterates)} steps": distilled}
+    count, classes = min(count, distilled.ipc), min(len(distilled.classes), 10)
+    size = (WIDTH, WIDTH / (2 * count + 1) * classes + 0.3)
+    figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained")
+    for axis, (name, side) in zip(axes, sides.items(), strict=True):
+        tiles = side.natural().unflatten(0, (len(distilled.classes), distilled.ipc))[:classes, :count]
+        tiles = torch.nn.functional.pad(tiles, (1, 1, 1, 1), value=1)  # a white line between images
+        axis.imshow(_channels_last(tiles.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)), cmap="gray", vmin=0, vmax=1)
+        axis.set(xticks=[], yticks=[], title=name)
+        sns.despine(ax=axis, left=True, bottom=True)
+    height = tiles.shape[-2]
+    axes[0].set_yticks([height * (c + 0.5) for c in range(classes)], distilled.classes[:classes], fontsize=8)
     return figure
 
 
@@ -55,14 +85,143 @@ def history(distilled: DistilledDataset) -> Figure:
     return figure
 
 
-def layers(distilled: DistilledDataset, names: list[str]) -> Figure:
-    """The share of parameters kept in each layer, averaged over the distillation steps, by start epoch."""
-    epochs = distilled.history["epoch"]
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.28 * len(names) + 0.8), layout="constrained")
-    for i, epoch in enumerate(sorted(epochs.unique().tolist())):
-        share = 100 * distilled.history["layers"][epochs == epoch].mean(0)
-        axis.plot(share, range(len(names)), "o", color=f"C{i % 10}", label=f"start epoch {epoch:.0f}")
-    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="parameters kept (%), mean over steps")
+def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]) -> Figure:
+    """Panels side by side, each (title, x label, y label) with its lines {name: (x, y)}."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.6), squeeze=False, layout="constrained")
+    for axis, (title, xlabel, ylabel), lines in zip(axes[0], panels, columns, strict=True):
+        for name, (x, y) in lines.items():
+            axis.plot(x, y, marker="o", ms=3, lw=1.2, label=name)
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        if len(lines) > 1:
+            axis.legend(fontsize=7)
+    return figure
+
+
+def plane(trajectories: Mapping[str, Tensor]) -> Figure:
+    """Trajectories {name: (epochs, p)}, seen from their starts, in the plane in which they differ most."""
+    paths = {name: path - path[0] for name, path in trajectories.items()}
+    points = torch.cat(list(paths.values())).double()
+    _, _, axes = torch.linalg.svd(points, full_matrices=False)
+    share = (points @ axes[:2].T).square().sum(0) / points.square().sum()
+    figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 3.6), layout="constrained")
+    for name, path in paths.items():
+        x, y = (path.double() @ axes[:2].T).T
+        axis.plot(x, y, "o-", ms=4, label=name)
+        for epoch in range(1, len(x)):
+            axis.annotate(epoch, (x[epoch], y[epoch]), xytext=(3, 3), textcoords="offset points", fontsize=7)
+    axis.plot(0, 0, "k*", ms=10, label="start")
+    axis.set(xlabel=f"direction 1 ({share[0]:.0%})", ylabel=f"direction 2 ({share[1]:.0%})")
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def pairs(student: Tensor, teacher: Tensor, epsilons: Sequence[float], rules: Sequence[str]) -> Figure:
+    """Parameter pairs as points, the pruned ones in another colour; a row per rule, a column per epsilon."""
+    size = (WIDTH, WIDTH / len(epsilons) * len(rules) + 0.5)
+    figure, axes = plt.subplots(
+        len(rules), len(epsilons), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for row, rule in zip(axes, rules, strict=True):
+        for axis, epsilon in zip(row, epsilons, strict=True):
+            draw_pairs(axis, student, teacher, epsilon, rule)
+    for axis in axes[-1]:
+        axis.set_xlabel("student", fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("teacher", fontsize=8)
+    return figure
+
+
+def draw_pairs(axis, student: Tensor, teacher: Tensor, epsilon: float, rule: str, points: int = 2000) -> None:
+    """One panel of `pairs`; at most `points` of the pairs are drawn, all are counted."""
+    axis.clear()
+    keep = keep_mask(student, teacher, epsilon, rule).cpu()
+    some = slice(None, None, max(1, len(keep) // points))
+    x, y, k = (values.cpu()[some] for values in (student, teacher, keep))
+    axis.scatter(x[k], y[k], s=2, lw=0, color="C0", rasterized=True)
+    axis.scatter(x[~k], y[~k], s=2, lw=0, color="C3", rasterized=True)
+    edge = 2 * float(y.abs().median())  # most pairs lie close together: look at the middle, where they differ
+    axis.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
+    axis.set_title(f"{rule}, ε = {epsilon:g}\n{(~keep).float().mean():.1%} pruned", fontsize=8)
+    axis.tick_params(labelsize=7)
+
+
+def shares(names: Sequence[str], columns: Mapping[str, Sequence[float]], xlabel: str) -> Figure:
+    """A share in percent for each name (a layer, say), a marker per column."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.26 * len(names) + 0.8), layout="constrained")
+    for i, (label, values) in enumerate(columns.items()):
+        axis.plot([100 * float(v) for v in values], range(len(names)), "os^Dv"[i % 5], color=f"C{i}", label=label)
+    axis.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
     axis.invert_yaxis()
     axis.legend(fontsize=8)
     return figure
+
+
+def layers(distilled: DistilledDataset, names: list[str]) -> Figure:
+    """The share of parameters kept in each layer, averaged over the distillation steps, by start epoch."""
+    epochs = distilled.history["epoch"]
+    columns = {
+        f"start epoch {epoch:.0f}": distilled.history["layers"][epochs == epoch].mean(0)
+        for epoch in sorted(epochs.unique().tolist())
+    }
+    return shares(names, columns, "parameters kept (%), mean over steps")
+
+
+def ablation(lines: Sequence[dict]) -> Figure:
+    """Accuracy, share kept and final unmasked loss against epsilon (see `experiments.summarize`); the band is rule
+    none, that is MTT. Error bars and band: standard deviation over seeds."""
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.9), layout="constrained")
+    values = (("mean", "test accuracy (%)", 1), ("kept", "effective parameters (%)", 100), ("unmasked", "MTT loss", 1))
+    for axis, (key, title, scale) in zip(axes, values, strict=True):
+        for i, rule in enumerate(dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none")):
+            points = [line for line in lines if line["rule"] == rule and line["mean"] is not None]
+            x, y = [p["epsilon"] for p in points], [scale * p[key] for p in points]
+            bars = [p["std"] for p in points] if key == "mean" else None
+            style = "-" if rule in ("signed", "magnitude") else ":"
+            axis.errorbar(x, y, bars, fmt="os^Dv"[i % 5] + style, ms=4, lw=1.2, capsize=2, color=f"C{i}", label=rule)
+        axis.set(title=title, xlabel="epsilon")
+    base = next((line for line in lines if line["rule"] == "none"), None)
+    if base:
+        axes[0].axhspan(base["mean"] - base["std"], base["mean"] + base["std"], color="grey", alpha=0.2, lw=0)
+        axes[0].axhline(base["mean"], color="grey", lw=1, label="none (MTT)")
+        axes[2].axhline(base["unmasked"], color="grey", lw=1)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
+    return figure
+
+
+def play(figure: Figure, draw: Callable[[int], object], frames: int, alt: str, seconds: float = 0.5):
+    """draw(0) ... draw(frames - 1) on the figure, as a player that needs no kernel and no network.
+
+    matplotlib's own player, which waits for a click; what it lacks is put in: a text for those who do not see the
+    image, a name for the slider, and buttons that need no icon font.
+    """
+    from IPython.display import HTML
+
+    with plt.rc_context({"savefig.dpi": 90, "animation.embed_limit": 6}):
+        player = FuncAnimation(figure, draw, frames=frames, interval=1000 * seconds)
+        html = player.to_jshtml(default_mode="once")
+    plt.close(figure)
+    html = re.sub(r'<link rel="stylesheet"[^>]*>', "", html)
+    html = html.replace("<img id=", f'<img alt="{alt}" id=')
+    html = html.replace('type="range"', 'type="range" aria-label="frame"')
+    for icon, sign in ICONS.items():
+        html = html.replace(f'<i class="fa {icon}"></i>', sign)
+    return HTML(html)
+
+
+ICONS = {
+    "fa-minus": "−",
+    "fa-fast-backward": "⏮",
+    "fa-step-backward": "◂",
+    "fa-play fa-flip-horizontal": "◀",
+    "fa-pause": "❚❚",
+    "fa-play": "▶",
+    "fa-step-forward": "▸",
+    "fa-fast-forward": "⏭",
+    "fa-plus": "+",
+}
+
+
+def _channels_last(image: Tensor):
+    """(C, H, W) -> what imshow takes: (H, W, 3), or (H, W) for other numbers of channels."""
+    return image[:3].permute(1, 2, 0) if len(image) >= 3 else image[0]

@@ -42,17 +42,20 @@ def none(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
 def random(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
     """Control: prunes pairs drawn at random, anew for each student and teacher."""
     rng = generator(0, "random rule", float(student.sum()), float(teacher.sum()))  # a step can be replayed
-    return _prune_first(torch.randperm(len(student), generator=rng).to(student.device), student, teacher, epsilon)
+    order = torch.randperm(len(student), generator=rng).to(student.device)
+    return _prune_first(order, student, teacher, epsilon)
 
 
 def largest(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
     """Control: prunes the largest differences, difficult in the sense of Cao et al. (ACML 2025)."""
-    return _prune_first((student - teacher).abs().argsort(descending=True), student, teacher, epsilon)
+    order = (student - teacher).abs().argsort(descending=True)
+    return _prune_first(order, student, teacher, epsilon)
 
 
 def smallest(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
     """Control: prunes the smallest differences, the easiest pairs, as PAD and EDF do (2024)."""
-    return _prune_first((student - teacher).abs().argsort(), student, teacher, epsilon)
+    order = (student - teacher).abs().argsort()
+    return _prune_first(order, student, teacher, epsilon)
 
 
 def _prune_first(order: Tensor, student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:

@@ -78,3 +78,26 @@ def test_a_mask_splits_by_layer():
     parts = network.unflatten(torch.ones(network.size, dtype=torch.bool))
     assert list(parts) == ["0.weight", "0.bias", "1.weight", "1.bias", "5.weight", "5.bias"]
     assert sum(part.numel() for part in parts.values()) == network.size
+
+
+def test_the_controls_prune_as_many_as_the_papers_rule_but_others():
+    rng = torch.Generator().manual_seed(3)
+    student = torch.randn(2000, generator=rng)
+    teacher = student + 0.5 * torch.randn(2000, generator=rng)
+    difference = (student - teacher).abs()
+    masks = {rule: keep_mask(student, teacher, 0.3, rule) for rule in ("signed", "random", "largest", "smallest")}
+    assert len({int(keep.sum()) for keep in masks.values()}) == 1
+    assert difference[~masks["largest"]].min() >= difference[masks["largest"]].max()
+    assert difference[~masks["smallest"]].max() <= difference[masks["smallest"]].min()
+    pruned = ~masks["random"]
+    expected = pruned.float().mean() ** 2 * 2000
+    overlap = (pruned & ~masks["signed"]).sum()
+    assert abs(overlap - expected) < 5 * expected**0.5  # independent of what the paper's rule prunes
+    assert torch.equal(keep_mask(student, teacher, 0.3, "random"), masks["random"])  # replayed
+    assert not torch.equal(keep_mask(student + 1e-3, teacher, 0.3, "random"), masks["random"])  # drawn anew
+
+
+@pytest.mark.parametrize("rule", ["random", "largest", "smallest"])
+def test_where_the_papers_rule_prunes_nothing_the_controls_do_not_either(rule):
+    same = torch.linspace(-1, 1, 11)
+    assert keep_mask(same, same, 0.5, rule).all()

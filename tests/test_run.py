@@ -16,7 +16,7 @@ from ddpp.cli import main
 from ddpp.data import SAMPLE, _unpack_sample
 from ddpp.recipes import PAPER
 
-README = Path(__file__).parents[1] / "README.md"
+USING = Path(__file__).parents[1] / "book" / "using.md"
 
 
 def size_of(path):
@@ -83,10 +83,10 @@ def test_distilled_images_beat_the_real_ones_they_started_from(smoke):
     assert report["recipe"]["distill"]["rule"] == "signed"
 
 
-def test_the_readmes_six_lines_reach_the_accuracy_of_evaluate(smoke):
+def test_the_six_lines_reach_the_accuracy_of_evaluate(smoke):
     """With safetensors and torch only: no name of ddpp is in them."""
     out, report = smoke
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "load_file" in block)
+    code = next(block for block in re.findall(r"```python\n(.*?)```", USING.read_text(), re.S) if "load_file" in block)
     assert "ddpp" not in code.replace("smoke.safetensors", "")
     assert len([line for line in code.splitlines() if line and not line.startswith(("import", "from", "#"))]) <= 6
     arrays = _unpack_sample()

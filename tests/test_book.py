@@ -1,0 +1,187 @@
+"""The notebooks are ready to be read and opened anywhere, and the code that they show is the module's own."""
+
+import ast
+import re
+import runpy
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SHOWING = ("01", "02", "03", "04", "05", "06")  # the chapters that show code of the module
+SHOWN = re.compile(r"# (ddpp/\w+\.py)(:.*)?\n")  # how a cell that does so begins
+COLUMNS, LINES = 79, 35  # of a code cell: it must not scroll sideways, and must be read at a glance
+ALT = 20  # characters: a text that says what there is to see is not shorter
+
+address = SimpleNamespace(**runpy.run_path(str(ROOT / "book" / "address.py")))
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+# The address
+
+
+def test_every_address_is_the_one_in_the_configuration():
+    assert [path.name for path in address.stale()] == []
+
+
+def test_each_badge_opens_its_own_notebook(path):
+    badge = next(cell for cell in nbformat.read(path, 4).cells if cell.get("id") == "colab-badge")
+    assert badge.source.endswith(f"/notebooks/{path.name})")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for name in ("_config.yml", "README.md", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "book", tmp_path / "book")
+    (tmp_path / "notebooks").mkdir()
+    cells = [new_markdown_cell("", id="colab-badge"), new_code_cell("", id="colab-install")]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "01_it.ipynb")
+    write_stale(tmp_path)
+    return tmp_path
+
+
+def write_stale(root):
+    for path, text in address.stale(root).items():
+        path.write_text(text)
+
+
+def test_one_command_changes_the_address_everywhere(copy):
+    old = (copy / "_config.yml").read_text()
+    address.set_address("https://github.com/you/it", "dev", copy)
+    write_stale(copy)
+    assert address.stale(copy) == {}
+    new = (copy / "_config.yml").read_text()
+    assert sum(a != b for a, b in zip(old.splitlines(), new.splitlines(), strict=True)) == 2
+    assert 'repository-code: "https://github.com/you/it"' in (copy / "CITATION.cff").read_text()
+    badge, install = (cell.source for cell in nbformat.read(copy / "notebooks" / "01_it.ipynb", 4).cells)
+    assert badge.endswith("(https://colab.research.google.com/github/you/it/blob/dev/notebooks/01_it.ipynb)")
+    assert 'url, branch = "https://github.com/you/it", "dev"' in install
+
+
+def test_an_address_elsewhere_changes_only_where_the_code_is_fetched_from(copy):
+    address.set_address("file:///somewhere/ddpp", root=copy)
+    ((path, text),) = address.stale(copy).items()
+    badge, install = nbformat.reads(text, 4).cells
+    assert badge == nbformat.read(path, 4).cells[0]
+    assert "file:///somewhere/ddpp" in install.source
+
+
+@pytest.mark.parametrize("url", ["git@github.com:you/it", "github.com/you/it", "https://github.com/you", "it"])
+def test_what_is_no_address_is_refused(copy, url):
+    with pytest.raises(ValueError, match="not an address like"):
+        address.set_address(url, root=copy)
+
+
+def test_a_notebook_without_the_two_cells_is_named(copy):
+    nbformat.write(new_notebook(), copy / "notebooks" / "01_it.ipynb")
+    with pytest.raises(ValueError, match=r"01_it\.ipynb has no cell with the id colab-badge or colab-install"):
+        address.stale(copy)
+
+
+# What is stored in the notebooks
+
+
+def test_colab_gives_it_a_gpu(path):
+    assert nbformat.read(path, 4).metadata.accelerator == "GPU"
+
+
+def test_no_code_cell_is_too_wide_or_too_long(path):
+    sources = [cell.source for cell in code_cells(path)]
+    assert [line for source in sources for line in source.splitlines() if len(line) > COLUMNS] == []
+    one = [source for source in sources if SHOWN.match(source) and len(definitions(source)) == 1]  # as long as it is
+    assert [s.splitlines()[:5] for s in sources if len(s.splitlines()) > LINES and s not in one] == []
+
+
+def test_it_was_run_from_top_to_bottom(path):
+    counts = [cell.execution_count for cell in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_it_keeps_no_errors_and_nothing_that_is_dead_without_a_kernel(path):
+    notebook = nbformat.read(path, 4)
+    assert "widgets" not in notebook.metadata
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.source
+            assert output.get("name") != "stderr", output.text
+            assert not any("widget" in kind for kind in output.get("data", {})), cell.source
+
+
+def test_every_image_says_what_it_shows():
+    alts = Counter()
+    for path in NOTEBOOKS:
+        for cell in code_cells(path):
+            for data in (output.get("data", {}) for output in cell.outputs):
+                if any(kind.startswith("image/") for kind in data):
+                    alts[cell.metadata.get("mystnb", {}).get("image", {}).get("alt", f"none: {path.name}")] += 1
+                alts.update(re.findall(r'<img[^>]*? alt="([^"]*)"', "".join(data.get("text/html", ""))))
+    assert [alt for alt in alts if alt.startswith("none: ") or len(alt) < ALT] == []
+    assert [alt for alt, count in alts.items() if count > 1] == []
+
+
+# The code shown is the module's
+
+
+def definitions(source):
+    """Each top-level function, class and assignment, apart from formatting and line breaks in docstrings."""
+    found = {}
+    for node in ast.parse(source).body:
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner):
+                inner.body[0].value.value = " ".join(ast.get_docstring(inner).split())
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = ast.dump(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found[" = ".join(map(ast.unparse, targets))] = ast.dump(node)
+    return found
+
+
+def drifted(cell, module):
+    """The names that a cell does not define as the module does."""
+    shown, actual = definitions(cell), definitions(module)
+    return [name for name in shown if shown[name] != actual.get(name)]
+
+
+def shown_cells(path):
+    return [cell.source for cell in code_cells(path) if SHOWN.match(cell.source)]
+
+
+def test_the_code_shown_is_the_modules(path):
+    for cell in shown_cells(path):
+        file = SHOWN.match(cell)[1]
+        assert definitions(cell), f"nothing of {file} is shown: {cell}"
+        assert drifted(cell, (ROOT / file).read_text()) == [], f"not as in {file}"
+
+
+@pytest.mark.parametrize("chapter", SHOWING)
+def test_the_chapter_shows_code_of_the_module(chapter):
+    assert [cell for path in NOTEBOOKS if path.name.startswith(chapter) for cell in shown_cells(path)]
+
+
+def test_an_edit_on_either_side_is_seen():
+    module = (ROOT / "ddpp" / "pruning.py").read_text()
+    cell = "# ddpp/pruning.py\nimport torch\n\n" + ast.unparse(ast.parse(module))  # the same, without its formatting
+    assert "RULES" in definitions(cell)
+    assert "keep_mask" in definitions(cell)
+    assert drifted(cell, module) == []
+    edits = {"keep_mask": ("epsilon < 1", "epsilon <= 1"), "matching_loss": ("A scalar.", "One number.")}
+    for name, edit in edits.items():
+        assert drifted(cell, module.replace(*edit)) == [name]
+        assert drifted(cell.replace(*edit), module) == [name]
+    assert drifted(cell + "\n\ndef more():\n    pass", module) == ["more"]

@@ -1,0 +1,56 @@
+"""What the chapters lean on says what it did, and gives what it says."""
+
+import sys
+from dataclasses import replace
+from types import ModuleType
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from ddpp import NetworkConfig, distill, figures, load_data, notebook, recipe
+from ddpp.notebook import begin
+
+
+def test_begin_says_what_it_runs_on_and_where_results_go(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert str(begin()) == "runs"
+    assert "no GPU found)" in capsys.readouterr().out
+    assert str(begin(drive=True)) == "runs"
+    assert "on Colab only" in capsys.readouterr().out
+
+    mounted, colab = [], ModuleType("google.colab")
+    colab.drive = ModuleType("drive")
+    colab.drive.mount = mounted.append
+    monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    assert str(begin(drive=True)) == "/content/drive/MyDrive/ddpp"
+    assert mounted == ["/content/drive"]
+    assert "Change runtime type" in capsys.readouterr().out
+
+
+def test_heavy_things_are_made_once_and_the_reader_is_told(npz, tmp_path, capsys):
+    base = recipe("smoke", str(npz()))
+    teachers = replace(base.teachers, count=1, batch=8, network=NetworkConfig(width=4))
+    small = replace(base, teachers=teachers, distill=replace(base.distill, steps=2, student_steps=2))
+    data = load_data(small.data, device="cpu")
+    for word in ("trained", "loaded"):
+        trained = notebook.teachers(data, small, tmp_path)
+        assert capsys.readouterr().out.startswith(f"{word} 1 teachers of 3 epochs")
+    make = lambda checkpoint: distill(data, trained, small.distill, checkpoint=checkpoint)
+    first = notebook.distilled(tmp_path / "a.safetensors", make)
+    assert "distilled in" in capsys.readouterr().out
+    second = notebook.distilled(tmp_path / "a.safetensors", lambda checkpoint: pytest.fail("made again"))
+    assert "loaded from" in capsys.readouterr().out
+    assert torch.equal(first.images, second.images)
+    assert not (tmp_path / "a.checkpoint").exists()
+
+
+def test_a_player_needs_no_network_and_names_what_it_shows():
+    figure, axis = plt.subplots(figsize=(1, 1))
+    html = figures.play(figure, lambda frame: axis.set_title(str(frame)), 3, "a number that counts up").data
+    assert html.count('alt="a number that counts up"') == 1
+    assert 'aria-label="frame"' in html
+    assert html.count("data:image/png;base64,") == 3
+    assert "http" not in html
+    assert "fa-" not in html
