@@ -24,7 +24,7 @@ pages: $(READY)  ## look at every page of the built book in Chromium, which has 
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/pages-requirements.txt
 	$(BIN)/python tests/pages.py
 
-links: $(READY)  ## which links of the book are dead; needs a network
+links: $(READY)  ## which links are dead: _build/linkcheck/output.txt; needs a network
 	$(BIN)/jupyter-book build . --builder custom --custom-builder linkcheck
 
 address: $(READY)  ## where this project lives, everywhere it stands: make address URL=https://github.com/you/ddpp

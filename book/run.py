@@ -1,9 +1,11 @@
 """Run the notebooks from top to bottom and store their outputs in them: python book/run.py [NOTEBOOK ...]
 
-They run in a fresh runs/ folder, so that what the stored outputs say was computed was computed. Progress bars and
-sliders are dropped from what is stored: without a kernel they would be dead. Ends with the seconds of each notebook.
+Each starts without a runs/ folder, so that what its outputs say was computed was computed, as for a reader who opens
+this chapter first. Progress bars and sliders are dropped from what is stored: without a kernel they would be dead.
+Prints the seconds that each notebook took, and the peak memory of its kernel, for the cards at the chapters' heads.
 """
 
+import re
 import shutil
 import sys
 import time
@@ -17,11 +19,16 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def run(path: Path) -> None:
+def run(path: Path) -> str:
+    """Run one notebook and store its outputs; returns seconds and memory in words."""
+    shutil.rmtree(path.parent / "runs", ignore_errors=True)
     notebook = nbformat.read(path, 4)
     notebook.metadata = {key: notebook.metadata[key] for key in ("accelerator", "colab") if key in notebook.metadata}
     notebook.metadata |= {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     client = NotebookClient(notebook, timeout=900, record_timing=False, resources={"metadata": {"path": path.parent}})
+    memory = [""]
+    client.on_cell_executed = lambda **cell: memory.append(peak(client.km.provisioner.pid))
+    began = time.monotonic()
     client.execute()
     notebook.metadata |= {"language_info": {"name": "python"}}  # not this machine's version
     notebook.metadata.pop("widgets", None)
@@ -30,6 +37,15 @@ def run(path: Path) -> None:
             cell.outputs = [output for output in cell.outputs if keep(output)]
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
+    return f"{time.monotonic() - began:.0f} s, {memory[-1]}"
+
+
+def peak(process: int) -> str:
+    status = Path(f"/proc/{process}/status")
+    if not status.exists():
+        return "memory not known here"
+    kilobytes = int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+    return f"{kilobytes / 1e6:.1f} GB"
 
 
 def keep(output) -> bool:
@@ -37,8 +53,5 @@ def keep(output) -> bool:
 
 
 if __name__ == "__main__":
-    shutil.rmtree(NOTEBOOKS / "runs", ignore_errors=True)
-    for path in [Path(name) for name in sys.argv[1:]] or sorted(NOTEBOOKS.glob("*.ipynb")):
-        began = time.monotonic()
-        run(path)
-        print(f"{path.name}: {time.monotonic() - began:.0f} s", flush=True)
+    for path in [Path(name).resolve() for name in sys.argv[1:]] or sorted(NOTEBOOKS.glob("*.ipynb")):
+        print(f"{path.name}: {run(path)}", flush=True)

@@ -82,8 +82,9 @@ def read(folder: str | Path) -> list[dict]:
 
 
 def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
-    """One line per (rule, epsilon), in the order of SETTINGS: mean and deviation of `value` over seeds, the mean share
-    kept, the number of runs that stopped, and the paired difference to rule none: its mean and standard error."""
+    """One line per (rule, epsilon), in the order of SETTINGS: mean of `value` over seeds and its deviation (None for
+    one seed), the mean share kept, the number of runs and of those that stopped, and the paired difference to rule
+    none: its mean and standard error."""
     lines = []
     for rule, epsilon in SETTINGS:
         group = {row["seed"]: row for row in rows if (row["rule"], row["epsilon"]) == (rule, epsilon)}
@@ -100,14 +101,25 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
                 "runs": len(group),
                 "stopped": len(group) - len(finished),
                 "mean": statistics.fmean(values) if values else None,
-                "std": spread(values) if values else None,
+                "std": spread(values) if len(values) > 1 else None,
                 "kept": statistics.fmean(row["kept"] for row in finished.values()) if finished else None,
                 "unmasked": statistics.fmean(row["unmasked"] for row in finished.values()) if finished else None,
                 "gain": statistics.fmean(gains) if gains else None,
-                "error": spread(gains) / len(gains) ** 0.5 if gains else None,
+                "error": spread(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
             }
         )
     return lines
+
+
+def cells(line: dict) -> list[str]:
+    """A line of `summarize` as text: rule, epsilon, runs, share kept, accuracy, difference to rule none."""
+
+    def show(value, error, sign=""):
+        return "" if value is None else f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+    kept = "" if line["kept"] is None else f"{line['kept']:.1%}"
+    numbers = show(line["mean"], line["std"]), show(line["gain"], line["error"], "+")
+    return [line["rule"], f"{line['epsilon']:g}", str(line["runs"]), kept, *numbers]
 
 
 def table_1(folder: str | Path) -> str:

@@ -60,8 +60,10 @@ def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
     for axis, (name, side) in zip(axes, sides.items(), strict=True):
         tiles = side.natural().unflatten(0, (len(distilled.classes), distilled.ipc))[:classes, :count]
         tiles = torch.nn.functional.pad(tiles, (1, 1, 1, 1), value=1)  # a white line between images
-        axis.imshow(_channels_last(tiles.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)), cmap="gray", vmin=0, vmax=1)
+        mosaic = _channels_last(tiles.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2))
+        axis.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set(xticks=[], yticks=[], title=name)
+        axis.grid(False)
         sns.despine(ax=axis, left=True, bottom=True)
     height = tiles.shape[-2]
     axes[0].set_yticks([height * (c + 0.5) for c in range(classes)], distilled.classes[:classes], fontsize=8)
@@ -92,7 +94,7 @@ def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]
         for name, (x, y) in lines.items():
             axis.plot(x, y, marker="o", ms=3, lw=1.2, label=name)
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        if len(lines) > 1:
+        if len(lines) > 1 and (lines is columns[0] or lines.keys() != columns[0].keys()):
             axis.legend(fontsize=7)
     return figure
 
@@ -133,17 +135,20 @@ def pairs(student: Tensor, teacher: Tensor, epsilons: Sequence[float], rules: Se
 
 
 def draw_pairs(axis, student: Tensor, teacher: Tensor, epsilon: float, rule: str, points: int = 2000) -> None:
-    """One panel of `pairs`; at most `points` of the pairs are drawn, all are counted."""
+    """One panel of `pairs`: the middle, where pairs leave the cone; all are counted, at most `points` are drawn."""
     axis.clear()
     keep = keep_mask(student, teacher, epsilon, rule).cpu()
-    some = slice(None, None, max(1, len(keep) // points))
-    x, y, k = (values.cpu()[some] for values in (student, teacher, keep))
-    axis.scatter(x[k], y[k], s=2, lw=0, color="C0", rasterized=True)
-    axis.scatter(x[~k], y[~k], s=2, lw=0, color="C3", rasterized=True)
-    edge = 2 * float(y.abs().median())  # most pairs lie close together: look at the middle, where they differ
+    x, y = student.cpu(), teacher.cpu()
+    edge = 0.4 * float(y.abs().median())
+    seen = ((x.abs() < edge) & (y.abs() < edge)).nonzero().flatten()
+    some = seen[:: max(1, len(seen) // points)]
+    for kept, color in ((True, "C0"), (False, "C3")):
+        at = some[keep[some] == kept]
+        axis.scatter(x[at], y[at], s=3, lw=0, color=color, rasterized=True)
     axis.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
     axis.set_title(f"{rule}, ε = {epsilon:g}\n{(~keep).float().mean():.1%} pruned", fontsize=8)
     axis.tick_params(labelsize=7)
+    axis.locator_params(nbins=4)
 
 
 def shares(names: Sequence[str], columns: Mapping[str, Sequence[float]], xlabel: str) -> Figure:
@@ -176,13 +181,14 @@ def ablation(lines: Sequence[dict]) -> Figure:
         for i, rule in enumerate(dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none")):
             points = [line for line in lines if line["rule"] == rule and line["mean"] is not None]
             x, y = [p["epsilon"] for p in points], [scale * p[key] for p in points]
-            bars = [p["std"] for p in points] if key == "mean" else None
+            bars = [p["std"] or 0 for p in points] if key == "mean" else None
             style = "-" if rule in ("signed", "magnitude") else ":"
             axis.errorbar(x, y, bars, fmt="os^Dv"[i % 5] + style, ms=4, lw=1.2, capsize=2, color=f"C{i}", label=rule)
         axis.set(title=title, xlabel="epsilon")
     base = next((line for line in lines if line["rule"] == "none"), None)
     if base:
-        axes[0].axhspan(base["mean"] - base["std"], base["mean"] + base["std"], color="grey", alpha=0.2, lw=0)
+        half = base["std"] or 0
+        axes[0].axhspan(base["mean"] - half, base["mean"] + half, color="grey", alpha=0.2, lw=0)
         axes[0].axhline(base["mean"], color="grey", lw=1, label="none (MTT)")
         axes[2].axhline(base["unmasked"], color="grey", lw=1)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
@@ -211,13 +217,13 @@ def play(figure: Figure, draw: Callable[[int], object], frames: int, alt: str, s
 
 ICONS = {
     "fa-minus": "−",
-    "fa-fast-backward": "⏮",
+    "fa-fast-backward": "|◂",
     "fa-step-backward": "◂",
     "fa-play fa-flip-horizontal": "◀",
     "fa-pause": "❚❚",
     "fa-play": "▶",
     "fa-step-forward": "▸",
-    "fa-fast-forward": "⏭",
+    "fa-fast-forward": "▸|",
     "fa-plus": "+",
 }
 

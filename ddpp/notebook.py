@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,9 +40,11 @@ def begin(drive: bool = False) -> Path:
     return DRIVE / "MyDrive" / "ddpp"
 
 
-def teachers(data: ImageData, recipe: Recipe, runs: Path) -> Teachers:
-    """The recipe's teachers from `runs`, trained as far as they are missing; says which of the two happened."""
+def teachers(data: ImageData, recipe: Recipe, runs: Path, count: int | None = None) -> Teachers:
+    """The recipe's teachers from `runs`, or the first `count` of them, trained as far as they are missing; says which
+    of the two happened."""
     config = recipe.stored_teachers()
+    config = replace(config, count=count or config.count)
     folder = runs / f"teachers-{Path(recipe.data).stem}-{recipe.profile}"
     there, began = folder.exists(), time.monotonic()
     trained = train_teachers(data, config, folder)

@@ -25,6 +25,7 @@ SLICE = 4000  # pixels of height of one picture: a chapter is too tall for one
 OUTSIDE = re.compile("^(?!file:|data:|blob:|about:)")
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"  # its text stands in; the link needs a network too
 HARMLESS = "'THEBE_JS_URL' has already been declared"  # Jupyter Book sets it twice; nothing here uses it
+AXE = {"resultTypes": ["violations"], "preload": False}  # it cannot fetch stylesheets again from files
 
 UNFOLD = """() => {
   document.querySelectorAll("main details").forEach(d => { d.open = true })
@@ -65,7 +66,7 @@ def look(page: Page, url: str) -> list[str]:
     page.evaluate(UNFOLD)
     page.wait_for_timeout(300)
     wrong += [f"sticks out: {element}" for element in page.evaluate(SIDEWAYS)]
-    for found in Axe().run(page).response["violations"]:
+    for found in Axe().run(page, options=AXE).response["violations"]:
         if found["impact"] in ("serious", "critical"):
             wrong += [f"{found['id']}: {' '.join(node['html'].split())[:120]}" for node in found["nodes"]]
     for name, alt in page.evaluate(IMAGES):
@@ -128,8 +129,7 @@ def main() -> None:
             for known, new in zip((links[url], places[url]), page.evaluate(LINKS), strict=True):
                 known.update(new)
             if shots:
-                name = "-".join([*path.relative_to(HTML).with_suffix("").parts, size, mode])
-                shoot(page, str(shots / name))
+                shoot(page, str(shots / "-".join([*path.relative_to(HTML).with_suffix("").parts, size, mode])))
             for finding in dict.fromkeys(here + click(page)):
                 wrong[url][finding].append(f"{size} {mode}")
             context.close()

@@ -8,7 +8,7 @@ import pytest
 
 from ddpp import Error, NetworkConfig, Protocol, load_data, recipe
 from ddpp.cli import main
-from ddpp.experiments import SETTINGS, TABLE_1, ablate, read, summarize, table_1
+from ddpp.experiments import SETTINGS, TABLE_1, ablate, cells, read, summarize, table_1
 
 TWO = [("none", 0.0), ("signed", 0.5)]
 
@@ -71,6 +71,8 @@ def test_differences_to_mtt_are_paired_by_seed():
     none, signed = summarize(rows)
     assert none["gain"] is None
     assert (signed["mean"], signed["gain"], signed["runs"], signed["stopped"]) == (22, 2, 3, 0)
+    assert cells(signed) == ["signed", "0.1", "3", "50.0%", "22.0 ± 11.0", "+2.0 ± 0.6"]
+    assert cells(summarize(rows[::3])[1]) == ["signed", "0.1", "1", "50.0%", "11.0", "+1.0"]  # one seed: no error bar
     assert signed["error"] == pytest.approx(1 / 3**0.5)  # the differences 1, 2, 3, not the spread of the accuracies
 
 
