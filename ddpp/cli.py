@@ -7,8 +7,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-from tyro.conf import arg, subcommand
+try:
+    import tyro
+    from tyro.conf import arg, subcommand
+except ModuleNotFoundError:  # where ddpp was installed without its dependencies, as on Colab
+    raise SystemExit("the command line needs the package tyro: install it with 'pip install tyro'") from None
 
 from ddpp import store
 from ddpp.data import SHA256, find_device, load_data

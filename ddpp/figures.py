@@ -229,5 +229,5 @@ ICONS = {
 
 
 def _channels_last(image: Tensor):
-    """(C, H, W) -> what imshow takes: (H, W, 3), or (H, W) for other numbers of channels."""
-    return image[:3].permute(1, 2, 0) if len(image) >= 3 else image[0]
+    """(C, H, W) -> what imshow takes: an array (H, W, 3), or (H, W) for fewer than three channels."""
+    return (image[:3].permute(1, 2, 0) if len(image) >= 3 else image[0]).numpy()

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,13 @@ def test_the_six_lines_reach_the_accuracy_of_evaluate(smoke):
     final = report["distilled"]["final"]
     spread = np.hypot(np.std(scores, ddof=1), np.std(final, ddof=1))
     assert abs(np.mean(scores) - np.mean(final)) < max(2 * spread, 3)
+
+
+def test_the_command_line_says_what_it_lacks():
+    code = "import sys; sys.modules['tyro'] = None; import ddpp; import ddpp.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "the command line needs the package tyro: install it with 'pip install tyro'\n"
 
 
 def test_evaluation_is_a_function_of_its_seed(npz):
