@@ -1,9 +1,10 @@
 """The command line: the verbs of the API, their options made from the typed configs by tyro."""
 
 import argparse
-import json
+import contextlib
+import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,17 +14,16 @@ try:
 except ModuleNotFoundError:  # where ddpp was installed without its dependencies, as on Colab
     raise SystemExit("the command line needs the package tyro: install it with 'pip install tyro'") from None
 
-from ddpp import store
+from ddpp import experiments, ranks, store
 from ddpp.data import SHA256, find_device, load_data
 from ddpp.distill import DistillConfig
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error
+from ddpp.errors import Error, choose
 from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
-from ddpp.experiments import ablate
 from ddpp.folder import pack_folder
 from ddpp.networks import accuracy
-from ddpp.pipeline import report_path, run, teachers_beside
-from ddpp.recipes import Recipe, recipe
+from ddpp.pipeline import report_path, run, teachers_in
+from ddpp.recipes import PROFILES, Recipe, recipe
 from ddpp.teachers import train_teachers
 
 
@@ -51,7 +51,7 @@ class TeachersCommand(Settings):
         store.check_writable(self.out / "teachers")
         data = load_data(self.data, root=self.root, zca=self.zca, validation=self.validation, device=self.device)
         print(data)
-        folder = teachers_beside(self.out / "teachers", config, data)
+        folder = teachers_in(self.out, config, data)
         teachers = train_teachers(data, config, folder)
         scores = [
             accuracy(teachers.network, teachers.snapshot(k, teachers.epochs), *data.test) for k in range(len(teachers))
@@ -81,23 +81,31 @@ class DistillCommand(Settings):
             save_minutes=self.save_minutes,
             best_on_test=self.best_on_test,
         )
-        show_report(self.out, distilled, report)
+        if report:  # on rank 0
+            show_report(self.out, distilled, report)
 
 
-@dataclass(frozen=True)
-class AblateCommand(Settings):
-    """Distil and evaluate under many rules and thresholds, each with several seeds; go on with what is missing."""
+@dataclass
+class ReproduceCommand:
+    """The paper's experiments, and the ablation of epsilon: do those that are missing, most valuable first."""
 
-    out: Path = tyro.MISSING  # the folder for one small file per run
-    seeds: int = 3
-    teachers_root: Path = Path("runs")  # the teachers' folders are made in here, named by their configuration
+    profile: str = "paper"  # smoke, cpu, colab or paper: the scale
+    only: str | None = None  # those with such a name, as 'table1/cifar10-ipc10-*'
+    list: bool = False  # show what is finished and what is missing, and do nothing
+    minutes: float | None = None  # stop after so many; the same command goes on
+    results: Path = Path("results")  # where reports and distilled images go
+    work: Path = Path("runs/reproduce")  # where teachers and checkpoints are
+    root: Path = Path("data")  # where cifar10 and cifar100 are looked for, or downloaded to
+    device: str | None = None  # cpu or cuda; default: the GPU if there is one
 
     def __call__(self) -> None:
-        self.stored_teachers()  # settings that cannot work: say so first
-        store.check_writable(self.out / "x")
-        data = load_data(self.data, root=self.root, zca=self.zca, validation=self.validation, device=self.device)
-        print(data)
-        ablate(data, self.recipe, self.out, seeds=self.seeds, teachers_root=self.teachers_root)
+        choose("profile", self.profile, PROFILES)
+        todo = experiments.select(experiments.runs(self.profile), self.only)
+        if self.list:
+            print("\n".join(experiments.overview(todo, self.results, self.work)))
+            return
+        places = {"results": self.results, "work": self.work, "root": self.root}
+        experiments.reproduce(todo, **places, device=self.device, minutes=self.minutes)
 
 
 @dataclass
@@ -200,7 +208,7 @@ class BenchCommand:
 
         result = bench(self.student_steps, self.width, self.images, self.rounds, find_device(self.device).type)
         if self.out:
-            store.write_bytes(self.out, (json.dumps(result, indent=1) + "\n").encode())
+            store.write_json(self.out, result)
             print(f"written to {self.out}")
 
 
@@ -233,7 +241,7 @@ def commands(base: Recipe):
     return (
         Annotated[TeachersCommand, subcommand("teachers", default=TeachersCommand(**vars(base)))]
         | Annotated[DistillCommand, subcommand("distill", default=DistillCommand(**vars(base)))]
-        | Annotated[AblateCommand, subcommand("ablate", default=AblateCommand(**vars(base)))]
+        | Annotated[ReproduceCommand, subcommand("reproduce")]
         | Annotated[EvaluateCommand, subcommand("evaluate")]
         | Annotated[ShowCommand, subcommand("show")]
         | Annotated[PackCommand, subcommand("pack")]
@@ -250,8 +258,12 @@ def main(argv: list[str] | None = None) -> int:
     chooser.add_argument("--ipc", type=int, default=1)
     try:
         chosen, _ = chooser.parse_known_args(argv)
-        command = tyro.cli(commands(recipe(chosen.profile, chosen.data, chosen.ipc)), args=argv, prog="ddpp")
-        command()
+        base = recipe(chosen.profile, chosen.data, chosen.ipc)
+        base = replace(base, distill=replace(base.distill, trajectories=int(os.environ.get("WORLD_SIZE", 1))))
+        command = tyro.cli(commands(base), args=argv, prog="ddpp")
+        ranks.join()
+        with contextlib.redirect_stdout(None) if ranks.rank() else contextlib.nullcontext():
+            command()
     except Error as e:
         print(f"ddpp: {e}", file=sys.stderr)
         return 1

@@ -1,6 +1,9 @@
 """Data sets as whole tensors on one device: CIFAR-10 (bundled sample or complete), CIFAR-100, or any .npz file."""
 
+import contextlib
+import ctypes
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -170,21 +173,31 @@ def load_data(
 def find_device(device: str | torch.device | None = None) -> torch.device:
     """The device asked for, or the GPU if there is one, else the CPU."""
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32: on by default, TF32 would round convolutions
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _keep_memory()
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None:  # under torchrun, each rank on a machine takes a GPU of its own
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % found) if found else torch.device("cpu")
     try:
         device = torch.device(device)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError
     except RuntimeError:
         raise Error(f"unknown device '{device}': use 'cpu' or 'cuda'") from None
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= found:
         raise Error(
             f"CUDA was asked for but PyTorch finds no {'such ' if found else ''}GPU here: "
             "use the device 'cpu', or a machine with a GPU"
         )
     return device
+
+
+def _keep_memory() -> None:
+    """Let the C library keep freed memory for the next tensor, instead of handing each large block back to the system
+    and taking it anew, page by page: on a CPU that doubles the speed of a teacher."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no block is a mapping of its own
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
 
 
 def _find(name_or_path: str | Path, root: Path) -> tuple[str, dict[str, np.ndarray]]:

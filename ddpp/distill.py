@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpp import store
+from ddpp import ranks, store
 from ddpp.data import ImageData, Split
 from ddpp.distilled import DistilledDataset, pack, unpack
 from ddpp.errors import Error, choose
@@ -43,7 +43,12 @@ class DistillConfig:
     batch: int | None = None  # distilled images per student update; None: all of them
     engine: str = "auto"  # auto, autograd or adjoint
     iterates: int = 5  # how many states along the way are kept, evenly spaced, to choose from
+    trajectories: int = 1  # matched in each step, their gradients averaged; shared out over ranks
     seed: int = 0
+
+
+class Stopped(Error):
+    """A run that can make no more steps: of pruning too much, say. Its checkpoint and settings are in order."""
 
 
 @dataclass
@@ -75,7 +80,8 @@ def distill(
     Ctrl-C; the same call goes on from it, on one machine's CPU to the same bits as a run that was never stopped (on a
     GPU, sums run in no fixed order). `report` hears which engine was taken and why. The result's history has, per
     step: start epoch, teacher, loss, the unmasked (MTT) loss, kept fraction, alpha, skipped, and the kept fraction of
-    each layer, `layers` (steps, layers).
+    each layer, `layers` (steps, layers); of several trajectories the mean, but start epoch and teacher of the first.
+    Under torchrun every rank matches its share of config.trajectories, and rank 0 saves.
     Raises Error for settings that cannot work, a checkpoint of another run, and a run that has stopped making steps.
     """
     check(config, data, teachers)
@@ -96,11 +102,13 @@ def distill(
         report(f"engine: {engine} ({why})")
 
     def save():
-        if checkpoint is not None:
+        if checkpoint is not None and ranks.rank() == 0:
             _save(checkpoint, identity, engine, state, iterates, history)
 
     saved = time.monotonic()
-    bar = tqdm(total=config.steps, initial=state.step, desc="distil", unit="step", disable=not progress)
+    bar = tqdm(
+        total=config.steps, initial=state.step, desc="distil", unit="step", disable=not progress or ranks.rank() > 0
+    )
     with bar:
         try:
             while state.step < config.steps:  # line 3
@@ -112,7 +120,7 @@ def distill(
                 state = after
                 _show(bar, record, state)
                 if state.skipped > MAX_SKIPPED:
-                    raise Error(_advice(state, record))
+                    raise Stopped(_advice(state, record))
                 due = save_steps and state.step % save_steps == 0
                 if due or time.monotonic() - saved > 60 * save_minutes:
                     save()
@@ -136,11 +144,30 @@ def distill(
 
 def step(state: State, labels: Tensor, teachers: Teachers, config: DistillConfig, engine: str) -> tuple[State, dict]:
     """Lines 4 to 16 of Algorithm 1: one distillation step. Returns the state after it and what there is to record."""
-    rng = generator(config.seed, "step", state.step)
-    epoch = int(torch.randint(config.max_start_epoch, (), generator=rng))  # line 4: i < I+
-    k = int(torch.randint(len(teachers), (), generator=rng))
-    start = teachers.snapshot(k, epoch)  # line 5: theta~_i = theta_i
-    teacher = teachers.snapshot(k, epoch + config.expert_epochs)  # theta_{i+K}
+    mine = [match(state, labels, teachers, config, engine, m) for m in ranks.share(config.trajectories)]
+    mean = ranks.average(mine, config.trajectories)
+    images_velocity = config.momentum * state.images_velocity + mean.pop("grad_images")
+    alpha_velocity = config.momentum * state.alpha_velocity + mean.pop("grad_alpha")
+    images = state.images - config.image_lr * images_velocity  # line 16
+    alpha = state.alpha - config.alpha_lr * alpha_velocity
+    usable = torch.isfinite(mean["loss"]) & torch.isfinite(images).all() & torch.isfinite(alpha) & (alpha > 0)
+    if usable:
+        after = State(state.step + 1, images, alpha, images_velocity, alpha_velocity)
+    else:
+        after = replace(state, step=state.step + 1, skipped=state.skipped + 1)
+    first = {name: mine[0][name] for name in ("epoch", "teacher")}
+    return after, mean | first | {"alpha": after.alpha, "skipped": 0 if usable else 1}
+
+
+def match(
+    state: State, labels: Tensor, teachers: Teachers, config: DistillConfig, engine: str, trajectory: int = 0
+) -> dict[str, Tensor]:
+    """Lines 4 to 15 for one trajectory: the gradients of Eq. (8) for images and alpha, and what there is to record."""
+    rng = generator(config.seed, "step", state.step, *([trajectory] if trajectory else []))
+    epoch = torch.randint(config.max_start_epoch, (), generator=rng)  # line 4: i < I+
+    k = torch.randint(len(teachers), (), generator=rng)
+    start = teachers.snapshot(int(k), int(epoch))  # line 5: theta~_i = theta_i
+    teacher = teachers.snapshot(int(k), int(epoch) + config.expert_epochs)  # theta_{i+K}
     updates = draw_updates(len(labels), config.batch, config.student_steps, rng)  # line 7
 
     def loss(student: Tensor) -> Tensor:
@@ -149,28 +176,17 @@ def step(state: State, labels: Tensor, teachers: Teachers, config: DistillConfig
 
     out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)  # lines 6 to 10
 
-    images_velocity = config.momentum * state.images_velocity + out.grad_images
-    alpha_velocity = config.momentum * state.alpha_velocity + out.grad_alpha
-    images = state.images - config.image_lr * images_velocity  # line 16
-    alpha = state.alpha - config.alpha_lr * alpha_velocity
-    usable = torch.isfinite(out.loss) & torch.isfinite(images).all() & torch.isfinite(alpha) & (alpha > 0)
-    if usable:
-        after = State(state.step + 1, images, alpha, images_velocity, alpha_velocity)
-    else:
-        after = replace(state, step=state.step + 1, skipped=state.skipped + 1)
-
     keep = keep_mask(out.student, teacher, config.epsilon, config.rule)
-    record = {
+    return {
+        "grad_images": out.grad_images,
+        "grad_alpha": out.grad_alpha,
         "epoch": epoch,
         "teacher": k,
         "loss": out.loss,
         "unmasked": masked_loss(out.student, teacher, start, torch.ones_like(keep)),
         "kept": keep.float().mean(),
-        "alpha": after.alpha,
-        "skipped": 0 if usable else 1,
-        "layers": torch.stack([part.float().mean() for part in teachers.network.unflatten(keep).values()]).cpu(),
+        "layers": torch.stack([part.float().mean() for part in teachers.network.unflatten(keep).values()]),
     }
-    return after, record
 
 
 def run_identity(config: DistillConfig, teacher_config: TeacherConfig, data: ImageData) -> dict:
@@ -194,9 +210,14 @@ def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
 
 def check_config(config: DistillConfig) -> None:
     """The part of `check` that needs neither data nor teachers."""
-    for name in ("ipc", "steps", "student_steps", "expert_epochs", "max_start_epoch", "iterates"):
+    for name in ("ipc", "steps", "student_steps", "expert_epochs", "max_start_epoch", "iterates", "trajectories"):
         if getattr(config, name) < 1:
             raise Error(f"{name} is {getattr(config, name)}: it must be at least 1")
+    if config.trajectories % ranks.size():
+        raise Error(
+            f"{config.trajectories} trajectories per step cannot be shared evenly by {ranks.size()} processes: "
+            f"choose a multiple of {ranks.size()}, or start another number of processes"
+        )
     for name in ("image_lr", "alpha0"):
         if not 0 < getattr(config, name) < math.inf:
             raise Error(f"{name} is {getattr(config, name)}: it must be positive")

@@ -5,14 +5,17 @@ makes a difference: MTT and its followers report the best of many on the test se
 chosen on a split held out from training are the results; the best on the test set is an extra, named as what it is.
 """
 
+import json
 import statistics
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ddpp import store
 from ddpp.augment import augment, draw
 from ddpp.data import ImageData, Split
 from ddpp.distilled import DistilledDataset
@@ -86,12 +89,14 @@ def evaluate(
     protocol: Protocol | None = None,
     best_on_test: bool = False,
     seed: int = 0,
+    scores: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Train `repeats` fresh networks on the distilled set and test each on data.test.
 
     Where the set has several iterates and the data a validation split, also the iterate on which one network reaches
-    the highest validation accuracy. `data` must be preprocessed with the set's own whitening.
+    the highest validation accuracy. `data` must be preprocessed with the set's own whitening. With a path `scores`, the
+    accuracy of each network is kept there, so that a stopped evaluation goes on with the next network.
     """
     protocol = protocol or Protocol()
     check_protocol(protocol, repeats)
@@ -103,26 +108,38 @@ def evaluate(
     distilled = distilled.to(data.device)
     if not distilled.whitening.equals(data.whitening):
         raise Error("the data was preprocessed in another way: load it with whitening=distilled.whitening")
-    network = data.network(replace(NetworkConfig(**distilled.network), name=architecture))
+    config = replace(NetworkConfig(**distilled.network), name=architecture)
+    network = data.network(config)
     sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}  # 0 is where it started: real images
     last = max(sets, default=0)
     validate = data.validation is not None and len(sets) > 1
     trainings = repeats * (len(sets) if best_on_test and sets else 1 + validate) + len(sets) * validate
+    how = {"data": data.identity, "network": asdict(config), "protocol": asdict(protocol), "seed": seed}
+    known = _read_scores(scores)
     with tqdm(total=trainings, desc="evaluate", unit="network", disable=not progress) as bar:
 
-        def scores(on: DistilledDataset, split: Split, count: int, role: str) -> list[float]:
-            return [_score(network, on, split, protocol, seed, role, r, bar) for r in range(count)]
+        def score(on: DistilledDataset, split: Split, count: int, role: str) -> list[float]:
+            tensors = [store.fingerprint(tensor) for tensor in (on.images, on.labels, on.alpha)]
+            keys = [store.identity({"how": how, "set": tensors, "role": role, "number": r}) for r in range(count)]
+            for r, key in enumerate(keys):
+                if key not in known:
+                    known[key] = accuracy(network, train(network, on, protocol, seed, role, r), *split)
+                    if scores:
+                        store.write_json(scores, known)
+                bar.update()
+                bar.set_postfix(accuracy=f"{known[key]:.1f} %")
+            return [known[key] for key in keys]
 
-        tested = {last: scores(distilled, data.test, repeats, "test")}
+        tested = {last: score(distilled, data.test, repeats, "test")}
 
         def test(step: int) -> list[float]:
             if step not in tested:
-                tested[step] = scores(sets[step], data.test, repeats, "test")
+                tested[step] = score(sets[step], data.test, repeats, "test")
             return tested[step]
 
         result = {"final": tested[last]}
         if validate:
-            validation = {at: scores(on, data.validation, 1, "validation")[0] for at, on in sets.items()}
+            validation = {at: score(on, data.validation, 1, "validation")[0] for at, on in sets.items()}
             step = max(validation, key=validation.get)
             result |= {"selected": test(step), "selected_step": step, "validation": validation}
         if best_on_test and sets:
@@ -132,6 +149,16 @@ def evaluate(
     return Evaluation(**result)
 
 
+def _read_scores(path: str | Path | None) -> dict[str, float]:
+    """The accuracies of the networks trained so far, by what they were trained on and how."""
+    if path is None or not Path(path).exists():
+        return {}
+    try:
+        return {str(key): float(score) for key, score in json.loads(Path(path).read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise Error(f"{path} is not a file of accuracies: move it away") from None
+
+
 def check_protocol(protocol: Protocol, repeats: int) -> None:
     """Raise an Error for an evaluation that cannot work."""
     for name, value in (("repeats", repeats), ("epochs", protocol.epochs), ("batch", protocol.batch)):
@@ -139,13 +166,6 @@ def check_protocol(protocol: Protocol, repeats: int) -> None:
             raise Error(f"the evaluation's {name} is {value}: it must be at least 1")
     if not (0 <= protocol.momentum < 1 and 0 <= protocol.weight_decay < 1):
         raise Error("the evaluation's momentum and weight_decay must be at least 0 and below 1")
-
-
-def _score(network, on, split, protocol, seed, role, r, bar) -> float:
-    score = accuracy(network, train(network, on, protocol, seed, role, r), *split)
-    bar.update()
-    bar.set_postfix(accuracy=f"{score:.1f} %")
-    return score
 
 
 def train(network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: int, *path) -> Tensor:

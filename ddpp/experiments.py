@@ -1,175 +1,219 @@
-"""The ablation of epsilon: a list of runs, one small file each. What is missing is run, what is there is read."""
+"""The paper's experiments, and the ablation it lacks, as a list of runs: what is missing is run, what is there is read.
 
+A run is a recipe with a name, EXPERIMENT/NAME. Its result is two small files in RESULTS/PROFILE/EXPERIMENT: NAME.json,
+with the accuracies, the settings, what it cost and on what it was made, and NAME.safetensors, the distilled images.
+The report is written last, so a run is finished exactly if its report is there.
+"""
+
+import contextlib
+import hashlib
 import json
+import signal
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
-from ddpp import store
-from ddpp.data import ImageData
-from ddpp.distill import distill
+from ddpp import ranks, store
+from ddpp.data import load_data
+from ddpp.distill import KIND as CHECKPOINT
+from ddpp.distill import Stopped
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
-from ddpp.evaluate import Evaluation, evaluate, spread
-from ddpp.pipeline import provenance, stopwatch, teachers_beside
-from ddpp.recipes import Recipe
-from ddpp.teachers import train_teachers
+from ddpp.pipeline import provenance, run
+from ddpp.recipes import Recipe, from_dict, recipe
 
-EPSILONS = (0.0, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
-CONTROLLED = (0.1, 0.7)  # where the controls prune as many pairs as the paper's rule
-SETTINGS = (  # (rule, epsilon); magnitude at 0 is none, that is MTT
-    ("none", 0.0),
-    *(("signed", epsilon) for epsilon in EPSILONS),
-    *(("magnitude", epsilon) for epsilon in EPSILONS[1:]),
-    *((rule, epsilon) for epsilon in CONTROLLED for rule in ("random", "largest", "smallest")),
-)
-TABLE_1 = {  # the paper's Table I: test accuracy of MTT and of the paper's method, mean and deviation of five networks
-    ("cifar10", 1): {"none": (46.3, 0.8), "signed": (46.4, 0.6)},
-    ("cifar10", 10): {"none": (65.3, 0.7), "signed": (65.5, 0.3)},
-    ("cifar10", 50): {"none": (71.6, 0.2), "signed": (71.9, 0.2)},
-    ("cifar100", 1): {"none": (24.3, 0.3), "signed": (24.6, 0.1)},
-    ("cifar100", 10): {"none": (40.1, 0.4), "signed": (43.1, 0.3)},
-    ("cifar100", 50): {"none": (47.7, 0.2), "signed": (48.4, 0.3)},
-}
+KIND = "result"
+SEEDS = (0, 1, 2)
+RULE, EPSILON = "signed", 0.1  # the paper's method
+EPSILONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5)
+SMOKE_EPSILONS = (0.0, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)  # students that small come closer, so less is pruned
+CONTROLS = ("random", "largest", "smallest")
+CONTROLLED = {
+    EPSILONS: (0.1, 0.3),
+    SMOKE_EPSILONS: (0.1, 0.7),
+}  # where controls prune as many pairs as the paper's rule
+SETS = (("cifar10", 10), ("cifar10", 1), ("cifar10", 50), ("cifar100", 1), ("cifar100", 10), ("cifar100", 50))
 LAST = 20  # distillation steps over which the final loss is averaged
+LARGEST = 16 * 2**20  # bytes of images that a result may hold; larger sets stay where they were distilled
 
 
-def ablate(
-    data: ImageData,
-    recipe: Recipe,
-    folder: str | Path,
+@dataclass(frozen=True)
+class Run:
+    """One run of the list: its name, EXPERIMENT/NAME, and its settings."""
+
+    name: str
+    recipe: Recipe
+
+    def report(self, results: str | Path) -> Path:
+        """Where its result is, in the folder `results`."""
+        return Path(results) / self.recipe.profile / f"{self.name}.json"
+
+
+def runs(profile: str) -> list[Run]:
+    """All runs of a profile, the most valuable first: one seed of everything, then the next seed.
+
+    table1: MTT (rule none) and the paper's rule for each data set and size; on the CPU only what takes hours there.
+    epsilon: thresholds, readings of the rule and controls, with ten images per class of CIFAR-10 (smoke: with one).
+    Runs of one seed share teachers, first images, batches and evaluation, so that their differences are paired. At
+    smoke scale each seed has teachers of its own; else the same teachers serve all seeds.
+    """
+    sets = [(data, n) for data, n in SETS if profile != "cpu" or (data, n) == ("cifar10", 1)]
+    if profile == "smoke":
+        sets = [("cifar10-sample", n) for n in (1, 10, 50)]
+
+    def one(name: str, data: str, ipc: int, rule: str, epsilon: float, seed: int) -> Run:
+        base = recipe(profile, data, ipc)
+        teachers = replace(base.teachers, seed=seed if profile == "smoke" else 0)
+        return Run(
+            f"{name}-seed{seed}",
+            replace(base, teachers=teachers, distill=replace(base.distill, rule=rule, epsilon=epsilon, seed=seed)),
+        )
+
+    def table1(data: str, ipc: int, seed: int) -> list[Run]:
+        pair = (("none", 0.0), (RULE, EPSILON))
+        return [one(f"table1/{data}-ipc{ipc}-{rule}", data, ipc, rule, epsilon, seed) for rule, epsilon in pair]
+
+    def ablation(seed: int) -> list[Run]:
+        rest = [pair for pair in settings(profile) if pair not in (("none", 0.0), (RULE, EPSILON))]  # those: table 1
+        return [one(f"epsilon/{rule}-{epsilon:g}", *home(profile), rule, epsilon, seed) for rule, epsilon in rest]
+
+    found = []
+    for seed in SEEDS:
+        blocks = [table1(*which, seed) for which in sets]
+        if home(profile) in sets:
+            blocks.insert(2, ablation(seed))
+        found += [each for block in blocks for each in block]
+    return found
+
+
+def home(profile: str) -> tuple[str, int]:
+    """The data set and the number of images per class of the ablation."""
+    return ("cifar10-sample", 1) if profile == "smoke" else ("cifar10", 10)
+
+
+def settings(profile: str) -> list[tuple[str, float]]:
+    """The ablation's (rule, epsilon), in the order of its table; magnitude at 0 is none, that is MTT."""
+    epsilons = SMOKE_EPSILONS if profile == "smoke" else EPSILONS
+    return [
+        ("none", 0.0),
+        *(("signed", epsilon) for epsilon in epsilons),
+        *(("magnitude", epsilon) for epsilon in epsilons[1:]),
+        *((rule, epsilon) for epsilon in CONTROLLED[epsilons] for rule in CONTROLS),
+    ]
+
+
+def select(found: Sequence[Run], only: str | None) -> list[Run]:
+    """The runs whose names match the pattern `only`, with * for anything; an Error if none does."""
+    chosen = [each for each in found if only is None or fnmatchcase(each.name, only)]
+    if not chosen:
+        some = ", ".join(each.name for each in found[:3])
+        raise Error(f"no run is named like '{only}': names are {some} ...; * stands for anything, --list shows all")
+    return chosen
+
+
+def reproduce(
+    todo: Sequence[Run],
     *,
-    settings: Sequence[tuple[str, float]] = SETTINGS,
-    seeds: int = 3,
-    teachers_root: str | Path = "runs",
+    results: str | Path = "results",
+    work: str | Path = "runs/reproduce",
+    root: str | Path = "data",
+    device: str | None = None,
+    minutes: float | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
-) -> list[dict]:
-    """Distil and evaluate `recipe` under each (rule, epsilon) with each seed; one row (see `read`) per run.
+) -> None:
+    """Do the runs of `todo` that have no result yet, one after the other, for `minutes` or until all are done.
 
-    Runs with one seed share teachers, first images, batches and evaluation, so that their differences are paired.
-    A run is a file in `folder`, written when it is finished; a stopped call goes on with the first that is missing.
+    Teachers, checkpoints and whole distilled files are in `work`; with it, a stopped call goes on where it was, here
+    or on another machine. Raises Error for a result that is damaged or belongs to other settings.
     """
-    rows = []
-    for seed in range(seeds):
-        config = replace(recipe.stored_teachers(), seed=seed)
-        for rule, epsilon in settings:
-            run = replace(
-                recipe,
-                teachers=replace(recipe.teachers, seed=seed),
-                distill=replace(recipe.distill, rule=rule, epsilon=epsilon, seed=seed),
-            )
-            path = Path(folder) / f"{rule}-{epsilon:g}-seed{seed}.json"
-            if path.exists():
-                row = _row(path)
-                if row["recipe"] != json.loads(json.dumps(asdict(run))):
-                    raise Error(f"{path} is the result of other settings: choose another folder, or move it away")
-            else:
-                where = teachers_beside(Path(teachers_root) / "x", config, data)
-                row = _measure(run, data, train_teachers(data, config, where, progress=progress), progress)
-                store.write_bytes(path, (json.dumps(row, indent=1) + "\n").encode())
-                say(f"{path.stem}: {describe(row)}")
-            rows.append(row)
-    return rows
+    if ranks.rank():
+        say = lambda line: None
+    missing = [each for each in todo if read_result(each, results) is None]
+    say(f"{len(todo) - len(missing)} of {len(todo)} runs are finished")
+    load = lru_cache(1)(lambda *which: load_data(which[0], root=root, zca=which[1], validation=which[2], device=device))
+    with time_limit(minutes) as out_of_time:
+        try:
+            for each in missing:
+                say(f"\n{each.name}")
+                data = load(each.recipe.data, each.recipe.zca, each.recipe.validation)
+                row = _do(each, data, Path(results), Path(work), progress, say)
+                say(f"{each.name}: {describe(row)}")
+        except KeyboardInterrupt:
+            if not out_of_time():
+                raise
+            say(f"\nthe {minutes:g} minutes are over; what was done is saved. Run the same command again to go on")
+            return
+    say("\nall of these runs are finished")
 
 
-def read(folder: str | Path) -> list[dict]:
-    """The rows of an ablation, one per run: rule, epsilon, seed, accuracy (percent, mean of the final iterate's
-    networks), selected (the same of the iterate chosen on held-out images), kept (share of parameters, mean over
-    steps), unmasked (MTT loss, mean of the last steps), skipped (steps), error, and the run's provenance."""
-    return [_row(path) for path in sorted(Path(folder).glob("*.json"))]
+def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:
+    """One line per run: what came out, how far it is, or that it is missing; and a last one with their numbers."""
+    lines, finished = [], 0
+    for each in todo:
+        row, state = read_result(each, results), "missing"
+        if row:
+            finished, state = finished + 1, describe(row)
+        elif (checkpoint := _out(each, work).with_suffix(".safetensors.checkpoint")).exists():
+            state = f"begun: {store.Lazy(checkpoint, CHECKPOINT).meta['step']} of {each.recipe.distill.steps} steps"
+        lines.append(f"{each.name:36} {state}")
+    return [*lines, f"{finished} of {len(todo)} runs are finished"]
 
 
-def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
-    """One line per (rule, epsilon), in the order of SETTINGS: mean of `value` over seeds and its deviation (None for
-    one seed), the mean share kept, the number of runs and of those that stopped, and the paired difference to rule
-    none: its mean and standard error."""
-    lines = []
-    for rule, epsilon in SETTINGS:
-        group = {row["seed"]: row for row in rows if (row["rule"], row["epsilon"]) == (rule, epsilon)}
-        finished = {seed: row for seed, row in group.items() if not row["error"]}
-        if not group:
-            continue
-        base = {row["seed"]: row[value] for row in rows if row["rule"] == "none" and not row["error"]}
-        values = [row[value] for row in finished.values()]
-        gains = [row[value] - base[seed] for seed, row in finished.items() if seed in base and rule != "none"]
-        lines.append(
-            {
-                "rule": rule,
-                "epsilon": epsilon,
-                "runs": len(group),
-                "stopped": len(group) - len(finished),
-                "mean": statistics.fmean(values) if values else None,
-                "std": spread(values) if len(values) > 1 else None,
-                "kept": statistics.fmean(row["kept"] for row in finished.values()) if finished else None,
-                "unmasked": statistics.fmean(row["unmasked"] for row in finished.values()) if finished else None,
-                "gain": statistics.fmean(gains) if gains else None,
-                "error": spread(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
-            }
-        )
-    return lines
+def _out(each: Run, work: str | Path) -> Path:
+    """The whole distilled file of a run, with its checkpoint and its teachers beside it."""
+    return Path(work) / f"{each.recipe.profile}-{each.name.replace('/', '-')}.safetensors"
 
 
-def cells(line: dict) -> list[str]:
-    """A line of `summarize` as text: rule, epsilon, runs, share kept, accuracy, difference to rule none."""
-
-    def show(value, error, sign=""):
-        return "" if value is None else f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
-
-    kept = "" if line["kept"] is None else f"{line['kept']:.1%}"
-    numbers = show(line["mean"], line["std"]), show(line["gain"], line["error"], "+")
-    return [line["rule"], f"{line['epsilon']:g}", str(line["runs"]), kept, *numbers]
-
-
-def table_1(folder: str | Path) -> str:
-    """The paper's Table I in Markdown, its numbers beside those of the reports FOLDER/DATA-ipcN-RULE.json (see
-    `pipeline.run`); a dash where nothing has been run."""
-
-    def ours(name: str, ipc: int, rule: str) -> str:
-        path = Path(folder) / f"{name}-ipc{ipc}-{rule}.json"
-        if not path.exists():
-            return "–"
-        final = json.loads(path.read_text())["distilled"]["final"]
-        return f"{statistics.fmean(final):.1f} ± {spread(final):.1f}"
-
-    lines = ["| images per class | MTT: paper | MTT: here | pruned: paper | pruned: here |", "|---|---|---|---|---|"]
-    for (name, ipc), paper in TABLE_1.items():
-        cells = [f"{name.upper().replace('CIFAR', 'CIFAR-')}, {ipc}"]
-        for rule, (mean, std) in paper.items():
-            cells += [f"{mean} ± {std}", ours(name, ipc, rule)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def describe(row: dict) -> str:
-    """One row in words."""
-    if row["error"]:
-        return f"stopped: {row['error']}"
-    return f"{row['accuracy']:.1f} %, kept {row['kept']:.1%}, skipped {row['skipped']}"
-
-
-def _measure(run: Recipe, data: ImageData, teachers, progress: bool) -> dict:
-    seconds = {}
-    row = {"rule": run.distill.rule, "epsilon": run.distill.epsilon, "seed": run.distill.seed, "error": None}
+@contextlib.contextmanager
+def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
+    """Interrupt the block, as Ctrl-C does, after so many minutes; yields a function that says whether it did."""
+    ends = time.monotonic() + 60 * minutes if minutes is not None else None
+    if ends is None:
+        yield lambda: False
+        return
+    if not minutes > 0:
+        raise Error(f"minutes is {minutes}: it must be positive")
+    if not hasattr(signal, "setitimer"):
+        raise Error("a limit in minutes is not possible on this system: leave it out, and stop with Ctrl-C")
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
     try:
-        with stopwatch(seconds, "distill"):
-            distilled = distill(data, teachers, run.distill, progress=progress)
-    except Error as e:  # pruning too much is a result, too
-        return row | {"error": str(e), "recipe": asdict(run), "seconds": seconds} | provenance(data.device)
-    with stopwatch(seconds, "evaluate"):
-        result = evaluate(
-            distilled, data, repeats=run.repeats, protocol=run.protocol, seed=run.distill.seed, progress=progress
+        yield lambda: time.monotonic() >= ends
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict:
+    """Run it, and write its result."""
+    distill, path = each.recipe.distill, each.report(results)
+    row = {"name": each.name, "rule": distill.rule, "epsilon": distill.epsilon, "seed": distill.seed, "error": None}
+    try:
+        distilled, report = run(
+            each.recipe, _out(each, work), data=data, best_on_test=True, save_minutes=0.5, progress=progress, say=say
         )
-    row |= _summary(distilled, result) | {"evaluation": result.to_dict(), "recipe": asdict(run), "seconds": seconds}
-    return row | provenance(data.device)
+    except Stopped as e:  # pruning too much is a result, too
+        row |= {"error": str(e), "recipe": asdict(each.recipe)} | provenance(data.device)
+        distilled, report = None, {}
+    if ranks.rank():
+        return row
+    if distilled:
+        row |= _summary(distilled, report) | {key: report[key] for key in report if key not in ("file", "asked")}
+        row["set"] = _write_set(path.with_suffix(".safetensors"), distilled)
+    store.write_json(path, row)
+    return row
 
 
-def _summary(distilled: DistilledDataset, result: Evaluation) -> dict:
-    column = distilled.history
+def _summary(distilled: DistilledDataset, report: dict) -> dict:
+    column, accuracies = distilled.history, report["distilled"]
     return {
-        "accuracy": result.mean,
-        "selected": statistics.fmean(result.selected or result.final),
+        "accuracy": statistics.fmean(accuracies["final"]),
+        "selected": statistics.fmean(accuracies["selected"] or accuracies["final"]),
         "kept": float(column["kept"].mean()),
         "unmasked": float(column["unmasked"][-LAST:].mean()),
         "skipped": int(column["skipped"].sum()),
@@ -177,10 +221,65 @@ def _summary(distilled: DistilledDataset, result: Evaluation) -> dict:
     }
 
 
-def _row(path: Path) -> dict:
+def _write_set(path: Path, distilled: DistilledDataset) -> dict | None:
+    """Keep the final images, alpha and the history, without the preprocessing, which the data determines."""
+    images = distilled.images
+    if images.numel() * images.element_size() > LARGEST:
+        return None
+    tensors = {"images": images, "labels": distilled.labels, "alpha": distilled.alpha}
+    tensors |= {f"history.{name}": column for name, column in distilled.history.items()}
+    store.write(path, KIND, tensors, {"provenance": distilled.provenance})
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def read_result(each: Run, results: str | Path) -> dict | None:
+    """A run's result, or None where there is none; an Error for one that is damaged or of other settings."""
+    path = each.report(results)
+    if not path.exists():
+        return None
+    row = read_row(path)
+    if from_dict(row["recipe"]) != each.recipe:
+        raise Error(f"{path} is the result of other settings: move it away, or choose another folder for results")
+    return row
+
+
+def read_row(path: Path) -> dict:
+    """The report at `path`: name, rule, epsilon, seed, error, accuracy (percent, mean of the final iterate's networks),
+    selected (the same of the iterate chosen on held-out images), kept (share of parameters, mean over steps), unmasked
+    (MTT loss, mean of the last steps), skipped (steps), alpha; all of `distilled` and `random` (see Evaluation);
+    recipe, seconds, device, versions, commit. Checks it, and the file of images that it names."""
     try:
         row = json.loads(path.read_text())
-        _ = row["rule"], row["epsilon"], row["seed"], row["error"], row["recipe"]
-        return row
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Error(f"{path} is not the result of a run: move it away") from None
+        needed = {"rule", "epsilon", "seed", "error", "recipe", "device", "commit"}
+        if not row["error"]:
+            needed |= {"accuracy", "selected", "kept", "unmasked", "distilled", "seconds"}
+        if missing := needed - row.keys():
+            raise KeyError(missing)
+        kept = row.get("set")
+        intact = not kept or hashlib.sha256((path.parent / kept["file"]).read_bytes()).hexdigest() == kept["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Error(f"{path}, or the file of images beside it, is not the result of a run: move both away") from None
+    if not intact:
+        raise Error(f"the images beside {path} are not those that it reports on: move both away, then run it again")
+    return row
+
+
+def read(results: str | Path, profile: str, experiment: str) -> list[dict]:
+    """The rows (see `read_row`) of an experiment's finished runs. To the ablation belong also those of Table I for its
+    data and size: MTT, and the paper's rule at the paper's threshold."""
+
+    def belongs(each: Run) -> bool:
+        its_home = (each.recipe.data, each.recipe.distill.ipc) == home(profile)
+        return each.name.startswith(f"{experiment}/") or (experiment == "epsilon" and its_home)
+
+    rows = [read_result(each, results) for each in runs(profile) if belongs(each)]
+    return [row for row in rows if row]
+
+
+def describe(row: dict) -> str:
+    """One row in words."""
+    if row["error"]:
+        return f"stopped: {row['error']}"
+    if "accuracy" not in row:
+        return "finished"
+    return f"{row['accuracy']:.1f} %, kept {row['kept']:.1%}, skipped {row['skipped']}"

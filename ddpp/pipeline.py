@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from ddpp import selection, store
+from ddpp import ranks, selection, store
 from ddpp.data import ImageData, load_data
 from ddpp.distill import distill, made_on, run_identity
 from ddpp.distilled import DistilledDataset
@@ -25,6 +25,7 @@ def run(
     out: str | Path,
     *,
     root: str | Path = "data",
+    data: ImageData | None = None,
     teachers_folder: str | Path | None = None,
     device: str | None = None,
     save_steps: int | None = None,
@@ -38,19 +39,26 @@ def run(
     Whatever exists already is taken: teachers in `teachers_folder` (default: a folder beside `out`, named by their
     configuration), the checkpoint `out`.checkpoint, a finished `out`, its report. So the same call goes on after any
     stop. Raises Error where a file belongs to another run; nothing is overwritten. Returns the set and the report.
+    `data`: what the recipe names, if it is loaded already. Under torchrun all ranks work, rank 0 writes and evaluates;
+    to the others the report is empty.
     """
     out, config = Path(out), recipe.stored_teachers()
     if out.suffix != ".safetensors":
         raise Error(f"the output {out} must end in .safetensors")
-    store.check_writable(out)
-    with store.lock(out, wait=False):
-        known, seconds = _known_report(out), {}
+    if ranks.rank():
+        say = lambda line: None
+    else:
+        store.check_writable(out)
+    with contextlib.nullcontext() if ranks.rank() else store.lock(out, wait=False), _clock(out) as seconds:
+        known = _known_report(out)
         with stopwatch(seconds, "data"):
-            data = load_data(recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device)
+            data = data or load_data(
+                recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device
+            )
         say(str(data))
         data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
-        folder = Path(teachers_folder) if teachers_folder else teachers_beside(out, config, data)
-        checkpoint = out.with_name(out.name + ".checkpoint")
+        folder = Path(teachers_folder) if teachers_folder else teachers_in(out.parent, config, data)
+        checkpoint, scores = _beside(out, "checkpoint"), _beside(out, "scores")
         resumed = out.exists() or checkpoint.exists() or folder.exists()
         distilled = _finished(out, recipe, config, data)
         if distilled is not None:
@@ -64,7 +72,10 @@ def run(
             saving = {"checkpoint": checkpoint, "save_steps": save_steps, "save_minutes": save_minutes}
             with stopwatch(seconds, "distill"):
                 distilled = distill(data, teachers, recipe.distill, **saving, progress=progress, report=say)
-                distilled.save(out)
+        if ranks.rank():
+            return distilled, {}
+        if not out.exists():
+            distilled.save(out)
         checkpoint.unlink(missing_ok=True)
 
         protocol = {"protocol": asdict(recipe.protocol), "repeats": recipe.repeats, "best_on_test": best_on_test}
@@ -76,19 +87,43 @@ def run(
         if known:
             return distilled, known
         with stopwatch(seconds, "evaluate"):
-            accuracies = _accuracies(distilled, data, recipe, best_on_test, progress)
+            accuracies = _accuracies(distilled, data, recipe, best_on_test, scores, progress)
         report = {"file": out.name, "asked": asked, "recipe": asdict(recipe), **accuracies}
         report |= {"seconds": seconds, "resumed": resumed} | provenance(data.device)
-        store.write_bytes(report_path(out), (json.dumps(report, indent=1) + "\n").encode())
+        store.write_json(report_path(out), report)
+        scores.unlink(missing_ok=True)
     return distilled, report
+
+
+def _beside(out: Path, ending: str) -> Path:
+    return out.with_name(f"{out.name}.{ending}")
+
+
+@contextlib.contextmanager
+def _clock(out: Path) -> Iterator[dict[str, float]]:
+    """The seconds of each stage, which a run that is stopped leaves in a file for the run that goes on."""
+    path = _beside(out, "seconds")
+    seconds = {}
+    with contextlib.suppress(OSError, ValueError):  # lost or damaged, it is only a clock
+        seconds = dict(json.loads(path.read_text()))
+    try:
+        yield seconds
+    except BaseException:
+        if seconds and not ranks.rank():
+            with contextlib.suppress(Error):
+                store.write_json(path, seconds)
+        raise
+    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Enter the seconds that the block takes as seconds[stage]."""
+    """Add the seconds that the block takes to seconds[stage]."""
     began = time.monotonic()
-    yield
-    seconds[stage] = round(time.monotonic() - began, 1)
+    try:
+        yield
+    finally:
+        seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - began, 1)
 
 
 def provenance(device) -> dict:
@@ -96,9 +131,9 @@ def provenance(device) -> dict:
     return {"finished": f"{datetime.datetime.now(datetime.UTC):%F %R UTC}", "commit": _commit(), **made_on(device)}
 
 
-def teachers_beside(out: Path, config: TeacherConfig, data: ImageData) -> Path:
-    """The folder for these teachers beside `out`: runs with equal teachers share it, others never meet in it."""
-    return out.parent / f"teachers-{store.identity(config.identity(data))[:8]}"
+def teachers_in(folder: Path, config: TeacherConfig, data: ImageData) -> Path:
+    """The folder for these teachers in `folder`: runs with equal teachers share it, others never meet in it."""
+    return folder / f"teachers-{store.identity(config.identity(data))[:8]}"
 
 
 def report_path(out: Path) -> Path:
@@ -128,12 +163,13 @@ def _known_report(out: Path) -> dict | None:
         raise Error(f"{path} is where the report belongs, but is another file: move it away") from None
 
 
-def _accuracies(distilled, data, recipe, best_on_test, progress) -> dict:
+def _accuracies(distilled, data, recipe, best_on_test, scores, progress) -> dict:
     """Of the set, and of the real images that it started from."""
     options = {"repeats": recipe.repeats, "protocol": recipe.protocol, "seed": recipe.distill.seed}
-    result = evaluate(distilled, data, best_on_test=best_on_test, progress=progress, **options)
+    options |= {"scores": scores, "progress": progress}
+    result = evaluate(distilled, data, best_on_test=best_on_test, **options)
     real = selection.random(data, distilled.ipc, distilled.network, recipe.distill.seed)
-    baseline = evaluate(real, data, progress=progress, **options)
+    baseline = evaluate(real, data, **options)
     return {"distilled": result.to_dict(), "random": baseline.to_dict()}
 
 

@@ -29,7 +29,7 @@ def identity(config: dict) -> str:
 def write(path: str | Path, kind: str, tensors: dict[str, Tensor], meta: dict) -> None:
     """Write tensors (moved to the CPU) and JSON-able metadata to `path`, all or nothing."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    body = {"kind": kind, "meta": meta, "sha256": {name: _hash(t) for name, t in tensors.items()}}
+    body = {"kind": kind, "meta": meta, "sha256": {name: fingerprint(t) for name, t in tensors.items()}}
     text = _canonical({"body": body, "sha256": hashlib.sha256(_canonical(body).encode()).hexdigest()})
     write_bytes(path, safetensors.torch.save(tensors, {KEY: text}))
 
@@ -52,6 +52,11 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             f"cannot write {path}: {e.strerror}; what was there before is unchanged. "
             "Make room or choose another place, then run the same command again"
         ) from e
+
+
+def write_json(path: str | Path, value) -> None:
+    """Write a JSON-able value for people and programs to read, all or nothing."""
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -126,7 +131,7 @@ class Lazy(Mapping):
         self._sha256[name]  # a KeyError here is the caller's
         tensor = self._file.get_tensor(name)
         if name not in self._checked:
-            if _hash(tensor) != self._sha256[name]:
+            if fingerprint(tensor) != self._sha256[name]:
                 raise self._damaged()
             self._checked.add(name)
         return tensor
@@ -148,6 +153,8 @@ def _canonical(value) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def _hash(tensor: Tensor) -> str:
+def fingerprint(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's type, shape and bytes."""
+    tensor = tensor.detach().cpu()
     header = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
     return hashlib.sha256(header + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpp import store
+from ddpp import ranks, store
 from ddpp.augment import augment, draw
 from ddpp.data import ImageData
 from ddpp.errors import Error
@@ -79,7 +79,8 @@ def train_teachers(
 ) -> Teachers:
     """Train `config.count` teachers for `config.epochs` epochs, or take what `folder` holds of them already.
 
-    With a folder, each teacher is a file there, memory-mapped afterwards; a stopped call goes on where it was.
+    With a folder, each teacher is a file there, memory-mapped afterwards; a stopped call goes on where it was. Under
+    torchrun every rank trains its share, into a folder that all ranks see.
     Raises Error for a file that is damaged or belongs to another configuration.
     """
     for name in ("count", "epochs", "batch"):
@@ -87,22 +88,32 @@ def train_teachers(
             raise Error(f"the teachers' {name} is {getattr(config, name)}: it must be at least 1")
     if not config.lr > 0:
         raise Error(f"the teachers' lr is {config.lr}: it must be positive")
+    if folder is None and ranks.size() > 1:
+        raise Error("several processes share their teachers through a folder: say which")
     network, identity = data.network(config.network), config.identity(data)
-    trajectories = []
-    bar = tqdm(total=config.count * config.epochs, desc="teachers", unit="epoch", disable=not progress)
+    paths = [None if folder is None else Path(folder) / f"teacher_{k:03d}.safetensors" for k in range(config.count)]
+    trained = {}
+    mine = ranks.share(config.count)
+    bar = tqdm(total=len(mine) * config.epochs, desc="teachers", unit="epoch", disable=not progress or ranks.rank() > 0)
     with bar:
-        for k in range(config.count):
-            path = None if folder is None else Path(folder) / f"teacher_{k:03d}.safetensors"
-            if path:
-                store.check_writable(path)
-            with store.lock(path, wait=True) if path else contextlib.nullcontext():  # runs side by side share teachers
-                trajectories.append(_train(network, data, config, identity, k, path, bar))
+        for k in mine:
+            if paths[k]:
+                store.check_writable(paths[k])
+            with store.lock(paths[k], wait=True) if paths[k] else contextlib.nullcontext():  # runs side by side share
+                trained[k] = _train(network, data, config, identity, k, paths[k], bar)
+    ranks.wait()
+    others = {k: _open(paths[k], _meta(identity, k)) for k in range(config.count) if k not in trained}
+    trajectories = [(trained | others)[k] for k in range(config.count)]
     return Teachers(trajectories, identity, config, network)
+
+
+def _meta(identity: dict, k: int) -> dict:
+    return {"identity": identity, "teacher": k}
 
 
 def _train(network, data, config, identity, k, path, bar) -> Mapping[str, Tensor]:
     """One teacher's snapshots and losses, from the file at `path` as far as it goes."""
-    meta = {"identity": identity, "teacher": k}
+    meta = _meta(identity, k)
     stored = _open(path, meta)
     done = len(stored) // 2
     bar.update(min(done, config.epochs))

@@ -1,0 +1,61 @@
+"""Several processes as one: torchrun starts them, each is a rank. A process on its own is rank 0 of 1.
+
+Ranks talk through the CPU (gloo), whatever they compute on: what they exchange, one gradient of the images per step, is
+small beside the work behind it.
+"""
+
+import datetime
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PATIENCE = datetime.timedelta(hours=24)  # a rank may wait for another's teachers that long
+
+
+def join() -> None:
+    """Meet the other processes that torchrun started; nothing on its own or for the second time."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(count: int) -> range:
+    """Which of `count` pieces of work are this rank's."""
+    return range(rank(), count, size())
+
+
+def wait() -> None:
+    """Until every rank has come here."""
+    if size() > 1:
+        dist.barrier()
+
+
+def average(parts: Sequence[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
+    """The mean of `count` dicts of tensors, of which `parts` are those in this rank's `share`; on every rank the same.
+
+    Summed in the order of the whole, so that the bits do not depend on the number of ranks, which must divide `count`.
+    """
+    if size() > 1:
+        mine = torch.stack([torch.cat([value.flatten().cpu() for value in part.values()]) for part in parts])
+        shares = [torch.empty_like(mine) for _ in range(size())]
+        dist.all_gather(shares, mine)
+        rows = torch.stack(shares, dim=1).flatten(0, 1).to(next(iter(parts[0].values())).device)  # as `share` deals
+        lengths = [value.numel() for value in parts[0].values()]
+        shapes = {name: value.shape for name, value in parts[0].items()}
+        parts = [
+            {name: v.view(s) for v, (name, s) in zip(row.split(lengths), shapes.items(), strict=True)} for row in rows
+        ]
+    total = dict(parts[0])
+    for part in parts[1:]:
+        total = {name: value + part[name] for name, value in total.items()}
+    return {name: value / count for name, value in total.items()}
