@@ -194,19 +194,24 @@ class PackCommand:
 
 @dataclass
 class BenchCommand:
-    """Time and memory of both engines, as ratios."""
+    """Time and memory of a distillation step, as ratios, and of the jobs that a full-scale run consists of."""
 
     student_steps: tuple[int, ...] = (10, 30, 50)  # J
     width: int = 128
     images: int = 10  # distilled images
     rounds: int = 3  # runs of each engine, in turn
+    jobs: tuple[str, ...] | None = None  # names; default: three of them on a CPU, all on a GPU
     device: str | None = None
     out: Path | None = None  # also write the figures there, as JSON
 
     def __call__(self) -> None:
-        from ddpp.bench import bench
+        from ddpp.bench import bench, bench_jobs, choose_jobs
 
-        result = bench(self.student_steps, self.width, self.images, self.rounds, find_device(self.device).type)
+        device = find_device(self.device).type
+        jobs = choose_jobs(self.jobs, device)
+        result = bench(self.student_steps, self.width, self.images, self.rounds, device)
+        if jobs:
+            result["jobs"] = bench_jobs(jobs, self.width, device)
         if self.out:
             store.write_json(self.out, result)
             print(f"written to {self.out}")

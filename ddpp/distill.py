@@ -41,7 +41,7 @@ class DistillConfig:
     alpha_lr: float = 1e-7  # learning rate of alpha
     momentum: float = 0.5  # of both
     batch: int | None = None  # distilled images per student update; None: all of them
-    engine: str = "auto"  # auto, autograd or adjoint
+    engine: str = "auto"  # auto, autograd, adjoint or compiled
     iterates: int = 5  # how many states along the way are kept, evenly spaced, to choose from
     trajectories: int = 1  # matched in each step, their gradients averaged; shared out over ranks
     seed: int = 0
@@ -156,7 +156,8 @@ def step(state: State, labels: Tensor, teachers: Teachers, config: DistillConfig
     else:
         after = replace(state, step=state.step + 1, skipped=state.skipped + 1)
     first = {name: mine[0][name] for name in ("epoch", "teacher")}
-    return after, mean | first | {"alpha": after.alpha, "skipped": 0 if usable else 1}
+    skipped = {"alpha": after.alpha, "skipped": 0 if usable else 1}
+    return after, mean | first | skipped
 
 
 def match(

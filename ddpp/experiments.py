@@ -125,14 +125,17 @@ def reproduce(
     minutes: float | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
-) -> None:
-    """Do the runs of `todo` that have no result yet, one after the other, for `minutes` or until all are done.
+) -> list[dict]:
+    """Do the runs of `todo` that have no result yet, one after the other, for `minutes` or until all are done; returns
+    the rows (see `read_row`) of those that are finished.
 
     Teachers, checkpoints and whole distilled files are in `work`; with it, a stopped call goes on where it was, here
     or on another machine. Raises Error for a result that is damaged or belongs to other settings.
     """
-    if ranks.rank():
-        say = lambda line: None
+    if ranks.size() > 1:
+        raise Error(
+            "reproduce is one process: start one per GPU, with --device cuda:0, cuda:1 ... and an --only for each"
+        )
     missing = [each for each in todo if read_result(each, results) is None]
     say(f"{len(todo) - len(missing)} of {len(todo)} runs are finished")
     load = lru_cache(1)(lambda *which: load_data(which[0], root=root, zca=which[1], validation=which[2], device=device))
@@ -147,8 +150,9 @@ def reproduce(
             if not out_of_time():
                 raise
             say(f"\nthe {minutes:g} minutes are over; what was done is saved. Run the same command again to go on")
-            return
-    say("\nall of these runs are finished")
+    rows = [row for each in todo if (row := read_result(each, results))]
+    say(f"\n{len(rows)} of {len(todo)} runs are finished")
+    return rows
 
 
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:
@@ -200,8 +204,6 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
     except Stopped as e:  # pruning too much is a result, too
         row |= {"error": str(e), "recipe": asdict(each.recipe)} | provenance(data.device)
         distilled, report = None, {}
-    if ranks.rank():
-        return row
     if distilled:
         row |= _summary(distilled, report) | {key: report[key] for key in report if key not in ("file", "asked")}
         row["set"] = _write_set(path.with_suffix(".safetensors"), distilled)
@@ -273,13 +275,14 @@ def read(results: str | Path, profile: str, experiment: str) -> list[dict]:
         return each.name.startswith(f"{experiment}/") or (experiment == "epsilon" and its_home)
 
     rows = [read_result(each, results) for each in runs(profile) if belongs(each)]
-    return [row for row in rows if row]
+    order = settings(profile)
+    return sorted(
+        (row for row in rows if row), key=lambda row: (order.index((row["rule"], row["epsilon"])), row["seed"])
+    )
 
 
 def describe(row: dict) -> str:
     """One row in words."""
     if row["error"]:
         return f"stopped: {row['error']}"
-    if "accuracy" not in row:
-        return "finished"
     return f"{row['accuracy']:.1f} %, kept {row['kept']:.1%}, skipped {row['skipped']}"

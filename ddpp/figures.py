@@ -173,7 +173,7 @@ def layers(distilled: DistilledDataset, names: list[str]) -> Figure:
 
 
 def ablation(lines: Sequence[dict]) -> Figure:
-    """Accuracy, share kept and final unmasked loss against epsilon (see `experiments.summarize`); the band is rule
+    """Accuracy, share kept and final unmasked loss against epsilon (see `tables.summarize`); the band is rule
     none, that is MTT. Error bars and band: standard deviation over seeds."""
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.9), layout="constrained")
     values = (("mean", "test accuracy (%)", 1), ("kept", "effective parameters (%)", 100), ("unmasked", "MTT loss", 1))

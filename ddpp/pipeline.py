@@ -49,9 +49,10 @@ def run(
         say = lambda line: None
     else:
         store.check_writable(out)
-    with contextlib.nullcontext() if ranks.rank() else store.lock(out, wait=False), _clock(out) as seconds:
+    restarted = ranks.size() > 1  # perhaps: then the rank 0 before this one may still be about to end
+    with contextlib.nullcontext() if ranks.rank() else store.lock(out, wait=restarted), _clock(out) as seconds:
         known = _known_report(out)
-        with stopwatch(seconds, "data"):
+        with stopwatch(seconds, "data"), ranks.in_turn():
             data = data or load_data(
                 recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device
             )

@@ -4,9 +4,10 @@ Ranks talk through the CPU (gloo), whatever they compute on: what they exchange,
 small beside the work behind it.
 """
 
+import contextlib
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,8 +18,14 @@ PATIENCE = datetime.timedelta(hours=24)  # a rank may wait for another's teacher
 
 def join() -> None:
     """Meet the other processes that torchrun started; nothing on its own or for the second time."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=PATIENCE)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1 or dist.is_initialized():
+        return
+    number, attempt = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    hosts = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts)
+    store = dist.PrefixStore(f"attempt {attempt}", store)  # else, after a restart, ranks read addresses of dead ones
+    dist.init_process_group("gloo", store=store, rank=number, world_size=world, timeout=PATIENCE)
 
 
 def rank() -> int:
@@ -38,6 +45,16 @@ def wait() -> None:
     """Until every rank has come here."""
     if size() > 1:
         dist.barrier()
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Rank 0 enters the block first, the others when it has left: for what one must fetch and all can then read."""
+    if rank() > 0:
+        wait()
+    yield
+    if rank() == 0:
+        wait()
 
 
 def average(parts: Sequence[dict[str, Tensor]], count: int) -> dict[str, Tensor]:

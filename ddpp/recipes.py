@@ -69,8 +69,8 @@ def recipe(profile: str = "smoke", data: str | None = None, ipc: int = 1) -> Rec
     """The settings of a profile for a data set and a number of images per class.
 
     smoke: minutes on two CPU cores, width 32, the bundled sample unless told otherwise. paper: the paper's settings.
-    colab: the paper's with 20 teachers and T = 1,000; cpu: with 3 and 500, an hour for one image per class. Sizes
-    between those of the paper take the next smaller one's settings, data sets of your own those of CIFAR-10.
+    colab: the paper's with 20 teachers and T = 1,000. cpu: with 3 and 500; for one image per class, hours on two cores.
+    Sizes between those of the paper take the next smaller one's settings, data sets of your own those of CIFAR-10.
     """
     choose("recipe", profile, PROFILES)
     if profile == "smoke":

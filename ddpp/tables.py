@@ -13,6 +13,85 @@ TABLE_1 = {  # the paper's Table I: test accuracy of MTT and of the paper's meth
     ("cifar100", 10): {"none": (40.1, 0.4), "signed": (43.1, 0.3)},
     ("cifar100", 50): {"none": (47.7, 0.2), "signed": (48.4, 0.3)},
 }
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided, by degrees of freedom
+NAMES = {"none": "MTT", "signed": "pruned"}
+
+
+def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
+    """The paper's Table I in Markdown, its numbers beside those of the rows; a dash where nothing has been run.
+
+    Of one seed: mean and deviation of its networks. Of more: mean and deviation over seeds of the networks' mean.
+    """
+    head = ("data, images per class", "method", "paper", "final", "selected", "best on test", "seeds")
+    lines = [head, ["---"] * len(head)]
+    for data, ipc in sets:
+        for rule, (mean, std) in TABLE_1[data, ipc].items():
+            group = [row["distilled"] for row in rows if not row["error"] and _key(row) == (data, ipc, rule)]
+            ours = [_accuracy([each[which] for each in group]) for which in ("final", "selected", "best_on_test")]
+            lines.append([_name(data, ipc), NAMES[rule], f"{mean} ± {std}", *ours, str(len(group) or "–")])
+    return _markdown(lines)
+
+
+def costs(rows: Sequence[dict]) -> str:
+    """What each run took, in Markdown: hours of its stages (teachers: the run that trained them), on what, when."""
+    head = ("run", "teachers", "distillation", "evaluation", "device", "torch", "commit", "finished")
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        spent = [f"{row['seconds'].get(stage, 0) / 3600:.2f} h" for stage in ("teachers", "distill", "evaluate")]
+        made = [row["device"], row["versions"]["torch"], row["commit"], row["finished"]]
+        lines.append([row["name"].partition("/")[2], *spent, *map(str, made)])
+    return _markdown(lines) if rows else "No run is finished."
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _name(data: str, ipc: int) -> str:
+    return f"{data.upper().replace('CIFAR', 'CIFAR-')}, {ipc}"
+
+
+def _key(row: dict) -> tuple[str, int, str]:
+    return row["recipe"]["data"], row["recipe"]["distill"]["ipc"], row["rule"]
+
+
+def _accuracy(seeds: list[list[float] | None]) -> str:
+    """Mean and deviation, as text, of the accuracies of each seed's networks."""
+    if not seeds or None in seeds:
+        return "–"
+    values = seeds[0] if len(seeds) == 1 else [statistics.fmean(networks) for networks in seeds]
+    return f"{statistics.fmean(values):.1f} ± {spread(values):.1f}"
+
+
+def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None, float | None]:
+    """How much better the paper's rule is than MTT, over the seeds that have both: the mean difference of `value` and
+    half the width of its 95 % confidence interval (None for fewer than two seeds); rows of one data set and size."""
+    by = {(row["rule"], row["seed"]): row[value] for row in rows if not row["error"]}
+    gains = [by["signed", seed] - by["none", seed] for rule, seed in by if rule == "signed" and ("none", seed) in by]
+    if not gains:
+        return None, None
+    if len(gains) == 1:
+        return gains[0], None
+    return statistics.fmean(gains), T_95[min(len(gains), 10) - 2] * spread(gains) / len(gains) ** 0.5
+
+
+def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
+    """`paired` for each data set and size of Table I, in Markdown, beside the paper's difference."""
+    head = ("data, images per class", "paper", "final", "selected", "seeds")
+    lines = [head, ["---"] * len(head)]
+    for data, ipc in sets:
+        paper = TABLE_1[data, ipc]
+        group = [row for row in rows if _key(row)[:2] == (data, ipc)]
+        ours = [_gain(*paired(group, value)) for value in ("accuracy", "selected")]
+        seeds = sum(row["rule"] == "signed" for row in group)
+        lines.append([_name(data, ipc), f"{paper['signed'][0] - paper['none'][0]:+.1f}", *ours, str(seeds or "–")])
+    return _markdown(lines)
+
+
+def _gain(mean: float | None, half: float | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{mean:+.1f}" if half is None else f"{mean:+.1f} ± {half:.1f}"
 
 
 def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
@@ -23,8 +102,6 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
     for rule, epsilon in dict.fromkeys((row["rule"], row["epsilon"]) for row in rows):
         group = {row["seed"]: row for row in rows if (row["rule"], row["epsilon"]) == (rule, epsilon)}
         finished = {seed: row for seed, row in group.items() if not row["error"]}
-        if not group:
-            continue
         base = {row["seed"]: row[value] for row in rows if row["rule"] == "none" and not row["error"]}
         values = [row[value] for row in finished.values()]
         gains = [row[value] - base[seed] for seed, row in finished.items() if seed in base and rule != "none"]

@@ -1,71 +1,210 @@
-"""The ablation: paired runs, one file each, that a stopped call goes on with; and the tables made of them."""
+"""`ddpp reproduce`: a list of runs whose results are files, that stops and goes on at any moment; and its tables."""
 
 import json
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from ddpp import Error, NetworkConfig, Protocol, load_data, recipe
+from ddpp import Error, NetworkConfig, Protocol, experiments, recipe, store
 from ddpp.cli import main
-from ddpp.experiments import SETTINGS, TABLE_1, ablate, cells, read, summarize, table_1
+from ddpp.experiments import Run, overview, read_result, reproduce, runs, select, settings
+from ddpp.recipes import PROFILES, from_dict
+from ddpp.tables import TABLE_1, cells, paired, summarize, table_1
 
-TWO = [("none", 0.0), ("signed", 0.5)]
+REPRODUCING = Path(__file__).with_name("reproducing.py")
 
 
-@pytest.fixture
-def small(npz):
-    base = recipe("smoke", str(npz()))
-    return replace(
+def tiny_runs(path, steps=3):
+    """MTT and the paper's rule on a data set of noise, in a second."""
+    base = recipe("smoke", str(path))
+    base = replace(
         base,
         teachers=replace(base.teachers, count=2, batch=8, network=NetworkConfig(width=8)),
-        distill=replace(base.distill, steps=3, student_steps=3, image_lr=10.0),
+        distill=replace(base.distill, steps=steps, student_steps=3, image_lr=10.0, iterates=2),
         protocol=Protocol(epochs=5),
         repeats=2,
     )
-
-
-def test_an_ablation_is_one_file_per_run_and_goes_on_with_what_is_missing(small, tmp_path):
-    data, folder, said = load_data(small.data, device="cpu"), tmp_path / "ablation", []
-    options = {"settings": TWO, "teachers_root": tmp_path, "progress": False, "say": said.append}
-    rows = ablate(data, small, folder, seeds=2, **options)
-    assert [(row["rule"], row["seed"]) for row in rows] == [
-        (rule, seed) for seed in (0, 1) for rule in ("none", "signed")
+    pairs = [("none", 0.0), ("signed", 0.5)]
+    return [
+        Run(f"table1/{rule}", replace(base, distill=replace(base.distill, rule=rule, epsilon=epsilon)))
+        for rule, epsilon in pairs
     ]
-    assert len(said) == 4
+
+
+@pytest.fixture
+def places(tmp_path):
+    return {"results": tmp_path / "results", "work": tmp_path / "work"}
+
+
+@pytest.fixture
+def quiet(places):
+    return places | {"device": "cpu", "progress": False, "say": lambda line: None}
+
+
+def test_every_profile_lists_the_experiments_most_valuable_first():
+    names = {profile: [each.name for each in runs(profile)] for profile in PROFILES}
+    assert all(len(set(found)) == len(found) for found in names.values())
+    paper = names["paper"]
+    assert paper == names["colab"]
+    assert paper[:4] == [f"table1/cifar10-ipc{n}-{rule}-seed0" for n in (10, 1) for rule in ("none", "signed")]
+    assert paper[4].startswith("epsilon/signed-0-")
+    order = [
+        paper.index(f"table1/{name}-signed-seed0") for name in ("cifar10-ipc50", "cifar100-ipc1", "cifar100-ipc10")
+    ]
+    assert order == sorted(order)
+    assert paper.index("table1/cifar100-ipc50-signed-seed0") < paper.index("table1/cifar10-ipc10-none-seed1")
+    assert len([name for name in paper if "table1" in name]) == 2 * len(TABLE_1) * 3
+    assert names["cpu"][:2] == ["table1/cifar10-ipc1-none-seed0", "table1/cifar10-ipc1-signed-seed0"]
+    assert len(names["smoke"]) == 3 * (len(settings("smoke")) + 4)
+
+
+def test_runs_of_one_seed_differ_in_the_rule_alone():
+    for profile in PROFILES:
+        same = {}
+        for each in runs(profile):
+            bare = replace(each.recipe, distill=replace(each.recipe.distill, rule="none", epsilon=0.0))
+            same.setdefault((bare.data, bare.distill.ipc, bare.distill.seed), set()).add(bare)
+        assert all(len(recipes) == 1 for recipes in same.values())
+    assert {each.recipe.teachers.seed for each in runs("paper")} == {0}
+
+
+def test_settings_survive_the_way_through_a_file_and_old_files_get_defaults():
+    from dataclasses import asdict
+
+    for each in (runs("paper")[0], runs("smoke")[-1]):
+        stored = json.loads(json.dumps(asdict(each.recipe)))
+        assert from_dict(stored) == each.recipe
+        del stored["distill"]["trajectories"]
+        assert from_dict(stored) == each.recipe
+        with pytest.raises(Error, match="not the settings of a run"):
+            from_dict(stored | {"colour": "red"})
+
+
+def test_what_is_missing_is_run_and_what_is_there_is_left_alone(npz, places, quiet):
+    todo, said = tiny_runs(npz()), []
+    assert overview(todo, *places.values())[-1] == "0 of 2 runs are finished"
+    rows = reproduce(todo, **quiet | {"say": said.append})
+    assert rows == [read_result(each, places["results"]) for each in todo]
+    assert [row["rule"] for row in rows] == ["none", "signed"]
     assert rows[0]["kept"] == 1 > rows[1]["kept"]
-    assert rows[0]["accuracy"] == statistics.fmean(rows[0]["evaluation"]["final"])
-    assert {row["recipe"]["teachers"]["seed"] for row in rows if row["seed"] == 1} == {1}
+    assert rows[0]["accuracy"] == statistics.fmean(rows[0]["distilled"]["final"])
+    assert rows[0]["distilled"]["best_on_test"]
+    assert rows[0]["random"]["final"]
+    assert {"teachers", "distill", "evaluate"} <= rows[0]["seconds"].keys()
+    assert "torch" in rows[0]["versions"]
+    tensors, meta = store.read(todo[0].report(places["results"]).with_suffix(".safetensors"), experiments.KIND)
+    assert tensors["images"].shape == (3, 1, 12, 12)
+    assert meta["provenance"]["teacher_count"] == 2
+    assert "2 of 2 runs are finished" in said[-1]
 
-    (folder / "signed-0.5-seed1.json").unlink()
-    kept = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again = ablate(data, small, folder, seeds=2, **options)
-    assert len(said) == 5
-    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
-    assert [row["accuracy"] for row in again] == [row["accuracy"] for row in rows]
-    assert sorted(row["accuracy"] for row in read(folder)) == sorted(row["accuracy"] for row in rows)
-
-    with pytest.raises(Error, match="result of other settings: choose another folder"):
-        ablate(data, replace(small, repeats=1), folder, seeds=2, **options)
-    (folder / "none-0-seed0.json").write_text("{}")
-    with pytest.raises(Error, match="is not the result of a run: move it away"):
-        read(folder)
+    kept = {path: path.stat().st_mtime_ns for path in places["results"].rglob("*.*")}
+    reproduce(todo, **quiet)
+    assert {path: path.stat().st_mtime_ns for path in places["results"].rglob("*.*")} == kept
+    todo[1].report(places["results"]).unlink()
+    assert overview(todo, *places.values())[-1] == "1 of 2 runs are finished"
+    reproduce(todo, **quiet)
+    assert read_result(todo[1], places["results"])["distilled"] == rows[1]["distilled"]
 
 
-def test_pruning_too_much_is_a_result_not_a_crash(small, tmp_path):
-    data = load_data(small.data, device="cpu")
-    wild = replace(small, distill=replace(small.distill, steps=40, alpha0=1e30))
-    options = {"settings": TWO, "seeds": 1, "teachers_root": tmp_path, "progress": False, "say": lambda line: None}
-    rows = ablate(data, wild, tmp_path / "a", **options)
+def test_a_result_that_is_damaged_or_of_other_settings_is_refused(npz, places, quiet):
+    todo = tiny_runs(npz())[:1]
+    reproduce(todo, **quiet)
+    path = todo[0].report(places["results"])
+    other = [replace(todo[0], recipe=replace(todo[0].recipe, repeats=1))]
+    with pytest.raises(Error, match="result of other settings: move it away"):
+        reproduce(other, **quiet)
+    whole = path.read_text()
+    path.write_text(whole[:100])
+    with pytest.raises(Error, match="is not the result of a run: move both away"):
+        reproduce(todo, **quiet)
+    path.write_text(whole)
+    images = path.with_suffix(".safetensors")
+    images.write_bytes(images.read_bytes()[:-1] + b"x")
+    with pytest.raises(Error, match="are not those that it reports on"):
+        overview(todo, *places.values())
+    images.unlink()
+    with pytest.raises(Error, match="move both away"):
+        overview(todo, *places.values())
+
+
+def test_pruning_too_much_is_a_result_not_a_crash(npz, places, quiet):
+    todo = [
+        replace(each, recipe=replace(each.recipe, distill=replace(each.recipe.distill, steps=40, alpha0=1e30)))
+        for each in tiny_runs(npz())
+    ]
+    rows = reproduce(todo, **quiet)
     assert all("in a row" in row["error"] for row in rows)
     assert [(line["stopped"], line["mean"]) for line in summarize(rows)] == [(1, None), (1, None)]
 
 
-def test_differences_to_mtt_are_paired_by_seed():
-    row = lambda rule, epsilon, seed, accuracy: {
-        **{"rule": rule, "epsilon": epsilon, "seed": seed, "accuracy": accuracy},
-        **{"error": None, "kept": 0.5, "unmasked": 1.0},
+def test_it_stops_when_the_minutes_are_over_and_goes_on(npz, places, quiet):
+    todo, said = tiny_runs(npz(), steps=400), []
+    reproduce(todo, minutes=2 / 60, **quiet | {"say": said.append})
+    assert "minutes are over; what was done is saved" in said[-2]
+    lines = overview(todo, *places.values())
+    assert lines[-1] == "0 of 2 runs are finished"
+    assert "begun: " in lines[0]
+    assert " of 400 steps" in lines[0]
+    with pytest.raises(Error, match="minutes is 0: it must be positive"):
+        reproduce(todo, minutes=0, **quiet)
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_results(npz, tmp_path):
+    data = npz()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    call = lambda folder, kills: subprocess.run(
+        [sys.executable, REPRODUCING, str(data), str(folder), str(kills)], capture_output=True, text=True
+    )
+    assert call(whole, 0).returncode == 0
+    done = call(killed, 10)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("killed") == 10
+    assert "lost" not in done.stdout  # a finished run stays finished
+    for each in tiny_runs(data, steps=40):
+        a, b = (read_result(each, folder / "results") for folder in (whole, killed))
+        same = ("name", "accuracy", "selected", "kept", "unmasked", "alpha", "distilled", "random", "set", "recipe")
+        assert {key: a[key] for key in same} == {key: b[key] for key in same}
+    assert not list(killed.rglob("*.part"))
+
+
+def test_the_command_line_lists_selects_and_explains(tmp_path, capsys):
+    where = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+    assert main(["reproduce", "--list", "--only", "table1/cifar10-ipc10-*", *where]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == [f"table1/cifar10-ipc10-{r}-seed0" for r in ("none", "signed")]
+    assert lines[-1] == "0 of 6 runs are finished"
+    assert main(["reproduce", "--only", "table2/*", *where]) == 1
+    assert "no run is named like 'table2/*'" in capsys.readouterr().err
+    assert main(["reproduce", "--profile", "papr", *where]) == 1
+    assert "did you mean 'paper'?" in capsys.readouterr().err
+    with pytest.raises(Error, match="no run is named like"):
+        select(runs("cpu"), "epsilon/*")
+
+
+def test_the_results_in_this_repository_are_whole_and_of_the_listed_settings():
+    results = Path(__file__).parents[1] / "results"
+    listed = {each.report(results) for profile in PROFILES for each in runs(profile)}
+    found = {path for profile in PROFILES for path in (results / profile).glob("*/*.json")}
+    assert found
+    assert found <= listed
+    for profile in PROFILES:
+        for each in runs(profile):
+            row = read_result(each, results)
+            assert row is None or row["commit"]
+
+
+def row(rule, epsilon, seed, accuracy, **more):
+    return {
+        **{"rule": rule, "epsilon": epsilon, "seed": seed, "accuracy": accuracy, "selected": accuracy + 1},
+        **{"error": None, "kept": 0.5, "unmasked": 1.0, **more},
     }
+
+
+def test_differences_to_mtt_are_paired_by_seed():
     rows = [row("none", 0.0, s, a) for s, a in enumerate((10, 20, 30))]
     rows += [row("signed", 0.1, s, a) for s, a in enumerate((11, 22, 33))]
     none, signed = summarize(rows)
@@ -74,18 +213,18 @@ def test_differences_to_mtt_are_paired_by_seed():
     assert cells(signed) == ["signed", "0.1", "3", "50.0%", "22.0 ± 11.0", "+2.0 ± 0.6"]
     assert cells(summarize(rows[::3])[1]) == ["signed", "0.1", "1", "50.0%", "11.0", "+1.0"]  # one seed: no error bar
     assert signed["error"] == pytest.approx(1 / 3**0.5)  # the differences 1, 2, 3, not the spread of the accuracies
+    gain, half = paired(rows)
+    assert gain == 2
+    assert half == pytest.approx(4.303 / 3**0.5, rel=1e-3)  # 95 %, two degrees of freedom
+    assert paired(rows[::3]) == (1, None)
+    assert paired(rows[:3]) == (None, None)
 
 
-def test_table_1_shows_what_was_run_and_a_dash_elsewhere(tmp_path):
-    assert table_1(tmp_path).count("| – |") + table_1(tmp_path).count(" – ") >= 2 * len(TABLE_1)
-    report = {"distilled": {"final": [60.0, 62.0]}}
-    (tmp_path / "cifar10-ipc10-signed.json").write_text(json.dumps(report))
-    assert "| CIFAR-10, 10 | 65.3 ± 0.7 | – | 65.5 ± 0.3 | 61.0 ± 1.4 |" in table_1(tmp_path)
-
-
-def test_the_command_line_ablates_every_setting(small, tmp_path, capsys):
-    tiny = "--teachers.count 1 --teachers.batch 8 --teachers.network.width 4 --steps 1 --student-steps 1 --iterates 1"
-    where = ["--data", small.data, "--device", "cpu", "--out", str(tmp_path / "out"), "--teachers-root", str(tmp_path)]
-    assert main(["ablate", *where, *tiny.split(), "--protocol.epochs", "1", "--repeats", "1", "--seeds", "1"]) == 0
-    assert {(row["rule"], row["epsilon"]) for row in read(tmp_path / "out")} == set(SETTINGS)
-    assert "smallest-0.7-seed0: " in capsys.readouterr().out
+def test_table_1_shows_what_was_run_beside_the_paper_and_a_dash_elsewhere():
+    final = {"final": [60.0, 62.0], "selected": [61.0, 63.0], "best_on_test": [62.0, 64.0]}
+    recipe_of = lambda: {"data": "cifar10", "distill": {"ipc": 10}}
+    rows = [row("signed", 0.1, 0, 61.0, distilled=final, recipe=recipe_of())]
+    table = table_1(rows)
+    assert "| CIFAR-10, 10 | pruned | 65.5 ± 0.3 | 61.0 ± 1.4 | 62.0 ± 1.4 | 63.0 ± 1.4 | 1 |" in table
+    assert "| CIFAR-10, 10 | MTT | 65.3 ± 0.7 | – | – | – | – |" in table
+    assert table.count("| – | – | – | – |") == 2 * len(TABLE_1) - 1
