@@ -1,27 +1,27 @@
-"""Seconds and memory of a distillation step with each engine, every measurement in a process of its own."""
+"""Seconds and memory of a distillation step with each way back, and of the jobs of a full-scale run; every measurement
+in a process of its own."""
 
 import json
 import platform
+import signal
 import statistics
 import subprocess
 import sys
-import time
-from pathlib import Path
+from dataclasses import asdict
 
-import psutil
 import torch
 
-from ddpp.errors import Error
-from ddpp.networks import NetworkConfig
-from ddpp.pruning import matching_loss
-from ddpp.seeds import generator
-from ddpp.unroll import ENGINES, draw_updates, unroll
+from ddpp.errors import Error, choose
+from ddpp.jobs import JOBS, Job, arithmetic, least_bytes
+from ddpp.unroll import ENGINES
 
 MIB = 2**20
+WAYS = ("autograd", "adjoint")  # the graph of all updates, and the walk back, both as PyTorch runs them
+ON_A_CPU = ("step-cifar10-ipc1", "teacher-epoch", "evaluate-cifar10-ipc10")  # the jobs, unless others are asked for
 
 
 def bench(steps: tuple[int, ...], width: int, images: int, rounds: int, device: str, say=print) -> dict:
-    """Measure both engines for each J in `steps`, `rounds` times in turn; print a table with ratios and return it."""
+    """Measure both ways for each J in `steps`, `rounds` times in turn; print a table with ratios and return it."""
     for name, value in (
         ("student_steps", min(steps, default=0)),
         ("width", width),
@@ -35,10 +35,14 @@ def bench(steps: tuple[int, ...], width: int, images: int, rounds: int, device: 
     say(f"{'J':>3}  {'engine':9} {'s/step':>8} {'MiB':>8} {'in all':>8}   adjoint / autograd")
     rows = []
     for j in steps:
-        runs = {engine: [] for engine in ENGINES}
+        job = Job("step", 10, images, images, j, "updates", j)
+        runs = {engine: [] for engine in WAYS}
         for _ in range(rounds):
             for engine, into in runs.items():
-                into.append(_child(engine, j, width, images, device))
+                into.append(_measure(job, engine, width, j, device))
+        failed = next((run["failed"] for results in runs.values() for run in results if "failed" in run), None)
+        if failed:
+            raise Error(f"a measurement failed ({failed}): try fewer images or a smaller width")
         pair = [_row(engine, j, results) for engine, results in runs.items()]
         rows += pair
         for row in pair:
@@ -57,6 +61,63 @@ def bench(steps: tuple[int, ...], width: int, images: int, rounds: int, device: 
     return {"machine": _machine(device), "torch": torch.__version__, "width": width, "images": images, "rows": rows}
 
 
+def choose_jobs(names: tuple[str, ...] | None, device: str) -> dict[str, Job]:
+    """The jobs of these names; None: three on a CPU, all on a GPU."""
+    names = (ON_A_CPU if device == "cpu" else tuple(JOBS)) if names is None else names
+    return {name: JOBS[choose("job", name, JOBS)] for name in names}
+
+
+def bench_jobs(jobs: dict[str, Job], width: int, device: str, say=print) -> dict:
+    """Measure each job, steps with every engine; print a table of what was measured beside the least, and return it.
+
+    On a CPU a share of each job is measured and scaled to all of it.
+    """
+    rate = _child("matmul_rate", device=device)
+    say(f"\njobs of a full-scale run: ConvNet width {width}, float32; {_machine(device)}")
+    say(f"floor: the arithmetic at {rate / 1e9:,.0f} GFLOP/s, the rate of a large matrix product on this device")
+    say("least MiB: the parameter vectors (J of a step) and the images (of a step, also their gradient)")
+    say("autograd: the way of the implementations before; it keeps every update, and those left out are added\n")
+    say(
+        f"{'job':23} {'engine':9} {'s':>9} {'floor':>9} {'ratio':>6} {'/autograd':>9} {'MiB':>9} {'least':>7}  measured"
+    )
+    rows = []
+    for name, job in jobs.items():
+        flop, reference = arithmetic(job, width), None
+        for engine in ENGINES if job.kind == "step" else ["-"]:
+            count = job.share if device == "cpu" else job.repeats
+            row = {"job": name, "engine": engine, "measured": count, "of": job.repeats, "unit": job.unit, "flop": flop}
+            row |= {"floor_seconds": flop / rate, "least": least_bytes(job, width) / MIB}
+            row |= _scaled(_measure(job, engine, width, count, device), count, job.repeats)
+            if "seconds" in row:
+                reference = row["seconds"] if engine == "autograd" else reference
+                row["floor_ratio"] = row["seconds"] / row["floor_seconds"]
+                row["autograd_ratio"] = reference and row["seconds"] / reference
+            rows.append(row)
+            say(_line(row))
+    return {"matmul_flops": rate, "rows": rows}
+
+
+def _scaled(run: dict, count: int, of: int) -> dict:
+    """Seconds and MiB of a whole job, from those of `count` of its repeats."""
+    if "failed" in run:
+        return run
+    more = (of - count) * run["kept"]
+    memory = {key: (run[key] + more) / MIB for key in ("above", "total")}
+    return {"seconds": run["seconds"] * of / count} | memory
+
+
+def _line(row: dict) -> str:
+    start = f"{row['job']:23} {row['engine']:9}"
+    if "failed" in row:
+        return f"{start} {row['failed']}"
+    versus = f"{row['autograd_ratio']:9.2f}" if row["autograd_ratio"] else f"{'':9}"
+    share = "whole" if row["measured"] == row["of"] else f"{row['measured']} of {row['of']:,} {row['unit']}, scaled"
+    return (
+        f"{start} {row['seconds']:9,.2f} {row['floor_seconds']:9,.2f} {row['floor_ratio']:6.1f} {versus} "
+        f"{row['above']:9,.0f} {row['least']:7,.0f}  {share}"
+    )
+
+
 def _machine(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
@@ -73,60 +134,17 @@ def _row(engine: str, j: int, runs: list[dict]) -> dict:
     }
 
 
-def _child(*arguments) -> dict:
-    command = [sys.executable, "-m", "ddpp.bench", *map(str, arguments)]
+def _measure(job: Job, engine: str, width: int, count: int, device: str) -> dict:
+    return _child("measure", job=asdict(job), engine=engine, width=width, count=count, device=device)
+
+
+def _child(function: str, **arguments):
+    """What a function of ddpp/jobs.py returns in a process of its own."""
+    command = [sys.executable, "-m", "ddpp.jobs", function, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == -signal.SIGKILL:
+        return {"failed": "out of memory: the system stopped it"}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise Error(f"a measurement failed ({last}): try fewer images or a smaller width")
     return json.loads(done.stdout)
-
-
-def measure(engine: str, j: int, width: int, images: int, device: str) -> dict:
-    """Seconds and peak memory of one distillation step in this process, after two updates to warm up."""
-    network = NetworkConfig(width=width).build(3, 10, 32, device)
-    start = network.initial(0)
-    teacher = start + 0.01 * torch.randn(start.shape, generator=generator(0, "teacher")).to(device)
-    x = torch.randn(images, 3, 32, 32, generator=generator(0, "images")).to(device)
-    y, alpha = torch.arange(images, device=device) % 10, torch.tensor(0.01, device=device)
-    updates = draw_updates(images, None, j, generator(0, "updates"))
-    loss = lambda student: matching_loss(student, teacher, start, 0.1)
-
-    def seconds(updates) -> float:
-        began = time.perf_counter()
-        unroll(network, start, x, y, alpha, updates, loss, engine)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    idle = _reset_peak(device)
-    seconds(draw_updates(images, None, 2, generator(0, "warm")))
-    taken = seconds(updates)
-    peak = _peak(device)
-    return {"seconds": taken, "above": peak - idle, "total": peak}
-
-
-def _reset_peak(device: str) -> int:
-    """Start measuring the peak memory; returns what is used now, in bytes."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-    return psutil.Process().memory_info().rss
-
-
-def _peak(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    if Path("/proc/self/status").exists():  # not getrusage: there a child starts with its parent's peak
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-if __name__ == "__main__":
-    engine, j, width, images, device = sys.argv[1:]
-    print(json.dumps(measure(engine, int(j), int(width), int(images), device)))

@@ -1,6 +1,6 @@
 """Eq. (2) J times, and the exact gradient of a loss of the result with respect to the distilled images and alpha.
 
-Two engines, one signature, equal results. `autograd` keeps the graph of all J updates, as every implementation before
+Three engines, one signature, equal results. `autograd` keeps the graph of all J updates, as every implementation before
 did. `adjoint` keeps the J parameter vectors only, on a CPU in a temporary file, and walks back through them: with
 lambda = dL/dtheta_J,
 
@@ -8,11 +8,13 @@ lambda = dL/dtheta_J,
                              dL/dalpha -= <lambda, g>
                              lambda    -= alpha * H lambda               H = its Hessian
 
-which is what reverse-mode differentiation computes, one update's graph at a time.
+which is what reverse-mode differentiation computes, one update's graph at a time. `compiled` takes the same walk in the
+compiled functions of ddpp/fast.py; it compares itself with `adjoint` first, and leaves the work to it where it cannot.
 """
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,9 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import grad
 
+from ddpp import fast
 from ddpp.augment import Draw, augment, draw
 from ddpp.errors import Error, choose
 from ddpp.networks import Flat
+
+TOLERANCE = 0.05  # of _compare: rounding, by which a ReLU may cross its kink, cost 0.008; a walk without H costs 0.6
 
 
 class Updates(NamedTuple):
@@ -103,7 +108,75 @@ def _adjoint(network, start, images, labels, alpha, updates, loss) -> Unrolled:
     return Unrolled(student.detach(), value.detach(), grad_images, grad_alpha)
 
 
-ENGINES = {"autograd": _autograd, "adjoint": _adjoint}
+def _compiled(network, start, images, labels, alpha, updates, loss) -> Unrolled:
+    problem = (start, images, labels, alpha, updates, loss)
+    student = fast.student(network, len(updates.batches[0]), images.shape[1:], images.dtype, images.device)
+    if student.usable:
+        try:
+            _compare(student, *problem)
+            return _walk(student, *problem)
+        except Error:
+            raise
+        except Exception as e:  # whatever goes wrong in a compiler, a driver or a library: adjoint needs none of them
+            student.give_up()
+            reason = " ".join(str(e).splitlines()[:2])[:300] or type(e).__name__
+            warnings.warn(
+                f"the engine compiled cannot be used here ({reason}): from now on the engine adjoint takes its place, "
+                "with the same results but slower; to be rid of this message, ask for the engine adjoint",
+                stacklevel=3,
+            )
+    return _adjoint(network, *problem)
+
+
+def _walk(student, start, images, labels, alpha, updates, loss) -> Unrolled:
+    """As `_adjoint`, in a fast.Student; all draws move to the device at once, so that no update waits for the host."""
+    images, batches = images.detach(), torch.stack([*updates.batches]).to(images.device)
+    names = [None if how is None else how.operation for how in updates.draws]
+    numbers = torch.stack([torch.zeros(batches.shape[1], 3) if how is None else how.u for how in updates.draws])
+    moves = list(zip(batches, numbers.to(images), names, strict=True))
+    student.alpha.copy_(alpha.detach())
+    student.theta.copy_(start.detach())
+    with contextlib.closing(_Path(start.device)) as path:
+        for batch, u, name in moves:
+            path.push(student.theta.clone())
+            student.load(images, labels, batch, u)
+            student.update(name)
+
+        end = student.theta.clone().requires_grad_()
+        value = loss(end)
+        student.adjoint.copy_(*grad(value, end))
+        grad_images, grad_alpha = torch.zeros_like(images), torch.zeros_like(student.alpha)
+        for batch, u, name in reversed(moves):
+            student.theta.copy_(path.pop(start))
+            student.load(images, labels, batch, u)
+            student.back(name)
+            grad_images.index_add_(0, batch, student.pixels)
+            grad_alpha -= student.along
+    return Unrolled(end.detach(), value.detach(), grad_images, grad_alpha)
+
+
+def _compare(student, start, images, labels, alpha, updates, loss) -> None:
+    """Make two updates with each operation that is new to this student, also with `adjoint`; raise where they differ.
+
+    Two, for H to have a part in the result, and with a learning rate of 0.1, for that part to be large.
+    """
+    for batch, how in zip(*updates, strict=True):
+        name = None if how is None else how.operation
+        if name in student.trusted:
+            continue
+        problem = (start, images, labels, torch.full_like(alpha, 0.1), Updates([batch] * 2, [how] * 2), loss)
+        mine, exact = _walk(student, *problem), _adjoint(student.network, *problem)
+        pairs = {field: (getattr(mine, field), getattr(exact, field)) for field in ("grad_images", "grad_alpha")}
+        if not all(b.isfinite().all() and b.any() for _, b in pairs.values()):
+            continue  # there is nothing to compare with
+        for field, (a, b) in pairs.items():
+            difference = float((a - b).norm() / b.norm())
+            if not difference < TOLERANCE:  # also where it is no number
+                raise RuntimeError(f"with the operation {name}, its {field} is {difference:.2g} away from adjoint's")
+        student.trusted.add(name)
+
+
+ENGINES = {"autograd": _autograd, "adjoint": _adjoint, "compiled": _compiled}
 
 
 def _gradient(network, theta, x, y, how, create_graph=False) -> Tensor:
@@ -149,11 +222,11 @@ class _Path:
 def choose_engine(network: Flat, images: Tensor, labels: Tensor, batch: int | None, steps: int) -> tuple[str, str]:
     """The engine for this device and size, and the reason in words.
 
-    On a GPU `adjoint`. On a CPU `autograd`, which computes each update once, if the graph of all updates fits in half
+    On a GPU `compiled`. On a CPU `autograd`, which computes each update once, if the graph of all updates fits in half
     of the memory; else `adjoint`, which computes each twice.
     """
     if images.device.type != "cpu":
-        return "adjoint", "on a GPU, memory is the scarcer"
+        return "compiled", "on a GPU, starting small operations one by one takes longer than their arithmetic"
     needed = steps * graph_bytes(network, images[: batch or None], labels[: batch or None])
     memory = psutil.virtual_memory().total  # not what is free now: a run must not depend on its neighbours
     size = f"the graph of {steps} updates takes {needed / 2**20:,.0f} of {memory / 2**20:,.0f} MiB of memory"

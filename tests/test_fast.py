@@ -1,0 +1,252 @@
+"""The engine `compiled`: equal to the others, compiled once, and replaced by `adjoint` where it cannot work."""
+
+import contextlib
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor import config
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddpp import fast
+from ddpp.augment import OPERATIONS, Draw
+from ddpp.networks import NetworkConfig
+from ddpp.pruning import matching_loss
+from ddpp.seeds import generator
+from ddpp.unroll import Updates, choose_engine, draw_updates, unroll
+
+BATCH, CLASSES, SIZE = 4, 3, 12  # one shape of batch throughout: it is compiled once, in half a minute
+FIELDS = ("student", "loss", "grad_images", "grad_alpha")
+
+
+def make_network(width=4):
+    return NetworkConfig(width=width, depth=1).build(3, CLASSES, SIZE)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return make_network()
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """As if torch.compile had done its work: tests of what surrounds it need not wait for it."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+def solve(network, engine, updates, size=6, dtype=torch.float64, epsilon=0.1, rule="signed"):
+    """Unroll a small problem, the same at every call, with one engine."""
+    rng = generator(0, "problem")
+    start = network.initial(0).double()
+    teacher = start + 0.02 * torch.randn(start.shape, generator=rng, dtype=torch.float64)
+    images = torch.randn(size, 3, SIZE, SIZE, generator=rng, dtype=torch.float64)
+    start, teacher, images, alpha = (t.to(dtype) for t in (start, teacher, images, torch.tensor(0.02)))
+    loss = lambda student: matching_loss(student, teacher, start, epsilon, rule)
+    return unroll(network, start, images, torch.arange(size) % CLASSES, alpha, updates, loss, engine)
+
+
+def differences(a, b):
+    return [float((getattr(a, f) - getattr(b, f)).norm() / getattr(b, f).norm()) for f in FIELDS]
+
+
+def twice(operation):
+    how = operation and Draw(operation, torch.rand(BATCH, 3, generator=generator(2), dtype=torch.float64))
+    return Updates([torch.tensor([5, 0, 3, 1])] * 2, [how] * 2)
+
+
+# The same results
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("size, batch", [(4, None), (6, BATCH)])
+@pytest.mark.parametrize("rule", ["signed", "magnitude"])
+def test_the_compiled_engine_agrees_with_the_others(network, steps, size, batch, rule):
+    updates = draw_updates(size, batch, steps, generator(1, "updates"))
+    compiled, adjoint, autograd = (
+        solve(network, engine, updates, size, rule=rule) for engine in ("compiled", "adjoint", "autograd")
+    )
+    assert autograd.grad_images.abs().max() > 0
+    assert autograd.grad_alpha != 0
+    assert max(differences(compiled, adjoint)) < 1e-10
+    assert max(differences(compiled, autograd)) < 1e-10
+
+
+@pytest.mark.parametrize("operation", [None, *OPERATIONS])
+def test_it_agrees_through_every_augmentation(network, operation):
+    compiled, adjoint = (solve(network, engine, twice(operation)) for engine in ("compiled", "adjoint"))
+    assert max(differences(compiled, adjoint)) < 1e-10
+
+
+def test_in_single_precision_it_is_right_to_single_precision(network, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # all but the slow C++ compiler
+    updates = draw_updates(6, BATCH, 5, generator(1, "updates"))
+    single, double = (solve(network, "compiled", updates, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    assert single.grad_images.dtype == torch.float32
+    assert max(differences(single, double)) < 1e-4
+
+
+# Compiled once
+
+
+def test_a_second_step_compiles_nothing(network):
+    updates = draw_updates(6, BATCH, 5, generator(1, "updates"))
+    solve(network, "compiled", updates)
+    before = counters["stats"]["unique_graphs"]
+    assert before > 0
+    solve(network, "compiled", draw_updates(6, BATCH, 8, generator(2, "updates")), epsilon=0.3)
+    solve(network, "compiled", draw_updates(4, None, 8, generator(3, "updates")), size=4)
+    assert counters["stats"]["unique_graphs"] == before
+
+
+def test_a_process_may_go_on_to_any_number_of_networks(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the limit is not the backend's
+    before = counters["stats"]["unique_graphs"]
+    with torch._dynamo.config.patch(recompile_limit=1):  # a second compilation of the same code would be an error
+        for width in (2, 3, 4):
+            network = make_network(width)
+            compiled, adjoint = (solve(network, engine, twice(None)) for engine in ("compiled", "adjoint"))
+            assert max(differences(compiled, adjoint)) < 1e-10
+    assert counters["stats"]["unique_graphs"] - before == 2 * 3
+
+
+def test_it_does_not_keep_every_network(uncompiled):
+    for _ in range(10):
+        solve(make_network(), "compiled", twice(None))
+    assert fast.student.cache_info().currsize == 8
+
+
+# Where it cannot work
+
+
+def fails(function, **_):
+    raise RuntimeError("no kernels today\nand many more lines")
+
+
+def is_wrong(function, **_):
+    """A compiler that drops the part of H, the least visible of mistakes."""
+    if function.__name__ == "gradient":
+        return function
+    return lambda *a: (torch.zeros_like(a[1]), *function(*a)[1:])
+
+
+def leaves_the_numbers(function, **_):
+    if function.__name__ == "gradient":
+        return function
+    return lambda *a: tuple(part * torch.nan for part in function(*a))
+
+
+@pytest.mark.parametrize(
+    "broken, reason",
+    [
+        (fails, "no kernels today and many more lines"),
+        (is_wrong, "its grad_images is .* away from adjoint's"),
+        (leaves_the_numbers, "its grad_images is nan away"),
+    ],
+)
+def test_where_it_fails_it_says_so_once_and_adjoint_takes_its_place(monkeypatch, broken, reason):
+    monkeypatch.setattr(torch, "compile", broken)
+    network, updates = make_network(), twice("flip")
+    with pytest.warns(
+        UserWarning, match=f"engine compiled cannot be used here .*{reason}.* ask for the engine adjoint"
+    ):
+        first = solve(network, "compiled", updates)
+    second = solve(network, "compiled", updates)  # without a warning, which would be an error
+    adjoint = solve(network, "adjoint", updates)
+    for result in (first, second):
+        assert all(torch.equal(getattr(result, field), getattr(adjoint, field)) for field in FIELDS)
+
+
+def test_without_a_compiler_a_step_is_made_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing is compiled yet
+    no_compiler = config.patch({"cpp.cxx": (None, "/nonexistent")})
+    with no_compiler, pytest.warns(UserWarning, match="No working C\\+\\+ compiler"):
+        compiled = solve(make_network(), "compiled", twice("crop"))
+    adjoint = solve(make_network(), "adjoint", twice("crop"))
+    assert differences(compiled, adjoint) == [0, 0, 0, 0]
+
+
+def test_an_error_of_the_callers_is_the_callers(uncompiled, monkeypatch):
+    from ddpp.errors import Error
+
+    def full(*_):
+        raise Error("no room")
+
+    monkeypatch.setattr("ddpp.unroll._Path.push", full)
+    with pytest.raises(Error, match="no room"):
+        solve(make_network(), "compiled", twice("flip"))
+
+
+# On a GPU
+
+
+class Tape(TorchDispatchMode):
+    """A CUDA graph on paper: the operations made under it, made again on the same memory by `replay`."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        self.calls.append((function, args, kwargs or {}, out))
+        return out
+
+    def replay(self):
+        with torch.no_grad():
+            for function, args, kwargs, out in self.calls:
+                again = function(*args, **kwargs)
+                for old, new in zip(*(x if isinstance(x, tuple | list) else [x] for x in (out, again)), strict=True):
+                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+
+@pytest.fixture
+def tapes(uncompiled, monkeypatch):
+    """Students capture on tapes, as on a GPU they do in CUDA graphs."""
+    made = []
+
+    @contextlib.contextmanager
+    def record(tape, pool):
+        made.append(tape)
+        with tape:
+            yield
+
+    wait = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {
+        **{"CUDAGraph": Tape, "graph": record, "Stream": lambda: wait, "current_stream": lambda: wait},
+        **{"stream": contextlib.nullcontext, "device": contextlib.nullcontext},
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    original = fast.Student.__init__
+
+    def init(self, *args):
+        original(self, *args)
+        self._pool = "a pool"
+
+    monkeypatch.setattr(fast.Student, "__init__", init)
+    return made
+
+
+def test_updates_captured_once_and_replayed_give_the_same(tapes):
+    network, draws = make_network(), generator(4, "updates")
+    for _ in range(2):
+        updates = draw_updates(6, BATCH, 30, draws)
+        assert {how.operation for how in updates.draws} == set(OPERATIONS)
+        compiled, adjoint = (solve(network, engine, updates) for engine in ("compiled", "adjoint"))
+        assert max(differences(compiled, adjoint)) < 1e-10
+    assert len(tapes) == 2 * len(OPERATIONS)  # there and back; the second step captured nothing
+
+
+def test_no_update_waits_for_the_host(tapes):
+    solve(make_network(), "compiled", draw_updates(6, BATCH, 30, generator(4, "updates")))
+    made = {call[0].overloadpacket for tape in tapes for call in tape.calls}
+    aten = torch.ops.aten
+    assert aten.sub_ in made
+    assert not made & {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_nonzero, aten.equal}
+
+
+def test_on_a_gpu_it_is_the_engine(network):
+    engine, why = choose_engine(network, SimpleNamespace(device=torch.device("cuda")), None, None, 50)
+    assert (engine, "GPU" in why) == ("compiled", True)
