@@ -1,6 +1,7 @@
 """The engine `compiled`: equal to the others, compiled once, and replaced by `adjoint` where it cannot work."""
 
 import contextlib
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpp import fast
 from ddpp.augment import OPERATIONS, Draw
+from ddpp.data import find_device
 from ddpp.networks import NetworkConfig
 from ddpp.pruning import matching_loss
 from ddpp.seeds import generator
-from ddpp.unroll import Updates, choose_engine, draw_updates, unroll
+from ddpp.unroll import ENGINES, Updates, choose_engine, draw_updates, unroll
 
 BATCH, CLASSES, SIZE = 4, 3, 12  # one shape of batch throughout: it is compiled once, in half a minute
 FIELDS = ("student", "loss", "grad_images", "grad_alpha")
@@ -36,19 +38,21 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
-def solve(network, engine, updates, size=6, dtype=torch.float64, epsilon=0.1, rule="signed"):
+def solve(network, engine, updates, size=6, dtype=torch.float64, epsilon=0.1, rule="signed", device="cpu"):
     """Unroll a small problem, the same at every call, with one engine."""
     rng = generator(0, "problem")
     start = network.initial(0).double()
     teacher = start + 0.02 * torch.randn(start.shape, generator=rng, dtype=torch.float64)
     images = torch.randn(size, 3, SIZE, SIZE, generator=rng, dtype=torch.float64)
-    start, teacher, images, alpha = (t.to(dtype) for t in (start, teacher, images, torch.tensor(0.02)))
+    start, teacher, images, alpha = (t.to(device, dtype) for t in (start, teacher, images, torch.tensor(0.02)))
     loss = lambda student: matching_loss(student, teacher, start, epsilon, rule)
-    return unroll(network, start, images, torch.arange(size) % CLASSES, alpha, updates, loss, engine)
+    labels = torch.arange(size, device=device) % CLASSES
+    return unroll(network, start, images, labels, alpha, updates, loss, engine)
 
 
 def differences(a, b):
-    return [float((getattr(a, f) - getattr(b, f)).norm() / getattr(b, f).norm()) for f in FIELDS]
+    of = lambda result, field: getattr(result, field).cpu().double()
+    return [float((of(a, f) - of(b, f)).norm() / of(b, f).norm()) for f in FIELDS]
 
 
 def twice(operation):
@@ -88,6 +92,18 @@ def test_in_single_precision_it_is_right_to_single_precision(network, monkeypatc
 
 
 # Compiled once
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("operation", [None, *OPERATIONS])
+def test_on_a_gpu_gradients_are_those_of_double_precision_on_the_cpu(network, engine, operation):
+    find_device("cuda")  # switches TF32 off
+    there = NetworkConfig(width=4, depth=1).build(3, CLASSES, SIZE, "cuda")
+    exact = solve(network, "adjoint", twice(operation))
+    with warnings.catch_warnings(action="error"):  # a fallback is not what is tested
+        found = solve(there, engine, twice(operation), dtype=torch.float32, device="cuda")
+    assert max(differences(found, exact)) < 1e-4
 
 
 def test_a_second_step_compiles_nothing(network):
