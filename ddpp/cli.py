@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
+
 try:
     import tyro
     from tyro.conf import arg, subcommand
@@ -22,7 +24,7 @@ from ddpp.errors import Error, choose
 from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
 from ddpp.folder import pack_folder
 from ddpp.networks import accuracy
-from ddpp.pipeline import report_path, run, teachers_in
+from ddpp.pipeline import provenance, report_path, run, teachers_in
 from ddpp.recipes import PROFILES, Recipe, recipe
 from ddpp.teachers import train_teachers
 
@@ -209,11 +211,13 @@ class BenchCommand:
 
         device = find_device(self.device).type
         jobs = choose_jobs(self.jobs, device)
+        if self.out:
+            store.check_writable(self.out)
         result = bench(self.student_steps, self.width, self.images, self.rounds, device)
         if jobs:
             result["jobs"] = bench_jobs(jobs, self.width, device)
         if self.out:
-            store.write_json(self.out, result)
+            store.write_json(self.out, result | provenance(torch.device(device)))
             print(f"written to {self.out}")
 
 

@@ -91,9 +91,6 @@ def test_in_single_precision_it_is_right_to_single_precision(network, monkeypatc
     assert max(differences(single, double)) < 1e-4
 
 
-# Compiled once
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("operation", [None, *OPERATIONS])
@@ -104,6 +101,9 @@ def test_on_a_gpu_gradients_are_those_of_double_precision_on_the_cpu(network, en
     with warnings.catch_warnings(action="error"):  # a fallback is not what is tested
         found = solve(there, engine, twice(operation), dtype=torch.float32, device="cuda")
     assert max(differences(found, exact)) < 1e-4
+
+
+# Compiled once
 
 
 def test_a_second_step_compiles_nothing(network):
