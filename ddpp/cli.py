@@ -51,10 +51,13 @@ class TeachersCommand(Settings):
     def __call__(self) -> None:
         config = self.stored_teachers()
         store.check_writable(self.out / "teachers")
-        data = load_data(self.data, root=self.root, zca=self.zca, validation=self.validation, device=self.device)
+        with ranks.in_turn():
+            data = load_data(self.data, root=self.root, zca=self.zca, validation=self.validation, device=self.device)
         print(data)
         folder = teachers_in(self.out, config, data)
         teachers = train_teachers(data, config, folder)
+        if ranks.rank():
+            return
         scores = [
             accuracy(teachers.network, teachers.snapshot(k, teachers.epochs), *data.test) for k in range(len(teachers))
         ]
@@ -209,7 +212,7 @@ class BenchCommand:
     def __call__(self) -> None:
         from ddpp.bench import bench, bench_jobs, choose_jobs
 
-        device = find_device(self.device).type
+        device = find_device(self.device).type  # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
         jobs = choose_jobs(self.jobs, device)
         if self.out:
             store.check_writable(self.out)
@@ -271,6 +274,8 @@ def main(argv: list[str] | None = None) -> int:
         base = replace(base, distill=replace(base.distill, trajectories=int(os.environ.get("WORLD_SIZE", 1))))
         command = tyro.cli(commands(base), args=argv, prog="ddpp")
         ranks.join()
+        if ranks.size() > 1 and not isinstance(command, TeachersCommand | DistillCommand):
+            raise Error("only teachers and distill can be shared out by torchrun: start this command without it")
         with contextlib.redirect_stdout(None) if ranks.rank() else contextlib.nullcontext():
             command()
     except Error as e:

@@ -173,12 +173,9 @@ def load_data(
 def find_device(device: str | torch.device | None = None) -> torch.device:
     """The device asked for, or the GPU if there is one, else the CPU."""
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32: on by default, TF32 would round convolutions
-    _keep_memory()
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device is None:  # under torchrun, each rank on a machine takes a GPU of its own
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % found) if found else torch.device("cpu")
     try:
-        device = torch.device(device)
+        device = torch.device(device or ("cuda" if found else "cpu"))
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError
     except RuntimeError:
@@ -188,6 +185,10 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
             f"CUDA was asked for but PyTorch finds no {'such ' if found else ''}GPU here: "
             "use the device 'cpu', or a machine with a GPU"
         )
+    if device.type == "cpu":
+        _keep_memory()
+    elif device.index is None:  # under torchrun, each rank on a machine takes a GPU of its own
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % found)
     return device
 
 

@@ -88,22 +88,25 @@ def distill(
     network, start_set = teachers.network, data.draw(config.ipc, config.seed)
     identity = run_identity(config, teachers.config, data)
     milestones = {math.ceil(config.steps * (i + 1) / config.iterates) for i in range(config.iterates)} | {config.steps}
+    engine, why = config.engine, "as asked for"
+    if engine == "auto":
+        engine, why = choose_engine(network, *start_set, config.batch, config.student_steps)
+    report(f"engine: {engine} ({why})")
+    here, machines = made_on(data.device) | {"engine": engine}, []
     if checkpoint is not None and Path(checkpoint).exists():
-        state, iterates, history, engine, before = _load(checkpoint, identity, data.device)
-        if before != made_on(data.device):
-            report(f"the steps before were made on {before}: the bits may differ from a run on one machine alone")
-        report(f"going on from step {state.step} of {config.steps}, saved in {checkpoint}; engine: {engine}")
+        state, iterates, history, machines = _load(checkpoint, identity, data.device)
+        report(f"going on from step {state.step} of {config.steps}, saved in {checkpoint}")
+        if here not in machines:
+            report("the steps before were made elsewhere: the bits may differ from a run on one machine alone")
     else:
         state, history = _begin(start_set, config), _empty_history(config, network)
         iterates = {0: (state.images, state.alpha)}
-        engine, why = config.engine, "as asked for"
-        if engine == "auto":
-            engine, why = choose_engine(network, *start_set, config.batch, config.student_steps)
-        report(f"engine: {engine} ({why})")
+    machines += [here] if here not in machines else []
+    _check_moving(state, history)
 
     def save():
         if checkpoint is not None and ranks.rank() == 0:
-            _save(checkpoint, identity, engine, state, iterates, history)
+            _save(checkpoint, identity, machines, state, iterates, history)
 
     saved = time.monotonic()
     bar = tqdm(
@@ -119,8 +122,7 @@ def distill(
                     history[name][state.step] = value
                 state = after
                 _show(bar, record, state)
-                if state.skipped > MAX_SKIPPED:
-                    raise Stopped(_advice(state, record))
+                _check_moving(state, history)
                 due = save_steps and state.step % save_steps == 0
                 if due or time.monotonic() - saved > 60 * save_minutes:
                     save()
@@ -138,7 +140,7 @@ def distill(
         network=asdict(teachers.config.network),
         iterates=iterates,
         history=history,
-        provenance=identity | data.provenance | {"method": "ddpp", "engine": engine, **made_on(data.device)},
+        provenance=identity | data.provenance | {"method": "ddpp", "made_on": machines},
     )
 
 
@@ -253,6 +255,11 @@ def _show(bar, record: dict, state: State) -> None:
     bar.update()
 
 
+def _check_moving(state: State, history: dict[str, Tensor]) -> None:
+    if state.skipped > MAX_SKIPPED:
+        raise Stopped(_advice(state, {name: float(history[name][state.step - 1]) for name in ("kept", "loss")}))
+
+
 def _advice(state: State, record: dict) -> str:
     if record["kept"] == 0:
         return f"every parameter was pruned in {state.skipped} steps in a row: lower epsilon"
@@ -279,10 +286,9 @@ def made_on(device: torch.device) -> dict:
 TENSORS = ("images", "alpha", "images_velocity", "alpha_velocity")
 
 
-def _save(path, identity, engine, state: State, iterates, history) -> None:
+def _save(path, identity, machines, state: State, iterates, history) -> None:
     tensors = {name: getattr(state, name) for name in TENSORS} | pack(iterates, history)
-    meta = {"identity": identity, "engine": engine, "step": state.step, "skipped": state.skipped}
-    meta |= {"made_on": made_on(state.images.device)}
+    meta = {"identity": identity, "step": state.step, "skipped": state.skipped, "made_on": machines}
     store.write(path, KIND, tensors, meta)
 
 
@@ -296,4 +302,4 @@ def _load(path, identity, device):
     state = State(meta["step"], *(tensors[name].to(device) for name in TENSORS), skipped=meta["skipped"])
     iterates, history = unpack(tensors)
     iterates = {at: (images.to(device), alpha.to(device)) for at, (images, alpha) in iterates.items()}
-    return state, iterates, {name: column.clone() for name, column in history.items()}, meta["engine"], meta["made_on"]
+    return state, iterates, {name: column.clone() for name, column in history.items()}, meta["made_on"]

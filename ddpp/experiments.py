@@ -8,6 +8,7 @@ The report is written last, so a run is finished exactly if its report is there.
 import contextlib
 import hashlib
 import json
+import math
 import signal
 import statistics
 import time
@@ -17,13 +18,13 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
-from ddpp import ranks, store
+from ddpp import store
 from ddpp.data import load_data
 from ddpp.distill import KIND as CHECKPOINT
 from ddpp.distill import Stopped
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
-from ddpp.pipeline import provenance, run
+from ddpp.pipeline import beside, provenance, run
 from ddpp.recipes import Recipe, from_dict, recipe
 
 KIND = "result"
@@ -132,24 +133,24 @@ def reproduce(
     Teachers, checkpoints and whole distilled files are in `work`; with it, a stopped call goes on where it was, here
     or on another machine. Raises Error for a result that is damaged or belongs to other settings.
     """
-    if ranks.size() > 1:
-        raise Error(
-            "reproduce is one process: start one per GPU, with --device cuda:0, cuda:1 ... and an --only for each"
-        )
     missing = [each for each in todo if read_result(each, results) is None]
     say(f"{len(todo) - len(missing)} of {len(todo)} runs are finished")
     load = lru_cache(1)(lambda *which: load_data(which[0], root=root, zca=which[1], validation=which[2], device=device))
-    with time_limit(minutes) as out_of_time:
-        try:
+    ends = time.monotonic() + 60 * (minutes or math.inf)
+    try:
+        with time_limit(minutes):
             for each in missing:
+                if read_result(each, results):  # another process was faster
+                    continue
                 say(f"\n{each.name}")
+                store.check_writable(each.report(results))
                 data = load(each.recipe.data, each.recipe.zca, each.recipe.validation)
                 row = _do(each, data, Path(results), Path(work), progress, say)
                 say(f"{each.name}: {describe(row)}")
-        except KeyboardInterrupt:
-            if not out_of_time():
-                raise
-            say(f"\nthe {minutes:g} minutes are over; what was done is saved. Run the same command again to go on")
+    except KeyboardInterrupt:
+        if time.monotonic() < ends:
+            raise
+        say(f"\nthe {minutes:g} minutes are over; what was done is saved. Run the same command again to go on")
     rows = [row for each in todo if (row := read_result(each, results))]
     say(f"\n{len(rows)} of {len(todo)} runs are finished")
     return rows
@@ -162,7 +163,9 @@ def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list
         row, state = read_result(each, results), "missing"
         if row:
             finished, state = finished + 1, describe(row)
-        elif (checkpoint := _out(each, work).with_suffix(".safetensors.checkpoint")).exists():
+        elif _out(each, work).exists():
+            state = "distilled, not yet evaluated"
+        elif (checkpoint := beside(_out(each, work), "checkpoint")).exists():
             state = f"begun: {store.Lazy(checkpoint, CHECKPOINT).meta['step']} of {each.recipe.distill.steps} steps"
         lines.append(f"{each.name:36} {state}")
     return [*lines, f"{finished} of {len(todo)} runs are finished"]
@@ -174,20 +177,19 @@ def _out(each: Run, work: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
-    """Interrupt the block, as Ctrl-C does, after so many minutes; yields a function that says whether it did."""
-    ends = time.monotonic() + 60 * minutes if minutes is not None else None
-    if ends is None:
-        yield lambda: False
+def time_limit(minutes: float | None) -> Iterator[None]:
+    """Interrupt the block, as Ctrl-C does, after so many minutes; None: never."""
+    if minutes is None:
+        yield
         return
-    if not minutes > 0:
-        raise Error(f"minutes is {minutes}: it must be positive")
+    if not 0 < minutes < 1e6:
+        raise Error(f"minutes is {minutes}: it must be positive and below a million")
     if not hasattr(signal, "setitimer"):
         raise Error("a limit in minutes is not possible on this system: leave it out, and stop with Ctrl-C")
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 60)  # again each minute, should one be lost in a destructor
     try:
-        yield lambda: time.monotonic() >= ends
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -204,6 +206,8 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
     except Stopped as e:  # pruning too much is a result, too
         row |= {"error": str(e), "recipe": asdict(each.recipe)} | provenance(data.device)
         distilled, report = None, {}
+    if done := read_result(each, results):
+        return done
     if distilled:
         row |= _summary(distilled, report) | {key: report[key] for key in report if key not in ("file", "asked")}
         row["set"] = _write_set(path.with_suffix(".safetensors"), distilled)
@@ -213,11 +217,12 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
 
 def _summary(distilled: DistilledDataset, report: dict) -> dict:
     column, accuracies = distilled.history, report["distilled"]
+    taken = column["skipped"] == 0
     return {
         "accuracy": statistics.fmean(accuracies["final"]),
         "selected": statistics.fmean(accuracies["selected"] or accuracies["final"]),
-        "kept": float(column["kept"].mean()),
-        "unmasked": float(column["unmasked"][-LAST:].mean()),
+        "kept": float(column["kept"][taken].mean()),
+        "unmasked": float(column["unmasked"][taken][-LAST:].mean()),
         "skipped": int(column["skipped"].sum()),
         "alpha": float(distilled.alpha),
     }
@@ -240,7 +245,11 @@ def read_result(each: Run, results: str | Path) -> dict | None:
     if not path.exists():
         return None
     row = read_row(path)
-    if from_dict(row["recipe"]) != each.recipe:
+    try:
+        same = from_dict(row["recipe"]) == each.recipe
+    except (Error, TypeError):
+        same = False
+    if not same:
         raise Error(f"{path} is the result of other settings: move it away, or choose another folder for results")
     return row
 
@@ -252,9 +261,9 @@ def read_row(path: Path) -> dict:
     recipe, seconds, device, versions, commit. Checks it, and the file of images that it names."""
     try:
         row = json.loads(path.read_text())
-        needed = {"rule", "epsilon", "seed", "error", "recipe", "device", "commit"}
+        needed = {"name", "rule", "epsilon", "seed", "error", "recipe", "device", "versions", "commit", "finished"}
         if not row["error"]:
-            needed |= {"accuracy", "selected", "kept", "unmasked", "distilled", "seconds"}
+            needed |= {"accuracy", "selected", "kept", "unmasked", "skipped", "distilled", "seconds"}
         if missing := needed - row.keys():
             raise KeyError(missing)
         kept = row.get("set")

@@ -125,7 +125,7 @@ class Student:
         return graph
 
 
-@lru_cache(maxsize=8)  # a run needs one; a process that goes on to other networks must not keep every one's graphs
+@lru_cache(maxsize=1)  # a run needs one, and the graphs of another would keep their memory
 def student(network: Flat, n: int, image: torch.Size, dtype: torch.dtype, device: torch.device) -> Student:
     """The student for this network and batches of n images, made once."""
     return Student(network, n, image, dtype, device)

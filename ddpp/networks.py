@@ -1,6 +1,7 @@
 """Networks, and a network seen as a function of one flat parameter vector, which is how Eqs. (3) and (4) see it."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class NetworkConfig:
     width: int = 128
     depth: int = 3
 
+    @lru_cache(maxsize=8)  # noqa: B019  (few and small; runs of one network share it, with what was compiled for it)
     def build(self, channels: int, classes: int, image_size: int, device="cpu") -> "Flat":
         architecture = ARCHITECTURES[choose("network", self.name, ARCHITECTURES)]
         for field in ("width", "depth"):

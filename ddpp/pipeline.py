@@ -59,7 +59,7 @@ def run(
         say(str(data))
         data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
         folder = Path(teachers_folder) if teachers_folder else teachers_in(out.parent, config, data)
-        checkpoint, scores = _beside(out, "checkpoint"), _beside(out, "scores")
+        checkpoint, scores = beside(out, "checkpoint"), beside(out, "scores")
         resumed = out.exists() or checkpoint.exists() or folder.exists()
         distilled = _finished(out, recipe, config, data)
         if distilled is not None:
@@ -96,16 +96,17 @@ def run(
     return distilled, report
 
 
-def _beside(out: Path, ending: str) -> Path:
+def beside(out: Path, ending: str) -> Path:
+    """The file that a run of `out` works with: its checkpoint, scores or seconds."""
     return out.with_name(f"{out.name}.{ending}")
 
 
 @contextlib.contextmanager
 def _clock(out: Path) -> Iterator[dict[str, float]]:
     """The seconds of each stage, which a run that is stopped leaves in a file for the run that goes on."""
-    path = _beside(out, "seconds")
+    path = beside(out, "seconds")
     seconds = {}
-    with contextlib.suppress(OSError, ValueError):  # lost or damaged, it is only a clock
+    with contextlib.suppress(OSError, ValueError, TypeError):  # lost or damaged, it is only a clock
         seconds = dict(json.loads(path.read_text()))
     try:
         yield seconds
@@ -114,7 +115,8 @@ def _clock(out: Path) -> Iterator[dict[str, float]]:
             with contextlib.suppress(Error):
                 store.write_json(path, seconds)
         raise
-    path.unlink(missing_ok=True)
+    if not ranks.rank():
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ddpp.errors import Error
+
 PATIENCE = datetime.timedelta(hours=24)  # a rank may wait for another's teachers that long
 
 
@@ -21,6 +23,8 @@ def join() -> None:
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1 or dist.is_initialized():
         return
+    if missing := {"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
+        raise Error(f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}: start with torchrun, or unset it")
     number, attempt = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosts = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts)
@@ -52,9 +56,11 @@ def in_turn() -> Iterator[None]:
     """Rank 0 enters the block first, the others when it has left: for what one must fetch and all can then read."""
     if rank() > 0:
         wait()
-    yield
-    if rank() == 0:
-        wait()
+    try:
+        yield
+    finally:  # also where rank 0 has failed: it ends, and torchrun ends the others
+        if rank() == 0:
+            wait()
 
 
 def average(parts: Sequence[dict[str, Tensor]], count: int) -> dict[str, Tensor]:

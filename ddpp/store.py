@@ -84,7 +84,7 @@ def lock(path: str | Path, wait: bool) -> Iterator[None]:
 
 def check_writable(path: str | Path) -> None:
     """Raise the Error now that `write` would raise after hours of work."""
-    probe = Path(path).with_name(Path(path).name + ".probe")
+    probe = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.probe")  # several processes may ask at once
     try:
         write_bytes(probe, b"")
     except Error as e:

@@ -37,7 +37,9 @@ def costs(rows: Sequence[dict]) -> str:
     head = ("run", "teachers", "distillation", "evaluation", "device", "torch", "commit", "finished")
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        spent = [f"{row['seconds'].get(stage, 0) / 3600:.2f} h" for stage in ("teachers", "distill", "evaluate")]
+        spent = [
+            f"{row.get('seconds', {}).get(stage, 0) / 3600:.2f} h" for stage in ("teachers", "distill", "evaluate")
+        ]
         made = [row["device"], row["versions"]["torch"], row["commit"], row["finished"]]
         lines.append([row["name"].partition("/")[2], *spent, *map(str, made)])
     return _markdown(lines) if rows else "No run is finished."
@@ -63,16 +65,18 @@ def _accuracy(seeds: list[list[float] | None]) -> str:
     return f"{statistics.fmean(values):.1f} ± {spread(values):.1f}"
 
 
-def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None, float | None]:
-    """How much better the paper's rule is than MTT, over the seeds that have both: the mean difference of `value` and
-    half the width of its 95 % confidence interval (None for fewer than two seeds); rows of one data set and size."""
+def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None, float | None, int]:
+    """How much better the paper's rule is than MTT, over the seeds that have both: the mean difference of `value`, half
+    the width of its 95 % confidence interval (None for fewer than two seeds), and the number of these seeds; rows of
+    one data set and size."""
     by = {(row["rule"], row["seed"]): row[value] for row in rows if not row["error"]}
     gains = [by["signed", seed] - by["none", seed] for rule, seed in by if rule == "signed" and ("none", seed) in by]
     if not gains:
-        return None, None
+        return None, None, 0
     if len(gains) == 1:
-        return gains[0], None
-    return statistics.fmean(gains), T_95[min(len(gains), 10) - 2] * spread(gains) / len(gains) ** 0.5
+        return gains[0], None, 1
+    half = T_95[min(len(gains), 10) - 2] * spread(gains) / len(gains) ** 0.5
+    return statistics.fmean(gains), half, len(gains)
 
 
 def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
@@ -82,8 +86,8 @@ def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TA
     for data, ipc in sets:
         paper = TABLE_1[data, ipc]
         group = [row for row in rows if _key(row)[:2] == (data, ipc)]
-        ours = [_gain(*paired(group, value)) for value in ("accuracy", "selected")]
-        seeds = sum(row["rule"] == "signed" for row in group)
+        *final, seeds = paired(group)
+        ours = [_gain(*final), _gain(*paired(group, "selected")[:2])]
         lines.append([_name(data, ipc), f"{paper['signed'][0] - paper['none'][0]:+.1f}", *ours, str(seeds or "–")])
     return _markdown(lines)
 
@@ -99,10 +103,10 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
     one seed), the mean share kept, the number of runs and of those that stopped, and the paired difference to rule
     none: its mean and standard error."""
     lines = []
+    base = {row["seed"]: row[value] for row in rows if row["rule"] == "none" and not row["error"]}
     for rule, epsilon in dict.fromkeys((row["rule"], row["epsilon"]) for row in rows):
         group = {row["seed"]: row for row in rows if (row["rule"], row["epsilon"]) == (rule, epsilon)}
         finished = {seed: row for seed, row in group.items() if not row["error"]}
-        base = {row["seed"]: row[value] for row in rows if row["rule"] == "none" and not row["error"]}
         values = [row[value] for row in finished.values()]
         gains = [row[value] - base[seed] for seed, row in finished.items() if seed in base and rule != "none"]
         lines.append(

@@ -103,6 +103,8 @@ def train_teachers(
                 trained[k] = _train(network, data, config, identity, k, paths[k], bar)
     ranks.wait()
     others = {k: _open(paths[k], _meta(identity, k)) for k in range(config.count) if k not in trained}
+    if not all(others.values()):
+        raise Error(f"the teachers of other processes are not in {folder}: all processes must see one folder")
     trajectories = [(trained | others)[k] for k in range(config.count)]
     return Teachers(trajectories, identity, config, network)
 

@@ -1,6 +1,7 @@
 """`ddpp reproduce`: a list of runs whose results are files, that stops and goes on at any moment; and its tables."""
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 from ddpp import Error, NetworkConfig, Protocol, experiments, recipe, store
 from ddpp.cli import main
 from ddpp.experiments import Run, overview, read_result, reproduce, runs, select, settings
+from ddpp.pipeline import beside
 from ddpp.recipes import PROFILES, from_dict
-from ddpp.tables import TABLE_1, cells, paired, summarize, table_1
+from ddpp.tables import TABLE_1, cells, costs, differences, paired, summarize, table_1
 
 REPRODUCING = Path(__file__).with_name("reproducing.py")
 
@@ -122,6 +124,10 @@ def test_a_result_that_is_damaged_or_of_other_settings_is_refused(npz, places, q
     with pytest.raises(Error, match="is not the result of a run: move both away"):
         reproduce(todo, **quiet)
     path.write_text(whole)
+    path.write_text(json.dumps(json.loads(whole) | {"recipe": {}}))
+    with pytest.raises(Error, match="result of other settings: move it away"):
+        reproduce(todo, **quiet)
+    path.write_text(whole)
     images = path.with_suffix(".safetensors")
     images.write_bytes(images.read_bytes()[:-1] + b"x")
     with pytest.raises(Error, match="are not those that it reports on"):
@@ -138,10 +144,13 @@ def test_pruning_too_much_is_a_result_not_a_crash(npz, places, quiet):
     ]
     rows = reproduce(todo, **quiet)
     assert all("in a row" in row["error"] for row in rows)
+    assert "| 0.00 h | 0.00 h | 0.00 h |" in costs(rows)
+    todo[0].report(places["results"]).unlink()  # as if killed before the result was written: it must not go on
+    assert reproduce(todo, **quiet)[0]["error"] == rows[0]["error"]
     assert [(line["stopped"], line["mean"]) for line in summarize(rows)] == [(1, None), (1, None)]
 
 
-def test_it_stops_when_the_minutes_are_over_and_goes_on(npz, places, quiet):
+def test_it_stops_when_the_minutes_are_over(npz, places, quiet):
     todo, said = tiny_runs(npz(), steps=400), []
     reproduce(todo, minutes=2 / 60, **quiet | {"say": said.append})
     assert "minutes are over; what was done is saved" in said[-2]
@@ -149,8 +158,11 @@ def test_it_stops_when_the_minutes_are_over_and_goes_on(npz, places, quiet):
     assert lines[-1] == "0 of 2 runs are finished"
     assert "begun: " in lines[0]
     assert " of 400 steps" in lines[0]
-    with pytest.raises(Error, match="minutes is 0: it must be positive"):
-        reproduce(todo, minutes=0, **quiet)
+    beside(experiments._out(todo[0], places["work"]), "checkpoint").rename(places["work"] / "kept")
+    assert overview(todo, *places.values())[0].endswith("missing")
+    for minutes in (0, math.inf):
+        with pytest.raises(Error, match="it must be positive and below a million"):
+            reproduce(todo, minutes=minutes, **quiet)
 
 
 def test_killed_at_random_moments_it_ends_in_the_same_results(npz, tmp_path):
@@ -213,11 +225,14 @@ def test_differences_to_mtt_are_paired_by_seed():
     assert cells(signed) == ["signed", "0.1", "3", "50.0%", "22.0 ± 11.0", "+2.0 ± 0.6"]
     assert cells(summarize(rows[::3])[1]) == ["signed", "0.1", "1", "50.0%", "11.0", "+1.0"]  # one seed: no error bar
     assert signed["error"] == pytest.approx(1 / 3**0.5)  # the differences 1, 2, 3, not the spread of the accuracies
-    gain, half = paired(rows)
-    assert gain == 2
+    gain, half, seeds = paired(rows)
+    assert (gain, seeds) == (2, 3)
     assert half == pytest.approx(4.303 / 3**0.5, rel=1e-3)  # 95 %, two degrees of freedom
-    assert paired(rows[::3]) == (1, None)
-    assert paired(rows[:3]) == (None, None)
+    assert paired(rows[::3]) == (1, None, 1)
+    assert paired(rows[:3]) == (None, None, 0)
+    recipe_of = {"recipe": {"data": "cifar10", "distill": {"ipc": 1}}}
+    unpaired = [each | recipe_of for each in rows if each["seed"] == 0 or each["rule"] == "signed"]
+    assert "| CIFAR-10, 1 | +0.1 | +1.0 | +1.0 | 1 |" in differences(unpaired)
 
 
 def test_table_1_shows_what_was_run_beside_the_paper_and_a_dash_elsewhere():

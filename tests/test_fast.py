@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from functools import partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +10,13 @@ import torch
 from torch._dynamo.utils import counters
 from torch._inductor import config
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from ddpp import fast
 from ddpp.augment import OPERATIONS, Draw
 from ddpp.data import find_device
 from ddpp.networks import NetworkConfig
-from ddpp.pruning import matching_loss
+from ddpp.pruning import RULES, matching_loss
 from ddpp.seeds import generator
 from ddpp.unroll import ENGINES, Updates, choose_engine, draw_updates, unroll
 
@@ -24,7 +25,16 @@ FIELDS = ("student", "loss", "grad_images", "grad_alpha")
 
 
 def make_network(width=4):
-    return NetworkConfig(width=width, depth=1).build(3, CLASSES, SIZE)
+    build = NetworkConfig.build.__wrapped__  # anew, not the one of another test
+    return build(NetworkConfig(width=width, depth=1), 3, CLASSES, SIZE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keep_compiled():
+    """A run keeps one student; here, tests of several kinds take turns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "student", lru_cache(maxsize=8)(fast.student.__wrapped__))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +108,26 @@ def test_on_a_gpu_gradients_are_those_of_double_precision_on_the_cpu(network, en
     find_device("cuda")  # switches TF32 off
     there = NetworkConfig(width=4, depth=1).build(3, CLASSES, SIZE, "cuda")
     exact = solve(network, "adjoint", twice(operation))
-    with warnings.catch_warnings(action="error"):  # a fallback is not what is tested
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.filterwarnings("error", message="the engine compiled")  # a fallback is not what is tested
         found = solve(there, engine, twice(operation), dtype=torch.float32, device="cuda")
     assert max(differences(found, exact)) < 1e-4
 
 
 # Compiled once
+
+
+def test_rounding_is_no_reason_to_give_up_whatever_the_rule(monkeypatch):
+    rounded = lambda function, **_: (
+        lambda *args: torch.utils._pytree.tree_map(lambda t: t * (1 + 3e-7), function(*args))
+    )
+    monkeypatch.setattr(torch, "compile", rounded)
+    for rule in RULES:
+        with warnings.catch_warnings(action="error"):
+            solve(
+                make_network(), "compiled", draw_updates(6, BATCH, 5, generator(1, "updates")), epsilon=0.3, rule=rule
+            )
 
 
 def test_a_second_step_compiles_nothing(network):

@@ -15,9 +15,8 @@ import torch
 from ddpp import DistillConfig, Error, NetworkConfig, TeacherConfig, load_data, ranks, train_teachers
 from ddpp.cli import main
 from ddpp.distill import State, check_config, match, step
-from ddpp.experiments import reproduce, runs
 
-SETTINGS = """--ipc 2 --steps 40 --student-steps 4 --batch 3 --iterates 2 --save-steps 4 --repeats 1 --trajectories 2
+SETTINGS = """--ipc 2 --steps 40 --student-steps 4 --batch 3 --iterates 2 --save-steps 4 --repeats 1 --trajectories 4
     --teachers.count 3 --teachers.batch 4 --teachers.network.width 8 --teachers.network.depth 2
     --protocol.epochs 2 --image-lr 5 --alpha-lr 1e-6 --device cpu""".split()
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -73,12 +72,12 @@ def rank_process(torchrun: int, number: int) -> int:
     raise AssertionError(f"no rank {number}")
 
 
-def test_what_several_processes_cannot_do_they_say_before_any_work(monkeypatch, tmp_path):
+def test_what_several_processes_cannot_do_they_say_before_any_work(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(ranks, "size", lambda: 2)
     with pytest.raises(Error, match="3 trajectories per step cannot be shared evenly by 2 processes"):
         check_config(DistillConfig(trajectories=3))
-    with pytest.raises(Error, match="reproduce is one process: start one per GPU"):
-        reproduce(runs("smoke"), results=tmp_path, work=tmp_path)
+    assert main(["reproduce", "--results", str(tmp_path), "--work", str(tmp_path)]) == 1
+    assert "only teachers and distill can be shared out by torchrun" in capsys.readouterr().err
     with pytest.raises(Error, match="share their teachers through a folder: say which"):
         train_teachers(load_data(device="cpu"), TeacherConfig(count=2, epochs=1))
 
@@ -88,6 +87,13 @@ def test_several_trajectories_average_their_gradients():
     mean = ranks.average([one, other], 2)
     assert mean["a"].tolist() == [2, 4]
     assert list(ranks.share(3)) == [0, 1, 2]
+
+
+def test_without_torchrun_a_stray_world_size_is_explained(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(Error, match=r"WORLD_SIZE is set, but not .*RANK: start with torchrun, or unset it"):
+        ranks.join()
 
 
 def test_the_first_of_several_trajectories_is_the_one_of_a_single_one(npz):
