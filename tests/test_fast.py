@@ -119,15 +119,12 @@ def test_on_a_gpu_gradients_are_those_of_double_precision_on_the_cpu(network, en
 
 
 def test_rounding_is_no_reason_to_give_up_whatever_the_rule(monkeypatch):
-    rounded = lambda function, **_: (
-        lambda *args: torch.utils._pytree.tree_map(lambda t: t * (1 + 3e-7), function(*args))
-    )
-    monkeypatch.setattr(torch, "compile", rounded)
+    scale = lambda tensor: tensor * (1 + 3e-7)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *args: tree_map(scale, function(*args)))
+    updates = draw_updates(6, BATCH, 5, generator(1, "updates"))
     for rule in RULES:
         with warnings.catch_warnings(action="error"):
-            solve(
-                make_network(), "compiled", draw_updates(6, BATCH, 5, generator(1, "updates")), epsilon=0.3, rule=rule
-            )
+            solve(make_network(), "compiled", updates, epsilon=0.3, rule=rule)
 
 
 def test_a_second_step_compiles_nothing(network):
