@@ -50,12 +50,12 @@ def bench(steps: tuple[int, ...], width: int, images: int, rounds: int, device: 
             if row["engine"] == "adjoint":  # time: the median of neighbours' ratios, as the machine's speed may drift
                 times = zip(runs["adjoint"], runs["autograd"], strict=True)
                 row["time_ratio"] = statistics.median(a["seconds"] / b["seconds"] for a, b in times)
-                memory = {key: row[key] / pair[0][key] for key in ("above", "total")}
+                memory = {key: row[key] / max(pair[0][key], 1) for key in ("above", "total")}
                 ratio = f"   time {row['time_ratio']:.2f}, memory {memory['above']:.2f} ({memory['total']:.2f} in all)"
             say(f"{j:3}  {row['engine']:9} {row['seconds']:8.3f} {row['above']:8.0f} {row['total']:8.0f}{ratio}")
     if len(steps) > 1:
         first, last = (next(r for r in rows if r["engine"] == "adjoint" and r["J"] == j) for j in (steps[0], steps[-1]))
-        growth = {key: last[key] / first[key] - 1 for key in ("above", "total")}
+        growth = {key: last[key] / max(first[key], 1) - 1 for key in ("above", "total")}
         span = f"J = {first['J']} to {last['J']}"
         say(f"\nadjoint from {span}: memory {growth['above']:+.1%} ({growth['total']:+.1%} in all)")
     return {"machine": _machine(device), "torch": torch.__version__, "width": width, "images": images, "rows": rows}

@@ -175,7 +175,7 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32: on by default, TF32 would round convolutions
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
-        device = torch.device(device or ("cuda" if found else "cpu"))
+        device = torch.device(("cuda" if found else "cpu") if device is None else device)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError
     except RuntimeError:

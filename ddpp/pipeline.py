@@ -111,7 +111,8 @@ def _clock(out: Path) -> Iterator[dict[str, float]]:
     try:
         yield seconds
     except BaseException:
-        if seconds and not ranks.rank():
+        worked = sum(seconds.values()) - seconds.get("data", 0)
+        if worked > 1 and not ranks.rank():  # else perhaps nothing was begun
             with contextlib.suppress(Error):
                 store.write_json(path, seconds)
         raise

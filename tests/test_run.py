@@ -60,10 +60,11 @@ def test_one_channel_28x28_of_8_classes_goes_all_the_way(npz, tmp_path, capsys):
     image, label = next(iter(torch.utils.data.DataLoader(distilled, batch_size=4)))
     assert (image.shape, label.tolist()) == ((4, 1, 28, 28), [0, 1, 2, 3])
     provenance = distilled.provenance
-    assert provenance["versions"]["torch"] == torch.__version__
+    assert [made["versions"]["torch"] for made in provenance["made_on"]] == [torch.__version__]
     assert provenance["config"]["epsilon"] == 0.1
     assert provenance["teachers"]["data"]["sha256"] == load_data(data, device="cpu").sha256
-    assert provenance["device"].startswith("cpu")
+    assert provenance["made_on"][0]["device"].startswith("cpu")
+    assert provenance["made_on"][0]["engine"] == "autograd"
 
 
 @pytest.fixture(scope="module")
