@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
-
 try:
     import tyro
     from tyro.conf import arg, subcommand
@@ -212,15 +210,15 @@ class BenchCommand:
     def __call__(self) -> None:
         from ddpp.bench import bench, bench_jobs, choose_jobs
 
-        device = find_device(self.device).type  # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
-        jobs = choose_jobs(self.jobs, device)
+        device = find_device(self.device)  # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
+        jobs = choose_jobs(self.jobs, device.type)
         if self.out:
             store.check_writable(self.out)
-        result = bench(self.student_steps, self.width, self.images, self.rounds, device)
+        result = bench(self.student_steps, self.width, self.images, self.rounds, device.type)
         if jobs:
-            result["jobs"] = bench_jobs(jobs, self.width, device)
+            result["jobs"] = bench_jobs(jobs, self.width, device.type)
         if self.out:
-            store.write_json(self.out, result | provenance(torch.device(device)))
+            store.write_json(self.out, result | provenance(device))
             print(f"written to {self.out}")
 
 

@@ -29,14 +29,11 @@ from ddpp.recipes import Recipe, from_dict, recipe
 
 KIND = "result"
 SEEDS = (0, 1, 2)
-RULE, EPSILON = "signed", 0.1  # the paper's method
+MTT, PRUNED = ("none", 0.0), ("signed", 0.1)  # (rule, epsilon) of Table I's two rows
 EPSILONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5)
 SMOKE_EPSILONS = (0.0, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)  # students that small come closer, so less is pruned
 CONTROLS = ("random", "largest", "smallest")
-CONTROLLED = {
-    EPSILONS: (0.1, 0.3),
-    SMOKE_EPSILONS: (0.1, 0.7),
-}  # where controls prune as many pairs as the paper's rule
+CONTROLLED, SMOKE_CONTROLLED = (0.1, 0.3), (0.1, 0.7)  # where controls prune as many pairs as the paper's rule
 SETS = (("cifar10", 10), ("cifar10", 1), ("cifar10", 50), ("cifar100", 1), ("cifar100", 10), ("cifar100", 50))
 LAST = 20  # distillation steps over which the final loss is averaged
 LARGEST = 16 * 2**20  # bytes of images that a result may hold; larger sets stay where they were distilled
@@ -75,11 +72,11 @@ def runs(profile: str) -> list[Run]:
         )
 
     def table1(data: str, ipc: int, seed: int) -> list[Run]:
-        pair = (("none", 0.0), (RULE, EPSILON))
-        return [one(f"table1/{data}-ipc{ipc}-{rule}", data, ipc, rule, epsilon, seed) for rule, epsilon in pair]
+        both = (MTT, PRUNED)
+        return [one(f"table1/{data}-ipc{ipc}-{rule}", data, ipc, rule, epsilon, seed) for rule, epsilon in both]
 
     def ablation(seed: int) -> list[Run]:
-        rest = [pair for pair in settings(profile) if pair not in (("none", 0.0), (RULE, EPSILON))]  # those: table 1
+        rest = [pair for pair in settings(profile) if pair not in (MTT, PRUNED)]  # those: table 1
         return [one(f"epsilon/{rule}-{epsilon:g}", *home(profile), rule, epsilon, seed) for rule, epsilon in rest]
 
     found = []
@@ -98,12 +95,13 @@ def home(profile: str) -> tuple[str, int]:
 
 def settings(profile: str) -> list[tuple[str, float]]:
     """The ablation's (rule, epsilon), in the order of its table; magnitude at 0 is none, that is MTT."""
-    epsilons = SMOKE_EPSILONS if profile == "smoke" else EPSILONS
+    smoke = profile == "smoke"
+    epsilons, controlled = (SMOKE_EPSILONS, SMOKE_CONTROLLED) if smoke else (EPSILONS, CONTROLLED)
     return [
-        ("none", 0.0),
+        MTT,
         *(("signed", epsilon) for epsilon in epsilons),
         *(("magnitude", epsilon) for epsilon in epsilons[1:]),
-        *((rule, epsilon) for epsilon in CONTROLLED[epsilons] for rule in CONTROLS),
+        *((rule, epsilon) for epsilon in controlled for rule in CONTROLS),
     ]
 
 

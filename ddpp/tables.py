@@ -62,7 +62,12 @@ def _accuracy(seeds: list[list[float] | None]) -> str:
     if not seeds or None in seeds:
         return "–"
     values = seeds[0] if len(seeds) == 1 else [statistics.fmean(networks) for networks in seeds]
-    return f"{statistics.fmean(values):.1f} ± {spread(values):.1f}"
+    return _show(statistics.fmean(values), spread(values))
+
+
+def _show(value: float | None, error: float | None, sign: str = "", missing: str = "") -> str:
+    """A number with its error, as text; `missing` where there is none."""
+    return missing if value is None else f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
 def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None, float | None, int]:
@@ -87,15 +92,9 @@ def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TA
         paper = TABLE_1[data, ipc]
         group = [row for row in rows if _key(row)[:2] == (data, ipc)]
         *final, seeds = paired(group)
-        ours = [_gain(*final), _gain(*paired(group, "selected")[:2])]
+        ours = [_show(*gain, "+", "–") for gain in (final, paired(group, "selected")[:2])]
         lines.append([_name(data, ipc), f"{paper['signed'][0] - paper['none'][0]:+.1f}", *ours, str(seeds or "–")])
     return _markdown(lines)
-
-
-def _gain(mean: float | None, half: float | None) -> str:
-    if mean is None:
-        return "–"
-    return f"{mean:+.1f}" if half is None else f"{mean:+.1f} ± {half:.1f}"
 
 
 def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
@@ -128,10 +127,6 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
 
 def cells(line: dict) -> list[str]:
     """A line of `summarize` as text: rule, epsilon, runs, share kept, accuracy, difference to rule none."""
-
-    def show(value, error, sign=""):
-        return "" if value is None else f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
-
     kept = "" if line["kept"] is None else f"{line['kept']:.1%}"
-    numbers = show(line["mean"], line["std"]), show(line["gain"], line["error"], "+")
+    numbers = _show(line["mean"], line["std"]), _show(line["gain"], line["error"], "+")
     return [line["rule"], f"{line['epsilon']:g}", str(line["runs"]), kept, *numbers]
