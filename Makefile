@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: book test lint notebooks pages links address smoke-results ipc-results clean
+.PHONY: book test lint notebooks assignments pages links address smoke-results ipc-results clean
 
 book: $(READY)  ## build the HTML from the notebooks with their stored outputs, warnings as errors
 	$(BIN)/jupyter-book build . --nitpick --warningiserror --keep-going
@@ -20,6 +20,9 @@ lint: $(READY)
 notebooks: $(READY)  ## run the notebooks and keep their outputs in them
 	$(BIN)/python book/run.py
 
+assignments: $(READY)  ## the students' copies, the solutions and the points, from assignments/source
+	$(BIN)/ddpp assign
+
 pages: $(READY)  ## look at every page of the built book in Chromium, which has to be installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/pages-requirements.txt
 	$(BIN)/python tests/pages.py
@@ -29,6 +32,7 @@ links: $(READY)  ## which links are dead: _build/linkcheck/output.txt; needs a n
 
 address: $(READY)  ## where this project lives, everywhere it stands: make address URL=https://github.com/you/ddpp
 	$(BIN)/python book/address.py $(URL) $(BRANCH)
+	$(BIN)/ddpp assign
 
 smoke-results: $(READY)  ## the three smoke runs that the README shows, from a clean state
 	rm -rf runs/smoke

@@ -1,7 +1,7 @@
 """Write this project's address wherever it stands: python book/address.py [URL [BRANCH]]
 
-The one place to change is `repository` in _config.yml; with a URL, that is set first. Made from it are, in each
-notebook, the cells with the ids colab-badge and colab-install; in the README and the book's pages, links to Colab and
+The one place to change is `repository` in _config.yml; with a URL, that is set first. Made from it are, in each chapter
+and in the instructor's notebook of each assignment, the cells with the ids colab-badge and colab-install; in the README and the book's pages, links to Colab and
 what follows `git clone`; and the citation. Colab opens notebooks from GitHub only, so an address elsewhere changes
 where the code is fetched from, and leaves the links and the citation as they are.
 """
@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 URL = re.compile(r"\w+://[\w.~:/@+-]+")
 GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?")
-COLAB = re.compile(r"https://colab\.research\.google\.com/github/[^\s()]+/notebooks/")  # then comes the notebook's name
+COLAB = re.compile(r"https://colab\.research\.google\.com/github/[^\s()]+?/(?=notebooks/|assignments/)")
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
 INSTALL = """\
 # Only on Colab: fetch ddpp and install it; no other package changes.
@@ -30,7 +30,7 @@ if "google.colab" in sys.modules:
         %sx GIT_TERMINAL_PROMPT=0 git clone --depth 1 -b {{branch}} {{url}} ddpp
     assert Path("ddpp").exists(), f"no {{branch}} at {{url}}, or no network"
     %pip install -q --no-deps ./ddpp
-    %cd -q ddpp/notebooks"""
+    %cd -q {folder}"""
 
 
 def stale(root: Path = ROOT) -> dict[Path, str]:
@@ -38,7 +38,7 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
     repository = yaml.safe_load((root / "_config.yml").read_text())["repository"]
     url, branch = repository["url"], repository["branch"]
     on_github = GITHUB.fullmatch(url)
-    colab = on_github and f"https://colab.research.google.com/github/{on_github[1]}/blob/{branch}/notebooks/"
+    colab = on_github and f"https://colab.research.google.com/github/{on_github[1]}/blob/{branch}/"
     texts = {}
     for path in [root / "README.md", *sorted((root / "book").glob("*.md"))]:
         text = re.sub(r"(git clone (?:-\S+ )*)\w+://[^\s`]+", rf"\g<1>{url}", path.read_text())
@@ -47,13 +47,15 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
         citation = root / "CITATION.cff"
         texts[citation] = re.sub("(?m)^repository-code:.*", f'repository-code: "{url}"', citation.read_text())
     changed = {path: text for path, text in texts.items() if text != path.read_text()}
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
+    for path in [*sorted(root.glob("notebooks/*.ipynb")), *sorted(root.glob("assignments/source/*/*.ipynb"))]:
+        chapter = path.parent == root / "notebooks"
+        opened = f"notebooks/{path.name}" if chapter else f"assignments/release/{path.stem}/{path.name}"
         notebook = nbformat.read(path, 4)
         cells = {cell.get("id"): cell for cell in notebook.cells}
-        wanted = {"colab-install": INSTALL.format(url=url, branch=branch)}
-        wanted |= {"colab-badge": BADGE.format(link=colab + path.name)} if colab else {}
+        wanted = {"colab-install": INSTALL.format(url=url, branch=branch, folder="ddpp/notebooks" if chapter else "/content")}
+        wanted |= {"colab-badge": BADGE.format(link=colab + opened)} if colab else {}
         if missing := wanted.keys() - cells.keys():
-            raise ValueError(f"notebooks/{path.name} has no cell with the id {' or '.join(sorted(missing))}")
+            raise ValueError(f"{path.relative_to(root)} has no cell with the id {' or '.join(sorted(missing))}")
         if any(cells[name].source != source for name, source in wanted.items()):
             for name, source in wanted.items():
                 cells[name].source = source

@@ -222,6 +222,54 @@ class BenchCommand:
             print(f"written to {self.out}")
 
 
+@dataclass
+class AssignCommand:
+    """Make the students' copies, the solutions and the points table from the instructor's notebooks."""
+
+    folder: tyro.conf.Positional[Path] = Path("assignments")  # the instructor's are in FOLDER/source/NAME/NAME.ipynb
+
+    def __call__(self) -> None:
+        from ddpp.course import copies  # here, as ddpp itself does without notebooks
+
+        written = copies.make(self.folder)
+        print("\n".join(f"written: {path}" for path in written) or "everything is up to date")
+
+
+@dataclass
+class GradeCommand:
+    """Grade a submission, or a folder of them; the exit code is 0 if no point is missing, else 3."""
+
+    submissions: tyro.conf.Positional[Path]  # a notebook, or a folder with one file per student, or one folder each
+    out: Path = Path("grades")  # the reports, and for a folder grades.csv
+    assignments: Path = Path("assignments")  # the instructor's notebooks are in its folder source
+    assignment: str | None = None  # its name; default: the notebook says
+    jobs: int | None = None  # submissions at a time; default: one per core
+    seconds: float | None = None  # for a cell, or a check; default: what the assignment says
+    memory: float = 4.0  # GB for a submission
+
+    def __call__(self) -> int:
+        try:
+            from ddpp.course import grade, session
+        except ModuleNotFoundError as e:
+            raise Error(f"grading needs the package {e.name}: pip install nbformat ipykernel") from None
+
+        if not self.submissions.exists():
+            raise Error(f"there is no {self.submissions}: name a notebook, or a folder of them")
+        limits = session.Limits(self.seconds, self.memory)
+        store.check_writable(self.out / "grades.csv")
+        if self.submissions.is_dir():
+            jobs = self.jobs or os.cpu_count()
+            reports = grade.grade_all(
+                self.submissions, self.assignments, self.out, name=self.assignment, limits=limits, jobs=jobs
+            )
+            print(f"written: {self.out / 'grades.csv'}, and a report for each")
+        else:
+            reports = [grade.grade(self.submissions, self.assignments, name=self.assignment, limits=limits)]
+            reports[0].write(self.out)
+            print(reports[0].text())
+        return 0 if all(not r.refused and r.points == r.of for r in reports) else 3
+
+
 def show_report(out: Path, distilled: DistilledDataset, report: dict) -> None:
     """The last lines of a run: what was written where, and what it is worth."""
     skipped = int(distilled.history["skipped"].sum())
@@ -255,12 +303,14 @@ def commands(base: Recipe):
         | Annotated[EvaluateCommand, subcommand("evaluate")]
         | Annotated[ShowCommand, subcommand("show")]
         | Annotated[PackCommand, subcommand("pack")]
+        | Annotated[AssignCommand, subcommand("assign")]
+        | Annotated[GradeCommand, subcommand("grade")]
         | Annotated[BenchCommand, subcommand("bench")]
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 1 for an Error (said in a sentence), 130 after Ctrl-C."""
+    """Run a command; the exit code is 0 (or what the command says), 1 for an Error, in a sentence, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # these three decide the other defaults
     chooser.add_argument("--profile", default="smoke")
@@ -275,14 +325,13 @@ def main(argv: list[str] | None = None) -> int:
         if ranks.size() > 1 and not isinstance(command, TeachersCommand | DistillCommand):
             raise Error("only teachers and distill can be shared out by torchrun: start this command without it")
         with contextlib.redirect_stdout(None) if ranks.rank() else contextlib.nullcontext():
-            command()
+            return command() or 0
     except Error as e:
         print(f"ddpp: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nddpp: stopped; what was done is saved. Run the same command again to go on", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,164 @@
+"""From the instructor's notebooks to what is made from them: the students' copies, the solutions, the points.
+
+FOLDER/source/NAME/NAME.ipynb is the one that is edited. It has nbgrader's markers and metadata, and the students' copy
+is, cell for cell, the one that `nbgrader generate_assignment` makes; nbgrader itself is not needed.
+"""
+
+import copy
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from ddpp.errors import Error
+
+STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
+TEXT_STUB = "YOUR ANSWER HERE"
+SOLUTION, HIDDEN = "SOLUTION", "HIDDEN TESTS"  # between ### BEGIN ... and ### END ...
+HEADING = re.compile(r"^##? *(?:Task \d+: *)?(.+?)(?: *\(.*\))? *$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell that gives points. by_hand: a text that a person grades, with a rubric."""
+
+    name: str  # its grade_id
+    title: str  # of the section that it stands in
+    points: float
+    by_hand: bool
+
+
+def read(path: Path) -> NotebookNode:
+    """A notebook in today's format; an Error with a sentence where the file is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            notebook = nbformat.read(file, 4)
+        nbformat.validate(notebook)
+    except OSError as e:
+        raise Error(f"cannot read {path}: {e.strerror}") from None
+    except Exception:  # nbformat raises nearly anything, from KeyError to its own
+        raise Error(f"{path} is not a Jupyter notebook: hand in the .ipynb file, as saved or downloaded") from None
+    return notebook
+
+
+def nbgrader(cell: NotebookNode) -> dict:
+    """The cell's nbgrader metadata; empty for a cell that the assignment does not know."""
+    marks = cell.metadata.get("nbgrader", {})
+    return marks if isinstance(marks, dict) else {}
+
+
+def sources(folder: Path) -> dict[str, Path]:
+    """Name of each assignment in FOLDER/source -> the instructor's notebook."""
+    found = {path.stem: path for path in sorted(folder.glob("source/*/*.ipynb")) if path.stem == path.parent.name}
+    if not found:
+        raise Error(f"no assignments in {folder}: they are expected as {folder}/source/NAME/NAME.ipynb")
+    return found
+
+
+def tasks(source: NotebookNode) -> list[Task]:
+    """What gives points in an instructor's notebook, in its order."""
+    found, title = [], ""
+    for cell in source.cells:
+        marks = nbgrader(cell)
+        if marks.get("grade"):
+            found.append(Task(marks["grade_id"], title, marks["points"], bool(marks.get("solution"))))
+        elif cell.cell_type == "markdown" and (heading := HEADING.search(cell.source)):
+            title = heading[1]
+    return found
+
+
+def students(source: NotebookNode) -> NotebookNode:
+    """The students' copy: no solutions, no hidden checks, no outputs, locked where nbgrader locks."""
+    notebook = copy.deepcopy(source)
+    for cell in _cells(notebook):
+        marks = nbgrader(cell)
+        if marks.get("solution"):
+            stub = STUB if cell.cell_type == "code" else TEXT_STUB
+            cell.source = replace(cell.source, SOLUTION, stub) if f"BEGIN {SOLUTION}" in cell.source else stub
+        if marks.get("grade"):
+            cell.source = replace(cell.source, HIDDEN)
+        if marks:
+            cell.metadata["deletable"] = False
+            if not marks["solution"]:
+                cell.metadata["editable"] = False
+            marks |= {"cell_type": cell.cell_type, "checksum": checksum(cell)}
+    return notebook
+
+
+def solutions(source: NotebookNode) -> NotebookNode:
+    """What students may see afterwards: solved, without markers and without the hidden checks."""
+    notebook = copy.deepcopy(source)
+    for cell in _cells(notebook):
+        cell.source = replace(cell.source, HIDDEN)
+        cell.source = "\n".join(line for line in cell.source.split("\n") if f" {SOLUTION}" not in line)
+    return notebook
+
+
+def _cells(notebook: NotebookNode) -> Iterator[NotebookNode]:
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        yield cell
+
+
+def replace(text: str, what: str, by: str | None = None) -> str:
+    """The text with each region between the markers BEGIN `what` and END `what` replaced, indented as its marker."""
+    lines, inside = [], False
+    for line in text.split("\n"):
+        if f"BEGIN {what}" in line:
+            if inside:
+                raise Error(f"BEGIN {what} stands inside another: END {what} is missing in\n{text}")
+            inside, indent = True, line[: len(line) - len(line.lstrip())]
+            lines += [indent + stub for stub in by.split("\n")] if by else []
+        elif f"END {what}" in line:
+            inside = False
+        elif not inside:
+            lines.append(line)
+    if inside:
+        raise Error(f"END {what} is missing in\n{text}")
+    return "\n".join(lines)
+
+
+def checksum(cell: NotebookNode) -> str:
+    """By which nbgrader knows whether a cell was changed."""
+    marks = nbgrader(cell)
+    locked = not marks["solution"] and (marks["grade"] or marks["locked"])
+    parts = [cell.source, cell.cell_type, marks["grade"], marks["solution"], locked, marks["grade_id"]]
+    if marks["grade"]:
+        parts.append(float(marks["points"]))
+    return hashlib.md5("".join(map(str, parts)).encode(), usedforsecurity=False).hexdigest()
+
+
+def points_table(notebooks: dict[str, NotebookNode]) -> str:
+    """All tasks with their points, as Markdown."""
+    lines = ["| assignment | task | check | points | graded |", "|---|---|---|---|---|"]
+    for name, notebook in notebooks.items():
+        found = tasks(notebook)
+        for task in found:
+            graded = "by hand" if task.by_hand else "by `ddpp grade`"
+            lines.append(f"| {name} | {task.title} | `{task.name}` | {task.points:g} | {graded} |")
+        lines.append(f"| **{name}** | | | **{sum(task.points for task in found):g}** | |")
+    return "\n".join(lines) + "\n"
+
+
+def stale(folder: Path) -> dict[Path, str]:
+    """The files made from FOLDER/source that are not as they should be, with the text that they should have."""
+    notebooks = {name: read(path) for name, path in sources(folder).items()}
+    texts = {folder / "points.md": points_table(notebooks)}
+    for name, notebook in notebooks.items():
+        for kind, made in (("release", students(notebook)), ("solutions", solutions(notebook))):
+            texts[folder / kind / name / f"{name}.ipynb"] = nbformat.writes(made) + "\n"
+    return {path: text for path, text in texts.items() if not path.exists() or path.read_text() != text}
+
+
+def make(folder: Path) -> list[Path]:
+    """Write what is stale; returns the files written."""
+    texts = stale(folder)
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return list(texts)

@@ -1,0 +1,59 @@
+"""The checks of a submission, inside its kernel: in a namespace of their own, with what the student wrote put in.
+
+A check is run twice. First with stubs in the student's place, where it has to fail: a check that does not was changed
+by the submission. Then with the student's functions.
+"""
+
+import contextlib
+import io
+
+space: dict = {}  # what the setup of the assignment defines
+
+
+def prepare(setup: str) -> None:
+    """Run the instructor's setup in a fresh namespace."""
+    space.clear()
+    space["__name__"] = "__main__"
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(setup, "<setup>", "exec"), space)
+
+
+def judge(check: str, functions: list[str], values: list[str], student: dict) -> dict:
+    """Whether a check passes: {"passed": bool, "says": str}.
+
+    functions, values: the names in the check that are the student's, to be found in the namespace `student`.
+    """
+    stubs = {name: _stub(name) for name in functions} | dict.fromkeys(values)
+    passed, _ = _run(check, stubs)
+    if passed:
+        return {"passed": False, "says": "the checks were changed by this notebook: it must leave them as they are"}
+    missing = [name for name in functions + values if name not in student]
+    if missing:
+        return {"passed": False, "says": f"`{missing[0]}` is not there: its cell is missing, or stopped before it"}
+    passed, says = _run(check, {name: student[name] for name in functions + values})
+    return {"passed": passed, "says": says}
+
+
+def _run(check: str, given: dict) -> tuple[bool, str]:
+    """Passed or not, and what the check says."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+            exec(compile(check, "<check>", "exec"), {**space, **given})
+    except AssertionError as e:  # mostly a Mistake
+        return False, str(e) or "an assertion of the check does not hold"
+    except NotImplementedError:
+        return False, "not written yet: replace `raise NotImplementedError()` by your code"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # SystemExit too: it is the student's
+        return False, f"the check stopped with {type(e).__name__}: {e}"
+    return True, " ".join(dict.fromkeys(said.getvalue().split("\n"))).strip()  # each line once
+
+
+def _stub(name: str):
+    def stub(*_, **__):
+        raise NotImplementedError
+
+    stub.__name__ = name
+    return stub
