@@ -1,9 +1,9 @@
 """Write this project's address wherever it stands: python book/address.py [URL [BRANCH]]
 
 The one place to change is `repository` in _config.yml; with a URL, that is set first. Made from it are, in each chapter
-and in the instructor's notebook of each assignment, the cells with the ids colab-badge and colab-install; in the README and the book's pages, links to Colab and
-what follows `git clone`; and the citation. Colab opens notebooks from GitHub only, so an address elsewhere changes
-where the code is fetched from, and leaves the links and the citation as they are.
+and in the instructor's notebook of each assignment, the cells with the ids colab-badge and colab-install; in the README
+and the book's pages, links to Colab and what follows `git clone`; and the citation. Colab opens notebooks from GitHub
+only, so an address elsewhere changes where the code is fetched from, and leaves the links and the citation as they are.
 """
 
 import re
@@ -50,9 +50,10 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
     for path in [*sorted(root.glob("notebooks/*.ipynb")), *sorted(root.glob("assignments/source/*/*.ipynb"))]:
         chapter = path.parent == root / "notebooks"
         opened = f"notebooks/{path.name}" if chapter else f"assignments/release/{path.stem}/{path.name}"
+        folder = "ddpp/notebooks" if chapter else "/content"
         notebook = nbformat.read(path, 4)
         cells = {cell.get("id"): cell for cell in notebook.cells}
-        wanted = {"colab-install": INSTALL.format(url=url, branch=branch, folder="ddpp/notebooks" if chapter else "/content")}
+        wanted = {"colab-install": INSTALL.format(url=url, branch=branch, folder=folder)}
         wanted |= {"colab-badge": BADGE.format(link=colab + opened)} if colab else {}
         if missing := wanted.keys() - cells.keys():
             raise ValueError(f"{path.relative_to(root)} has no cell with the id {' or '.join(sorted(missing))}")

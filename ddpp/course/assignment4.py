@@ -297,7 +297,7 @@ def study(
         )
     for setting, values in results.items():
         _check_setting(setting)
-        if not isinstance(values, (list, tuple)) or len(values) != len(seeds):
+        if isinstance(values, (str, dict)) or not hasattr(values, "__len__") or len(values) != len(seeds):
             raise Mistake(f"{setting} should have a list of {len(seeds)} accuracies, one for each seed, in their order")
         for value in values:
             if not 0 <= _number(value, f"{setting}") <= 100:
@@ -361,18 +361,20 @@ def figure(plot_results: Callable, seed: int = 0) -> None:
 
 
 def _numbers_in(drawn: Figure) -> tuple[list[float], bool]:
-    """All coordinates in a figure, and whether it has error bars or the like."""
+    """All coordinates in a figure, and whether it has error bars, or lines that look like them."""
     found, bars = [], False
     for axis in drawn.axes:
         for line in axis.lines:
-            found += [*line.get_xdata(orig=False), *line.get_ydata(orig=False)]
+            x, y = (np.asarray(values, dtype=float) for values in line.get_data(orig=False))
+            found += [*x, *y]
+            upright = len(x) > 1 and (np.ptp(x) == 0 < np.ptp(y) or np.ptp(y) == 0 < np.ptp(x))
+            bars = bars or (upright and line.get_transform() == axis.transData)  # axhline is none
         for collection in axis.collections:
-            found += [number for point in collection.get_offsets().tolist() for number in point]
+            found += np.asarray(collection.get_offsets(), dtype=float).flatten().tolist()
         for patch in axis.patches:
             found += patch.get_extents().transformed(axis.transData.inverted()).get_points().flatten().tolist()
-        errorbars = [c for c in axis.containers if isinstance(c, ErrorbarContainer)]
-        bars = bars or any(c.has_yerr or c.has_xerr for c in errorbars)
-    return [float(number) for number in found if isinstance(number, (int, float, np.number))], bars
+        bars = bars or any(isinstance(c, ErrorbarContainer) and (c.has_yerr or c.has_xerr) for c in axis.containers)
+    return found, bars
 
 
 def _number(value, name: str) -> float:

@@ -39,7 +39,7 @@ class Assignment:
     functions: set[str]  # names that the students define
     values: set[str]  # names that the students assign
     stubs: set[str]  # the code of the students' cells as they were handed out
-    given: set[str]  # names of the cells that are not the student's: setup and checks
+    pictures: set[str]  # the code of cells that nothing graded depends on: those with the tag skip-grading
     seconds: float  # for a cell, unless the grader says otherwise
     digest: str  # of all that decides the points
 
@@ -62,7 +62,7 @@ class Assignment:
             functions,
             values,
             {handed_out[name] for name in answers},
-            code.keys() - answers,
+            {cell.source for cell in notebook.cells if "skip-grading" in cell.metadata.get("tags", [])},
             notebook.metadata.get("ddpp", {}).get("seconds", SECONDS),
             hashlib.sha256(b"".join(path.read_bytes() for path in made_of)).hexdigest(),
         )
@@ -82,6 +82,11 @@ def names(code: str) -> tuple[set[str], set[str]]:
     targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
     targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
     return functions, {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+
+
+def used(code: str) -> set[str]:
+    """All names that occur in code."""
+    return {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
 
 
 def assignments(folder: Path) -> dict[str, Assignment]:
@@ -174,9 +179,11 @@ def read(path: Path) -> NotebookNode:
                 f"the file has {path.stat().st_size / 1e6:.0f} MB: clear the outputs, save, and hand it in again"
             )
         content = json.loads(path.read_bytes())
+        if content.get("nbformat") == 4:
+            content["nbformat_minor"] = 4  # without cell ids, which a cell that was copied shares with its original
         for cell in content.get("cells", []):
-            if "outputs" in cell:
-                cell["outputs"] = []
+            cell.pop("id", None)
+            cell |= {"outputs": []} if "outputs" in cell else {}
         notebook = nbformat.reads(json.dumps(content), 4)
         if not all(isinstance(cell.source, str) and isinstance(cell.metadata, dict) for cell in notebook.cells):
             raise ValueError
@@ -285,7 +292,8 @@ class _Grading:
         for number, cell in code:
             marks = copies.nbgrader(cell)
             untouched = cell.source in self.assignment.stubs and names(cell.source)[0] & written
-            given = marks.get("grade_id") in self.assignment.checks or cell.source == self.assignment.setup
+            given = cell.source in self.assignment.pictures | {self.assignment.setup}
+            given |= marks.get("grade_id") in self.assignment.checks
             if cell.source.strip() and not given and not untouched:
                 yield number, cell.source
 
@@ -294,8 +302,7 @@ class _Grading:
         return session.run(code, max(1, min(self.limits.seconds, left)), expression)
 
     def _check(self, session: Session, code: str) -> Answer:
-        used = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
-        functions, values = sorted(used & self.assignment.functions), sorted(used & self.assignment.values)
+        functions, values = sorted(used(code) & self.assignment.functions), sorted(used(code) & self.assignment.values)
         return self._ask(session, "", f"{JUDGE}.judge({code!r}, {functions}, {values}, globals())")
 
     def _out_of_time(self) -> bool:

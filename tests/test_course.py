@@ -1,0 +1,489 @@
+"""The assignments: what is handed out, that each mistake costs just its points and is named, and the grader's calm."""
+
+import csv
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import nbformat
+import psutil
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from wrong import Wrong
+
+from ddpp import cli
+from ddpp.course import copies, grade, judge
+from ddpp.course.checks import Mistake, ask, compare, tensor
+from ddpp.course.session import Limits
+from ddpp.errors import Error
+from ddpp.pruning import RULES
+
+ROOT = Path(__file__).parents[1]
+COURSE = ROOT / "assignments"
+NAMES = sorted(copies.sources(COURSE))
+WRONG = {name: importlib.import_module(f"wrong_{name}").WRONG for name in NAMES}
+LONG = 25  # characters of a line that is somebody's own
+
+
+def read(kind, name):
+    return copies.read(COURSE / kind / name / f"{name}.ipynb")
+
+
+# What is handed out
+
+
+def test_the_students_copies_solutions_and_points_are_up_to_date():
+    assert [str(path) for path in copies.stale(COURSE)] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_solution_and_no_hidden_check_is_handed_out(name):
+    source, handed_out = read("source", name), read("release", name)
+    given = "\n".join(cell.source for cell in handed_out.cells)
+    secret, open_ = [], []
+    for cell in source.cells:
+        inside = copies.nbgrader(cell).get("solution") and cell.cell_type == "markdown"
+        for line in cell.source.splitlines():
+            if "### BEGIN" in line or "### END" in line:
+                inside = "BEGIN" in line
+            else:
+                (secret if inside else open_).append(line.strip())
+    secret = {line for line in secret if len(line) >= LONG} - set(open_)
+    assert len(secret) > 10
+    assert [line for line in secret if line in given] == []
+    assert "### BEGIN" not in given
+    assert all(not cell.get("outputs") for cell in handed_out.cells)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_solutions_have_no_hidden_check_either(name):
+    solved = "\n".join(cell.source for cell in read("solutions", name).cells)
+    assert "### " not in "\n".join(line for line in solved.splitlines() if "HIDDEN" in line or "SOLUTION" in line)
+    for cell in read("source", name).cells:
+        hidden = cell.source.partition("### BEGIN HIDDEN TESTS")[2].splitlines()[1:-1]
+        assert not hidden or "\n".join(hidden) not in solved
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_assignment_gives_twenty_points(name):
+    assert sum(task.points for task in copies.tasks(read("source", name))) == 20
+
+
+def test_a_marker_that_is_not_closed_is_named():
+    with pytest.raises(Error, match="END SOLUTION is missing"):
+        copies.replace("### BEGIN SOLUTION\nx = 1", copies.SOLUTION, "stub")
+    with pytest.raises(Error, match="stands inside another"):
+        copies.replace("### BEGIN SOLUTION\n### BEGIN SOLUTION\n### END SOLUTION", copies.SOLUTION)
+
+
+# Each mistake costs its points, and is named
+
+
+@lru_cache(1)
+def solved(name):
+    """The solution's cells by grade_id or id, the names that they leave, and the assignment. Studies are shortened."""
+    matplotlib.use("Agg")
+    cells = {}
+    for cell in copies.solutions(read("source", name)).cells:
+        if (
+            cell.cell_type == "code"
+            and cell.id != "colab-install"
+            and "skip-grading" not in cell.metadata.get("tags", [])
+        ):
+            cells[cell.id] = shorten(cell.source)
+    space = {"__name__": "__main__"}
+    for code in cells.values():
+        exec(code, space)
+    return cells, space
+
+
+def shorten(code):
+    return code.replace("steps=15", "steps=2").replace("epochs=30", "epochs=3").replace("[0, 1, 2, 3, 4]", "[0, 1, 2]")
+
+
+def judged(name, wrong: Wrong | None = None):
+    """What each check says of a solution with this mistake: task -> (passed, says)."""
+    cells, space = solved(name)
+    assignment = grade.Assignment.read(copies.sources(COURSE)[name])
+    space, again = dict(space), []
+    if wrong:
+        source = wrong.apply(copies.solutions(read("source", name)))
+        (code,) = [cell.source for cell in source.cells if copies.nbgrader(cell).get("grade_id") == wrong.cell]
+        again = [shorten(code)]
+        if {"study-check"} & wrong.fails.keys() and wrong.cell != "study":
+            again += [cells["register"], cells["study"]]
+    rules = dict(RULES)
+    try:
+        for code in again:
+            try:
+                exec(code, space)
+            except Exception:  # as in the student's notebook
+                continue
+        changed = set.union(*grade.names(again[0])) if again else assignment.functions | assignment.values
+        if len(again) > 1:
+            changed |= set.union(*grade.names(again[-1]))
+        judge.prepare(shorten(assignment.setup))
+        found = {}
+        for task, check in assignment.checks.items():
+            used = grade.used(check)
+            if changed & used:  # others cannot have changed
+                functions, values = sorted(used & assignment.functions), sorted(used & assignment.values)
+                answer = judge.judge(shorten(check), functions, values, space)
+                found[task] = answer["passed"], answer["says"]
+        return found
+    finally:
+        RULES.clear()
+        RULES.update(rules)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_are_enough_mistakes(name):
+    assert len(WRONG[name]) >= 6
+
+
+@pytest.mark.parametrize(("name", "mistake"), [(name, mistake) for name in NAMES for mistake in WRONG[name]])
+def test_a_mistake_loses_its_points_and_is_named(name, mistake):
+    wrong = WRONG[name][mistake]
+    found = judged(name, wrong)
+    assert {task for task, (passed, _) in found.items() if not passed} == wrong.fails.keys(), found
+    for task, words in wrong.fails.items():
+        assert words in found[task][1]
+
+
+# From the file to the report, in real kernels
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """Every instructor's version and every copy as handed out, graded as one class."""
+    folder, out = tmp_path_factory.mktemp("class"), tmp_path_factory.mktemp("grades")
+    for name in NAMES:
+        for kind in ("source", "release"):
+            (folder / kind).mkdir(exist_ok=True)
+            shutil.copy(COURSE / kind / name / f"{name}.ipynb", folder / kind)
+    reports = grade.grade_all(folder, COURSE, out, jobs=2)
+    return {report.submission: report for report in reports}, out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_instructors_version_gets_full_points(graded, name):
+    report = graded[0][f"source/{name}"]
+    assert (report.refused, report.notes) == ("", [])
+    assert report.points == report.of, report.text()
+    assert report.points + report.by_hand == 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_untouched_copy_gets_nothing_and_is_told_what_to_do(graded, name):
+    report = graded[0][f"release/{name}"]
+    assert (report.refused, report.points) == ("", 0)
+    for outcome in report.outcomes:
+        if outcome.points is None:
+            assert outcome.says == "nothing was written"
+        else:
+            assert "not written yet" in outcome.says or "is not there" in outcome.says or "fill" in outcome.says, (
+                outcome
+            )
+    assert "To go on" in report.text()
+
+
+def test_the_reports_are_files_for_people_and_for_programs(graded):
+    reports, out = graded
+    rows = list(csv.DictReader((out / "grades.csv").read_text().splitlines()))
+    assert [row["submission"] for row in rows] == list(reports)
+    for row in rows:
+        report = reports[row["submission"]]
+        kept = json.loads((out / f"{report.submission}.json").read_text())
+        assert float(row["points"]) == kept["points"] == report.points
+        assert f"**{report.points:g} of {report.of:g} points**" in (out / f"{report.submission}.md").read_text()
+
+
+# Submissions that students really hand in: a small course, so that each takes seconds
+
+
+def marks(name, **changes):
+    plain = {"grade": False, "grade_id": name, "locked": False, "schema_version": 3, "solution": False, "task": False}
+    return {"nbgrader": plain | changes}
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    root = tmp_path_factory.mktemp("course")
+    setup = "import ddpp\nfrom ddpp.course.checks import Mistake, ask"
+    double = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION"
+    check = (
+        "if ask(double, 3) != 6:\n    raise Mistake('3 does not become 6')\n"
+        "### BEGIN HIDDEN TESTS\nassert ask(double, 4) == 8, 'learned by heart'\n### END HIDDEN TESTS"
+    )
+    half = "def half(x):\n    ### BEGIN SOLUTION\n    return x / 2\n    ### END SOLUTION"
+    other = "if ask(half, 6) != 3:\n    raise Mistake('6 does not become 3')"
+    cells = [
+        new_markdown_cell("# Numbers"),
+        new_code_cell(setup, metadata=marks("setup", locked=True)),
+        new_markdown_cell("## Task 1: Doubling (2 points, about 3 minutes)"),
+        new_code_cell(double, metadata=marks("double", solution=True)),
+        new_code_cell(check, metadata=marks("double-check", grade=True, locked=True, points=2)),
+        new_markdown_cell("## Task 2: Halving (1 point)"),
+        new_code_cell(half, metadata=marks("half", solution=True)),
+        new_code_cell(other, metadata=marks("half-check", grade=True, locked=True, points=1)),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+    notebook = new_notebook(cells=cells, metadata=kernel | {"ddpp": {"assignment": "numbers"}})
+    (root / "source" / "numbers").mkdir(parents=True)
+    nbformat.write(notebook, root / "source" / "numbers" / "numbers.ipynb")
+    copies.make(root)
+    return root
+
+
+def cell_of(notebook, name):
+    return next(cell for cell in notebook.cells if copies.nbgrader(cell).get("grade_id") == name)
+
+
+def added(code, at=2):
+    return lambda notebook, course: notebook.cells.insert(at, new_code_cell(code))
+
+
+def deleted(notebook, course):
+    notebook.cells.remove(cell_of(notebook, "double"))
+
+
+def doubled(notebook, course):
+    notebook.cells.insert(6, cell_of(copies.read(course / "release" / "numbers" / "numbers.ipynb"), "double"))
+
+
+def edited(notebook, course):
+    cell_of(notebook, "double").source = "def double(x):\n    return 7"
+    cell_of(notebook, "double-check").source = "pass"
+
+
+def misspelled(notebook, course):
+    cell_of(notebook, "double").source = "def double(x)\n    return 2 * x"
+
+
+def stored(notebook, course):
+    cell_of(notebook, "double").outputs = [new_output("stream", name="stdout", text="y" * 100_000_000)]
+
+
+def bare(notebook, course):
+    notebook.metadata = {}
+    for cell in notebook.cells:
+        cell.metadata = {}
+
+
+def heart(notebook, course):
+    cell_of(notebook, "double").source = "def double(x):\n    return 6"
+
+
+def shuffled(notebook, course):
+    notebook.cells.append(notebook.cells.pop(3))
+
+
+def reading(notebook, course):
+    cell_of(notebook, "double").source = f"print(open('{course}/source/numbers/numbers.ipynb').read())"
+
+
+def overwriting(notebook, course):
+    code = (
+        "import ddpp.course.checks as c, ddpp.course.judge as j\nc.ask = lambda *_, **__: 6\n"
+        "j._run = lambda *_: (True, '')\nj.judge = lambda *_: {'passed': True, 'says': ''}\n"
+        "def ask(*_): return 6\ndef double(x): return 7"
+    )
+    cell_of(notebook, "double").source = code
+
+
+# name -> what is done to the solved notebook, its points of 3, and words of its report
+HANDED_IN = {
+    "solved": (lambda notebook, course: None, 3, "3 of 3"),
+    "deleted": (deleted, 1, "`double` is not there"),
+    "doubled": (doubled, 3, "3 of 3"),
+    "edited check": (edited, 1, "3 does not become 6"),
+    "by heart": (heart, 1, "learned by heart"),
+    "other order": (shuffled, 3, "3 of 3"),
+    "metadata lost": (bare, 3, "3 of 3"),
+    "syntax error": (misspelled, 1, "SyntaxError"),
+    "endless loop": (added("while True: pass"), 3, "is there a loop without end?"),
+    "stubborn loop": (
+        added("import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"),
+        3,
+        "could not be interrupted",
+    ),
+    "fifty gigabytes": (
+        added("x = bytearray(50 * 10**9)\nfor i in range(0, len(x), 4096): x[i] = 1"),
+        3,
+        "MemoryError",
+    ),
+    "long output": (added("for _ in range(100): print('x' * 10**6)"), 3, "3 of 3"),
+    "output stored": (stored, 3, "3 of 3"),
+    "overwritten checks": (overwriting, 1, "3 does not become 6"),
+    "reads the solution": (reading, 1, "belongs to the grader"),
+    "looks at others": (added("import os; os.listdir('{folder}')"), 3, "belongs to the grader"),
+    "starts programs": (added("!ls"), 3, "cannot start other programs"),
+    "writes elsewhere": (added("open('{folder}/mine', 'w')"), 3, "cannot"),
+    "kills the grader": (added("import os; os.kill(os.getppid(), 9)"), 3, "cannot send signals"),
+    "leaves": (added("import os; os._exit(0)"), 3, "it ended the kernel"),
+    "says exit": (added("exit()"), 3, "3 of 3"),
+    "asks": (added("input('your name?')"), 3, "StdinNotImplementedError"),
+}
+REFUSED = {
+    "essay.ipynb": b"Dear professor,",
+    "empty.ipynb": b"",
+    "scan.pdf": b"%PDF-1.4",
+    "bytes.ipynb": b"\x00\xff" * 1000,
+    "deep.ipynb": b"[" * 100_000,
+    "list.ipynb": b"[1, 2]",
+    "odd.ipynb": json.dumps({"nbformat": 4, "metadata": [], "cells": [{"source": 1}]}).encode(),
+    "other.ipynb": nbformat.writes(new_notebook()).encode(),
+}
+
+
+@pytest.fixture(scope="module")
+def handed_in(course, tmp_path_factory):
+    folder, out = tmp_path_factory.mktemp("handed in"), tmp_path_factory.mktemp("reports")
+    for name, (change, *_) in HANDED_IN.items():
+        notebook = copies.read(course / "solutions" / "numbers" / "numbers.ipynb")
+        change(notebook, course)
+        text = nbformat.writes(notebook, version=4).replace("{folder}", str(folder))
+        (folder / f"{name}.ipynb").write_text(text)
+    for name, content in REFUSED.items():
+        (folder / name).write_bytes(content)
+    reports = grade.grade_all(folder, course, out, limits=Limits(seconds=8), jobs=2)
+    return {report.submission: report for report in reports}, folder, out
+
+
+@pytest.mark.parametrize("name", HANDED_IN)
+def test_what_students_hand_in_is_graded(handed_in, name):
+    report = handed_in[0][name]
+    _, points, words = HANDED_IN[name]
+    assert report.refused == ""
+    assert report.points == points, report.text()
+    assert words in report.text()
+    assert "Traceback" not in report.text()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_graded_is_refused_with_a_sentence(handed_in, name):
+    report = handed_in[0][Path(name).stem]
+    assert "hand in" in report.refused
+    assert report.points == 0
+
+
+def test_no_kernel_outlives_its_grading(handed_in):
+    assert kernels() == []
+
+
+def kernels():
+    mine = psutil.Process().children(recursive=True)
+    return [p for p in mine if p.status() != psutil.STATUS_ZOMBIE and "ddpp.course.kernel" in p.cmdline()]
+
+
+def test_a_class_that_is_graded_is_not_graded_again_but_for_what_is_new(handed_in, course):
+    reports, folder, out = handed_in
+    (folder / "solved.ipynb").write_text((folder / "by heart.ipynb").read_text())
+    (out / "doubled.json").write_text("damaged")
+    said = []
+    again = grade.grade_all(folder, course, out, limits=Limits(seconds=8), jobs=2, say=said.append)
+    assert said[0] == f"{len(reports) - 2 - len(REFUSED)} of {len(reports)} are graded already"
+    points = {report.submission: report.points for report in again}
+    assert (points["solved"], points["doubled"], points["other order"]) == (1, 3, 3)
+
+
+def test_ctrl_c_stops_a_class_at_once_and_the_next_call_goes_on(course, tmp_path):
+    folder, out = tmp_path / "class", tmp_path / "out"
+    folder.mkdir()
+    for i in range(3):
+        shutil.copy(course / "solutions" / "numbers" / "numbers.ipynb", folder / f"{i}.ipynb")
+    command = [sys.executable, "-m", "ddpp.cli", "grade", str(folder), "--assignments", str(course), "--out", str(out)]
+    command += ["--jobs", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (out / "0.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)  # the second is on its way
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert "go on" in process.stderr.read()
+    assert not (out / "2.json").exists()
+    said = []
+    reports = grade.grade_all(folder, course, out, jobs=2, say=said.append, limits=Limits(memory=4.0))
+    assert [report.points for report in reports] == [3, 3, 3]
+    assert "graded already" in said[0]
+
+
+def test_the_command_says_what_is_missing(course, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = course / "release" / "numbers" / "numbers.ipynb"
+    assert cli.main(["grade", str(path), "--assignments", str(course)]) == 3
+    assert "**0 of 3 points**" in capsys.readouterr().out
+    assert cli.main(["grade", "nothing.ipynb", "--assignments", str(course)]) == 1
+    assert "there is no nothing.ipynb" in capsys.readouterr().err
+    assert cli.main(["grade", str(path)]) == 1
+    assert "no assignments in assignments" in capsys.readouterr().err
+    assert cli.main(["assign", str(course)]) == 0
+    assert "up to date" in capsys.readouterr().out
+
+
+# What checks say of anything
+
+
+def test_what_can_go_wrong_in_any_task_is_said_in_words():
+    def unwritten(x):
+        raise NotImplementedError
+
+    def stops(x):
+        y = 1
+        return y / 0
+
+    def changes(x):
+        x += 1
+        return x
+
+    for function, words in (
+        (unwritten, "not written yet"),
+        (stops, "in its line 3 with ZeroDivisionError"),
+        (changes, "changes a tensor that it is given"),
+        (lambda x: None, "returns nothing"),
+        (3, "a function was expected here, not 3"),
+    ):
+        with pytest.raises(Mistake, match=words):
+            ask(function, torch.ones(2))
+    for value, words in (
+        (1.0, "a tensor, not 1.0"),
+        (torch.ones(3), r"shape \(2,\)"),
+        (torch.tensor([1, torch.nan]), "NaN"),
+    ):
+        with pytest.raises(Mistake, match=words):
+            tensor(value, (2,), "f")
+    with pytest.raises(Mistake, match="half"):
+        compare(1.0, 2.0, {"this is half of it": 1.0}, "wrong")
+
+
+def test_an_answer_of_ddpp_does_not_count():
+    from ddpp import keep_mask, pruning
+
+    with pytest.raises(Mistake, match="the task is to write it yourself"):
+        ask(lambda s, t: keep_mask(s, t, 0.1), torch.ones(2), torch.ones(2), forbid=(pruning,))
+
+
+def test_a_check_that_lets_anything_pass_gives_nothing():
+    judge.prepare("x = 1")
+    answer = judge.judge("assert True", ["f"], [], {"f": abs})
+    assert answer == {
+        "passed": False,
+        "says": "the checks were changed by this notebook: it must leave them as they are",
+    }
+
+
+@pytest.mark.skipif(os.name != "posix", reason="resource limits are Unix's")
+def test_limits_are_part_of_what_a_report_is_worth(course):
+    assignment = grade.assignments(course)["numbers"]
+    path = course / "source" / "numbers" / "numbers.ipynb"
+    assert grade.digests(path, assignment, Limits(8)) != grade.digests(path, assignment, Limits(9))
