@@ -25,6 +25,14 @@ def test_the_readmes_table_is_what_the_smoke_runs_left():
         assert f"| {seed} | {show(real)} | {show(final)} | {gain:+.1f} | {show(chosen)} |" in README
 
 
+def test_the_readme_says_what_the_runs_on_a_cpu_reached():
+    show = lambda values: f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} %"
+    read = lambda rule: json.loads((ROOT / f"results/cpu/table1/cifar10-ipc1-{rule}-seed0.json").read_text())
+    ours, mtt, text = read("signed"), read("none"), " ".join(README.split())
+    assert f"**{show(ours['distilled']['final'])}** with the paper's rule and {show(mtt['distilled']['final'])}" in text
+    assert f"ten real images reach {show(mtt['random']['final'])}" in text
+
+
 def test_chapter_5_says_what_the_committed_bench_measured():
     rows = json.loads((ROOT / "results" / "bench" / "cpu.json").read_text())["rows"]
     graph, walk = rows[::2], rows[1::2]
