@@ -200,8 +200,10 @@ def segment(function: Callable, seed: int = 0) -> None:
 
     def call(generator: torch.Generator, bound: int = bound, teachers: Tensor = teachers) -> tuple[int, int]:
         answer = ask(function, teachers, k, bound, generator)
-        if not isinstance(answer, (tuple, list, Tensor)) or len(answer) != 2:
-            raise Mistake(f"`draw_segment` should return two vectors, `start, target`, not {describe(answer)}")
+        if isinstance(answer, Tensor):
+            answer = tuple(answer) if answer.ndim else ()
+        if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+            raise Mistake("`draw_segment` should return two vectors: `return start, target`")
         places = []
         for value in answer:
             value = tensor(value, (5,), "draw_segment").detach().cpu()
@@ -351,7 +353,10 @@ def gradients(function: Callable, seed: int = 0) -> None:
 
     def run(x: Tensor, rate: Tensor) -> Tensor:
         value = ask(function, network, start.clone(), x, labels, rate, steps, forbid=(unroll,))
-        return _loss(tensor(value, (network.size,), "student_updates").cpu(), target, start)
+        value = tensor(value, (network.size,), "student_updates").cpu()
+        if not value.is_floating_point():
+            raise Mistake(f"`student_updates` should return real parameters, not {value.dtype}")
+        return _loss(value, target, start)
 
     x, rate = images.clone().requires_grad_(), alpha.clone().requires_grad_()
     value = run(x, rate)

@@ -63,6 +63,8 @@ def tensor(value, shape: tuple[int, ...] | None, name: str) -> Tensor:
         raise Mistake(f"`{name}` should return a tensor, not {describe(value)}")
     if shape is not None and tuple(value.shape) != tuple(shape):
         raise Mistake(f"`{name}` should return shape {tuple(shape)}, not {tuple(value.shape)}")
+    if value.layout != torch.strided or value.is_meta:
+        raise Mistake(f"`{name}` should return an ordinary tensor, with all its numbers")
     if value.is_floating_point() and not value.isfinite().all():
         raise Mistake(f"`{name}` returns NaN or infinity: where does it divide by zero, or take a root of one?")
     return value

@@ -2,20 +2,23 @@
 
 import contextlib
 import os
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import psutil
-from jupyter_client import BlockingKernelClient
+import zmq
 from jupyter_client.connect import write_connection_file
+from jupyter_client.session import Session as Messages
+
+from ddpp.errors import Error
 
 KEEP = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")  # of the environment: no secrets
 GRACE = 5  # seconds that a cell has to end after it was interrupted
@@ -54,7 +57,8 @@ class Session:
         self._folder = tempfile.TemporaryDirectory(prefix="ddpp-", ignore_cleanup_errors=True)
         work = Path(self._folder.name)
         connection = str(work / "kernel.json")
-        write_connection_file(connection, ip=str(work / "k"), transport="ipc")
+        key = uuid.uuid4().hex.encode()
+        _, ports = write_connection_file(connection, ip=str(work / "k"), key=key, transport="ipc")
         places = {name: str(work) for name in ("HOME", "TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
         environment = {name: os.environ[name] for name in KEEP if name in os.environ} | places
         environment |= {
@@ -74,16 +78,20 @@ class Session:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._client = BlockingKernelClient()
-        self._client.load_connection_file(connection)
-        self._client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)  # outputs are lost
-        self._wait_for(self._client.kernel_info(), START)
+        self._messages = Messages(key=key)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.connect(f"ipc://{ports['ip']}-{ports['shell_port']}")  # outputs are not listened to, and so lost
+        started = self._ask("kernel_info_request", {}, START)
+        if isinstance(started, Answer):
+            self.close()
+            raise Error(f"no kernel to grade in: {started.error}; is ipykernel installed, and does it start?")
 
     def run(self, code: str, seconds: float, expression: str | None = None) -> Answer:
         """Run code as a cell, then evaluate the expression, within so many seconds."""
-        asked = {"value": expression} if expression else {}
-        message = self._client.execute(code, user_expressions=asked, allow_stdin=False, stop_on_error=False)
-        reply = self._wait_for(message, seconds)
+        content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False, "stop_on_error": False}
+        content["user_expressions"] = {"value": expression} if expression else {}
+        reply = self._ask("execute_request", content, seconds)
         if isinstance(reply, Answer):
             return reply
         if reply["status"] == "error":
@@ -94,26 +102,22 @@ class Session:
         return Answer(value=found.get("data", {}).get("text/plain", ""))
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self._client.stop_channels()
         self._kill()
+        self._context.destroy(linger=0)
         self._folder.cleanup()
 
-    def _wait_for(self, message: str, seconds: float) -> dict | Answer:
-        """The reply to a message; an Answer if none came."""
+    def _ask(self, kind: str, content: dict, seconds: float) -> dict | Answer:
+        """What the kernel replies; an Answer if it does not."""
+        asked = self._messages.send(self._socket, kind, content)["msg_id"]
         late, end = False, time.monotonic() + seconds
         while True:
-            try:
-                reply = self._client.get_shell_msg(timeout=0.1)
-                if reply["parent_header"].get("msg_id") == message:
-                    return (
-                        Answer(f"not finished after {seconds:.0f} s: is there a loop without end?")
-                        if late
-                        else reply["content"]
-                    )
+            if self._socket.poll(100):
+                _, parts = self._messages.feed_identities(self._socket.recv_multipart())
+                reply = self._messages.deserialize(parts)
+                if reply["parent_header"].get("msg_id") == asked:
+                    never = f"not finished after {seconds:.0f} s: is there a loop without end?"
+                    return Answer(never) if late else reply["content"]
                 continue
-            except queue.Empty:
-                pass
             if self._process.poll() is not None or self.stopped.is_set():
                 return self._dead("it ended the kernel")
             if self._memory() > 1.25 * self.limits.memory * 1e9:  # where the kernel's own limit did not hold
