@@ -185,7 +185,7 @@ WRONG = {
     ),
     "a plain number": Wrong(
         "matching-loss",
-        {LOSS: "return float(error.square().sum() / way.square().sum())"},
+        {LOSS: "return (error.square().sum() / way.square().sum()).item()"},
         {"loss-check": "plain number"},
     ),
     "a detached student": Wrong(
@@ -219,7 +219,7 @@ WRONG = {
         {"gradients-check": "no gradient reaches the images"},
     ),
     "alpha as a number": Wrong(
-        "student-updates", {STUDENT: "theta = theta - float(alpha) * gradient"}, {"gradients-check": "reaches alpha"}
+        "student-updates", {STUDENT: "theta = theta - alpha.item() * gradient"}, {"gradients-check": "reaches alpha"}
     ),
     "images without a gradient": Wrong(
         "student-updates",
