@@ -2,8 +2,9 @@
 
 The one place to change is `repository` in _config.yml; with a URL, that is set first. Made from it are, in each chapter
 and in the instructor's notebook of each assignment, the cells with the ids colab-badge and colab-install; in the README
-and the book's pages, links to Colab and what follows `git clone`; and the citation. Colab opens notebooks from GitHub
-only, so an address elsewhere changes where the code is fetched from, and leaves the links and the citation as they are.
+and the book's pages, links to Colab and what follows `git clone`; the course in the template of a student's repository;
+and the citation. Colab opens notebooks from GitHub only, so an address elsewhere changes where the code is fetched
+from, and leaves the links and the citation as they are.
 """
 
 import re
@@ -44,6 +45,9 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
         text = re.sub(r"(git clone (?:-\S+ )*)\w+://[^\s`]+", rf"\g<1>{url}", path.read_text())
         texts[path] = COLAB.sub(colab, text) if colab else text
     if on_github:
+        workflow = root / "assignments" / "template" / ".github" / "workflows" / "grade.yml"
+        if workflow.exists():
+            texts[workflow] = re.sub(r'(repository: )".*?"', rf'\g<1>"{on_github[1]}"', workflow.read_text())
         citation = root / "CITATION.cff"
         texts[citation] = re.sub("(?m)^repository-code:.*", f'repository-code: "{url}"', citation.read_text())
     changed = {path: text for path, text in texts.items() if text != path.read_text()}

@@ -256,6 +256,7 @@ class GradeCommand:
         if not self.submissions.exists():
             raise Error(f"there is no {self.submissions}: name a notebook, or a folder of them")
         limits = session.Limits(self.seconds, self.memory)
+        grade.assignments(self.assignments)  # before anything is written
         store.check_writable(self.out / "grades.csv")
         if self.submissions.is_dir():
             jobs = self.jobs or os.cpu_count()

@@ -48,6 +48,7 @@ def copy(tmp_path):
     for name in ("_config.yml", "README.md", "CITATION.cff"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "book", tmp_path / "book")
+    shutil.copytree(ROOT / "assignments", tmp_path / "assignments")
     (tmp_path / "notebooks").mkdir()
     cells = [new_markdown_cell("", id="colab-badge"), new_code_cell("", id="colab-install")]
     nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "01_it.ipynb")
@@ -71,12 +72,17 @@ def test_one_command_changes_the_address_everywhere(copy):
     badge, install = (cell.source for cell in nbformat.read(copy / "notebooks" / "01_it.ipynb", 4).cells)
     assert badge.endswith("(https://colab.research.google.com/github/you/it/blob/dev/notebooks/01_it.ipynb)")
     assert 'url, branch = "https://github.com/you/it", "dev"' in install
+    source = (copy / "assignments" / "source" / "assignment1" / "assignment1.ipynb").read_text()
+    assert "github/you/it/blob/dev/assignments/release/assignment1/assignment1.ipynb)" in source
+    assert '"you/it"' in (copy / "assignments/template/.github/workflows/grade.yml").read_text()
 
 
 def test_an_address_elsewhere_changes_only_where_the_code_is_fetched_from(copy):
     address.set_address("file:///somewhere/ddpp", root=copy)
-    ((path, text),) = address.stale(copy).items()
-    badge, install = nbformat.reads(text, 4).cells
+    changed = address.stale(copy)
+    assert all(path.suffix == ".ipynb" for path in changed)
+    path = copy / "notebooks" / "01_it.ipynb"
+    badge, install = nbformat.reads(changed[path], 4).cells
     assert badge == nbformat.read(path, 4).cells[0]
     assert "file:///somewhere/ddpp" in install.source
 

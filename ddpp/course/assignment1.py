@@ -292,7 +292,7 @@ def shift(function: Callable, seed: int = 0) -> None:
 
 def accuracy(function: Callable, seed: int = 0) -> None:
     """Percent, over batches of unequal size, without a graph."""
-    for n, batch in ((23, 5), (7, 50)):
+    for n, batch in ((33, 5), (7, 50)):
         generator = torch.Generator().manual_seed(seed + n)
         labels = torch.randint(5, (n,), generator=generator)
         said = torch.where(torch.rand(n, generator=generator) < 0.5, labels, (labels + 1) % 5)
@@ -316,12 +316,12 @@ def accuracy(function: Callable, seed: int = 0) -> None:
         averaged = torch.stack([part.mean() for part in hit.split(batch)]).mean()
         wrong = {
             "this is a share between 0 and 1: accuracy is asked for in percent": hit.mean(),
+            "the hits of the last batch, which is smaller, are left out": 100 * hit[:full].sum() / n,
             "this is the number of hits: accuracy is their share, in percent": hit.sum(),
             "this is the share of errors: accuracy is the share of hits": 100 - percent,
             "the average of the batches' accuracies counts the images of a small last batch too much: "
             "count the hits, and divide once": 100 * averaged,
             "the last batch, which is smaller, is left out": 100 * hit[:full].mean(),
-            "the hits of the last batch are left out": 100 * hit[:full].sum() / n,
             "hits are divided as if the last batch were full": 100 * hit.sum() / (batch * batches),
         }
         otherwise = f"{int(hit.sum())} of {n} images are classified as their labels, which is {percent:.2f} percent"

@@ -31,7 +31,7 @@ def similarity(similarity: Callable, seed: int = 0) -> None:
     if not close(value, right):
         raise Mistake(f"zeros need care: {_example(value, right, s, t)}")
 
-    square = "do you square the entries? In float32 that gives {}: compare the sizes themselves"
+    square = "do you square the entries, or multiply the two? In float32 that gives {}: compare sizes, and signs"
     constant = "do you add a constant to what you divide by? To a pair so small it means everything"
     s, t, right = torch.tensor([(1, 1, 1), (1, 0.5, 0.5), (-0.25, -1, 0.25), (1, -0.125, -0.125)]).T
     for size, why in ((1e-12, constant), (1e-30, square.format(0)), (1e30, square.format("infinity"))):

@@ -57,13 +57,17 @@ def rule(my_rule: Callable, epsilon: float, student: Tensor, teacher: Tensor) ->
     """What makes a function a rule; which pairs it prunes is free."""
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
         raise Mistake(f"`my_epsilon` should be a number from 0 to below 1, not {describe(epsilon)}")
-    keep = _mask(my_rule, epsilon, student, teacher)
+    keep = _mask(my_rule, epsilon, student.clone(), teacher.clone())  # these two are the study's own
     if keep.all():
-        raise Mistake(f"`my_rule` prunes nothing of a real pair at epsilon {epsilon:g}: that is the baseline")
+        raise Mistake(
+            f"`my_rule` prunes nothing of a real pair at epsilon {epsilon:g}: that is the baseline. Try another "
+            "epsilon, or another scale in the rule"
+        )
     if not keep.any():
         raise Mistake(f"`my_rule` keeps nothing of a real pair at epsilon {epsilon:g}: is True what is kept?")
     half = len(student) // 2
     _mask(my_rule, epsilon, student[:half].clone(), teacher[:half].clone())  # another network is as good
+    _mask(my_rule, epsilon, student[:7].clone(), teacher[:7].clone())
     good(f"a rule: it keeps {keep.float().mean():.1%} of a real pair, and the same ones each time")
 
 
@@ -291,6 +295,8 @@ def study(
         raise Mistake(f"`results` should be a dict, setting -> accuracies, not {describe(results)}")
     if not isinstance(seeds, (list, tuple, range)) or not all(type(seed) is int for seed in seeds):
         raise Mistake("`seeds` should be a list of whole numbers")
+    if len(seeds) > 13:
+        raise Mistake(f"{len(seeds)} seeds are more than the table of t has: take at most 13")
     if len(set(seeds)) < max(3, len(seeds)):
         raise Mistake(
             f"{len(set(seeds))} different seeds out of {len(seeds)}: at least 3 are asked for, none of them twice"
@@ -308,8 +314,8 @@ def study(
         raise Mistake("there is no baseline: a setting that prunes nothing, ('none', 0.0), belongs to the study")
     if not others:
         raise Mistake("all settings prune nothing: with what is the baseline to be compared?")
-    runs = [(setting, i) for setting in (*others, *base) for i in range(len(seeds))]
-    setting, i = runs[(len(seeds) - 1 + 4 * which) % len(runs)]
+    settings = [*others, *base]
+    setting, i = settings[which % len(settings)], (which - 1) % len(seeds)
     again = _number(ask(run_once, setting, seeds[i], data, teachers, recipe), "`run_once`")
     stored = float(results[setting][i])
     if abs(again - stored) > CLOSE:

@@ -50,7 +50,8 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
     for now, then in zip(arguments, before, strict=True):
         if isinstance(now, Tensor) and not torch.equal(now.detach(), then):
             raise Mistake(
-                f"`{name}` changes a tensor that it is given: make a new one, without operations like `+=` or `add_`"
+                f"`{name}` changes a tensor that it is given: make a new one, without operations like `-=` or `add_` "
+                "(`detach()` is no copy, `clone()` is one)"
             )
     if result is None:
         raise Mistake(f"`{name}` returns nothing: end it with `return ...`")

@@ -55,7 +55,10 @@ def sources(folder: Path) -> dict[str, Path]:
     """Name of each assignment in FOLDER/source -> the instructor's notebook."""
     found = {path.stem: path for path in sorted(folder.glob("source/*/*.ipynb")) if path.stem == path.parent.name}
     if not found:
-        raise Error(f"no assignments in {folder}: they are expected as {folder}/source/NAME/NAME.ipynb")
+        raise Error(
+            f"no assignments in {folder}, where they would be source/NAME/NAME.ipynb: run this in the project's "
+            "folder, or name the course's with --assignments"
+        )
     return found
 
 

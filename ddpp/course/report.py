@@ -99,13 +99,15 @@ def read(path: Path) -> Report | None:
 
 
 def table(reports: list[Report], path: Path) -> None:
-    """The class as a CSV file: one line for each submission, with a column for each task."""
-    tasks = dict.fromkeys(outcome.task for report in reports for outcome in report.outcomes)
+    """The class as a CSV file: one line for each submission, one column for each task."""
+    several = len({report.assignment for report in reports if report.assignment}) > 1
+    name = lambda report, outcome: f"{report.assignment} {outcome.task}" if several else outcome.task
+    tasks = dict.fromkeys(name(report, outcome) for report in reports for outcome in report.outcomes)
     columns = ["submission", "assignment", "points", "of", "by_hand", "refused", "notes", *tasks]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     for report in reports:
         row = {name: getattr(report, name) for name in columns[:6]} | {"notes": len(report.notes)}
-        writer.writerow(row | {outcome.task: outcome.points for outcome in report.outcomes})
+        writer.writerow(row | {name(report, outcome): outcome.points for outcome in report.outcomes})
     store.write_bytes(path, text.getvalue().encode())
