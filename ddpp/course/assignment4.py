@@ -295,6 +295,8 @@ def study(
         raise Mistake(f"`results` should be a dict, setting -> accuracies, not {describe(results)}")
     if not isinstance(seeds, (list, tuple, range)) or not all(type(seed) is int for seed in seeds):
         raise Mistake("`seeds` should be a list of whole numbers")
+    if not seeds and not results:
+        raise Mistake("the study is not written yet: `seeds` and `results` are empty")
     if len(seeds) > 13:
         raise Mistake(f"{len(seeds)} seeds are more than the table of t has: take at most 13")
     if len(set(seeds)) < max(3, len(seeds)):
