@@ -1,9 +1,9 @@
 """The assignments: what is handed out, that each mistake costs just its points and is named, and the grader's calm."""
 
+import contextlib
 import csv
 import importlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -90,57 +90,47 @@ def test_a_marker_that_is_not_closed_is_named():
 
 @lru_cache(1)
 def solved(name):
-    """The solution's cells by grade_id or id, the names that they leave, and the assignment. Studies are shortened."""
+    """The assignment, its solution's cells by name, and what they and the setup leave. Studies are shortened."""
     matplotlib.use("Agg")
-    cells = {}
-    for cell in copies.solutions(read("source", name)).cells:
-        if (
-            cell.cell_type == "code"
-            and cell.id != "colab-install"
-            and "skip-grading" not in cell.metadata.get("tags", [])
-        ):
-            cells[cell.id] = shorten(cell.source)
+    assignment = grade.Assignment.read(copies.sources(COURSE)[name])
+    cells = {
+        cell.id: shorten(cell.source)
+        for cell in copies.solutions(read("source", name)).cells
+        if cell.cell_type == "code" and cell.id != "colab-install" and cell.source not in assignment.pictures
+    }
     space = {"__name__": "__main__"}
     for code in cells.values():
         exec(code, space)
-    return cells, space
+    judge.prepare(shorten(assignment.setup))
+    return assignment, cells, space, dict(judge.space)
 
 
 def shorten(code):
     return code.replace("steps=15", "steps=2").replace("epochs=30", "epochs=3").replace("[0, 1, 2, 3, 4]", "[0, 1, 2]")
 
 
-def judged(name, wrong: Wrong | None = None):
+def judged(name, wrong: Wrong):
     """What each check says of a solution with this mistake: task -> (passed, says)."""
-    cells, space = solved(name)
-    assignment = grade.Assignment.read(copies.sources(COURSE)[name])
-    space, again = dict(space), []
-    if wrong:
-        source = wrong.apply(copies.solutions(read("source", name)))
-        (code,) = [cell.source for cell in source.cells if copies.nbgrader(cell).get("grade_id") == wrong.cell]
-        again = [shorten(code)]
-        if "study-check" in wrong.fails and wrong.cell != "study":
-            again += [cells["register"], cells["study"]]
-    rules = dict(RULES)
+    assignment, cells, space, prepared = solved(name)
+    source = wrong.apply(copies.solutions(read("source", name)))
+    (code,) = [cell.source for cell in source.cells if copies.nbgrader(cell).get("grade_id") == wrong.cell]
+    again, checks = [shorten(code)], dict(assignment.checks)
+    if "study-check" in wrong.fails and wrong.cell != "study":
+        again += [cells["register"], cells["study"]]
+    elif wrong.cell == "run-once":  # the student's study is made by the wrong function, and agrees with it
+        del checks["study-check"]
+    changed = set.union(*(found for code in (again[0], again[-1]) for found in grade.names(code)))
+    space, rules = dict(space), dict(RULES)
+    judge.space.clear()
+    judge.space.update(prepared)
     try:
         for code in again:
-            try:
+            with contextlib.suppress(Exception):  # as in the student's notebook
                 exec(code, space)
-            except Exception:  # as in the student's notebook
-                continue
-        changed = set.union(*grade.names(again[0])) if again else assignment.functions | assignment.values
-        if len(again) > 1:
-            changed |= set.union(*grade.names(again[-1]))
-        elif (
-            wrong and wrong.cell == "run-once"
-        ):  # the student's study is made by the wrong function, and agrees with it
-            assignment.checks.pop("study-check")
-        judge.prepare(shorten(assignment.setup))
         found = {}
-        for task, check in assignment.checks.items():
-            used = grade.used(check)
-            if changed & used:  # others cannot have changed
-                functions, values = sorted(used & assignment.functions), sorted(used & assignment.values)
+        for task, check in checks.items():
+            functions, values = assignment.asks_for(check)
+            if changed & {*functions, *values}:  # others cannot have changed
                 answer = judge.judge(shorten(check), functions, values, space)
                 found[task] = answer["passed"], answer["says"]
         return found
@@ -486,7 +476,6 @@ def test_a_check_that_lets_anything_pass_gives_nothing():
     }
 
 
-@pytest.mark.skipif(os.name != "posix", reason="resource limits are Unix's")
 def test_limits_are_part_of_what_a_report_is_worth(course):
     assignment = grade.assignments(course)["numbers"]
     path = course / "source" / "numbers" / "numbers.ipynb"

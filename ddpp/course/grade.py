@@ -71,6 +71,11 @@ class Assignment:
         """The limits with what they leave to the assignment."""
         return limits if limits.seconds else replace(limits, seconds=self.seconds)
 
+    def asks_for(self, check: str) -> tuple[list[str], list[str]]:
+        """The functions and the values of the student's that the code of a check uses."""
+        used = {node.id for node in ast.walk(ast.parse(check)) if isinstance(node, ast.Name)}
+        return sorted(used & self.functions), sorted(used & self.values)
+
 
 def names(code: str) -> tuple[set[str], set[str]]:
     """The functions and classes that code defines at its top level, and the names that it assigns there."""
@@ -84,11 +89,6 @@ def names(code: str) -> tuple[set[str], set[str]]:
     return functions, {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
 
 
-def used(code: str) -> set[str]:
-    """All names that occur in code."""
-    return {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
-
-
 def assignments(folder: Path) -> dict[str, Assignment]:
     """The assignments in FOLDER/source, by name."""
     return {name: Assignment.read(path) for name, path in copies.sources(folder).items()}
@@ -100,16 +100,26 @@ def grade(
     *,
     name: str | None = None,
     limits: Limits = Limits(),  # noqa: B008
-    closed: tuple[Path, ...] = (),
-    submission: str | None = None,
 ) -> Report:
     """Grade one submission with the assignments in FOLDER/source, whatever is in the file.
 
-    name: the assignment, where the notebook itself does not say; closed: more folders that the submission may not look
-    into. Raises Error if the instructor's side is wrong: no assignments, or a setup that fails.
+    name: the assignment, where the notebook itself does not say. Raises Error if the instructor's side is wrong: no
+    assignments, or a setup that fails.
     """
-    path, folder = Path(path), Path(folder)
-    known = assignments(folder)
+    folder = Path(folder)
+    return _grade(Path(path), folder, assignments(folder), name, limits, closed=())
+
+
+def _grade(
+    path: Path,
+    folder: Path,
+    known: dict[str, Assignment],
+    name: str | None,
+    limits: Limits,
+    closed: tuple[Path, ...],
+    submission: str = "",
+) -> Report:
+    """`grade` with the assignments at hand; closed: more folders that the submission may not look into."""
     result, began = Report(submission or path.stem), time.monotonic()
     try:
         notebook = read(path)
@@ -140,7 +150,8 @@ def grade_all(
     A report that is there already is kept if neither the submission, the assignment, its checks nor the limits have
     changed; so the same call goes on after a stop.
     """
-    submissions, out, known = Path(submissions), Path(out), assignments(Path(folder))
+    submissions, folder, out = Path(submissions), Path(folder), Path(out)
+    known = assignments(folder)
     files = {str(path.relative_to(submissions).with_suffix("")): path for path in _files(submissions, out)}
     if not files:
         raise Error(f"there is nothing to grade in {submissions}: put the notebooks there, in folders if you like")
@@ -148,10 +159,10 @@ def grade_all(
     reports = {key: found for key, found in reports.items() if found}
     if reports:
         say(f"{len(reports)} of {len(files)} are graded already")
-    options = {"name": name, "limits": limits, "closed": (submissions, out)}
+    closed = (submissions, out)
     with ThreadPoolExecutor(jobs) as pool:
         work = [
-            pool.submit(grade, path, folder, submission=key, **options)
+            pool.submit(_grade, path, folder, known, name, limits, closed, key)
             for key, path in files.items()
             if key not in reports
         ]
@@ -302,7 +313,7 @@ class _Grading:
         return session.run(code, max(1, min(self.limits.seconds, left)), expression)
 
     def _check(self, session: Session, code: str) -> Answer:
-        functions, values = sorted(used(code) & self.assignment.functions), sorted(used(code) & self.assignment.values)
+        functions, values = self.assignment.asks_for(code)
         return self._ask(session, "", f"{JUDGE}.judge({code!r}, {functions}, {values}, globals())")
 
     def _out_of_time(self) -> bool:
@@ -313,9 +324,8 @@ class _Grading:
 
     def _outcome(self, task: copies.Task) -> Outcome:
         if task.by_hand:
-            (text, *_) = [c.source for c in self.notebook.cells if copies.nbgrader(c).get("grade_id") == task.name] or [
-                ""
-            ]
+            texts = (c.source for c in self.notebook.cells if copies.nbgrader(c).get("grade_id") == task.name)
+            text = next(texts, "")
             says = "to be graded by hand" if text.strip() not in ("", copies.TEXT_STUB) else "nothing was written"
             return Outcome(task.name, task.title, None, task.points, says)
         passed, says = self.says.get(task.name, (False, "not reached: the notebook did not run to its end"))
