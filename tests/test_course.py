@@ -324,6 +324,12 @@ HANDED_IN = {
     "writes elsewhere": (added("open('{folder}/mine', 'w')"), 3, "cannot"),
     "kills the grader": (added("import os; os.kill(os.getppid(), 9)"), 3, "cannot send signals"),
     "leaves": (added("import os; os._exit(0)"), 3, "it ended the kernel"),
+    "breaks imports": (added("import sys\nsys.modules['ddpp'] = None"), 0, "the checks could not begin"),
+    "uses up its time": (
+        lambda notebook, course: notebook.cells.extend(new_code_cell("while True: pass") for _ in range(6)),
+        0,
+        "stopped after 40 s in all",
+    ),
     "says exit": (added("exit()"), 3, "3 of 3"),
     "asks": (added("input('your name?')"), 3, "StdinNotImplementedError"),
 }

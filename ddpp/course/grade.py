@@ -270,7 +270,9 @@ class _Grading:
         """All cells, then all checks, in one kernel; False if it did not survive and should have another."""
         session = Session(self.limits, self.closed)
         try:
-            session.run(self.assignment.setup, self.limits.seconds)
+            ready = session.run(self.assignment.setup, self.limits.seconds)
+            if ready.error:  # nothing of the student's has run yet
+                raise Error(f"the setup of {self.assignment.name} fails: {ready.error}")
             for number, code in self._cells():
                 if number in self.skip:
                     continue
@@ -281,9 +283,12 @@ class _Grading:
                 if not answer.alive:
                     self.skip.add(number)
                     return self._out_of_time()
+                if self._out_of_time():
+                    return True
             prepared = self._ask(session, FRESH + f"{JUDGE}.prepare({self.assignment.setup!r})")
             if prepared.error:
-                raise Error(f"the setup of {self.assignment.name} fails: {prepared.error}")
+                self.notes.append(f"after its cells had run, the checks could not begin: {prepared.error}")
+                return True
             for name, code in self.assignment.checks.items():
                 if name in self.says:
                     continue
