@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: book test lint notebooks assignments pages links address smoke-results ipc-results clean
+.PHONY: book test lint notebooks assignments pages links address smoke-results ipc-results class clean
 
 book: $(READY)  ## build the HTML from the notebooks with their stored outputs, warnings as errors
 	$(BIN)/jupyter-book build . --nitpick --warningiserror --keep-going
@@ -50,6 +50,11 @@ ipc-results: $(READY)  ## ten and fifty images per class, shortened runs that ch
 	  cp runs/ipc/ipc$$n.json results/smoke/ && \
 	  $(BIN)/ddpp show runs/ipc/ipc$$n.safetensors --before-after results/smoke/ipc$$n.png || exit 1; \
 	done
+
+class: $(READY)  ## how long grading takes: 200 submissions of assignment 1
+	rm -rf runs/class
+	$(BIN)/python tests/class_of.py 200 runs/class/submissions
+	time $(BIN)/ddpp grade runs/class/submissions --out runs/class/grades
 
 clean:
 	rm -rf _build .venv notebooks/runs
