@@ -54,7 +54,7 @@ ipc-results: $(READY)  ## ten and fifty images per class, shortened runs that ch
 class: $(READY)  ## how long grading takes: 200 submissions of assignment 1
 	rm -rf runs/class
 	$(BIN)/python tests/class_of.py 200 runs/class/submissions
-	time $(BIN)/ddpp grade runs/class/submissions --out runs/class/grades
+	$(BIN)/ddpp grade runs/class/submissions --out runs/class/grades
 
 clean:
 	rm -rf _build .venv notebooks/runs
