@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Generic, TypeVar
 
 try:
     import tyro
@@ -26,12 +26,14 @@ from ddpp.pipeline import provenance, report_path, run, teachers_in
 from ddpp.recipes import PROFILES, Recipe, recipe
 from ddpp.teachers import train_teachers
 
+Config = TypeVar("Config")
+
 
 @dataclass(frozen=True)
-class Settings(Recipe):
+class Settings(Recipe, Generic[Config]):
     """What the commands that train have in common: a recipe, and where and on what it runs."""
 
-    distill: Annotated[DistillConfig, arg(name="")]  # its options need no prefix
+    distill: Annotated[Config, arg(name="")]  # the method's; its options need no prefix
     root: Path = Path("data")  # where cifar10 and cifar100 are looked for, or downloaded to
     device: str | None = None  # cpu or cuda; default: the GPU if there is one
 
@@ -41,7 +43,7 @@ class Settings(Recipe):
 
 
 @dataclass(frozen=True)
-class TeachersCommand(Settings):
+class TeachersCommand(Settings[Config]):
     """Stage A: train the teachers of a recipe, or go on with those in a folder."""
 
     out: Path = Path("runs")  # the teachers' folder is made in here, named by their configuration
@@ -64,7 +66,7 @@ class TeachersCommand(Settings):
 
 
 @dataclass(frozen=True)
-class DistillCommand(Settings):
+class DistillCommand(Settings[Config]):
     """All three stages: train the teachers, distil, and compare with as many random real images."""
 
     out: Path = tyro.MISSING  # the distilled file to write, ending in .safetensors
@@ -273,10 +275,11 @@ class GradeCommand:
 
 def show_report(out: Path, distilled: DistilledDataset, report: dict) -> None:
     """The last lines of a run: what was written where, and what it is worth."""
-    skipped = int(distilled.history["skipped"].sum())
-    kept = distilled.history["kept"].nanmean()
-    print(f"{len(distilled)} images, alpha {distilled.alpha:.4f}, {kept:.1%} of the parameters kept on average")
-    if skipped:
+    kept = ""
+    if "kept" in distilled.history:
+        kept = f", {distilled.history['kept'].nanmean():.1%} of the parameters kept on average"
+    print(f"{len(distilled)} images, alpha {distilled.alpha:.4f}{kept}")
+    if "skipped" in distilled.history and (skipped := int(distilled.history["skipped"].sum())):
         print(f"{skipped} steps were skipped because their loss, images or alpha were not usable")
     print("\n".join(Evaluation(**report["distilled"]).lines()))
     real = Evaluation(**report["random"])
@@ -297,9 +300,10 @@ def save_picture(picture, path: Path) -> None:
 
 def commands(base: Recipe):
     """The command line, with a recipe's values as the defaults."""
+    settings = type(base.distill)
     return (
-        Annotated[TeachersCommand, subcommand("teachers", default=TeachersCommand(**vars(base)))]
-        | Annotated[DistillCommand, subcommand("distill", default=DistillCommand(**vars(base)))]
+        Annotated[TeachersCommand[settings], subcommand("teachers", default=TeachersCommand(**vars(base)))]
+        | Annotated[DistillCommand[settings], subcommand("distill", default=DistillCommand(**vars(base)))]
         | Annotated[ReproduceCommand, subcommand("reproduce")]
         | Annotated[EvaluateCommand, subcommand("evaluate")]
         | Annotated[ShowCommand, subcommand("show")]
@@ -313,14 +317,16 @@ def commands(base: Recipe):
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit code is 0 (or what the command says), 1 for an Error, in a sentence, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # these three decide the other defaults
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # these four decide the other options
     chooser.add_argument("--profile", default="smoke")
     chooser.add_argument("--data")
     chooser.add_argument("--ipc", type=int, default=1)
+    chooser.add_argument("--method", default="ddpp")
     try:
         chosen, _ = chooser.parse_known_args(argv)
-        base = recipe(chosen.profile, chosen.data, chosen.ipc)
-        base = replace(base, distill=replace(base.distill, trajectories=int(os.environ.get("WORLD_SIZE", 1))))
+        base = recipe(chosen.profile, chosen.data, chosen.ipc, chosen.method)
+        if isinstance(base.distill, DistillConfig):
+            base = replace(base, distill=replace(base.distill, trajectories=int(os.environ.get("WORLD_SIZE", 1))))
         command = tyro.cli(commands(base), args=argv, prog="ddpp")
         ranks.join()
         if ranks.size() > 1 and not isinstance(command, TeachersCommand | DistillCommand):

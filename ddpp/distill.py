@@ -1,27 +1,22 @@
 """Stage C: Algorithm 1, line by line. Stoppable at any moment, and proof against steps that cannot be taken."""
 
 import math
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ddpp import ranks, store
+from ddpp import loop, ranks
 from ddpp.data import ImageData, Split
-from ddpp.distilled import DistilledDataset, pack, unpack
+from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error, choose
 from ddpp.pruning import RULES, keep_mask, masked_loss
 from ddpp.seeds import generator
-from ddpp.teachers import TeacherConfig, Teachers
+from ddpp.teachers import Teachers
 from ddpp.unroll import ENGINES, choose_engine, draw_updates, unroll
 
-KIND = "checkpoint"
 MAX_SKIPPED = 20  # steps in a row that could not be taken, after which the run stops with advice
 
 
@@ -46,9 +41,10 @@ class DistillConfig:
     trajectories: int = 1  # matched in each step, their gradients averaged; shared out over ranks
     seed: int = 0
 
-
-class Stopped(Error):
-    """A run that can make no more steps: of pruning too much, say. Its checkpoint and settings are in order."""
+    @property
+    def teacher_epochs(self) -> int:
+        """The last epoch that can be drawn, I+ - 1 + K."""
+        return self.max_start_epoch - 1 + self.expert_epochs
 
 
 @dataclass
@@ -85,62 +81,25 @@ def distill(
     Raises Error for settings that cannot work, a checkpoint of another run, and a run that has stopped making steps.
     """
     check(config, data, teachers)
-    network, start_set = teachers.network, data.draw(config.ipc, config.seed)
-    identity = run_identity(config, teachers.config, data)
-    milestones = {math.ceil(config.steps * (i + 1) / config.iterates) for i in range(config.iterates)} | {config.steps}
+    start_set = data.draw(config.ipc, config.seed)
     engine, why = config.engine, "as asked for"
     if engine == "auto":
-        engine, why = choose_engine(network, *start_set, config.batch, config.student_steps)
+        engine, why = choose_engine(teachers.network, *start_set, config.batch, config.student_steps)
     report(f"engine: {engine} ({why})")
-    here, machines = made_on(data.device) | {"engine": engine}, []
-    if checkpoint is not None and Path(checkpoint).exists():
-        state, iterates, history, machines = _load(checkpoint, identity, data.device)
-        report(f"going on from step {state.step} of {config.steps}, saved in {checkpoint}")
-        if here not in machines:
-            report("the steps before were made elsewhere: the bits may differ from a run on one machine alone")
-    else:
-        state, history = _begin(start_set, config), _empty_history(config, network)
-        iterates = {0: (state.images, state.alpha)}
-    machines += [here] if here not in machines else []
-    _check_moving(state, history)
-
-    def save():
-        if checkpoint is not None and ranks.rank() == 0:
-            _save(checkpoint, identity, machines, state, iterates, history)
-
-    saved = time.monotonic()
-    bar = tqdm(
-        total=config.steps, initial=state.step, desc="distil", unit="step", disable=not progress or ranks.rank() > 0
-    )
-    with bar:
-        try:
-            while state.step < config.steps:  # line 3
-                after, record = step(state, start_set.labels, teachers, config, engine)
-                if after.step in milestones:
-                    iterates = iterates | {after.step: (after.images, after.alpha)}
-                for name, value in record.items():
-                    history[name][state.step] = value
-                state = after
-                _show(bar, record, state)
-                _check_moving(state, history)
-                due = save_steps and state.step % save_steps == 0
-                if due or time.monotonic() - saved > 60 * save_minutes:
-                    save()
-                    saved = time.monotonic()
-        except (KeyboardInterrupt, Error):  # the steps made so far are not lost
-            save()
-            raise
-    save()
-    return DistilledDataset(
-        images=state.images,
-        labels=start_set.labels,
-        alpha=state.alpha,
-        whitening=data.whitening,
-        classes=data.classes,
+    columns = ("epoch", "teacher", "loss", "unmasked", "kept", "alpha", "skipped")
+    return loop.run(  # line 3
+        data,
+        start_set.labels,
+        _begin(start_set, config),
+        lambda state: step(state, start_set.labels, teachers, config, engine),
+        steps=config.steps,
+        iterates=config.iterates,
+        columns=dict.fromkeys(columns, ()) | {"layers": (len(teachers.network.shapes),)},
+        identity=loop.identity("ddpp", config, teachers.config, data),
         network=asdict(teachers.config.network),
-        iterates=iterates,
-        history=history,
-        provenance=identity | data.provenance | {"method": "ddpp", "made_on": machines},
+        saving=loop.Saving(checkpoint, save_steps, save_minutes, progress, report),
+        here=loop.made_on(data.device) | {"engine": engine},
+        check=_check_moving,
     )
 
 
@@ -192,20 +151,13 @@ def match(
     }
 
 
-def run_identity(config: DistillConfig, teacher_config: TeacherConfig, data: ImageData) -> dict:
-    """What a run's outcome is a function of; its checkpoint and its result carry it."""
-    teachers = teacher_config.identity(data)
-    return {"config": asdict(config), "teachers": teachers, "teacher_count": teacher_config.count}
-
-
 def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
     """Raise an Error for settings that cannot work, before any work is done."""
     check_config(config)
-    last = config.max_start_epoch - 1 + config.expert_epochs
-    if last > teachers.epochs:
+    if config.teacher_epochs > teachers.epochs:
         raise Error(
-            f"max_start_epoch {config.max_start_epoch} and expert_epochs {config.expert_epochs} reach epoch {last}, "
-            f"but these teachers stop at {teachers.epochs}: train them longer or lower either"
+            f"max_start_epoch {config.max_start_epoch} and expert_epochs {config.expert_epochs} reach epoch "
+            f"{config.teacher_epochs}, but these teachers stop at {teachers.epochs}: train them longer or lower either"
         )
     if teachers.identity["data"] != data.identity:
         raise Error("these teachers were trained on another data set or preprocessing: train teachers on this one")
@@ -242,22 +194,9 @@ def _begin(start_set: Split, config: DistillConfig) -> State:
     return State(0, images, alpha, torch.zeros_like(images), torch.zeros_like(alpha))
 
 
-def _empty_history(config: DistillConfig, network) -> dict[str, Tensor]:
-    columns = ("epoch", "teacher", "loss", "unmasked", "kept", "alpha", "skipped")
-    history = {name: torch.full((config.steps,), math.nan) for name in columns}
-    return history | {"layers": torch.full((config.steps, len(network.shapes)), math.nan)}
-
-
-def _show(bar, record: dict, state: State) -> None:
-    bar.set_postfix(
-        loss=f"{record['loss']:.3f}", kept=f"{record['kept']:.1%}", alpha=f"{state.alpha:.4f}", refresh=False
-    )
-    bar.update()
-
-
 def _check_moving(state: State, history: dict[str, Tensor]) -> None:
     if state.skipped > MAX_SKIPPED:
-        raise Stopped(_advice(state, {name: float(history[name][state.step - 1]) for name in ("kept", "loss")}))
+        raise loop.Stopped(_advice(state, {name: float(history[name][state.step - 1]) for name in ("kept", "loss")}))
 
 
 def _advice(state: State, record: dict) -> str:
@@ -272,34 +211,3 @@ def _advice(state: State, record: dict) -> str:
         f"the loss was not finite in {state.skipped} steps in a row: lower image_lr, alpha_lr or alpha0, or check that "
         "the teachers move from epoch to epoch"
     )
-
-
-def made_on(device: torch.device) -> dict:
-    """The device and the versions that a run depends on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": f"{device.type}: {name}",
-        "versions": {"ddpp": version("ddpp"), "torch": torch.__version__, "python": platform.python_version()},
-    }
-
-
-TENSORS = ("images", "alpha", "images_velocity", "alpha_velocity")
-
-
-def _save(path, identity, machines, state: State, iterates, history) -> None:
-    tensors = {name: getattr(state, name) for name in TENSORS} | pack(iterates, history)
-    meta = {"identity": identity, "step": state.step, "skipped": state.skipped, "made_on": machines}
-    store.write(path, KIND, tensors, meta)
-
-
-def _load(path, identity, device):
-    tensors, meta = store.read(path, KIND)
-    if meta["identity"] != identity:
-        raise Error(
-            f"the checkpoint {path} belongs to a run with other settings, data or teachers: "
-            "repeat that run's settings to go on with it, or choose another output"
-        )
-    state = State(meta["step"], *(tensors[name].to(device) for name in TENSORS), skipped=meta["skipped"])
-    iterates, history = unpack(tensors)
-    iterates = {at: (images.to(device), alpha.to(device)) for at, (images, alpha) in iterates.items()}
-    return state, iterates, {name: column.clone() for name, column in history.items()}, meta["made_on"]

@@ -21,8 +21,9 @@ KIND = "distilled dataset"
 class DistilledDataset(Dataset):
     """Distilled images with all that belongs to them. As a torch Dataset it yields (image, label), preprocessed.
 
-    images (N, C, H, W), preprocessed as `whitening` says; labels (N,) int64, class by class; alpha: the learned
-    learning rate, a positive scalar; network: the NetworkConfig it was distilled with, as a dict.
+    images (N, C, H, W), preprocessed as `whitening` says, class by class; labels (N,) int64, or learned ones (N,
+    classes) float32, targets of a regression; alpha: the learned learning rate, a positive scalar; network: the
+    NetworkConfig it was distilled with, as a dict.
     iterates: {step: (images, alpha)} along the way: step 0, the real images it started from, to the final one.
     history: per distillation step, see `distill`; provenance: config, data, versions, device.
     """
@@ -44,8 +45,9 @@ class DistilledDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        label = self.labels[index]
+        return self.images[index], label if self.labels.is_floating_point() else int(label)
 
     @property
     def ipc(self) -> int:
@@ -107,7 +109,7 @@ class DistilledDataset(Dataset):
     def export_png(self, folder: str | Path) -> int:
         """Write every image in natural colours as FOLDER/LABEL_CLASS/NUMBER.png; returns how many."""
         for i, image in enumerate(self.natural()):
-            label = int(self.labels[i])
+            label = i // self.ipc
             name = re.sub(r"[^\w.-]", "_", self.classes[label])
             path = Path(folder) / f"{label}_{name}" / f"{i % self.ipc:03d}.png"
             try:

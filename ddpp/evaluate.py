@@ -181,9 +181,14 @@ def train(network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: 
             x = images[index]
             if protocol.augment:
                 x = augment(x, draw(len(index), rng))
-            loss = F.cross_entropy(network(theta.requires_grad_(), x), labels[index])
+            loss = loss_on(network(theta.requires_grad_(), x), labels[index])
             (gradient,) = torch.autograd.grad(loss, theta)
             theta = theta.detach()
             velocity = protocol.momentum * velocity + gradient + protocol.weight_decay * theta
             theta = theta - rate * velocity
     return theta
+
+
+def loss_on(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy; of learned labels (n, classes) the squared error, which is what they were learned with."""
+    return F.mse_loss(logits, labels) if labels.is_floating_point() else F.cross_entropy(logits, labels)

@@ -1,16 +1,14 @@
 """The paper's experiments, and the ablation it lacks, as a list of runs: what is missing is run, what is there is read.
 
-A run is a recipe with a name, EXPERIMENT/NAME. Its result is two small files in RESULTS/PROFILE/EXPERIMENT: NAME.json,
-with the accuracies, the settings, what it cost and on what it was made, and NAME.safetensors, the distilled images.
-The report is written last, so a run is finished exactly if its report is there.
+A run is a recipe with a name, EXPERIMENT/NAME; or the evaluation of another run's set in another network. Its result is
+two small files in RESULTS/PROFILE/EXPERIMENT: NAME.json, with the accuracies, the settings, what it cost and on what it
+was made, and, of a recipe, NAME.safetensors, the distilled images. The report is written last, so a run is finished
+exactly if its report is there.
 """
 
 import contextlib
-import hashlib
-import json
 import math
 import signal
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,23 +18,28 @@ from pathlib import Path
 
 from ddpp import store
 from ddpp.data import load_data
-from ddpp.distill import KIND as CHECKPOINT
-from ddpp.distill import Stopped
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
-from ddpp.pipeline import beside, provenance, run
+from ddpp.evaluate import evaluate
+from ddpp.loop import KIND as CHECKPOINT
+from ddpp.loop import Stopped
+from ddpp.methods import METHODS
+from ddpp.networks import NetworkConfig
+from ddpp.pipeline import beside, provenance, run, stopwatch
 from ddpp.recipes import Recipe, from_dict, recipe
+from ddpp.results import describe, read_row, read_set, summary, write_set
 
-KIND = "result"
 SEEDS = (0, 1, 2)
 MTT, PRUNED = ("none", 0.0), ("signed", 0.1)  # (rule, epsilon) of Table I's two rows
 EPSILONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5)
 SMOKE_EPSILONS = (0.0, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)  # students that small come closer, so less is pruned
 CONTROLS = ("random", "largest", "smallest")
 CONTROLLED, SMOKE_CONTROLLED = (0.1, 0.3), (0.1, 0.7)  # where controls prune as many pairs as the paper's rule
+CHOICES = ("random", "herding", "forgetting")
+RIVALS = ("dm", "dsa", "cafe")  # distillation methods of Table I
+ARCHITECTURES = ("convnet", "alexnet", "vgg11", "resnet18")  # of Table III
+CPU_SETS = (("cifar10", 1), ("cifar10", 10), ("cifar100", 1), ("cifar100", 10))  # where choosing takes hours at most
 SETS = (("cifar10", 10), ("cifar10", 1), ("cifar10", 50), ("cifar100", 1), ("cifar100", 10), ("cifar100", 50))
-LAST = 20  # distillation steps over which the final loss is averaged
-LARGEST = 16 * 2**20  # bytes of images that a result may hold; larger sets stay where they were distilled
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Run:
 
     name: str
     recipe: Recipe
+    of: str | None = None  # the name of the run whose set is evaluated, in `network`; None: the recipe is run
+    network: NetworkConfig | None = None
 
     def report(self, results: str | Path) -> Path:
         """Where its result is, in the folder `results`."""
@@ -54,38 +59,78 @@ class Run:
 def runs(profile: str) -> list[Run]:
     """All runs of a profile, the most valuable first: one seed of everything, then the next seed.
 
-    table1: MTT (rule none) and the paper's rule for each data set and size; on the CPU only what takes hours there.
-    epsilon: thresholds, readings of the rule and controls, with ten images per class of CIFAR-10 (smoke: with one).
+    table1: the paper's rule, MTT (rule none) and their rivals for each data set and size; on the CPU only what takes
+    hours there. table2: KIP and its transfer to a wider network. table3: other architectures. epsilon: thresholds,
+    readings of the rule and controls, with ten images per class of CIFAR-10 (smoke: with one).
     Runs of one seed share teachers, first images, batches and evaluation, so that their differences are paired. At
-    smoke scale each seed has teachers of its own; else the same teachers serve all seeds.
+    smoke scale each seed has teachers of its own; else the same teachers serve all seeds, and rivals have one seed.
     """
-    sets = [(data, n) for data, n in SETS if profile != "cpu" or (data, n) == ("cifar10", 1)]
-    if profile == "smoke":
-        sets = [("cifar10-sample", n) for n in (1, 10, 50)]
+    smoke = profile == "smoke"
+    sets = {"smoke": [("cifar10-sample", n) for n in (1, 10, 50)], "cpu": [("cifar10", 1)]}.get(profile, SETS)
 
-    def one(name: str, data: str, ipc: int, rule: str, epsilon: float, seed: int) -> Run:
-        base = recipe(profile, data, ipc)
-        teachers = replace(base.teachers, seed=seed if profile == "smoke" else 0)
-        return Run(
-            f"{name}-seed{seed}",
-            replace(base, teachers=teachers, distill=replace(base.distill, rule=rule, epsilon=epsilon, seed=seed)),
-        )
+    def one(name: str, data: str, ipc: int, method: str, seed: int, **settings) -> Run:
+        base = recipe(profile, data, ipc, method)
+        teachers = replace(base.teachers, seed=seed if smoke else 0)
+        distill = replace(base.distill, seed=seed, **settings)
+        return Run(f"{name}-seed{seed}", replace(base, teachers=teachers, distill=distill))
+
+    def trajectories(name: str, data: str, ipc: int, rule: str, epsilon: float, seed: int) -> Run:
+        return one(name, data, ipc, "ddpp", seed, rule=rule, epsilon=epsilon)
 
     def table1(data: str, ipc: int, seed: int) -> list[Run]:
         both = (MTT, PRUNED)
-        return [one(f"table1/{data}-ipc{ipc}-{rule}", data, ipc, rule, epsilon, seed) for rule, epsilon in both]
+        return [
+            trajectories(f"table1/{data}-ipc{ipc}-{rule}", data, ipc, rule, epsilon, seed) for rule, epsilon in both
+        ]
+
+    def rivals(methods: Sequence[str], data: str, ipc: int, seed: int) -> list[Run]:
+        return [one(f"table1/{data}-ipc{ipc}-{method}", data, ipc, method, seed) for method in methods]
+
+    def table2(data: str, ipc: int, seed: int) -> list[Run]:
+        kip = one(f"table2/{data}-ipc{ipc}-kip", data, ipc, "kip", seed)
+        return [kip, *elsewhere(kip, "table2", [replace(kip.recipe.teachers.network, width=1024)])]
 
     def ablation(seed: int) -> list[Run]:
         rest = [pair for pair in settings(profile) if pair not in (MTT, PRUNED)]  # those: table 1
-        return [one(f"epsilon/{rule}-{epsilon:g}", *home(profile), rule, epsilon, seed) for rule, epsilon in rest]
+        return [
+            trajectories(f"epsilon/{rule}-{epsilon:g}", *home(profile), rule, epsilon, seed) for rule, epsilon in rest
+        ]
+
+    def table3(seed: int) -> list[Run]:
+        own = recipe(profile, *home(profile)).teachers.network
+        others = [replace(own, name=name) for name in ARCHITECTURES[1:]]
+        return [run for base in table1(*home(profile), seed) for run in elsewhere(base, "table3", others)]
 
     found = []
     for seed in SEEDS:
         blocks = [table1(*which, seed) for which in sets]
         if home(profile) in sets:
             blocks.insert(2, ablation(seed))
+            blocks.insert(3, table3(seed))
+        if smoke:
+            blocks.append(rivals((*CHOICES, "dc", *RIVALS, "kip"), *home(profile), seed))
+        elif seed == 0:
+            blocks += [rivals(CHOICES, *which, seed) for which in (CPU_SETS if profile == "cpu" else SETS)]
+            if profile != "cpu":
+                blocks += [rivals(RIVALS, *which, seed) for which in SETS]
+                blocks += [table2(*which, seed) for which in SETS[:2] + SETS[3:5]]
         found += [each for block in blocks for each in block]
     return found
+
+
+def elsewhere(base: Run, experiment: str, networks: Sequence[NetworkConfig]) -> list[Run]:
+    """The evaluation of a run's set in other networks."""
+    name = base.name.partition("/")[2].rpartition("-seed")
+    own = base.recipe.teachers.network
+    return [
+        Run(
+            f"{experiment}/{name[0]}-{each.name if each.name != own.name else f'width{each.width}'}-seed{name[2]}",
+            base.recipe,
+            base.name,
+            each,
+        )
+        for each in networks
+    ]
 
 
 def home(profile: str) -> tuple[str, int]:
@@ -195,46 +240,61 @@ def time_limit(minutes: float | None) -> Iterator[None]:
 
 def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict:
     """Run it, and write its result."""
-    distill, path = each.recipe.distill, each.report(results)
-    row = {"name": each.name, "rule": distill.rule, "epsilon": distill.epsilon, "seed": distill.seed, "error": None}
+    path, distill = each.report(results), each.recipe.distill
+    row = {"name": each.name, "method": each.recipe.method, "seed": distill.seed, "error": None}
+    row |= {key: getattr(distill, key) for key in ("rule", "epsilon") if hasattr(distill, key)}
+    if each.of:
+        row |= _transfer(each, data, results, work, progress)
+        store.write_json(path, row)
+        return row
+    scores = work / f"{each.recipe.profile}-scores.json"  # of all runs: those of a seed share their real images
+    options = {"data": data, "best_on_test": True, "save_minutes": 0.5, "progress": progress, "say": say}
     try:
-        distilled, report = run(
-            each.recipe, _out(each, work), data=data, best_on_test=True, save_minutes=0.5, progress=progress, say=say
-        )
+        distilled, report = run(each.recipe, _out(each, work), scores=scores, **options)
     except Stopped as e:  # pruning too much is a result, too
         row |= {"error": str(e), "recipe": asdict(each.recipe)} | provenance(data.device)
         distilled, report = None, {}
     if done := read_result(each, results):
         return done
     if distilled:
-        row |= _summary(distilled, report) | {key: report[key] for key in report if key not in ("file", "asked")}
-        row["set"] = _write_set(path.with_suffix(".safetensors"), distilled)
+        row |= summary(distilled, report) | {key: report[key] for key in report if key not in ("file", "asked")}
+        row["set"] = write_set(path.with_suffix(".safetensors"), distilled)
     store.write_json(path, row)
     return row
 
 
-def _summary(distilled: DistilledDataset, report: dict) -> dict:
-    column, accuracies = distilled.history, report["distilled"]
-    taken = column["skipped"] == 0
+def _transfer(each: Run, data, results: Path, work: Path, progress: bool) -> dict:
+    """The evaluation of another run's set in each.network."""
+    seconds = {}
+    with stopwatch(seconds, "evaluate"):
+        found = evaluate(
+            _set_of(each, results, data),
+            data,
+            each.network.name,
+            each.recipe.repeats,
+            width=each.network.width,
+            protocol=each.recipe.protocol,
+            seed=each.recipe.distill.seed,
+            scores=beside(_out(each, work), "scores"),
+            progress=progress,
+        )
     return {
-        "accuracy": statistics.fmean(accuracies["final"]),
-        "selected": statistics.fmean(accuracies["selected"] or accuracies["final"]),
-        "kept": float(column["kept"][taken].mean()),
-        "unmasked": float(column["unmasked"][taken][-LAST:].mean()),
-        "skipped": int(column["skipped"].sum()),
-        "alpha": float(distilled.alpha),
-    }
+        "of": each.of,
+        "network": asdict(each.network),
+        "accuracy": found.mean,
+        "distilled": found.to_dict(),
+        "recipe": asdict(each.recipe),
+        "seconds": seconds,
+    } | provenance(data.device)
 
 
-def _write_set(path: Path, distilled: DistilledDataset) -> dict | None:
-    """Keep the final images, alpha and the history, without the preprocessing, which the data determines."""
-    images = distilled.images
-    if images.numel() * images.element_size() > LARGEST:
-        return None
-    tensors = {"images": images, "labels": distilled.labels, "alpha": distilled.alpha}
-    tensors |= {f"history.{name}": column for name, column in distilled.history.items()}
-    store.write(path, KIND, tensors, {"provenance": distilled.provenance})
-    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+def _set_of(each: Run, results: Path, data) -> DistilledDataset:
+    """The set of the finished run each.of."""
+    base = replace(each, name=each.of, of=None, network=None)
+    row = read_result(base, results)
+    if not row or not row.get("set"):
+        raise Error(f"{each.name} needs the set of {base.name}, which is not in {results}: run that first")
+    return read_set(base.report(results), row, data)
 
 
 def read_result(each: Run, results: str | Path) -> dict | None:
@@ -244,7 +304,7 @@ def read_result(each: Run, results: str | Path) -> dict | None:
         return None
     row = read_row(path)
     try:
-        same = from_dict(row["recipe"]) == each.recipe
+        same = from_dict(row["recipe"]) == each.recipe and row.get("of") == each.of
     except (Error, TypeError):
         same = False
     if not same:
@@ -252,44 +312,22 @@ def read_result(each: Run, results: str | Path) -> dict | None:
     return row
 
 
-def read_row(path: Path) -> dict:
-    """The report at `path`: name, rule, epsilon, seed, error, accuracy (percent, mean of the final iterate's networks),
-    selected (the same of the iterate chosen on held-out images), kept (share of parameters, mean over steps), unmasked
-    (MTT loss, mean of the last steps), skipped (steps), alpha; all of `distilled` and `random` (see Evaluation);
-    recipe, seconds, device, versions, commit. Checks it, and the file of images that it names."""
-    try:
-        row = json.loads(path.read_text())
-        needed = {"name", "rule", "epsilon", "seed", "error", "recipe", "device", "versions", "commit", "finished"}
-        if not row["error"]:
-            needed |= {"accuracy", "selected", "kept", "unmasked", "skipped", "distilled", "seconds"}
-        if missing := needed - row.keys():
-            raise KeyError(missing)
-        kept = row.get("set")
-        intact = not kept or hashlib.sha256((path.parent / kept["file"]).read_bytes()).hexdigest() == kept["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise Error(f"{path}, or the file of images beside it, is not the result of a run: move both away") from None
-    if not intact:
-        raise Error(f"the images beside {path} are not those that it reports on: move both away, then run it again")
-    return row
-
-
 def read(results: str | Path, profile: str, experiment: str) -> list[dict]:
     """The rows (see `read_row`) of an experiment's finished runs. To the ablation belong also those of Table I for its
-    data and size: MTT, and the paper's rule at the paper's threshold."""
+    data and size: MTT, and the paper's rule at the paper's threshold; to Table III, both in the network they were
+    distilled with."""
 
     def belongs(each: Run) -> bool:
         its_home = (each.recipe.data, each.recipe.distill.ipc) == home(profile)
-        return each.name.startswith(f"{experiment}/") or (experiment == "epsilon" and its_home)
+        shared = experiment in ("epsilon", "table3") and each.recipe.method == "ddpp" and its_home
+        return each.name.startswith(f"{experiment}/") or (
+            shared and each.of is None and (experiment == "epsilon" or each.name.startswith("table1/"))
+        )
 
     rows = [read_result(each, results) for each in runs(profile) if belongs(each)]
-    order = settings(profile)
-    return sorted(
-        (row for row in rows if row), key=lambda row: (order.index((row["rule"], row["epsilon"])), row["seed"])
+    rules, methods = settings(profile), list(METHODS)
+    order = lambda row: (
+        rules.index((row["rule"], row["epsilon"])) if "rule" in row else len(rules) + methods.index(row["method"]),
+        row["seed"],
     )
-
-
-def describe(row: dict) -> str:
-    """One row in words."""
-    if row["error"]:
-        return f"stopped: {row['error']}"
-    return f"{row['accuracy']:.1f} %, kept {row['kept']:.1%}, skipped {row['skipped']}"
+    return sorted((row for row in rows if row), key=order)

@@ -67,6 +67,24 @@ class Flat:
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         return functional_call(self._module, self.unflatten(theta), (images,))
 
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """What the last linear layer sees, (n, d)."""
+        return self.activations(theta, images)[-1]
+
+    def activations(self, theta: Tensor, images: Tensor) -> list[Tensor]:
+        """The output of each ReLU, in order, then what the last linear layer sees, (n, d)."""
+        seen = []
+        modules = [module for module in self._module.modules() if isinstance(module, nn.ReLU | nn.Linear)]
+        last = modules.pop()
+        hooks = [m.register_forward_hook(lambda m, x, y: seen.append(y)) for m in modules if isinstance(m, nn.ReLU)]
+        hooks.append(last.register_forward_pre_hook(lambda m, x: seen.append(x[0])))
+        try:
+            self(theta, images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
     def initial(self, seed: int) -> Tensor:
         """A fresh initialization (PyTorch's default distributions) as a vector; a function of the seed alone."""
         with torch.random.fork_rng(devices=[]):

@@ -7,15 +7,16 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ddpp import ranks, selection, store
 from ddpp.data import ImageData, load_data
-from ddpp.distill import distill, made_on, run_identity
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.evaluate import evaluate
+from ddpp.loop import Saving, identity, made_on
+from ddpp.methods import METHODS
 from ddpp.recipes import Recipe
 from ddpp.teachers import TeacherConfig, train_teachers
 
@@ -31,18 +32,21 @@ def run(
     save_steps: int | None = None,
     save_minutes: float = 1.0,
     best_on_test: bool = False,
+    scores: str | Path | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> tuple[DistilledDataset, dict]:
-    """Train teachers, distil, evaluate: write the distilled file `out` and, beside it, a report (.json).
+    """Train teachers where the method has them, distil, evaluate: write the distilled file `out` and, beside it, a
+    report (.json).
 
     Whatever exists already is taken: teachers in `teachers_folder` (default: a folder beside `out`, named by their
     configuration), the checkpoint `out`.checkpoint, a finished `out`, its report. So the same call goes on after any
     stop. Raises Error where a file belongs to another run; nothing is overwritten. Returns the set and the report.
-    `data`: what the recipe names, if it is loaded already. Under torchrun all ranks work, rank 0 writes and evaluates;
+    `data`: what the recipe names, if it is loaded already; `scores`: a file of accuracies that several runs share, for
+    the sets that they have in common. Under torchrun all ranks work, rank 0 writes and evaluates;
     to the others the report is empty.
     """
-    out, config = Path(out), recipe.stored_teachers()
+    out, method, config = Path(out), METHODS[recipe.method], recipe.stored_teachers()
     if out.suffix != ".safetensors":
         raise Error(f"the output {out} must end in .safetensors")
     if ranks.rank():
@@ -59,20 +63,24 @@ def run(
         say(str(data))
         data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
         folder = Path(teachers_folder) if teachers_folder else teachers_in(out.parent, config, data)
-        checkpoint, scores = beside(out, "checkpoint"), beside(out, "scores")
-        resumed = out.exists() or checkpoint.exists() or folder.exists()
-        distilled = _finished(out, recipe, config, data)
+        checkpoint, own_scores = beside(out, "checkpoint"), beside(out, "scores")
+        resumed = out.exists() or checkpoint.exists() or (method.teachers and folder.exists())
+        source = config if method.teachers else config.network
+        made_from = identity(recipe.method, recipe.distill, source, data)
+        distilled = _finished(out, made_from, data)
         if distilled is not None:
             say(f"{out} is finished already, by a run with these settings")
         elif known:
             raise Error(f"{report_path(out)} reports on a set that is gone: move it away, or choose another output")
         else:
-            with stopwatch(seconds, "teachers"):
-                teachers = train_teachers(data, config, folder, progress=progress)
-            say(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {folder}")
-            saving = {"checkpoint": checkpoint, "save_steps": save_steps, "save_minutes": save_minutes}
+            if method.teachers:
+                with stopwatch(seconds, "teachers"):
+                    source = train_teachers(data, config, folder, progress=progress)
+                say(f"{len(source)} teachers of {source.epochs} epochs are in {folder}")
+            saving = Saving(checkpoint, save_steps, save_minutes, progress, say)
             with stopwatch(seconds, "distill"):
-                distilled = distill(data, teachers, recipe.distill, **saving, progress=progress, report=say)
+                distilled = method.run(data, source, recipe.distill, saving)
+            distilled = replace(distilled, provenance=distilled.provenance | made_from)
         if ranks.rank():
             return distilled, {}
         if not out.exists():
@@ -88,11 +96,11 @@ def run(
         if known:
             return distilled, known
         with stopwatch(seconds, "evaluate"):
-            accuracies = _accuracies(distilled, data, recipe, best_on_test, scores, progress)
+            accuracies = _accuracies(distilled, data, recipe, best_on_test, scores or own_scores, progress)
         report = {"file": out.name, "asked": asked, "recipe": asdict(recipe), **accuracies}
         report |= {"seconds": seconds, "resumed": resumed} | provenance(data.device)
         store.write_json(report_path(out), report)
-        scores.unlink(missing_ok=True)
+        own_scores.unlink(missing_ok=True)
     return distilled, report
 
 
@@ -144,13 +152,12 @@ def report_path(out: Path) -> Path:
     return out.with_suffix(".json")
 
 
-def _finished(out: Path, recipe: Recipe, config: TeacherConfig, data: ImageData) -> DistilledDataset | None:
+def _finished(out: Path, made_from: dict, data: ImageData) -> DistilledDataset | None:
     """The file at `out` if it is this very run's result; an Error if it is another's."""
     if not out.exists():
         return None
     distilled = DistilledDataset.load(out)
-    want = run_identity(recipe.distill, config, data)
-    if {key: distilled.provenance.get(key) for key in want} != want:
+    if {key: distilled.provenance.get(key) for key in made_from} != made_from:
         raise Error(f"{out} holds the result of another run: choose another output, or move that file away")
     return distilled.to(data.device)
 

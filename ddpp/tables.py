@@ -4,17 +4,39 @@ import statistics
 from collections.abc import Sequence
 
 from ddpp.evaluate import spread
+from ddpp.methods import METHODS
 
-TABLE_1 = {  # the paper's Table I: test accuracy of MTT and of the paper's method, mean and deviation of five networks
-    ("cifar10", 1): {"none": (46.3, 0.8), "signed": (46.4, 0.6)},
-    ("cifar10", 10): {"none": (65.3, 0.7), "signed": (65.5, 0.3)},
-    ("cifar10", 50): {"none": (71.6, 0.2), "signed": (71.9, 0.2)},
-    ("cifar100", 1): {"none": (24.3, 0.3), "signed": (24.6, 0.1)},
-    ("cifar100", 10): {"none": (40.1, 0.4), "signed": (43.1, 0.3)},
-    ("cifar100", 50): {"none": (47.7, 0.2), "signed": (48.4, 0.3)},
+_METHODS = ("random", "forgetting", "herding", "dsa", "dm", "cafe", "none", "signed")  # rule none is MTT
+_ROWS = {  # of the paper's Table I: test accuracy, mean and deviation of five networks
+    ("cifar10", 1): "14.4 2.0 13.5 1.2 21.5 1.2 28.8 0.7 26.0 0.8 31.6 0.8 46.3 0.8 46.4 0.6",
+    ("cifar10", 10): "26.0 1.2 23.3 1.0 31.6 0.7 52.1 0.5 48.9 0.6 50.9 0.5 65.3 0.7 65.5 0.3",
+    ("cifar10", 50): "43.4 1.0 23.3 1.1 40.4 0.6 60.6 0.5 63.0 0.4 62.3 0.4 71.6 0.2 71.9 0.2",
+    ("cifar100", 1): "4.2 0.3 4.5 0.2 8.4 0.3 13.9 0.3 11.4 0.3 14.0 0.3 24.3 0.3 24.6 0.1",
+    ("cifar100", 10): "14.6 0.5 15.1 0.3 17.3 0.3 32.3 0.3 29.7 0.3 31.5 0.2 40.1 0.4 43.1 0.3",
+    ("cifar100", 50): "30.0 0.4 30.5 0.3 33.7 0.5 42.8 0.4 43.6 0.4 42.9 0.2 47.7 0.2 48.4 0.3",
+}
+_pairs = lambda row: zip(*[map(float, row.split())] * 2, strict=True)  # one iterator twice: neighbours
+TABLE_1 = {which: dict(zip(_METHODS, _pairs(row), strict=True)) for which, row in _ROWS.items()}  # -> (mean, deviation)
+TABLE_2 = {  # (data set, images per class): KIP of width 1,024, KIP of width 128, the paper's method of width 128
+    ("cifar10", 1): (49.9, 38.3, 46.4),
+    ("cifar10", 10): (62.7, 57.6, 65.5),
+    ("cifar10", 50): (68.6, 65.8, 71.9),
+    ("cifar100", 1): (15.7, 18.2, 24.6),
+    ("cifar100", 10): (28.3, 32.8, 43.1),
+    ("cifar100", 50): (None, None, 48.4),
+}
+TABLE_3 = {  # CIFAR-10, 10 images per class: test accuracy in other architectures, mean and deviation
+    "convnet": {"signed": (65.4, 0.4), "none": (64.3, 0.7), "kip": (47.6, 0.9)},
+    "alexnet": {"signed": (35.8, 1.3), "none": (34.2, 2.6), "kip": (24.4, 3.9)},
+    "vgg11": {"signed": (52.9, 0.9), "none": (50.3, 0.8), "kip": (42.1, 0.4)},
+    "resnet18": {"signed": (51.8, 1.1), "none": (46.4, 0.6), "kip": (36.8, 1.0)},
 }
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided, by degrees of freedom
-NAMES = {"none": "MTT", "signed": "pruned"}
+NAMES = {  # as the tables show them
+    **{"none": "MTT", "signed": "pruned", "random": "Random", "herding": "Herding", "forgetting": "Forgetting"},
+    **{"dc": "DC", "dsa": "DSA", "dm": "DM", "cafe": "CAFE", "kip": "KIP"},
+    **{"convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18"},
+}
 
 
 def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
@@ -29,6 +51,62 @@ def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_
             group = [row["distilled"] for row in rows if not row["error"] and _key(row) == (data, ipc, rule)]
             ours = [_accuracy([each[which] for each in group]) for which in ("final", "selected", "best_on_test")]
             lines.append([_name(data, ipc), NAMES[rule], f"{mean} ± {std}", *ours, str(len(group) or "–")])
+    return _markdown(lines)
+
+
+def table_2(rows: Sequence[dict]) -> str:
+    """The paper's Table II in Markdown: KIP in two widths, beside the rows of experiment table2."""
+    head = ("data, images per class", "KIP-1024, paper", "ours", "KIP-128, paper", "ours")
+    lines = [head, ["---"] * len(head)]
+    for (data, ipc), (wide, narrow, _) in TABLE_2.items():
+        group = [row for row in rows if _key(row) == (data, ipc, "kip")]
+        ours = [
+            _accuracy([row["distilled"]["final"] for row in group if ("of" in row) == transferred])
+            for transferred in (True, False)
+        ]
+        lines.append([_name(data, ipc), _show(wide, None, "", "–"), ours[0], _show(narrow, None, "", "–"), ours[1]])
+    return _markdown(lines)
+
+
+def table_3(rows: Sequence[dict]) -> str:
+    """The paper's Table III in Markdown, beside the rows of experiment table3: sets in each architecture."""
+    head = ("architecture", *(f"{NAMES[method]}, {who}" for method in ("signed", "none") for who in ("paper", "ours")))
+    lines = [head, ["---"] * len(head)]
+    for architecture, paper in TABLE_3.items():
+        line = [NAMES[architecture]]
+        for method in ("signed", "none"):
+            group = [
+                row["distilled"]["final"]
+                for row in rows
+                if row.get("network", {"name": "convnet"})["name"] == architecture and _key(row)[2] == method
+            ]
+            line += [_show(*paper[method]), _accuracy(group)]
+        lines.append(line)
+    return _markdown(lines)
+
+
+def rivals(rows: Sequence[dict]) -> str:
+    """All methods on one data set and size, in Markdown: what each matches, test accuracy over seeds, how much better
+    than as many random real images of the same seeds it is, and the seconds that distilling took."""
+    head = ("method", "matches", "accuracy (%)", "minus random (points)", "least", "seconds", "seeds")
+    lines = [head, ["---"] * len(head)]
+    chance = {row["seed"]: row["accuracy"] for row in rows if row["method"] == "random"}
+    for key in dict.fromkeys(_key(row)[2] for row in rows):
+        group = [row for row in rows if _key(row)[2] == key]
+        name = {"none": "mtt", "signed": "ddpp"}.get(key, key)
+        gains = [row["accuracy"] - chance[row["seed"]] for row in group if row["seed"] in chance]
+        spent = statistics.fmean(row["seconds"].get("teachers", 0) + row["seconds"].get("distill", 0) for row in group)
+        lines.append(
+            [
+                NAMES[key],
+                METHODS[name].matches,
+                _accuracy([row["distilled"]["final"] for row in group]),
+                _show(statistics.fmean(gains), spread(gains), "+") if gains and key != "random" else "",
+                f"{min(gains):+.1f}" if gains and key != "random" else "",
+                f"{spent:.0f}",
+                str(len(group)),
+            ]
+        )
     return _markdown(lines)
 
 
@@ -54,7 +132,8 @@ def _name(data: str, ipc: int) -> str:
 
 
 def _key(row: dict) -> tuple[str, int, str]:
-    return row["recipe"]["data"], row["recipe"]["distill"]["ipc"], row["rule"]
+    """Data set, images per class, and the method; of trajectories, the rule."""
+    return row["recipe"]["data"], row["recipe"]["distill"]["ipc"], row.get("rule") or row["method"]
 
 
 def _accuracy(seeds: list[list[float] | None]) -> str:
@@ -74,7 +153,7 @@ def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None,
     """How much better the paper's rule is than MTT, over the seeds that have both: the mean difference of `value`, half
     the width of its 95 % confidence interval (None for fewer than two seeds), and the number of these seeds; rows of
     one data set and size."""
-    by = {(row["rule"], row["seed"]): row[value] for row in rows if not row["error"]}
+    by = {(row.get("rule"), row["seed"]): row[value] for row in rows if not row["error"]}
     gains = [by["signed", seed] - by["none", seed] for rule, seed in by if rule == "signed" and ("none", seed) in by]
     if not gains:
         return None, None, 0

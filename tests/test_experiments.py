@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ddpp import Error, NetworkConfig, Protocol, experiments, recipe, store
+from ddpp import Error, NetworkConfig, Protocol, experiments, recipe, results, store
 from ddpp.cli import main
-from ddpp.experiments import Run, overview, read_result, reproduce, runs, select, settings
+from ddpp.experiments import Run, overview, read_result, reproduce, runs, select
+from ddpp.methods import METHODS
 from ddpp.pipeline import beside
 from ddpp.recipes import PROFILES, from_dict
 from ddpp.tables import TABLE_1, cells, costs, differences, paired, summarize, table_1
@@ -54,22 +55,29 @@ def test_every_profile_lists_the_experiments_most_valuable_first():
     assert paper == names["colab"]
     assert paper[:4] == [f"table1/cifar10-ipc{n}-{rule}-seed0" for n in (10, 1) for rule in ("none", "signed")]
     assert paper[4].startswith("epsilon/signed-0-")
-    order = [
-        paper.index(f"table1/{name}-signed-seed0") for name in ("cifar10-ipc50", "cifar100-ipc1", "cifar100-ipc10")
-    ]
+    sets = ("cifar10-ipc50", "cifar100-ipc1", "cifar100-ipc10")
+    order = [paper.index(f"table1/{name}-signed-seed0") for name in sets]
+    order += [paper.index(f"table1/cifar10-ipc10-{rival}-seed0") for rival in ("random", "dm", "dsa", "cafe")]
+    order += [paper.index("table2/cifar10-ipc10-kip-seed0"), paper.index("table1/cifar10-ipc10-none-seed1")]
     assert order == sorted(order)
-    assert paper.index("table1/cifar100-ipc50-signed-seed0") < paper.index("table1/cifar10-ipc10-none-seed1")
-    assert len([name for name in paper if "table1" in name]) == 2 * len(TABLE_1) * 3
+    rows = [name for name in paper if "table1" in name]
+    assert len(rows) == len(TABLE_1) * (2 * 3 + 6)  # ours and MTT with three seeds, the rest of Table I with one
+    assert paper.index("table3/cifar10-ipc10-signed-resnet18-seed0") > paper.index("table1/cifar10-ipc10-signed-seed0")
     assert names["cpu"][:2] == ["table1/cifar10-ipc1-none-seed0", "table1/cifar10-ipc1-signed-seed0"]
-    assert len(names["smoke"]) == 3 * (len(settings("smoke")) + 4)
+    assert {name for name in names["cpu"] if "herding" in name} == {
+        f"table1/{data}-ipc{n}-herding-seed0" for data in ("cifar10", "cifar100") for n in (1, 10)
+    }
+    smoke = [name for name in names["smoke"] if name.startswith("table1/cifar10-sample-ipc1-")]
+    assert len(smoke) == len(METHODS) * 3
 
 
 def test_runs_of_one_seed_differ_in_the_rule_alone():
     for profile in PROFILES:
         same = {}
         for each in runs(profile):
-            bare = replace(each.recipe, distill=replace(each.recipe.distill, rule="none", epsilon=0.0))
-            same.setdefault((bare.data, bare.distill.ipc, bare.distill.seed), set()).add(bare)
+            if each.recipe.method == "ddpp":
+                bare = replace(each.recipe, distill=replace(each.recipe.distill, rule="none", epsilon=0.0))
+                same.setdefault((bare.data, bare.distill.ipc, bare.distill.seed), set()).add(bare)
         assert all(len(recipes) == 1 for recipes in same.values())
     assert {each.recipe.teachers.seed for each in runs("paper")} == {0}
 
@@ -77,7 +85,7 @@ def test_runs_of_one_seed_differ_in_the_rule_alone():
 def test_settings_survive_the_way_through_a_file_and_old_files_get_defaults():
     from dataclasses import asdict
 
-    for each in (runs("paper")[0], runs("smoke")[-1]):
+    for each in (runs("paper")[0], runs("smoke")[0]):
         stored = json.loads(json.dumps(asdict(each.recipe)))
         assert from_dict(stored) == each.recipe
         del stored["distill"]["trajectories"]
@@ -98,7 +106,7 @@ def test_what_is_missing_is_run_and_what_is_there_is_left_alone(npz, places, qui
     assert rows[0]["random"]["final"]
     assert {"teachers", "distill", "evaluate"} <= rows[0]["seconds"].keys()
     assert "torch" in rows[0]["versions"]
-    tensors, meta = store.read(todo[0].report(places["results"]).with_suffix(".safetensors"), experiments.KIND)
+    tensors, meta = store.read(todo[0].report(places["results"]).with_suffix(".safetensors"), results.KIND)
     assert tensors["images"].shape == (3, 1, 12, 12)
     assert meta["provenance"]["teacher_count"] == 2
     assert "2 of 2 runs are finished" in said[-1]
@@ -188,7 +196,7 @@ def test_the_command_line_lists_selects_and_explains(tmp_path, capsys):
     assert main(["reproduce", "--list", "--only", "table1/cifar10-ipc10-*", *where]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:2]] == [f"table1/cifar10-ipc10-{r}-seed0" for r in ("none", "signed")]
-    assert lines[-1] == "0 of 6 runs are finished"
+    assert lines[-1] == "0 of 12 runs are finished"
     assert main(["reproduce", "--only", "table2/*", *where]) == 1
     assert "no run is named like 'table2/*'" in capsys.readouterr().err
     assert main(["reproduce", "--profile", "papr", *where]) == 1
@@ -198,21 +206,21 @@ def test_the_command_line_lists_selects_and_explains(tmp_path, capsys):
 
 
 def test_the_results_in_this_repository_are_whole_and_of_the_listed_settings():
-    results = Path(__file__).parents[1] / "results"
-    listed = {each.report(results) for profile in PROFILES for each in runs(profile)}
-    found = {path for profile in PROFILES for path in (results / profile).glob("*/*.json")}
+    folder = Path(__file__).parents[1] / "results"
+    listed = {each.report(folder) for profile in PROFILES for each in runs(profile)}
+    found = {path for profile in PROFILES for path in (folder / profile).glob("*/*.json")}
     assert found
     assert found <= listed
     for profile in PROFILES:
         for each in runs(profile):
-            row = read_result(each, results)
+            row = read_result(each, folder)
             assert row is None or row["commit"]
 
 
 def row(rule, epsilon, seed, accuracy, **more):
     return {
         **{"rule": rule, "epsilon": epsilon, "seed": seed, "accuracy": accuracy, "selected": accuracy + 1},
-        **{"error": None, "kept": 0.5, "unmasked": 1.0, **more},
+        **{"method": "ddpp", "error": None, "kept": 0.5, "unmasked": 1.0, **more},
     }
 
 
@@ -242,4 +250,4 @@ def test_table_1_shows_what_was_run_beside_the_paper_and_a_dash_elsewhere():
     table = table_1(rows)
     assert "| CIFAR-10, 10 | pruned | 65.5 ± 0.3 | 61.0 ± 1.4 | 62.0 ± 1.4 | 63.0 ± 1.4 | 1 |" in table
     assert "| CIFAR-10, 10 | MTT | 65.3 ± 0.7 | – | – | – | – |" in table
-    assert table.count("| – | – | – | – |") == 2 * len(TABLE_1) - 1
+    assert table.count("| – | – | – | – |") == 8 * len(TABLE_1) - 1

@@ -99,7 +99,7 @@ def grade(
     folder: str | Path = "assignments",
     *,
     name: str | None = None,
-    limits: Limits = Limits(),  # noqa: B008
+    limits: Limits = Limits(),
 ) -> Report:
     """Grade one submission with the assignments in FOLDER/source, whatever is in the file.
 
@@ -141,7 +141,7 @@ def grade_all(
     out: Path,
     *,
     name: str | None = None,
-    limits: Limits = Limits(),  # noqa: B008
+    limits: Limits = Limits(),
     jobs: int = 1,
     say: Callable[[str], None] = print,
 ) -> list[Report]:

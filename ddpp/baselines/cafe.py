@@ -1,0 +1,123 @@
+"""CAFE, aligning features (Wang et al., CVPR 2022): distilled and real images of a class should have the same mean
+features after every block of a network, and distilled class centres should classify real images. A network trains on
+the distilled images in between; when each of the two loops ends is decided by watching its accuracy on real images.
+"""
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpp.baselines import common, dsa
+from ddpp.baselines.common import Problem, State
+from ddpp.data import ImageData
+from ddpp.distilled import DistilledDataset
+from ddpp.errors import Error
+from ddpp.loop import Saving
+from ddpp.networks import NetworkConfig
+from ddpp.seeds import derive, generator
+
+
+@dataclass(frozen=True)
+class CAFEConfig(common.BatchConfig):
+    """The settings of CAFE, as in the published code."""
+
+    steps: int = 2000
+    augment: bool = False
+    init: str = "noise"
+    discrimination: float = 0.01  # weight of the discrimination loss
+    weights: tuple[float, ...] = (
+        0.1,
+        0.1,
+        1.0,
+        2.0,
+    )  # of the features after each ReLU, and of the last
+    network_lr: float = 0.01  # of the network, plain SGD
+    batch: int = 256  # distilled images per update of the network
+    inner: int = 1  # epochs of the network between two looks at its accuracy
+    queries: int = 128  # real images per class for such a look
+    window: int = 10  # looks that are compared
+    saturated: float = 0.04  # the image updates with a network end when its accuracies lie within this share,
+    changed: float = 0.03  # and its training between two image updates when they spread over more than this
+    most: int = 100  # looks after which either ends in any case (the published code has no such limit)
+
+
+def distill(data: ImageData, network: NetworkConfig, config: CAFEConfig, saving: Saving = Saving()) -> DistilledDataset:
+    """Distil `data` by aligning features, in a fresh network at each step."""
+    network_of = data.network(network)
+    layers = len(network_of.activations(network_of.initial(0), data.train.images[:1]))
+    if len(config.weights) != layers:
+        raise Error(
+            f"there are {len(config.weights)} weights, but this network has {layers} layers of features: give {layers}"
+        )
+    return common.distill("cafe", step, data, network, config, saving)
+
+
+def step(state: State, problem: Problem) -> tuple[State, dict]:
+    """Image updates with one network until its accuracy no longer changes; the mean of their losses is recorded."""
+    config = problem.config
+    rng = generator(config.seed, "cafe", state.step)
+    theta = problem.network.initial(derive(config.seed, "cafe", state.step))
+    rate = config.image_lr * 0.5 ** sum(state.step >= share * config.steps for share in (0.6, 0.8, 0.9))
+    losses, looks = [], deque(maxlen=config.window)
+    while len(losses) < config.most:
+        loss, gradient = align(theta, state.images, problem, rng)
+        state = common.descend(state, gradient, replace(config, image_lr=rate))
+        losses.append(loss)
+        looks.append(look(theta, problem, rng))
+        if len(looks) == config.window and max(looks) - min(looks) < config.saturated:
+            break
+        theta = train_until_changed(theta, state.images, problem, rng)
+    return replace(state, step=state.step + 1), {"loss": torch.stack(losses).mean()}
+
+
+def align(theta: Tensor, images: Tensor, problem: Problem, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The loss of the features and of the discrimination, and its gradient for the distilled images."""
+    images = images.detach().requires_grad_()
+    pairs = [problem.pair(images, label, rng) for label in range(len(problem.members))]
+    counts = [len(real) for real, _ in pairs]
+    with torch.no_grad():
+        real = problem.network.activations(theta, torch.cat([real for real, _ in pairs]))
+    mine = problem.network.activations(theta, torch.cat([distilled for _, distilled in pairs]))
+    means = [torch.stack([part.mean(0) for part in layer.split(counts)]) for layer in real]
+    centres = [layer.unflatten(0, (len(counts), -1)).mean(1) for layer in mine]
+    labels = torch.arange(len(counts), device=images.device).repeat_interleave(
+        torch.tensor(counts, device=images.device)
+    )
+    loss = feature_loss(means, centres, problem.config.weights)
+    loss = loss + problem.config.discrimination * discrimination_loss(real[-1], labels, centres[-1])
+    return loss.detach(), torch.autograd.grad(loss, images)[0]
+
+
+def feature_loss(real: list[Tensor], centres: list[Tensor], weights: tuple[float, ...]) -> Tensor:
+    """The squared distances between class means (classes, ...) of each layer, weighted and summed."""
+    return sum(w * (a - b).square().sum() for w, a, b in zip(weights, real, centres, strict=True))
+
+
+def discrimination_loss(features: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
+    """The cross-entropy, summed over images, of real features (n, d) that the distilled centres (classes, d) classify
+    by their inner product."""
+    return F.cross_entropy(features @ centres.T, labels, reduction="sum")
+
+
+def look(theta: Tensor, problem: Problem, rng: torch.Generator) -> float:
+    """The share of real images, as many of each class, that the network classifies rightly."""
+    hits = total = 0
+    with torch.no_grad():
+        for label in range(len(problem.members)):
+            found = problem.network(theta, problem.real(label, problem.config.queries, rng)).argmax(1)
+            hits, total = hits + (found == label).sum(), total + len(found)
+    return float(hits / total)
+
+
+def train_until_changed(theta: Tensor, images: Tensor, problem: Problem, rng: torch.Generator) -> Tensor:
+    """Train the network on the distilled images until its accuracy has changed, or is unlikely to."""
+    config, looks = problem.config, deque(maxlen=problem.config.window)
+    for _ in range(config.most):
+        theta = dsa.train(theta, images, problem, rng)
+        looks.append(look(theta, problem, rng))
+        if len(looks) == config.window and max(looks) - min(looks) > config.changed:
+            break
+    return theta

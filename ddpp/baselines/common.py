@@ -1,0 +1,130 @@
+"""What the methods that compare distilled images with real batches have in common."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from ddpp import loop, ranks
+from ddpp.augment import Draw, augment, draw
+from ddpp.data import ImageData, Split
+from ddpp.distilled import DistilledDataset
+from ddpp.errors import Error, choose
+from ddpp.networks import Flat, NetworkConfig
+from ddpp.seeds import generator
+
+ALPHA = 0.01  # the field's rate for training on a set whose method does not learn one
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Settings of every method that compares distilled images with batches of real ones."""
+
+    ipc: int = 1  # images per class
+    steps: int = 1000  # each with a fresh network
+    image_lr: float = 0.1  # learning rate of the images
+    momentum: float = 0.5  # of the images
+    batch_real: int = 256  # real images per class
+    augment: bool = True  # the same random augmentation for both sides (DSA)
+    init: str = "real"  # the images start as real ones, or as noise
+    iterates: int = 5  # how many states along the way are kept, evenly spaced, to choose from
+    seed: int = 0
+
+
+@dataclass
+class State:
+    """Where a run is: all that a step reads from the steps before it."""
+
+    step: int
+    images: Tensor  # (classes * ipc, C, H, W), class by class
+    alpha: Tensor
+    velocity: Tensor
+
+
+class Problem:
+    """What every step of a run has before it: the data by class, the network, and the settings."""
+
+    def __init__(self, data: ImageData, network: NetworkConfig, config: BatchConfig):
+        self.data, self.config = data, config
+        self.network: Flat = data.network(network)
+        labels = data.train.labels
+        self.members = [(labels == label).nonzero().flatten() for label in range(len(data.classes))]
+        self.labels = torch.arange(len(self.members), device=data.device).repeat_interleave(config.ipc)
+
+    def real(self, label: int, n: int, rng: torch.Generator) -> Tensor:
+        """At most n random real images of one class, (n, C, H, W), without replacement."""
+        members = self.members[label]
+        some = torch.randperm(len(members), generator=rng)[:n].to(members.device)
+        return self.data.train.images[members[some]]
+
+    def pair(self, images: Tensor, label: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A real batch of a class and its distilled images, under the same augmentation where one is asked for."""
+        real, mine = self.real(label, self.config.batch_real, rng), images[self.labels == label]
+        if not self.config.augment:
+            return real, mine
+        operation, u = draw(1, rng)  # one strength for all images of both: "siamese"
+        return tuple(augment(x, Draw(operation, u.expand(len(x), -1))) for x in (real, mine))
+
+
+def descend(state: State, gradient: Tensor, config: BatchConfig) -> State:
+    """SGD with momentum on the images; the step's number stays. Raises Stopped where the images leave the numbers."""
+    velocity = config.momentum * state.velocity + gradient
+    images = state.images - config.image_lr * velocity
+    if not torch.isfinite(images).all():
+        raise loop.Stopped(f"the images left the numbers in step {state.step + 1}: lower image_lr")
+    return replace(state, images=images, velocity=velocity)
+
+
+def distill(
+    name: str,
+    step: Callable[[State, Problem], tuple[State, dict]],
+    data: ImageData,
+    network: NetworkConfig,
+    config: BatchConfig,
+    saving: loop.Saving,
+) -> DistilledDataset:
+    """Run the method `name` on the data: `step` takes a state to the next, and says what there is to record."""
+    check(config)
+    problem, start = Problem(data, network, config), data.draw(config.ipc, config.seed)
+    images = begin(start, config)
+    return loop.run(
+        data,
+        start.labels,
+        State(0, images, alpha(data), torch.zeros_like(images)),
+        lambda state: step(state, problem),
+        steps=config.steps,
+        iterates=config.iterates,
+        columns={"loss": ()},
+        identity=loop.identity(name, config, network, data),
+        network=asdict(network),
+        saving=saving,
+        here=loop.made_on(data.device),
+    )
+
+
+def begin(start: Split, config) -> Tensor:
+    """The images that a run starts from: real ones, or noise."""
+    if config.init == "real":
+        return start.images.clone()
+    return torch.randn(start.images.shape, generator=generator(config.seed, "noise")).to(start.images)
+
+
+def alpha(data: ImageData) -> Tensor:
+    """The rate that goes with the images of a method that learns none."""
+    return torch.tensor(ALPHA, device=data.device)
+
+
+def check(config) -> None:
+    """Raise an Error for settings that cannot work; also for settings of a method that are made like BatchConfig."""
+    if ranks.size() > 1:
+        raise Error("only the matching of trajectories can be shared out by torchrun: start without it")
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type is int and field.name != "seed" and value < 1:
+            raise Error(f"{field.name} is {value}: it must be at least 1")
+        if field.name.endswith("_lr") and not 0 < value < float("inf"):
+            raise Error(f"{field.name} is {value}: it must be positive")
+    if hasattr(config, "momentum") and not 0 <= config.momentum < 1:
+        raise Error(f"momentum is {config.momentum}: it must be at least 0 and below 1")
+    choose("init", config.init, ("real", "noise"))

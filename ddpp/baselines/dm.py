@@ -1,0 +1,53 @@
+"""DM, distribution matching (Zhao & Bilen, WACV 2023): in a random network, distilled and real images of a class should
+have the same mean features. No network is trained, and nothing is differentiated twice.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ddpp.baselines import common
+from ddpp.baselines.common import Problem, State
+from ddpp.data import ImageData
+from ddpp.distilled import DistilledDataset
+from ddpp.loop import Saving
+from ddpp.networks import NetworkConfig
+from ddpp.seeds import derive, generator
+
+
+@dataclass(frozen=True)
+class DMConfig(common.BatchConfig):
+    """The settings of DM; defaults as published for up to 50 images per class."""
+
+    steps: int = 20_000
+    image_lr: float = 1.0
+
+
+def distill(data: ImageData, network: NetworkConfig, config: DMConfig, saving: Saving = Saving()) -> DistilledDataset:
+    """Distil `data` by matching mean features, in a fresh random network at each step."""
+    return common.distill("dm", step, data, network, config, saving)
+
+
+def step(state: State, problem: Problem) -> tuple[State, dict]:
+    """One image update. The loss that is recorded is the mean over classes."""
+    rng = generator(problem.config.seed, "dm", state.step)
+    theta = problem.network.initial(derive(problem.config.seed, "dm", state.step))
+    images = state.images.detach().requires_grad_()
+    real_means, mine = [], []
+    for label in range(len(problem.members)):
+        real, distilled = problem.pair(images, label, rng)
+        with torch.no_grad():
+            real_means.append(problem.network.features(theta, real).mean(0))
+        mine.append(distilled)
+    features = problem.network.features(theta, torch.cat(mine))
+    loss = mean_distance(torch.stack(real_means), features)
+    (gradient,) = torch.autograd.grad(loss, images)
+    after = common.descend(state, gradient, problem.config)
+    return replace(after, step=state.step + 1), {"loss": loss.detach() / len(real_means)}
+
+
+def mean_distance(real: Tensor, features: Tensor) -> Tensor:
+    """The squared distance between mean features, summed over classes: real means (classes, d), and the features of
+    the distilled images (classes * ipc, d), class by class."""
+    return (real - features.unflatten(0, (len(real), -1)).mean(1)).square().sum()

@@ -1,0 +1,96 @@
+"""DC, gradient matching (Zhao, Mopuri & Bilen, ICLR 2021), and DSA, the same with one augmentation for both sides (Zhao
+& Bilen, ICML 2021): a class's distilled and real images should change a network in the same direction.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpp.augment import augment, draw
+from ddpp.baselines import common
+from ddpp.baselines.common import Problem, State
+from ddpp.data import ImageData
+from ddpp.distilled import DistilledDataset
+from ddpp.loop import Saving
+from ddpp.networks import Flat, NetworkConfig
+from ddpp.seeds import derive, generator
+
+LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # published, by ipc
+TINY = 1e-6  # added to the norms, as published
+
+
+@dataclass(frozen=True)
+class DSAConfig(common.BatchConfig):
+    """The settings of DSA, as published for one image per class; DC: augment False, init noise."""
+
+    outer: int = 1  # image updates with one network
+    inner: int = 1  # epochs of the network on the distilled images between them
+    network_lr: float = 0.01  # of the network, plain SGD
+    batch: int = 256  # distilled images per update of the network
+
+
+def distill(data: ImageData, network: NetworkConfig, config: DSAConfig, saving: Saving = Saving()) -> DistilledDataset:
+    """Distil `data` by matching gradients, in a fresh network at each step, which trains on the distilled images."""
+    return common.distill("dsa" if config.augment else "dc", step, data, network, config, saving)
+
+
+def step(state: State, problem: Problem) -> tuple[State, dict]:
+    """`outer` image updates with one network. The loss that is recorded is the mean over updates and classes."""
+    config, network = problem.config, problem.network
+    rng = generator(config.seed, "dsa", state.step)
+    theta = network.initial(derive(config.seed, "dsa", state.step))
+    losses = []
+    for update in range(config.outer):
+        if update:
+            theta = train(theta, state.images, problem, rng)
+        loss, gradient = match(theta, state.images, problem, rng)
+        state = common.descend(state, gradient, config)
+        losses.append(loss)
+    return replace(state, step=state.step + 1), {"loss": torch.stack(losses).mean() / len(problem.members)}
+
+
+def match(theta: Tensor, images: Tensor, problem: Problem, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The distance between gradients, summed over classes, and its gradient for the distilled images."""
+    images, theta = images.detach().requires_grad_(), theta.detach().requires_grad_()
+    total, towards = images.new_zeros(()), torch.zeros_like(images)
+    for label in range(len(problem.members)):
+        real, mine = problem.pair(images, label, rng)
+        goal = class_gradient(problem.network, theta, real, label)
+        ours = class_gradient(problem.network, theta, mine, label, create_graph=True)
+        loss = distance(problem.network, goal, ours)
+        towards += torch.autograd.grad(loss, images)[0]
+        total += loss.detach()
+    return total, towards
+
+
+def class_gradient(network: Flat, theta: Tensor, x: Tensor, label: int, create_graph: bool = False) -> Tensor:
+    """The gradient (p,) of the cross-entropy on images of one class."""
+    labels = torch.full((len(x),), label, device=x.device)
+    return torch.autograd.grad(F.cross_entropy(network(theta, x), labels), theta, create_graph=create_graph)[0]
+
+
+def distance(network: Flat, goal: Tensor, ours: Tensor) -> Tensor:
+    """1 - cos between two gradients (p,), for each output of each layer, summed: Eq. (10) of Zhao et al. (2021).
+
+    As in the published code, vectors (biases, and the scales of normalization) have no part in it.
+    """
+    total = ours.new_zeros(())
+    for a, b in zip(network.unflatten(goal).values(), network.unflatten(ours).values(), strict=True):
+        if a.dim() > 1:
+            a, b = a.flatten(1), b.flatten(1)
+            total = total + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + TINY)).sum()
+    return total
+
+
+def train(theta: Tensor, images: Tensor, problem: Problem, rng: torch.Generator) -> Tensor:
+    """`inner` epochs of plain SGD on the distilled images, augmented if the method augments."""
+    config = problem.config
+    for _ in range(config.inner):
+        for index in torch.randperm(len(images), generator=rng).split(config.batch):
+            x = augment(images[index], draw(len(index), rng)) if config.augment else images[index]
+            theta = theta.detach().requires_grad_()
+            loss = F.cross_entropy(problem.network(theta, x), problem.labels[index.to(images.device)])
+            theta = theta - config.network_lr * torch.autograd.grad(loss, theta)[0]
+    return theta.detach()

@@ -1,0 +1,68 @@
+"""Every method that `ddpp distill --method NAME` knows, one line each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+from ddpp import selection
+from ddpp.baselines import cafe, common, dm, dsa, kip
+from ddpp.data import ImageData
+from ddpp.distill import DistillConfig, check_config, distill
+from ddpp.distilled import DistilledDataset
+from ddpp.loop import Saving
+from ddpp.networks import NetworkConfig
+from ddpp.selection import SelectionConfig
+from ddpp.teachers import Teachers
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way from a data set to a few images per class."""
+
+    matches: str  # in words, what is made equal
+    config: type  # its settings, a dataclass with at least ipc and seed
+    run: Callable[[ImageData, Teachers | NetworkConfig, object, Saving], DistilledDataset]
+    check: Callable[[object], None]  # raises an Error for settings that cannot work
+    teachers: bool = False  # whether it is given trained teachers, or only the kind of network
+    reach: tuple[str, ...] = ()  # the settings that decide how many epochs the teachers need
+    settings: Mapping[str, object] = field(default_factory=dict)  # where they are not the config's defaults
+
+
+def _match_trajectories(data, teachers, config, saving):
+    return distill(data, teachers, config, **vars(saving))
+
+
+def _choose_random(data, network, config, saving):
+    return selection.random(data, config.ipc, asdict(network), config.seed)
+
+
+def _herd(data, teachers, config, saving):
+    return selection.herding(data, teachers, config)
+
+
+def _choose_forgotten(data, teachers, config, saving):
+    return selection.forgetting(data, teachers, config)
+
+
+_TRAJECTORIES = {"config": DistillConfig, "run": _match_trajectories, "check": check_config, "teachers": True}
+_TRAJECTORIES |= {"reach": ("max_start_epoch", "expert_epochs")}
+_CHOICE = {"config": SelectionConfig, "check": selection.check_config}
+_BATCHES = {"check": common.check}
+
+METHODS = {
+    "ddpp": Method("training trajectories, without the parameters that are difficult to match", **_TRAJECTORIES),
+    "mtt": Method("training trajectories", **_TRAJECTORIES, settings={"rule": "none"}),
+    "dc": Method("gradients", dsa.DSAConfig, dsa.distill, **_BATCHES, settings={"augment": False, "init": "noise"}),
+    "dsa": Method("gradients, under the same augmentation", dsa.DSAConfig, dsa.distill, **_BATCHES),
+    "dm": Method("mean features in random networks", dm.DMConfig, dm.distill, **_BATCHES),
+    "cafe": Method("mean features after each layer, and class centres", cafe.CAFEConfig, cafe.distill, **_BATCHES),
+    "kip": Method("the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check),
+    "random": Method("nothing: random real images", run=_choose_random, **_CHOICE),
+    "herding": Method("mean features, by choosing real images", run=_herd, **_CHOICE, teachers=True, reach=("epochs",)),
+    "forgetting": Method(
+        "nothing: real images that are often forgotten",
+        run=_choose_forgotten,
+        **_CHOICE,
+        teachers=True,
+        reach=("epochs",),
+    ),
+}

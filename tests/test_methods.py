@@ -1,0 +1,236 @@
+"""The rivals: what they match, by something independent; and all methods through one door."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ddpp import DistilledDataset, Error, NetworkConfig, load_data
+from ddpp.baselines import cafe, common, dm, dsa
+from ddpp.cli import main
+from ddpp.loop import Saving, Stopped
+from ddpp.methods import METHODS
+from ddpp.recipes import PROFILES, from_dict, recipe
+from ddpp.seeds import generator
+from ddpp.selection import forgetting_events, herd
+
+WITHOUT_TEACHERS = [name for name, method in METHODS.items() if not method.teachers and name != "random"]
+NETWORK = NetworkConfig(width=8)
+SMALL = {
+    "dc": {"steps": 4, "outer": 2, "inner": 2, "batch_real": 8, "iterates": 2},
+    "dsa": {"steps": 4, "outer": 2, "inner": 2, "batch_real": 8, "iterates": 2},
+    "dm": {"steps": 6, "batch_real": 8, "iterates": 2},
+    "cafe": {"steps": 4, "batch_real": 8, "queries": 4, "window": 2, "most": 3, "iterates": 2},
+    "kip": {"steps": 6, "target": 20, "iterates": 2},
+}
+
+
+@pytest.fixture
+def data(npz):
+    return load_data(npz(), device="cpu")
+
+
+def small(name, **changes):
+    method = METHODS[name]
+    return method.config(**dict(method.settings) | SMALL.get(name, {}) | changes)
+
+
+def test_herding_takes_the_image_that_brings_the_mean_closest_each_time():
+    features = torch.randn(12, 5, generator=generator(0), dtype=torch.float64)
+    chosen = herd(features, 4).tolist()
+    assert len(set(chosen)) == 4
+    for k in range(4):
+        before = chosen[:k]
+        distance = {i: (features[[*before, i]].mean(0) - features.mean(0)).norm() for i in range(12) if i not in before}
+        assert chosen[k] == min(distance, key=distance.get)
+    far = [torch.tensor(pair) for pair in itertools.combinations(range(12), 4)]
+    ranks = sorted(float((features[pair].mean(0) - features.mean(0)).norm()) for pair in far)
+    mine = float((features[chosen].mean(0) - features.mean(0)).norm())
+    assert mine <= ranks[len(ranks) // 10]  # greedy, but among the best tenth of all sets
+    assert sorted(herd(features, 12).tolist()) == list(range(12))
+
+
+def test_forgetting_is_counted_from_right_to_wrong():
+    history = ["1111", "1010", "0101", "0011", "0000", "1000"]  # an image each: right (1) or wrong at four looks
+    looks = torch.tensor([[sign == "1" for sign in image] for image in history]).T
+    assert forgetting_events(looks).tolist() == [0, 2, 1, 0, 4, 1]
+
+
+@pytest.mark.parametrize("name", ["herding", "forgetting"])
+def test_a_choice_is_of_real_images_of_its_class(data, name):
+    teachers = recipe("smoke").teachers
+    from ddpp import train_teachers
+
+    teachers = train_teachers(data, replace(teachers, count=1, epochs=3, batch=8, network=NETWORK), progress=False)
+    chosen = METHODS[name].run(data, teachers, small(name, ipc=4, epochs=3), Saving())
+    for image, label in zip(chosen.images, chosen.labels, strict=True):
+        same = (data.train.images == image).flatten(1).all(1)
+        assert data.train.labels[same].tolist() == [label]
+    assert chosen.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(chosen.images.unique(dim=0)) == 12
+
+
+def test_gradient_distance_is_one_minus_the_cosine_of_each_output(data):
+    network = data.network(NETWORK)
+    a, b = torch.randn(2, network.size, generator=generator(1), dtype=torch.float64)
+    expected = 0.0
+    for x, y in zip(network.unflatten(a).values(), network.unflatten(b).values(), strict=True):
+        if x.dim() > 1:
+            for u, v in zip(x, y, strict=True):
+                u, v = u.flatten().tolist(), v.flatten().tolist()
+                dot = sum(p * q for p, q in zip(u, v, strict=True))
+                expected += 1 - dot / math.sqrt(sum(p * p for p in u) * sum(q * q for q in v))
+    assert float(dsa.distance(network, a, b)) == pytest.approx(expected, rel=1e-5)
+    assert float(dsa.distance(network, a, 3 * a)) == pytest.approx(0, abs=1e-4)
+
+
+def test_the_step_of_dc_follows_the_slope_of_its_distance(data):
+    config = small("dc", batch_real=100, init="real")  # more than a class has: all of it, no chance left
+    problem = common.Problem(data, NETWORK, config)
+    wide = lambda x: x.double()
+    problem.data = replace(data, train=data.train._replace(images=wide(data.train.images)))
+    theta = wide(problem.network.initial(0))
+    images = wide(data.draw(1, 0).images)
+
+    def value(images):
+        return float(dsa.match(theta, images, problem, generator(0))[0])
+
+    _, gradient = dsa.match(theta, images, problem, generator(0))
+    direction = torch.randn(images.shape, generator=generator(3), dtype=torch.float64)
+    step = 1e-5 * direction
+    slope = (value(images + step) - value(images - step)) / 2e-5
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-4)
+
+
+def test_means_of_equal_sets_have_no_distance(data):
+    network = data.network(NETWORK)
+    theta, images = network.initial(0), data.draw(4, 0).images
+    features = network.features(theta, images)
+    means = features.unflatten(0, (3, 4)).mean(1)
+    assert dm.mean_distance(means, features) == 0
+    assert dm.mean_distance(means + 1, features) == pytest.approx(means.numel(), rel=1e-5)
+    layers = network.activations(theta, images)
+    assert len(layers) == 4
+    centres = [layer.unflatten(0, (3, 4)).mean(1) for layer in layers]
+    assert cafe.feature_loss(centres, centres, (1.0,) * 4) == 0
+    moved = [layer + 1 for layer in centres]
+    sizes = [layer.numel() for layer in centres]
+    expected = sum(w * n for w, n in zip((0.1, 0.2, 0.3, 0.4), sizes, strict=True))
+    assert float(cafe.feature_loss(moved, centres, (0.1, 0.2, 0.3, 0.4))) == pytest.approx(expected, rel=1e-4)
+
+
+def test_centres_classify_by_their_inner_product():
+    features, centres = torch.randn(2, 6, 5, generator=generator(2))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    expected = sum(
+        -math.log(math.exp(f @ centres[y]) / sum(math.exp(f @ c) for c in centres[:3]))
+        for f, y in zip(features, labels.tolist(), strict=True)
+    )
+    assert float(cafe.discrimination_loss(features, labels, centres[:3])) == pytest.approx(expected, rel=1e-4)
+
+
+def test_features_are_what_the_last_layer_sees(data):
+    network = data.network(NETWORK)
+    theta, images = network.initial(0), data.draw(2, 0).images
+    last = network.unflatten(theta)
+    weight, bias = list(last.values())[-2:]
+    logits = F.linear(network.features(theta, images), weight, bias)
+    assert torch.allclose(logits, network(theta, images), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", WITHOUT_TEACHERS)
+def test_a_stopped_run_goes_on_to_the_same_bits(data, name, tmp_path, monkeypatch):
+    method, config = METHODS[name], small(name)
+    whole = method.run(data, NETWORK, config, Saving(progress=False))
+    assert set(whole.iterates) == {0, config.steps // 2, config.steps}
+    assert torch.isfinite(whole.history["loss"]).all()
+    assert not torch.equal(whole.images, whole.at(0).images)
+    checkpoint = tmp_path / "checkpoint"
+    saving = Saving(checkpoint, save_steps=1, progress=False)
+    real_save, calls = common.loop._save, []
+
+    def save_then_stop(*args):
+        real_save(*args)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(common.loop, "_save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        method.run(data, NETWORK, config, saving)
+    monkeypatch.undo()
+    said = []
+    again = method.run(data, NETWORK, config, replace(saving, report=said.append))
+    assert "going on from step" in said[0]
+    assert torch.equal(again.images, whole.images)
+    assert torch.equal(again.history["loss"], whole.history["loss"])
+    with pytest.raises(Error, match="other settings"):
+        method.run(data, NETWORK, replace(config, seed=1), saving)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_goes_through_the_same_door(npz, name, tmp_path, capsys):
+    out = tmp_path / "set.safetensors"
+    shared = "--device cpu --teachers.count 1 --teachers.epochs 3 --teachers.batch 8 --teachers.network.width 8".split()
+    shared += "--protocol.epochs 5 --repeats 2".split()
+    own = ["--steps", "3"] if hasattr(METHODS[name].config, "steps") else []
+    own += ["--epochs", "3"] if METHODS[name].teachers and not own else []
+    own += ["--student-steps", "2"] if name in ("ddpp", "mtt") else []
+    command = ["distill", "--method", name, "--data", str(npz()), *shared, *own, "--out", str(out)]
+    assert main(command) == 0, capsys.readouterr().err
+    assert "distillation gains" in capsys.readouterr().out
+    distilled = DistilledDataset.load(out)
+    assert distilled.provenance["method"] == name
+    assert distilled.images.shape == (3, 1, 12, 12)
+    assert main(command) == 0
+    assert "is finished already" in capsys.readouterr().out
+    assert main(["evaluate", str(out), "--data", str(npz()), "--repeats", "1", "--epochs", "2"]) == 0
+    assert main(["show", str(out), "--out", str(tmp_path / "all.png")]) == 0
+
+
+def test_settings_of_every_method_survive_a_file():
+    import json
+    from dataclasses import asdict
+
+    for profile, name in itertools.product(PROFILES, METHODS):
+        for ipc in (1, 10, 50):
+            made = recipe(profile, "cifar100" if profile == "paper" else None, ipc, name)
+            made.stored_teachers()
+            assert from_dict(json.loads(json.dumps(asdict(made)))) == made
+
+
+def test_published_loops_of_dc_go_with_the_size():
+    loops = {ipc: (c := recipe("paper", "cifar10", ipc, "dc").distill) and (c.outer, c.inner) for ipc in (1, 5, 10, 50)}
+    assert loops == {1: (1, 1), 5: (1, 1), 10: (10, 50), 50: (50, 10)}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "dream"], "unknown method 'dream'"),
+        (["--method", "dm", "--steps", "0"], "steps is 0: it must be at least 1"),
+        (["--method", "dm", "--image-lr", "-1"], "image_lr is -1.0: it must be positive"),
+        (["--method", "dsa", "--momentum", "1"], "momentum is 1.0"),
+        (["--method", "dc", "--init", "ones"], "unknown init 'ones'"),
+        (["--method", "herding", "--epochs", "9"], "epochs 9 reaches epoch 9, but the teachers stop at 6"),
+        (["--method", "forgetting", "--epochs", "0"], "epochs is 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_work(npz, tmp_path, capsys, options, words):
+    out = tmp_path / "runs" / "set.safetensors"
+    assert main(["distill", *options, "--data", str(npz()), "--device", "cpu", "--out", str(out)]) == 1
+    assert words in capsys.readouterr().err
+    assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_images_that_leave_the_numbers_stop_the_run_with_advice(data):
+    with pytest.raises(Stopped, match="lower image_lr"):
+        METHODS["dm"].run(data, NETWORK, small("dm", image_lr=1e38), Saving(progress=False))
+
+
+def test_cafe_says_how_many_layers_it_has_to_weigh(data):
+    with pytest.raises(Error, match="2 weights, but this network has 4 layers of features"):
+        METHODS["cafe"].run(data, NETWORK, small("cafe", weights=(1.0, 1.0)), Saving(progress=False))
