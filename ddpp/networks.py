@@ -69,14 +69,13 @@ class Flat:
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
         """What the last linear layer sees, (n, d)."""
-        return self.activations(theta, images)[-1]
+        return self.activations(theta, images, kinds=())[-1]
 
-    def activations(self, theta: Tensor, images: Tensor) -> list[Tensor]:
-        """The output of each ReLU, in order, then what the last linear layer sees, (n, d)."""
-        seen = []
-        modules = [module for module in self._module.modules() if isinstance(module, nn.ReLU | nn.Linear)]
-        last = modules.pop()
-        hooks = [m.register_forward_hook(lambda m, x, y: seen.append(y)) for m in modules if isinstance(m, nn.ReLU)]
+    def activations(self, theta: Tensor, images: Tensor, kinds=(nn.ReLU,)) -> list[Tensor]:
+        """The output of each layer of these kinds, in order, then what the last linear layer sees, (n, d)."""
+        seen, modules = [], list(self._module.modules())
+        last = [module for module in modules if isinstance(module, nn.Linear)][-1]
+        hooks = [m.register_forward_hook(lambda m, x, y: seen.append(y)) for m in modules if isinstance(m, kinds)]
         hooks.append(last.register_forward_pre_hook(lambda m, x: seen.append(x[0])))
         try:
             self(theta, images)
