@@ -76,6 +76,14 @@ def descend(state: State, gradient: Tensor, config: BatchConfig) -> State:
     return replace(state, images=images, velocity=velocity)
 
 
+def adam(x: Tensor, gradient: Tensor, moments: Tensor, lr: float, step: int) -> tuple[Tensor, Tensor]:
+    """Step number `step` (from 0) of Adam with its usual constants (Kingma & Ba, 2015): x and the moments after it."""
+    mean = 0.9 * moments[0] + 0.1 * gradient
+    square = 0.999 * moments[1] + 0.001 * gradient.square()
+    unbiased = square / (1 - 0.999 ** (step + 1))
+    return x - lr * mean / (1 - 0.9 ** (step + 1)) / (unbiased.sqrt() + 1e-8), torch.stack([mean, square])
+
+
 def distill(
     name: str,
     step: Callable[[State, Problem], tuple[State, dict]],

@@ -94,22 +94,14 @@ def step(state: State, data: ImageData, config: KIPConfig) -> tuple[State, dict]
     labels = state.labels.detach().requires_grad_() if config.learn_labels else centred(state.labels, classes)
     value = loss(images, labels, data.train.images[index], y, config.kernel, config.depth, config.reg)
     of = torch.autograd.grad(value, [images, labels] if config.learn_labels else [images])
-    moved, moments = adam(images.detach(), of[0], state.moments, config.image_lr, state.step)
+    moved, moments = common.adam(images.detach(), of[0], state.moments, config.image_lr, state.step)
     after = replace(state, step=state.step + 1, images=moved, moments=moments)
     if config.learn_labels:
-        learned, moments = adam(labels.detach(), of[1], state.label_moments, config.label_lr, state.step)
+        learned, moments = common.adam(labels.detach(), of[1], state.label_moments, config.label_lr, state.step)
         after = replace(after, labels=learned, label_moments=moments)
     if not torch.isfinite(after.images).all():
         raise loop.Stopped(f"the images left the numbers in step {after.step}: lower image_lr")
     return after, {"loss": value.detach()}
-
-
-def adam(x: Tensor, gradient: Tensor, moments: Tensor, lr: float, step: int) -> tuple[Tensor, Tensor]:
-    """Step number `step` (from 0) of Adam with its usual constants (Kingma & Ba, 2015): x and the moments after it."""
-    mean = 0.9 * moments[0] + 0.1 * gradient
-    square = 0.999 * moments[1] + 0.001 * gradient.square()
-    unbiased = square / (1 - 0.999 ** (step + 1))
-    return x - lr * mean / (1 - 0.9 ** (step + 1)) / (unbiased.sqrt() + 1e-8), torch.stack([mean, square])
 
 
 def room(device: torch.device) -> int:
