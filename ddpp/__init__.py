@@ -6,12 +6,14 @@ from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.evaluate import Evaluation, Protocol, evaluate
 from ddpp.folder import pack_folder
-from ddpp.networks import ConvNet, NetworkConfig
+from ddpp.networks import VGG11, AlexNet, ConvNet, NetworkConfig, ResNet18
 from ddpp.pruning import keep_mask, matching_loss, similarity
 from ddpp.recipes import Recipe, recipe
 from ddpp.teachers import TeacherConfig, Teachers, train_teachers
 
 __all__ = [
+    "VGG11",
+    "AlexNet",
     "ConvNet",
     "DistillConfig",
     "DistilledDataset",
@@ -21,6 +23,7 @@ __all__ = [
     "NetworkConfig",
     "Protocol",
     "Recipe",
+    "ResNet18",
     "TeacherConfig",
     "Teachers",
     "distill",

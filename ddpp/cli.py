@@ -121,7 +121,8 @@ class EvaluateCommand:
     data: str | None = None  # default: the data set that it was distilled from
     root: Path = Path("data")
     device: str | None = None
-    architecture: str = "convnet"
+    architecture: str | None = None  # convnet, alexnet, vgg11 or resnet18; default: the one it was distilled with
+    width: int | None = None  # of the network, 128 as published; default: the one it was distilled with
     repeats: int = 5  # networks
     seed: int = 0
     best_on_test: bool = False  # also report the best iterate on the test set, as papers do
@@ -148,6 +149,7 @@ class EvaluateCommand:
             data,
             self.architecture,
             self.repeats,
+            width=self.width,
             protocol=self.protocol,
             best_on_test=self.best_on_test,
             seed=self.seed,

@@ -83,9 +83,10 @@ def spread(values: list[float]) -> float:
 def evaluate(
     distilled: DistilledDataset,
     data: ImageData,
-    architecture: str = "convnet",
+    architecture: str | None = None,
     repeats: int = 5,
     *,
+    width: int | None = None,
     protocol: Protocol | None = None,
     best_on_test: bool = False,
     seed: int = 0,
@@ -96,7 +97,8 @@ def evaluate(
 
     Where the set has several iterates and the data a validation split, also the iterate on which one network reaches
     the highest validation accuracy. `data` must be preprocessed with the set's own whitening. With a path `scores`, the
-    accuracy of each network is kept there, so that a stopped evaluation goes on with the next network.
+    accuracy of each network is kept there, so that a stopped evaluation goes on with the next network. The networks
+    are of the architecture and width that the set was distilled with, unless others are named.
     """
     protocol = protocol or Protocol()
     check_protocol(protocol, repeats)
@@ -108,7 +110,8 @@ def evaluate(
     distilled = distilled.to(data.device)
     if not distilled.whitening.equals(data.whitening):
         raise Error("the data was preprocessed in another way: load it with whitening=distilled.whitening")
-    config = replace(NetworkConfig(**distilled.network), name=architecture)
+    own = NetworkConfig(**distilled.network)
+    config = replace(own, name=architecture or own.name, width=own.width if width is None else width)
     network = data.network(config)
     sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}  # 0 is where it started: real images
     last = max(sets, default=0)

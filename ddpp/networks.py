@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -32,16 +33,89 @@ class ConvNet(nn.Sequential):
         super().__init__(*blocks, nn.Flatten(), nn.Linear(width * side**2, classes))
 
 
-ARCHITECTURES = {"convnet": ConvNet}
+class AlexNet(nn.Sequential):
+    """AlexNet (Krizhevsky et al., 2012) in the field's cut for images of 32 x 32: five convolutions, the only ones here
+    without normalization, 2x2 max pooling after the first, second and last, one linear layer; 1,872,202 parameters."""
+
+    def __init__(self, channels=3, classes=10, width=128, image_size=32):
+        _need(8, image_size, "an AlexNet halves the image three times, which leaves nothing of it")
+        layers = []
+        for published, kernel, pools in ((128, 5, 1), (192, 5, 1), (256, 3, 0), (192, 3, 0), (192, 3, 1)):
+            before, channels = channels, _scaled(published, width)
+            layers += [nn.Conv2d(before, channels, kernel, padding=kernel // 2), nn.ReLU(), *[nn.MaxPool2d(2)] * pools]
+        super().__init__(*layers, nn.Flatten(), nn.Linear(channels * (image_size // 8) ** 2, classes))
+
+
+class VGG11(nn.Sequential):
+    """VGG11 (Simonyan & Zisserman, 2015) in the field's cut: eight 3x3 convolutions with the ConvNet's normalization,
+    2x2 max pooling after the first, second, fourth, sixth and last, one linear layer; 9,231,114 parameters."""
+
+    def __init__(self, channels=3, classes=10, width=128, image_size=32):
+        _need(32, image_size, "the last normalization of a VGG11 has a single pixel to go by, and makes it 0")
+        layers = []
+        for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+            for published in stage:
+                before, channels = channels, _scaled(published, width)
+                layers += [*_convolution(before, channels, bias=True), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
+        super().__init__(*layers, nn.Flatten(), nn.Linear(channels * (image_size // 32) ** 2, classes))
+
+
+class ResNet18(nn.Sequential):
+    """ResNet18 (He et al., 2016) for small images: a first convolution of 3x3 without pooling, four stages of two
+    blocks, the mean of each map, one linear layer; normalization as in the ConvNet; 11,173,962 parameters."""
+
+    def __init__(self, channels=3, classes=10, width=128, image_size=32):
+        _need(9, image_size, "the last normalization of a ResNet18 has a single pixel to go by, and makes it 0")
+        before = _scaled(64, width)
+        layers = [*_convolution(channels, before), nn.ReLU()]
+        for published, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+            after = _scaled(published, width)
+            layers += [Residual(before, after, stride), Residual(after, after)]
+            before = after
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+
+
+class Residual(nn.Module):
+    """Two convolutions, to whose result the input is added: as it is, or where the shape changes through a 1x1
+    convolution."""
+
+    def __init__(self, before: int, after: int, stride: int = 1):
+        super().__init__()
+        self.body = nn.Sequential(*_convolution(before, after, stride), nn.ReLU(), *_convolution(after, after))
+        same = stride == 1 and before == after
+        self.shortcut = nn.Identity() if same else nn.Sequential(*_convolution(before, after, stride, kernel=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+def _convolution(before: int, after: int, stride: int = 1, kernel: int = 3, bias: bool = False) -> list[nn.Module]:
+    """A convolution, and the normalization of each channel of each image."""
+    return [nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=bias), nn.GroupNorm(after, after)]
+
+
+def _scaled(published: int, width: int) -> int:
+    """A layer's channels, where 128 stands for as many as published."""
+    return max(1, published * width // 128)
+
+
+def _need(least: int, image_size: int, why: str) -> None:
+    if image_size < least:
+        raise Error(f"{why} in images of {image_size} x {image_size}: use images of at least {least} x {least} pixels")
+
+
+# called with channels, classes, width and image_size, the ConvNet also with its depth
+ARCHITECTURES = {"convnet": ConvNet, "alexnet": AlexNet, "vgg11": VGG11, "resnet18": ResNet18}
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """Which network; channels, classes and image size come from the data."""
 
-    name: str = "convnet"
-    width: int = 128
-    depth: int = 3
+    name: str = "convnet"  # or alexnet, vgg11, resnet18
+    width: int = 128  # 128: every layer as wide as published; others in proportion, as 32: a quarter of the channels
+    depth: int = 3  # blocks of the ConvNet; the others have a depth of their own
 
     @lru_cache(maxsize=8)  # noqa: B019  (few and small; runs of one network share it, with what was compiled for it)
     def build(self, channels: int, classes: int, image_size: int, device="cpu") -> "Flat":
@@ -49,8 +123,9 @@ class NetworkConfig:
         for field in ("width", "depth"):
             if getattr(self, field) < 1:
                 raise Error(f"the network's {field} is {getattr(self, field)}: it must be at least 1")
-        make = lambda: architecture(channels, classes, self.width, self.depth, image_size)
-        return Flat(make, device)
+        sizes = {"channels": channels, "classes": classes, "width": self.width, "image_size": image_size}
+        sizes |= {"depth": self.depth} if architecture is ConvNet else {}
+        return Flat(lambda: architecture(**sizes), device)
 
 
 class Flat:
