@@ -135,6 +135,9 @@ class Flat:
         self._make = make
         with torch.device("meta"):  # only names and shapes are needed: theta brings the values
             self._module = make()
+        for module in self._module.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = True  # nothing needs what it overwrites, and a copy costs time and memory
         self.device = device
         self.shapes = {name: p.shape for name, p in self._module.named_parameters()}
         self.size = sum(shape.numel() for shape in self.shapes.values())
