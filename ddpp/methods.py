@@ -23,6 +23,7 @@ class Method:
     run: Callable[[ImageData, Teachers | NetworkConfig, object, Saving], DistilledDataset]
     check: Callable[[object], None]  # raises an Error for settings that cannot work
     teachers: bool = False  # whether it is given trained teachers, or only the kind of network
+    first: bool = False  # whether the first teacher is all it needs
     reach: tuple[str, ...] = ()  # the settings that decide how many epochs the teachers need
     settings: Mapping[str, object] = field(default_factory=dict)  # where they are not the config's defaults
 
@@ -46,6 +47,7 @@ def _choose_forgotten(data, teachers, config, saving):
 _TRAJECTORIES = {"config": DistillConfig, "run": _match_trajectories, "check": check_config, "teachers": True}
 _TRAJECTORIES |= {"reach": ("max_start_epoch", "expert_epochs")}
 _CHOICE = {"config": SelectionConfig, "check": selection.check_config}
+_ONE_TEACHER = {"teachers": True, "first": True, "reach": ("epochs",)}
 _BATCHES = {"check": common.check}
 
 METHODS = {
@@ -57,12 +59,6 @@ METHODS = {
     "cafe": Method("mean features after each layer, and class centres", cafe.CAFEConfig, cafe.distill, **_BATCHES),
     "kip": Method("the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check),
     "random": Method("nothing: random real images", run=_choose_random, **_CHOICE),
-    "herding": Method("mean features, by choosing real images", run=_herd, **_CHOICE, teachers=True, reach=("epochs",)),
-    "forgetting": Method(
-        "nothing: real images that are often forgotten",
-        run=_choose_forgotten,
-        **_CHOICE,
-        teachers=True,
-        reach=("epochs",),
-    ),
+    "herding": Method("mean features, by choosing real images", run=_herd, **_CHOICE, **_ONE_TEACHER),
+    "forgetting": Method("nothing: images often forgotten", run=_choose_forgotten, **_CHOICE, **_ONE_TEACHER),
 }

@@ -80,7 +80,8 @@ class Recipe:
                 f"{reach} reach{'' if many else 'es'} epoch {used}, but the teachers stop at {self.teachers.epochs}: "
                 f"train them longer or lower {'either' if many else 'it'}"
             )
-        return self.teachers if self.all_epochs else replace(self.teachers, epochs=used)
+        count = 1 if method.first else self.teachers.count
+        return replace(self.teachers, count=count, epochs=self.teachers.epochs if self.all_epochs else used)
 
 
 def recipe(profile: str = "smoke", data: str | None = None, ipc: int = 1, method: str = "ddpp") -> Recipe:

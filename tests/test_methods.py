@@ -202,6 +202,14 @@ def test_settings_of_every_method_survive_a_file():
             assert from_dict(json.loads(json.dumps(asdict(made)))) == made
 
 
+def test_no_more_teachers_are_trained_than_a_method_looks_at():
+    stored = {name: recipe("paper", "cifar10", 10, name).stored_teachers() for name in METHODS}
+    assert (stored["ddpp"].count, stored["ddpp"].epochs) == (200, 21)
+    assert stored["mtt"] == stored["ddpp"]
+    assert (stored["herding"].count, stored["herding"].epochs) == (1, 10)
+    assert stored["forgetting"] == stored["herding"]
+
+
 def test_published_loops_of_dc_go_with_the_size():
     loops = {ipc: (c := recipe("paper", "cifar10", ipc, "dc").distill) and (c.outer, c.inner) for ipc in (1, 5, 10, 50)}
     assert loops == {1: (1, 1), 5: (1, 1), 10: (10, 50), 50: (50, 10)}
