@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpp.errors import Error, choose
 from ddpp.ntk import KERNELS, bytes_needed
 
-BLOCK = 100  # images per part of a prediction: bounds its memory, not the result
+BLOCK = 500  # images per part of a prediction: bounds its memory, not the result
 REG = 1e-6  # as KIP
 
 
