@@ -43,7 +43,7 @@ def bytes_needed(kind: str, n: int, m: int, shape: tuple[int, int, int], depth: 
     """
     channels, height, width = shape
     places = {"fc": 1, "conv": height * width}[choose("kernel", kind, KERNELS)]
-    numbers = n * m * places * (15 * depth + 10) + 2 * (n + m) * channels * height * width
+    numbers = n * m * places * (18 * depth + 12) + 2 * (n + m) * channels * height * width
     return itemsize * numbers
 
 

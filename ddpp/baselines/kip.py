@@ -23,7 +23,7 @@ from ddpp.networks import NetworkConfig
 from ddpp.ntk import KERNELS, bytes_needed
 from ddpp.seeds import generator
 
-BLOCK = 100  # images per part of a prediction: bounds its memory, not the result
+BLOCK = 500  # images per part of a prediction: bounds its memory, not the result
 REG = 1e-6  # as KIP
 
 
