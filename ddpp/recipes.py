@@ -40,7 +40,7 @@ SMOKE = {
     "dsa": {"steps": 60, "batch_real": 32, "iterates": 1},
     "dm": {"steps": 100, "batch_real": 32, "iterates": 1},
     "cafe": {"steps": 10, "batch_real": 32, "queries": 16, "window": 3, "iterates": 1},
-    "kip": {"steps": 200, "target": 500, "iterates": 1},
+    "kip": {"kernel": "conv", "depth": 2, "steps": 50, "target": 100, "iterates": 1},
     "random": {},
     "herding": {"epochs": 6},
     "forgetting": {"epochs": 6},

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ddpp import DistilledDataset, Error, NetworkConfig, load_data
-from ddpp.baselines import cafe, common, dm, dsa
+from ddpp import DistilledDataset, Error, NetworkConfig, Protocol, evaluate, load_data
+from ddpp.baselines import cafe, common, dm, dsa, kip
 from ddpp.cli import main
 from ddpp.loop import Saving, Stopped
 from ddpp.methods import METHODS
@@ -242,3 +242,22 @@ def test_images_that_leave_the_numbers_stop_the_run_with_advice(data):
 def test_cafe_says_how_many_layers_it_has_to_weigh(data):
     with pytest.raises(Error, match="2 weights, but this network has 4 layers of features"):
         METHODS["cafe"].run(data, NETWORK, small("cafe", weights=(1.0, 1.0)), Saving(progress=False))
+
+
+def test_kip_learns_labels_on_which_networks_then_regress(data, tmp_path):
+    learned = METHODS["kip"].run(data, NETWORK, small("kip", learn_labels=True), Saving(progress=False))
+    assert learned.labels.shape == (3, 3)
+    assert set(learned.iterates) == {0, 6}
+    path = tmp_path / "set.safetensors"
+    learned.save(path)
+    again = DistilledDataset.load(path)
+    assert torch.equal(again.labels, learned.labels)
+    assert torch.equal(again[2][1], learned.labels[2])
+    assert 0 <= evaluate(again, data, repeats=1, protocol=Protocol(epochs=3), progress=False).mean <= 100
+    assert again.export_png(tmp_path / "images") == 3
+
+
+def test_a_kernel_that_does_not_fit_is_refused_before_any_step(data, monkeypatch):
+    monkeypatch.setattr(kip, "room", lambda device: 2**20)
+    with pytest.raises(Error, match=r"takes about .* GiB, and 0.0 are there: lower target or depth"):
+        METHODS["kip"].run(data, NETWORK, small("kip", kernel="conv", depth=3), Saving(progress=False))

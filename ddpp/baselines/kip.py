@@ -39,7 +39,7 @@ class KIPConfig:
     image_lr: float = 0.04  # Adam's
     learn_labels: bool = False  # also learn the labels; networks then regress on them
     label_lr: float = 0.01  # Adam's, for the labels
-    target: int = 1000  # real images, of all classes, that are predicted in each step
+    target: int = 1000  # real images that are predicted in each step, as many of each class
     init: str = "real"  # the images start as real ones, or as noise
     iterates: int = 5  # how many states along the way are kept; with learned labels only the last
     seed: int = 0
@@ -89,7 +89,10 @@ def distill(data: ImageData, network: NetworkConfig, config: KIPConfig, saving: 
 def step(state: State, data: ImageData, config: KIPConfig) -> tuple[State, dict]:
     """One update by Adam, on a random target."""
     rng, classes = generator(config.seed, "kip", state.step), len(data.classes)
-    index = torch.randperm(len(data.train.labels), generator=rng)[: config.target].to(data.device)
+    order = torch.randperm(len(data.train.labels), generator=rng).to(data.device)
+    labels_in_order = data.train.labels[order]
+    each = max(1, config.target // classes)
+    index = torch.cat([order[labels_in_order == label][:each] for label in range(classes)])
     images, y = state.images.detach().requires_grad_(), centred(data.train.labels[index], classes)
     labels = state.labels.detach().requires_grad_() if config.learn_labels else centred(state.labels, classes)
     value = loss(images, labels, data.train.images[index], y, config.kernel, config.depth, config.reg)
