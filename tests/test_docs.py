@@ -4,6 +4,8 @@ import json
 import statistics
 from pathlib import Path
 
+from ddpp import experiments
+from ddpp.methods import METHODS
 from ddpp.recipes import PAPER
 
 ROOT = Path(__file__).parents[1]
@@ -49,3 +51,16 @@ def test_the_deviations_page_lists_the_settings_that_are_used():
         label = name.upper().replace("CIFAR", "CIFAR-")
         rates = f"{image_lr:g}, {alpha_lr:.0e}, {alpha0:g}".replace("e-0", "e-")
         assert f"| {label}, {ipc} | {j}, {k}, {start} | {rates} |" in page
+
+
+def test_every_method_beats_random_images_at_the_smallest_scale_but_forgetting():
+    rows = experiments.read(ROOT / "results", "smoke", "table1")
+    rows = [row for row in rows if row["recipe"]["distill"]["ipc"] == 1]
+    accuracy = {(row["method"], row.get("rule"), row["seed"]): row["accuracy"] for row in rows}
+    kinds = {key[:2] for key in accuracy}
+    assert {method for method, _ in kinds} | {"mtt"} == set(METHODS)
+    assert {rule for method, rule in kinds if method == "ddpp"} == {"none", "signed"}
+    for method, rule in kinds:
+        gains = [accuracy[method, rule, seed] - accuracy["random", None, seed] for seed in (0, 1, 2)]
+        assert method in ("random", "forgetting") or min(gains) > 0, (method, gains)
+    assert len(rows) == 3 * len(kinds)
