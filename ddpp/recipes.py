@@ -94,7 +94,7 @@ def recipe(profile: str = "smoke", data: str | None = None, ipc: int = 1, method
     known = METHODS[choose("method", method, METHODS)]
     if profile == "smoke":
         teachers = TeacherConfig(count=3, epochs=6, lr=0.02, batch=128, network=NetworkConfig(width=32))
-        settings = dict(known.settings) | SMOKE[method]
+        settings = dict(known.settings) | SMOKE.get(method, {})
         protocol = Protocol(epochs=200)
     else:
         count, steps, iterates = SCALES[profile]
