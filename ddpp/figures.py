@@ -118,6 +118,30 @@ def plane(trajectories: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
+def means(points: Tensor, orders: Mapping[str, Tensor]) -> Figure:
+    """Points (N, 2) and their mean; of each order, the points that come first, numbered, and the way of their running
+    mean. The last panel: how far that is from the mean of all."""
+    size = (WIDTH, WIDTH / (len(orders) + 1))
+    figure, axes = plt.subplots(1, len(orders) + 1, figsize=size, layout="constrained")
+    mean = points.mean(0)
+    for i, (axis, (name, order)) in enumerate(zip(axes, orders.items(), strict=False)):
+        counts = range(1, len(order) + 1)
+        running = points[order].cumsum(0) / torch.tensor(counts)[:, None]
+        axis.scatter(*points.T, s=4, color="0.8")
+        axis.plot(*running.T, lw=1, color=f"C{i}")
+        for k, (x, y) in zip(counts, points[order].tolist(), strict=True):
+            axis.annotate(k, (x, y), ha="center", va="center", fontsize=8, color=f"C{i}", weight="bold")
+        axis.plot(*mean, "k*", ms=9)
+        axis.set(title=name, xticks=[], yticks=[])
+        axis.set_aspect("equal", adjustable="datalim")
+        sns.despine(ax=axis, left=True, bottom=True)
+        axes[-1].plot(counts, (running - mean).norm(dim=1), "o-", ms=3, lw=1.2, color=f"C{i}", label=name)
+    axes[-1].set(title="distance from the mean", xlabel="points taken", ylim=(0, None))
+    axes[-1].locator_params("x", integer=True)
+    axes[-1].legend(fontsize=7)
+    return figure
+
+
 def pairs(student: Tensor, teacher: Tensor, epsilons: Sequence[float], rules: Sequence[str]) -> Figure:
     """Parameter pairs as points, the pruned ones in another colour; a row per rule, a column per epsilon."""
     size = (WIDTH, WIDTH / len(epsilons) * len(rules) + 0.5)

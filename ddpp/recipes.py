@@ -95,7 +95,7 @@ def recipe(profile: str = "smoke", data: str | None = None, ipc: int = 1, method
     known = METHODS[choose("method", method, METHODS)]
     if profile == "smoke":
         teachers = TeacherConfig(count=3, epochs=6, lr=0.02, batch=128, network=NetworkConfig(width=32))
-        settings = dict(known.settings) | SMOKE[method]
+        settings = dict(known.settings) | SMOKE.get(method, {})
         protocol = Protocol(epochs=200)
     else:
         count, steps, iterates = SCALES[profile]
@@ -120,6 +120,8 @@ def published(method: str, data: str, ipc: int) -> dict:
         return dict(zip(NAMES, PAPER[table, _smaller(ipc, [n for name, n in PAPER if name == table])], strict=True))
     if method in ("dc", "dsa"):
         return dict(zip(("outer", "inner"), LOOPS[_smaller(ipc, LOOPS)], strict=True))
+    if method == "cafe":
+        return {"augment": True}  # the paper's row has the numbers of CAFE with DSA's augmentation
     return {}
 
 

@@ -90,6 +90,7 @@ def rivals(rows: Sequence[dict]) -> str:
     than as many random real images of the same seeds it is, and the seconds that distilling took."""
     head = ("method", "matches", "accuracy (%)", "minus random (points)", "least", "seconds", "seeds")
     lines = [head, ["---"] * len(head)]
+    rows = [row for row in rows if not row["error"]]
     chance = {row["seed"]: row["accuracy"] for row in rows if row["method"] == "random"}
     for key in dict.fromkeys(_key(row)[2] for row in rows):
         group = [row for row in rows if _key(row)[2] == key]
@@ -98,10 +99,10 @@ def rivals(rows: Sequence[dict]) -> str:
         spent = statistics.fmean(row["seconds"].get("teachers", 0) + row["seconds"].get("distill", 0) for row in group)
         lines.append(
             [
-                NAMES[key],
+                NAMES.get(key, key),
                 METHODS[name].matches,
                 _accuracy([row["distilled"]["final"] for row in group]),
-                _show(statistics.fmean(gains), spread(gains), "+") if gains and key != "random" else "",
+                _show(statistics.fmean(gains), spread(gains) or None, "+") if gains and key != "random" else "",
                 f"{min(gains):+.1f}" if gains and key != "random" else "",
                 f"{spent:.0f}",
                 str(len(group)),

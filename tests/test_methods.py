@@ -210,6 +210,11 @@ def test_no_more_teachers_are_trained_than_a_method_looks_at():
     assert stored["forgetting"] == stored["herding"]
 
 
+def test_a_new_method_needs_one_line(monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", METHODS["dm"])
+    assert {recipe(profile, method="mine").distill for profile in PROFILES} == {dm.DMConfig()}
+
+
 def test_published_loops_of_dc_go_with_the_size():
     loops = {ipc: (c := recipe("paper", "cifar10", ipc, "dc").distill) and (c.outer, c.inner) for ipc in (1, 5, 10, 50)}
     assert loops == {1: (1, 1), 5: (1, 1), 10: (10, 50), 50: (50, 10)}
