@@ -198,7 +198,7 @@ def test_the_command_line_lists_selects_and_explains(tmp_path, capsys):
     assert [line.split()[0] for line in lines[:2]] == [f"table1/cifar10-ipc10-{r}-seed0" for r in ("none", "signed")]
     assert lines[-1] == "0 of 12 runs are finished"
     assert main(["reproduce", "--only", "table9/*", *where]) == 1
-    assert "no run is named like 'table2/*'" in capsys.readouterr().err
+    assert "no run is named like 'table9/*'" in capsys.readouterr().err
     assert main(["reproduce", "--profile", "papr", *where]) == 1
     assert "did you mean 'paper'?" in capsys.readouterr().err
     with pytest.raises(Error, match="no run is named like"):
