@@ -1,6 +1,7 @@
 """Every figure of the book: a function from data to a matplotlib Figure, in one style and one palette."""
 
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
+from ddpp.evaluate import spread
 from ddpp.pruning import keep_mask
 
 WIDTH = 7.0  # inches: fits the book's column
@@ -182,6 +184,21 @@ def shares(names: Sequence[str], columns: Mapping[str, Sequence[float]], xlabel:
         axis.plot([100 * float(v) for v in values], range(len(names)), "os^Dv"[i % 5], color=f"C{i}", label=label)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
     axis.invert_yaxis()
+    axis.legend(fontsize=8)
+    return figure
+
+
+def scores(columns: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str = "test accuracy (%)") -> Figure:
+    """For each name the values of several sets, {name: {set: values}}: their mean, and their standard deviation as an
+    error bar."""
+    figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 3), layout="constrained")
+    sets = list(next(iter(columns.values())))
+    for i, label in enumerate(sets):
+        x = [column + 0.12 * (i - (len(sets) - 1) / 2) for column in range(len(columns))]
+        values = [each[label] for each in columns.values()]
+        y, bars = [statistics.fmean(v) for v in values], [spread(v) for v in values]
+        axis.errorbar(x, y, bars, fmt="os^Dv"[i % 5], ms=5, capsize=3, color=f"C{i}", label=label)
+    axis.set(xticks=range(len(columns)), xticklabels=list(columns), ylabel=ylabel, xlim=(-0.5, len(columns) - 0.5))
     axis.legend(fontsize=8)
     return figure
 
