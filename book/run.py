@@ -34,7 +34,7 @@ def run(path: Path) -> str:
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if keep(output)]
+            cell.outputs = joined(output for output in cell.outputs if keep(output))
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
     return f"{time.monotonic() - began:.0f} s, {memory[-1]}"
@@ -50,6 +50,17 @@ def peak(process: int) -> str:
 
 def keep(output) -> bool:
     return WIDGET not in output.get("data", {}) and output.get("name") != "stderr"
+
+
+def joined(outputs) -> list:
+    """The outputs, with text that came in pieces in one piece."""
+    found = []
+    for output in outputs:
+        if found and output.get("name") == found[-1].get("name") == "stdout":
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 if __name__ == "__main__":
