@@ -18,7 +18,6 @@ from pathlib import Path
 
 from ddpp import store
 from ddpp.data import load_data
-from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.evaluate import evaluate
 from ddpp.loop import KIND as CHECKPOINT
@@ -120,17 +119,10 @@ def runs(profile: str) -> list[Run]:
 
 def elsewhere(base: Run, experiment: str, networks: Sequence[NetworkConfig]) -> list[Run]:
     """The evaluation of a run's set in other networks."""
-    name = base.name.partition("/")[2].rpartition("-seed")
     own = base.recipe.teachers.network
-    return [
-        Run(
-            f"{experiment}/{name[0]}-{each.name if each.name != own.name else f'width{each.width}'}-seed{name[2]}",
-            base.recipe,
-            base.name,
-            each,
-        )
-        for each in networks
-    ]
+    name, _, seed = base.name.partition("/")[2].rpartition("-seed")
+    which = lambda network: network.name if network.name != own.name else f"width{network.width}"
+    return [Run(f"{experiment}/{name}-{which(each)}-seed{seed}", base.recipe, base.name, each) for each in networks]
 
 
 def home(profile: str) -> tuple[str, int]:
@@ -184,6 +176,9 @@ def reproduce(
         with time_limit(minutes):
             for each in missing:
                 if read_result(each, results):  # another process was faster
+                    continue
+                if each.of and not _base(each, results):
+                    say(f"\n{each.name}: left out, as the images of {each.of} are not in {results}; run that first")
                     continue
                 say(f"\n{each.name}")
                 store.check_writable(each.report(results))
@@ -243,11 +238,11 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
     path, distill = each.report(results), each.recipe.distill
     row = {"name": each.name, "method": each.recipe.method, "seed": distill.seed, "error": None}
     row |= {key: getattr(distill, key) for key in ("rule", "epsilon") if hasattr(distill, key)}
+    scores = work / f"{each.recipe.profile}-scores.json"  # of all runs: those of a seed share their real images
     if each.of:
-        row |= _transfer(each, data, results, work, progress)
+        row |= _transfer(each, data, results, scores, progress)
         store.write_json(path, row)
         return row
-    scores = work / f"{each.recipe.profile}-scores.json"  # of all runs: those of a seed share their real images
     options = {"data": data, "best_on_test": True, "save_minutes": 0.5, "progress": progress, "say": say}
     try:
         distilled, report = run(each.recipe, _out(each, work), scores=scores, **options)
@@ -263,19 +258,19 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
     return row
 
 
-def _transfer(each: Run, data, results: Path, work: Path, progress: bool) -> dict:
+def _transfer(each: Run, data, results: Path, scores: Path, progress: bool) -> dict:
     """The evaluation of another run's set in each.network."""
     seconds = {}
     with stopwatch(seconds, "evaluate"):
         found = evaluate(
-            _set_of(each, results, data),
+            read_set(*_base(each, results), data),
             data,
             each.network.name,
             each.recipe.repeats,
             width=each.network.width,
             protocol=each.recipe.protocol,
             seed=each.recipe.distill.seed,
-            scores=beside(_out(each, work), "scores"),
+            scores=scores,
             progress=progress,
         )
     return {
@@ -288,13 +283,11 @@ def _transfer(each: Run, data, results: Path, work: Path, progress: bool) -> dic
     } | provenance(data.device)
 
 
-def _set_of(each: Run, results: Path, data) -> DistilledDataset:
-    """The set of the finished run each.of."""
+def _base(each: Run, results: str | Path) -> tuple[Path, dict] | None:
+    """The path and the report of the run each.of, if it is finished and its images are there."""
     base = replace(each, name=each.of, of=None, network=None)
     row = read_result(base, results)
-    if not row or not row.get("set"):
-        raise Error(f"{each.name} needs the set of {base.name}, which is not in {results}: run that first")
-    return read_set(base.report(results), row, data)
+    return (base.report(results), row) if row and row.get("set") else None
 
 
 def read_result(each: Run, results: str | Path) -> dict | None:

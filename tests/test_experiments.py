@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ddpp import Error, NetworkConfig, Protocol, experiments, recipe, results, store
+from ddpp import Error, NetworkConfig, Protocol, experiments, load_data, recipe, results, store
 from ddpp.cli import main
-from ddpp.experiments import Run, overview, read_result, reproduce, runs, select
+from ddpp.experiments import Run, elsewhere, overview, read_result, reproduce, runs, select
 from ddpp.methods import METHODS
 from ddpp.pipeline import beside
 from ddpp.recipes import PROFILES, from_dict
-from ddpp.tables import TABLE_1, cells, costs, differences, paired, summarize, table_1
+from ddpp.tables import TABLE_1, cells, costs, differences, paired, summarize, table_1, table_3
 
 REPRODUCING = Path(__file__).with_name("reproducing.py")
 
@@ -215,6 +215,26 @@ def test_the_results_in_this_repository_are_whole_and_of_the_listed_settings():
         for each in runs(profile):
             row = read_result(each, folder)
             assert row is None or row["commit"]
+
+
+def test_a_set_is_evaluated_elsewhere_once_it_is_there(npz, places, quiet):
+    base = replace(tiny_runs(npz(size=16))[1], name="table1/signed-seed0")
+    (other,) = elsewhere(base, "table3", [NetworkConfig("resnet18", width=8)])
+    assert other.name == "table3/signed-resnet18-seed0"
+    said = []
+    assert reproduce([other], **quiet | {"say": said.append}) == []
+    assert any("left out, as the images of table1/signed-seed0 are not in" in line for line in said)
+    done, row = reproduce([base, other], **quiet)
+    assert row["of"] == base.name
+    assert row["network"]["name"] == "resnet18"
+    assert len(row["distilled"]["final"]) == 2
+    assert row["distilled"]["final"] != done["distilled"]["final"]
+    kept = results.read_set(base.report(places["results"]), done, load_data(npz(size=16), device="cpu"))
+    assert kept.images.shape == (3, 1, 16, 16)
+    with pytest.raises(Error, match="load that data"):
+        results.read_set(base.report(places["results"]), done, load_data(npz(size=16), device="cpu", zca=False))
+    table = [line for line in table_3([row | {"recipe": done["recipe"]}]).splitlines() if "ResNet18" in line]
+    assert "–" in table[0]  # of MTT nothing has been run
 
 
 def row(rule, epsilon, seed, accuracy, **more):
