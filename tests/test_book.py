@@ -118,6 +118,12 @@ def test_it_was_run_from_top_to_bottom(path):
     assert counts == list(range(1, len(counts) + 1))
 
 
+def test_the_figures_that_it_describes_are_stored(path):
+    described = [cell for cell in code_cells(path) if "image" in cell.metadata.get("mystnb", {})]
+    lost = [cell for cell in described if not any("image/png" in output.get("data", {}) for output in cell.outputs)]
+    assert [cell.source for cell in lost] == []
+
+
 def test_it_keeps_no_errors_and_nothing_that_is_dead_without_a_kernel(path):
     notebook = nbformat.read(path, 4)
     assert "widgets" not in notebook.metadata
