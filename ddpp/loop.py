@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +26,6 @@ from ddpp.teachers import TeacherConfig
 
 KIND = "checkpoint"
 SHOWN = {"loss": ".3f", "kept": ".1%", "alpha": ".4f"}  # of what a step records, in the progress bar
-State = TypeVar("State")
 
 
 class Stopped(Error):
@@ -48,8 +46,8 @@ class Saving:
 def run(
     data: ImageData,
     labels: Tensor,
-    state: State,
-    step: Callable[[State], tuple[State, dict]],
+    state: object,
+    step: Callable[[object], tuple[object, dict]],
     *,
     steps: int,
     iterates: int,
@@ -58,7 +56,7 @@ def run(
     network: dict,
     saving: Saving,
     here: dict,
-    check: Callable[[State, dict], None] = lambda state, history: None,
+    check: Callable[[object, dict], None] = lambda state, history: None,
 ) -> DistilledDataset:
     """Take `steps` steps from `state`, or go on from the checkpoint, and keep `iterates` states along the way.
 
