@@ -312,10 +312,8 @@ def read(results: str | Path, profile: str, experiment: str) -> list[dict]:
 
     def belongs(each: Run) -> bool:
         its_home = (each.recipe.data, each.recipe.distill.ipc) == home(profile)
-        shared = experiment in ("epsilon", "table3") and each.recipe.method == "ddpp" and its_home
-        return each.name.startswith(f"{experiment}/") or (
-            shared and each.of is None and (experiment == "epsilon" or each.name.startswith("table1/"))
-        )
+        of_table_1 = each.name.startswith("table1/") and each.recipe.method == "ddpp" and its_home
+        return each.name.startswith(f"{experiment}/") or (experiment in ("epsilon", "table3") and of_table_1)
 
     rows = [read_result(each, results) for each in runs(profile) if belongs(each)]
     rules, methods = settings(profile), list(METHODS)

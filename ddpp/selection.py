@@ -12,7 +12,7 @@ from ddpp.errors import Error
 from ddpp.seeds import generator
 from ddpp.teachers import Teachers
 
-LEARNING_RATE = 0.01  # the field's rate for training on real images; a distilled set brings its own alpha
+LEARNING_RATE = 0.01  # the field's rate for training on a set that does not bring its own alpha
 BATCH = 500  # images at a time through a network
 
 

@@ -28,12 +28,7 @@ class CAFEConfig(common.BatchConfig):
     augment: bool = False
     init: str = "noise"
     discrimination: float = 0.01  # weight of the discrimination loss
-    weights: tuple[float, ...] = (
-        0.1,
-        0.1,
-        1.0,
-        2.0,
-    )  # of the features after each ReLU, and of the last
+    weights: tuple[float, ...] = (0.1, 0.1, 1.0, 2.0)  # of the features after each ReLU, and of the last
     network_lr: float = 0.01  # of the network, plain SGD
     batch: int = 256  # distilled images per update of the network
     inner: int = 1  # epochs of the network between two looks at its accuracy

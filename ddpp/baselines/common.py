@@ -13,8 +13,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error, choose
 from ddpp.networks import Flat, NetworkConfig
 from ddpp.seeds import generator
-
-ALPHA = 0.01  # the field's rate for training on a set whose method does not learn one
+from ddpp.selection import LEARNING_RATE
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def begin(start: Split, config) -> Tensor:
 
 def alpha(data: ImageData) -> Tensor:
     """The rate that goes with the images of a method that learns none."""
-    return torch.tensor(ALPHA, device=data.device)
+    return torch.tensor(LEARNING_RATE, device=data.device)
 
 
 def check(config) -> None:
