@@ -98,6 +98,7 @@ class ReproduceCommand:
     only: str | None = None  # those with such a name, as 'table1/cifar10-ipc10-*'
     list: bool = False  # show what is finished and what is missing, and do nothing
     minutes: float | None = None  # stop after so many; the same command goes on
+    jobs: int = 1  # runs at a time, in processes that divide the cores among them
     results: Path = Path("results")  # where reports and distilled images go
     work: Path = Path("runs/reproduce")  # where teachers and checkpoints are
     root: Path = Path("data")  # where cifar10 and cifar100 are looked for, or downloaded to
@@ -110,7 +111,7 @@ class ReproduceCommand:
             print("\n".join(experiments.overview(todo, self.results, self.work)))
             return
         places = {"results": self.results, "work": self.work, "root": self.root}
-        experiments.reproduce(todo, **places, device=self.device, minutes=self.minutes)
+        experiments.reproduce(todo, **places, device=self.device, minutes=self.minutes, jobs=self.jobs)
 
 
 @dataclass

@@ -126,9 +126,10 @@ def evaluate(
             keys = [store.identity({"how": how, "set": tensors, "role": role, "number": r}) for r in range(count)]
             for r, key in enumerate(keys):
                 if key not in known:
+                    known.update(_read_scores(scores))  # perhaps a run beside this one was faster
+                if key not in known:
                     known[key] = accuracy(network, train(network, on, protocol, seed, role, r), *split)
-                    if scores:
-                        store.write_json(scores, known)
+                    _add_score(scores, key, known[key])
                 bar.update()
                 bar.set_postfix(accuracy=f"{known[key]:.1f} %")
             return [known[key] for key in keys]
@@ -150,6 +151,13 @@ def evaluate(
             result |= {"best_on_test": test(step), "best_on_test_step": step}
         bar.total = bar.n  # fewer than foreseen where one iterate is chosen twice
     return Evaluation(**result)
+
+
+def _add_score(path: str | Path | None, key: str, score: float) -> None:
+    if path is not None:
+        store.check_writable(path)
+        with store.lock(path, wait=True):
+            store.write_json(path, _read_scores(path) | {key: score})
 
 
 def _read_scores(path: str | Path | None) -> dict[str, float]:

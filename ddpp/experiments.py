@@ -8,13 +8,19 @@ exactly if its report is there.
 
 import contextlib
 import math
+import multiprocessing
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
+
+import torch
 
 from ddpp import store
 from ddpp.data import load_data
@@ -159,39 +165,107 @@ def reproduce(
     root: str | Path = "data",
     device: str | None = None,
     minutes: float | None = None,
+    jobs: int = 1,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[dict]:
-    """Do the runs of `todo` that have no result yet, one after the other, for `minutes` or until all are done; returns
-    the rows (see `read_row`) of those that are finished.
+    """Do the runs of `todo` that have no result yet, for `minutes` or until all are done; returns the rows (see
+    `read_row`) of those that are finished.
 
+    One after the other, or `jobs` at a time, in processes that divide the cores among them; small networks keep one
+    core busy, but not two. Several calls may work at one list: what one of them is at, the others leave to it.
     Teachers, checkpoints and whole distilled files are in `work`; with it, a stopped call goes on where it was, here
     or on another machine. Raises Error for a result that is damaged or belongs to other settings.
     """
-    missing = [each for each in todo if read_result(each, results) is None]
-    say(f"{len(todo) - len(missing)} of {len(todo)} runs are finished")
-    load = lru_cache(1)(lambda *which: load_data(which[0], root=root, zca=which[1], validation=which[2], device=device))
+    if jobs < 1:
+        raise Error(f"jobs is {jobs}: it must be at least 1")
+    if jobs > 1 and not hasattr(os, "setsid"):
+        raise Error("several jobs at a time are not possible on this system: leave jobs out")
+    finished = lambda: [row for each in todo if (row := read_result(each, results))]
+    say(f"{len(finished())} of {len(todo)} runs are finished")
+    options = {"results": Path(results), "work": Path(work), "root": root, "device": device}
     ends = time.monotonic() + 60 * (minutes or math.inf)
     try:
         with time_limit(minutes):
-            for each in missing:
-                if read_result(each, results):  # another process was faster
-                    continue
-                if each.of and not _base(each, results):
-                    say(f"\n{each.name}: left out, as the images of {each.of} are not in {results}; run that first")
-                    continue
-                say(f"\n{each.name}")
-                store.check_writable(each.report(results))
-                data = load(each.recipe.data, each.recipe.zca, each.recipe.validation)
-                row = _do(each, data, Path(results), Path(work), progress, say)
-                say(f"{each.name}: {describe(row)}")
+            if jobs > 1:
+                _side_by_side(jobs, todo, options)
+            else:
+                _one_by_one(todo, **options, progress=progress, say=say)
     except KeyboardInterrupt:
         if time.monotonic() < ends:
             raise
         say(f"\nthe {minutes:g} minutes are over; what was done is saved. Run the same command again to go on")
-    rows = [row for each in todo if (row := read_result(each, results))]
+    rows = finished()
     say(f"\n{len(rows)} of {len(todo)} runs are finished")
     return rows
+
+
+def _one_by_one(todo: Sequence[Run], results: Path, work: Path, root, device, progress: bool, say) -> None:
+    """Do what has no result and no other process is at, until there is no more of it."""
+    load = lru_cache(1)(lambda *which: load_data(which[0], root=root, zca=which[1], validation=which[2], device=device))
+    missing, before = list(todo), None
+    while missing != before:
+        before, missing = missing, []
+        for each in before:
+            if read_result(each, results):
+                continue
+            missing.append(each)
+            if each.of and not _base(each, results):  # perhaps in the next round
+                continue
+            claim = beside(_out(each, work), "claim")
+            store.check_writable(claim)
+            with contextlib.suppress(store.Busy), store.lock(claim, wait=False):
+                if not read_result(each, results):  # else another process was faster
+                    say(f"\n{each.name}")
+                    store.check_writable(each.report(results))
+                    data = load(each.recipe.data, each.recipe.zca, each.recipe.validation)
+                    row = _do(each, data, results, work, progress, say if progress else lambda line: None)
+                    say(f"{each.name}: {describe(row)}")
+                missing.pop()
+    for each in missing:
+        why = "another process is at it"
+        if each.of and not _base(each, results):
+            why = f"left out, as the images of {each.of} are not in {results}; run that first"
+        say(f"\n{each.name}: {why}")
+
+
+def _side_by_side(jobs: int, todo: Sequence[Run], options: dict) -> None:
+    """`_one_by_one` in so many processes. Ctrl-C stops them as it stops one: what was done is saved."""
+    threads = max(1, torch.get_num_threads() // jobs)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_job, args=(threads, todo, options)) for _ in range(jobs)]
+    try:
+        for each in processes:
+            each.start()
+        for each in processes:
+            each.join()
+    except KeyboardInterrupt:
+        for each in processes:
+            if each.is_alive():
+                os.kill(each.pid, signal.SIGINT)
+        for each in processes:
+            each.join()
+        raise
+    if any(each.exitcode for each in processes):
+        raise Error("not all processes came to the end; what was done is saved. Run the same command again to go on")
+
+
+def _job(threads: int, todo: Sequence[Run], options: dict) -> None:
+    os.setsid()  # a Ctrl-C at the terminal is its parent's, who passes it on, once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        _one_by_one(todo, **options, progress=False, say=lambda line: print(f"{line.strip()}\n", end="", flush=True))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Error as e:
+        print(f"ddpp: {e}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:

@@ -21,6 +21,10 @@ from ddpp.errors import Error
 KEY = "ddpp"  # the one metadata entry of our safetensors files
 
 
+class Busy(Error):
+    """Another process holds a file: wait for it, or do something else."""
+
+
 def identity(config: dict) -> str:
     """A short name for a JSON-able configuration: equal exactly when the configurations are."""
     return hashlib.sha256(_canonical(config).encode()).hexdigest()[:16]
@@ -61,7 +65,7 @@ def write_json(path: str | Path, value) -> None:
 
 @contextlib.contextmanager
 def lock(path: str | Path, wait: bool) -> Iterator[None]:
-    """Hold `path` against other processes: the next waits, or gets an Error. Ends with the process, however it ends."""
+    """Hold `path` against other processes: the next waits, or gets Busy. Ends with the process, however it ends."""
     try:
         import fcntl
     except ImportError:  # no such locks on Windows: there, do not write to one place from two runs
@@ -73,7 +77,7 @@ def lock(path: str | Path, wait: bool) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
-                raise Error(f"another process is writing {path}: wait for it, or choose another output") from None
+                raise Busy(f"another process is writing {path}: wait for it, or choose another output") from None
             if held.exists() and os.path.samestat(os.fstat(file.fileno()), held.stat()):  # else its holder just left
                 try:
                     yield

@@ -96,10 +96,12 @@ def train_teachers(
     mine = ranks.share(config.count)
     bar = tqdm(total=len(mine) * config.epochs, desc="teachers", unit="epoch", disable=not progress or ranks.rank() > 0)
     with bar:
-        for k in mine:
+        for k, wait in [(k, False) for k in mine] + [(k, True) for k in mine]:  # runs side by side share them:
+            if k in trained:  # first those that no other run is at, then the others' when they are done
+                continue
             if paths[k]:
                 store.check_writable(paths[k])
-            with store.lock(paths[k], wait=True) if paths[k] else contextlib.nullcontext():  # runs side by side share
+            with contextlib.suppress(store.Busy), store.lock(paths[k], wait) if paths[k] else contextlib.nullcontext():
                 trained[k] = _train(network, data, config, identity, k, paths[k], bar)
     ranks.wait()
     others = {k: _open(paths[k], _meta(identity, k)) for k in range(config.count) if k not in trained}

@@ -2,12 +2,15 @@
 
 import json
 import math
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ddpp import Error, NetworkConfig, Protocol, experiments, load_data, recipe, results, store
@@ -189,6 +192,60 @@ def test_killed_at_random_moments_it_ends_in_the_same_results(npz, tmp_path):
         same = ("name", "accuracy", "selected", "kept", "unmasked", "alpha", "distilled", "random", "set", "recipe")
         assert {key: a[key] for key in same} == {key: b[key] for key in same}
     assert not list(killed.rglob("*.part"))
+
+
+def test_several_at_a_time_end_in_the_same_results_as_one(npz, tmp_path):
+    todo = [replace(each, name=f"{each.name}-seed0") for each in tiny_runs(npz(size=16), steps=20)]
+    todo += elsewhere(todo[1], "table3", [NetworkConfig("resnet18", width=8)])
+    places = [
+        {"results": tmp_path / name, "work": tmp_path / "work" / name, "device": "cpu"} for name in ("one", "two")
+    ]
+    one = reproduce(todo, **places[0], progress=False, say=lambda line: None)
+    two = reproduce(todo, **places[1], jobs=2)
+    assert [row["name"] for row in two] == [each.name for each in todo]
+    assert [row["distilled"] for row in two] == [row["distilled"] for row in one]
+    assert [row.get("set") for row in two] == [row.get("set") for row in one]
+    assert not list(tmp_path.rglob("*.lock"))
+    for jobs in (0, -1):
+        with pytest.raises(Error, match="it must be at least 1"):
+            reproduce(todo, **places[1], jobs=jobs)
+
+
+def test_what_another_process_is_at_is_left_to_it(npz, places, quiet):
+    todo, said = tiny_runs(npz()), []
+    claim = beside(experiments._out(todo[0], places["work"]), "claim")
+    store.check_writable(claim)
+    with store.lock(claim, wait=False):
+        rows = reproduce(todo, **quiet | {"say": said.append})
+    assert [row["name"] for row in rows] == [todo[1].name]
+    assert f"\n{todo[0].name}: another process is at it" in said
+    assert len(reproduce(todo, **quiet)) == 2
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_several_at_a_time_stop_together_and_save(npz, places, end):
+    data, steps = npz(), 10**6
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_experiments import reproduce, tiny_runs
+places = {{"results": {str(places["results"])!r}, "work": {str(places["work"])!r}}}
+reproduce(tiny_runs({str(data)!r}, steps={steps}), **places, device="cpu", jobs=2)
+"""
+    whole = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(places["work"].glob("teachers-*/*.safetensors"))) < 2:
+        time.sleep(0.1)
+    time.sleep(5)
+    processes = psutil.Process(whole.pid).children(recursive=True)
+    whole.send_signal(end)
+    whole.wait(60)
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert not alive
+    lines = overview(tiny_runs(data, steps=steps), *places.values())
+    assert [line.split()[1] for line in lines[:2]] == ["begun:", "begun:"]
+    for each in tiny_runs(data, steps=steps):  # nobody holds them any more
+        with store.lock(beside(experiments._out(each, places["work"]), "claim"), wait=False):
+            pass
 
 
 def test_the_command_line_lists_selects_and_explains(tmp_path, capsys):
