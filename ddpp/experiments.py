@@ -113,7 +113,7 @@ def runs(profile: str) -> list[Run]:
             blocks.insert(2, ablation(seed))
             blocks.insert(3, table3(seed))
         if smoke:
-            blocks.append(rivals((*CHOICES, "dc", *RIVALS, "kip"), *home(profile), seed))
+            blocks.insert(0, rivals(("random", "herding", "dc", *RIVALS, "kip", "forgetting"), *home(profile), seed))
         elif seed == 0:
             blocks += [rivals(CHOICES, *which, seed) for which in (CPU_SETS if profile == "cpu" else SETS)]
             if profile != "cpu":
@@ -317,7 +317,7 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
         row |= _transfer(each, data, results, scores, progress)
         store.write_json(path, row)
         return row
-    options = {"data": data, "best_on_test": True, "save_minutes": 0.5, "progress": progress, "say": say}
+    options = {"data": data, "best_on_test": each.recipe.profile != "smoke", "save_minutes": 0.5, "progress": progress, "say": say}
     try:
         distilled, report = run(each.recipe, _out(each, work), scores=scores, **options)
     except Stopped as e:  # pruning too much is a result, too

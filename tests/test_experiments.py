@@ -105,7 +105,8 @@ def test_what_is_missing_is_run_and_what_is_there_is_left_alone(npz, places, qui
     assert [row["rule"] for row in rows] == ["none", "signed"]
     assert rows[0]["kept"] == 1 > rows[1]["kept"]
     assert rows[0]["accuracy"] == statistics.fmean(rows[0]["distilled"]["final"])
-    assert rows[0]["distilled"]["best_on_test"]
+    assert rows[0]["distilled"]["selected"]
+    assert rows[0]["distilled"]["best_on_test"] is None  # at smoke scale, which is to take minutes
     assert rows[0]["random"]["final"]
     assert {"teachers", "distill", "evaluate"} <= rows[0]["seconds"].keys()
     assert "torch" in rows[0]["versions"]
