@@ -15,7 +15,7 @@ from ddpp.errors import Error, choose
 from ddpp.pruning import RULES, keep_mask, masked_loss
 from ddpp.seeds import generator
 from ddpp.teachers import Teachers
-from ddpp.unroll import ENGINES, choose_engine, draw_updates, unroll
+from ddpp.unroll import ENGINES, Updates, choose_engine, draw_updates, unroll
 
 MAX_SKIPPED = 20  # steps in a row that could not be taken, after which the run stops with advice
 
@@ -80,24 +80,31 @@ def distill(
     Under torchrun every rank matches its share of config.trajectories, and rank 0 saves.
     Raises Error for settings that cannot work, a checkpoint of another run, and a run that has stopped making steps.
     """
+    columns = ("epoch", "teacher", "loss", "unmasked", "kept", "alpha", "skipped")
+    columns = dict.fromkeys(columns, ()) | {"layers": (len(teachers.network.shapes),)}
+    saving = loop.Saving(checkpoint, save_steps, save_minutes, progress, report)
+    return run("ddpp", data, teachers, config, begin, step, columns, saving)
+
+
+def run(method, data, teachers, config, begin, step, columns, saving: loop.Saving) -> DistilledDataset:
+    """The loop of a method that matches trajectories: from the state `begin` makes, with the function `step`."""
     check(config, data, teachers)
     start_set = data.draw(config.ipc, config.seed)
     engine, why = config.engine, "as asked for"
     if engine == "auto":
         engine, why = choose_engine(teachers.network, *start_set, config.batch, config.student_steps)
-    report(f"engine: {engine} ({why})")
-    columns = ("epoch", "teacher", "loss", "unmasked", "kept", "alpha", "skipped")
+    saving.report(f"engine: {engine} ({why})")
     return loop.run(  # line 3
         data,
         start_set.labels,
-        _begin(start_set, config),
+        begin(start_set, config),
         lambda state: step(state, start_set.labels, teachers, config, engine),
         steps=config.steps,
         iterates=config.iterates,
-        columns=dict.fromkeys(columns, ()) | {"layers": (len(teachers.network.shapes),)},
-        identity=loop.identity("ddpp", config, teachers.config, data),
+        columns=columns,
+        identity=loop.identity(method, config, teachers.config, data),
         network=asdict(teachers.config.network),
-        saving=loop.Saving(checkpoint, save_steps, save_minutes, progress, report),
+        saving=saving,
         here=loop.made_on(data.device) | {"engine": engine},
         check=_check_moving,
     )
@@ -107,30 +114,53 @@ def step(state: State, labels: Tensor, teachers: Teachers, config: DistillConfig
     """Lines 4 to 16 of Algorithm 1: one distillation step. Returns the state after it and what there is to record."""
     mine = [match(state, labels, teachers, config, engine, m) for m in ranks.share(config.trajectories)]
     mean = ranks.average(mine, config.trajectories)
-    images_velocity = config.momentum * state.images_velocity + mean.pop("grad_images")
-    alpha_velocity = config.momentum * state.alpha_velocity + mean.pop("grad_alpha")
-    images = state.images - config.image_lr * images_velocity  # line 16
-    alpha = state.alpha - config.alpha_lr * alpha_velocity
-    usable = torch.isfinite(mean["loss"]) & torch.isfinite(images).all() & torch.isfinite(alpha) & (alpha > 0)
-    if usable:
-        after = State(state.step + 1, images, alpha, images_velocity, alpha_velocity)
-    else:
-        after = replace(state, step=state.step + 1, skipped=state.skipped + 1)
+    grads = (mean.pop("grad_images"), mean.pop("grad_alpha"))
+    after = descend(state, *grads, mean["loss"], config)  # line 16
     first = {name: mine[0][name] for name in ("epoch", "teacher")}
-    skipped = {"alpha": after.alpha, "skipped": 0 if usable else 1}
+    skipped = {"alpha": after.alpha, "skipped": 1 if after.skipped else 0}
     return after, mean | first | skipped
+
+
+def descend(state: State, grad_images: Tensor, grad_alpha: Tensor, loss: Tensor, config: DistillConfig) -> State:
+    """Line 16: gradient descent with momentum for the images and alpha; a step that cannot be taken is skipped."""
+    images_velocity = config.momentum * state.images_velocity + grad_images
+    alpha_velocity = config.momentum * state.alpha_velocity + grad_alpha
+    images = state.images - config.image_lr * images_velocity
+    alpha = state.alpha - config.alpha_lr * alpha_velocity
+    usable = torch.isfinite(loss) & torch.isfinite(images).all()
+    usable = usable & torch.isfinite(alpha) & (alpha > 0)
+    if not usable:
+        return replace(state, step=state.step + 1, skipped=state.skipped + 1)
+    return replace(
+        state,
+        step=state.step + 1,
+        images=images,
+        alpha=alpha,
+        images_velocity=images_velocity,
+        alpha_velocity=alpha_velocity,
+        skipped=0,
+    )
+
+
+def draw_piece(
+    step: int, size: int, teachers: Teachers, config: DistillConfig, trajectory: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Updates]:
+    """Lines 4, 5 and 7, drawn anew for each step: the start epoch, the number of a teacher, its parameters there and K
+    epochs on, (p,) each, and the student's updates on a set of `size` images."""
+    rng = generator(config.seed, "step", step, *([trajectory] if trajectory else []))
+    epoch = torch.randint(config.max_start_epoch, (), generator=rng)  # line 4: i < I+
+    k = torch.randint(len(teachers), (), generator=rng)
+    start = teachers.snapshot(int(k), int(epoch))  # line 5: theta~_i = theta_i
+    teacher = teachers.snapshot(int(k), int(epoch) + config.expert_epochs)  # theta_{i+K}
+    updates = (size, config.batch, config.student_steps, rng)
+    return epoch, k, start, teacher, draw_updates(*updates)  # line 7
 
 
 def match(
     state: State, labels: Tensor, teachers: Teachers, config: DistillConfig, engine: str, trajectory: int = 0
 ) -> dict[str, Tensor]:
     """Lines 4 to 15 for one trajectory: the gradients of Eq. (8) for images and alpha, and what there is to record."""
-    rng = generator(config.seed, "step", state.step, *([trajectory] if trajectory else []))
-    epoch = torch.randint(config.max_start_epoch, (), generator=rng)  # line 4: i < I+
-    k = torch.randint(len(teachers), (), generator=rng)
-    start = teachers.snapshot(int(k), int(epoch))  # line 5: theta~_i = theta_i
-    teacher = teachers.snapshot(int(k), int(epoch) + config.expert_epochs)  # theta_{i+K}
-    updates = draw_updates(len(labels), config.batch, config.student_steps, rng)  # line 7
+    epoch, k, start, teacher, updates = draw_piece(state.step, len(labels), teachers, config, trajectory)
 
     def loss(student: Tensor) -> Tensor:
         keep = keep_mask(student, teacher, config.epsilon, config.rule)  # lines 11 to 13: Eqs. (3)-(7)
@@ -187,7 +217,7 @@ def check_config(config: DistillConfig) -> None:
     keep_mask(torch.zeros(1), torch.zeros(1), config.epsilon, config.rule)  # says what is wrong with epsilon
 
 
-def _begin(start_set: Split, config: DistillConfig) -> State:
+def begin(start_set: Split, config: DistillConfig) -> State:
     """Lines 1 and 2: real images, and alpha_0."""
     images = start_set.images.clone()
     alpha = torch.tensor(config.alpha0, device=images.device)

@@ -113,7 +113,9 @@ def runs(profile: str) -> list[Run]:
             blocks.insert(2, ablation(seed))
             blocks.insert(3, table3(seed))
         if smoke:
-            blocks.insert(0, rivals(("random", "herding", "dc", *RIVALS, "kip", "forgetting"), *home(profile), seed))
+            blocks.insert(
+                0, rivals(("random", "herding", "dc", *RIVALS, "kip", "iadd", "forgetting"), *home(profile), seed)
+            )
         elif seed == 0:
             blocks += [rivals(CHOICES, *which, seed) for which in (CPU_SETS if profile == "cpu" else SETS)]
             if profile != "cpu":
@@ -311,13 +313,19 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
     """Run it, and write its result."""
     path, distill = each.report(results), each.recipe.distill
     row = {"name": each.name, "method": each.recipe.method, "seed": distill.seed, "error": None}
-    row |= {key: getattr(distill, key) for key in ("rule", "epsilon") if hasattr(distill, key)}
+    row |= {key: getattr(distill, key) for key in ("rule", "epsilon") if each.recipe.method in ("ddpp", "mtt")}
     scores = work / f"{each.recipe.profile}-scores.json"  # of all runs: those of a seed share their real images
     if each.of:
         row |= _transfer(each, data, results, scores, progress)
         store.write_json(path, row)
         return row
-    options = {"data": data, "best_on_test": each.recipe.profile != "smoke", "save_minutes": 0.5, "progress": progress, "say": say}
+    options = {
+        "data": data,
+        "best_on_test": each.recipe.profile != "smoke",
+        "save_minutes": 0.5,
+        "progress": progress,
+        "say": say,
+    }
     try:
         distilled, report = run(each.recipe, _out(each, work), scores=scores, **options)
     except Stopped as e:  # pruning too much is a result, too

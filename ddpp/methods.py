@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from ddpp import selection
-from ddpp.baselines import cafe, common, dm, dsa, kip
+from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
 from ddpp.data import ImageData
 from ddpp.distill import DistillConfig, check_config, distill
 from ddpp.distilled import DistilledDataset
@@ -46,6 +46,7 @@ def _choose_forgotten(data, teachers, config, saving):
 
 _TRAJECTORIES = {"config": DistillConfig, "run": _match_trajectories, "check": check_config, "teachers": True}
 _TRAJECTORIES |= {"reach": ("max_start_epoch", "expert_epochs")}
+_IADD = {"config": iadd.IADDConfig, "run": iadd.distill, "check": iadd.check}
 _CHOICE = {"config": SelectionConfig, "check": selection.check_config}
 _ONE_TEACHER = {"teachers": True, "first": True, "reach": ("epochs",)}
 _BATCHES = {"check": common.check}
@@ -53,6 +54,7 @@ _BATCHES = {"check": common.check}
 METHODS = {
     "ddpp": Method("training trajectories, without the parameters that are difficult to match", **_TRAJECTORIES),
     "mtt": Method("training trajectories", **_TRAJECTORIES, settings={"rule": "none"}),
+    "iadd": Method("training trajectories, with a learned weight for each parameter", **_TRAJECTORIES | _IADD),
     "dc": Method("gradients", dsa.DSAConfig, dsa.distill, **_BATCHES, settings={"augment": False, "init": "noise"}),
     "dsa": Method("gradients, under the same augmentation", dsa.DSAConfig, dsa.distill, **_BATCHES),
     "dm": Method("mean features in random networks", dm.DMConfig, dm.distill, **_BATCHES),

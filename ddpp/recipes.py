@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from ddpp.baselines.dsa import LOOPS
+from ddpp.distill import DistillConfig
 from ddpp.errors import Error, choose
 from ddpp.evaluate import Protocol, check_protocol
 from ddpp.methods import METHODS
@@ -36,6 +37,7 @@ MATCHING = {"steps": 80, "student_steps": 15, "alpha0": 0.02, "alpha_lr": 1e-5, 
 SMOKE = {
     "ddpp": MATCHING,
     "mtt": MATCHING,
+    "iadd": MATCHING | {"iterates": 1},
     "dc": {"steps": 25, "batch_real": 32, "iterates": 1},
     "dsa": {"steps": 25, "batch_real": 32, "iterates": 1},
     "dm": {"steps": 50, "batch_real": 32, "iterates": 1},
@@ -101,7 +103,7 @@ def recipe(profile: str = "smoke", data: str | None = None, ipc: int = 1, method
         count, steps, iterates = SCALES[profile]
         teachers, protocol = TeacherConfig(count=count), Protocol()
         settings = dict(known.settings) | published(method, data or "cifar10", ipc)
-        if method in ("ddpp", "mtt"):
+        if issubclass(known.config, DistillConfig):
             settings |= {"steps": steps, "iterates": iterates}
     return Recipe(
         profile=profile,
@@ -115,7 +117,7 @@ def recipe(profile: str = "smoke", data: str | None = None, ipc: int = 1, method
 
 def published(method: str, data: str, ipc: int) -> dict:
     """What a method's paper or code sets for a data set and size, where that is not its config's default."""
-    if method in ("ddpp", "mtt"):
+    if issubclass(METHODS[method].config, DistillConfig):
         table = "cifar100" if Path(data).stem == "cifar100" else "cifar10"
         return dict(zip(NAMES, PAPER[table, _smaller(ipc, [n for name, n in PAPER if name == table])], strict=True))
     if method in ("dc", "dsa"):

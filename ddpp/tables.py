@@ -34,7 +34,7 @@ TABLE_3 = {  # CIFAR-10, 10 images per class: test accuracy in other architectur
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided, by degrees of freedom
 NAMES = {  # as the tables show them
     **{"none": "MTT", "signed": "pruned", "random": "Random", "herding": "Herding", "forgetting": "Forgetting"},
-    **{"dc": "DC", "dsa": "DSA", "dm": "DM", "cafe": "CAFE", "kip": "KIP"},
+    **{"dc": "DC", "dsa": "DSA", "dm": "DM", "cafe": "CAFE", "kip": "KIP", "iadd": "IADD"},
     **{"convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18"},
 }
 

@@ -8,8 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ddpp import DistilledDataset, Error, NetworkConfig, Protocol, evaluate, load_data
-from ddpp.baselines import cafe, common, dm, dsa, kip
+from ddpp import (
+    DistillConfig,
+    DistilledDataset,
+    Error,
+    NetworkConfig,
+    Protocol,
+    TeacherConfig,
+    evaluate,
+    load_data,
+    train_teachers,
+)
+from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
 from ddpp.cli import main
 from ddpp.loop import Saving, Stopped
 from ddpp.methods import METHODS
@@ -148,8 +158,16 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, name, tmp_path, monkeypatc
     assert set(whole.iterates) == {0, config.steps // 2, config.steps}
     assert torch.isfinite(whole.history["loss"]).all()
     assert not torch.equal(whole.images, whole.at(0).images)
-    checkpoint = tmp_path / "checkpoint"
-    saving = Saving(checkpoint, save_steps=1, progress=False)
+    saving = Saving(tmp_path / "checkpoint", save_steps=1, progress=False)
+    again = stop_and_go_on(lambda saving: method.run(data, NETWORK, config, saving), saving, monkeypatch)
+    assert torch.equal(again.images, whole.images)
+    assert torch.equal(again.history["loss"], whole.history["loss"])
+    with pytest.raises(Error, match="other settings"):
+        method.run(data, NETWORK, replace(config, seed=1), saving)
+
+
+def stop_and_go_on(run, saving, monkeypatch):
+    """What a run comes to that is stopped at its second save and begun again."""
     real_save, calls = common.loop._save, []
 
     def save_then_stop(*args):
@@ -160,15 +178,50 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, name, tmp_path, monkeypatc
 
     monkeypatch.setattr(common.loop, "_save", save_then_stop)
     with pytest.raises(KeyboardInterrupt):
-        method.run(data, NETWORK, config, saving)
+        run(saving)
     monkeypatch.undo()
     said = []
-    again = method.run(data, NETWORK, config, replace(saving, report=said.append))
-    assert "going on from step" in said[0]
+    again = run(replace(saving, report=said.append))
+    assert any("going on from step" in line for line in said)
+    return again
+
+
+def test_learned_weights_leave_what_is_difficult_to_match():
+    student, teacher, start = torch.randn(3, 100, generator=generator(3), dtype=torch.float64)
+    weights = torch.rand(100, generator=generator(4), dtype=torch.float64) + 0.5
+    way = float((start - teacher).square().sum())
+    by_hand = sum(float(w * (s - t)) ** 2 for w, s, t in zip(weights, student, teacher, strict=True)) / way
+    assert float(iadd.weighted_loss(student, teacher, start, weights)) == pytest.approx(by_hand)
+    weights, losses = torch.ones(100, dtype=torch.float64), []
+    for _ in range(20):
+        slope = 2 * weights * (student - teacher).square() / way
+        weights = iadd.reweigh(weights, slope, 5.0)
+        assert weights.mean() == pytest.approx(1)
+        assert weights.min() >= 0
+        losses.append(float(iadd.weighted_loss(student, teacher, start, weights)))
+    assert losses == sorted(losses, reverse=True)
+    order = (student - teacher).abs().argsort()
+    assert weights[order[:10]].min() > 1 > weights[order[-10:]].max()
+
+
+def test_iadd_begins_as_mtt_and_its_weights_are_a_part_of_the_state(data, tmp_path, monkeypatch):
+    network = NetworkConfig(width=4)
+    teachers = train_teachers(data, TeacherConfig(count=1, epochs=3, batch=8, network=network), progress=False)
+    settings = {"steps": 6, "student_steps": 3, "image_lr": 10.0, "iterates": 2}
+    plain, whole = (
+        METHODS[name].run(data, teachers, small(name, **settings), Saving(progress=False)) for name in ("mtt", "iadd")
+    )
+    first, later = torch.isclose(plain.history["loss"], whole.history["loss"]).split([1, 5])
+    assert first.all()
+    assert not later.any()
+    assert (whole.history["heaviest"].diff() > 0).all()
+    run = lambda saving: METHODS["iadd"].run(data, teachers, small("iadd", **settings), saving)
+    again = stop_and_go_on(run, Saving(tmp_path / "checkpoint", save_steps=1, progress=False), monkeypatch)
     assert torch.equal(again.images, whole.images)
-    assert torch.equal(again.history["loss"], whole.history["loss"])
-    with pytest.raises(Error, match="other settings"):
-        method.run(data, NETWORK, replace(config, seed=1), saving)
+    wrong = {"weights_lr": "must be positive", "trajectories": "one trajectory per step", "rule": "IADD prunes nothing"}
+    for (name, sentence), value in zip(wrong.items(), (0.0, 2, "signed"), strict=True):
+        with pytest.raises(Error, match=sentence):
+            METHODS["iadd"].check(small("iadd", **{name: value}))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -178,7 +231,7 @@ def test_each_method_goes_through_the_same_door(npz, name, tmp_path, capsys):
     shared += "--protocol.epochs 5 --repeats 2".split()
     own = ["--steps", "3"] if hasattr(METHODS[name].config, "steps") else []
     own += ["--epochs", "3"] if METHODS[name].teachers and not own else []
-    own += ["--student-steps", "2"] if name in ("ddpp", "mtt") else []
+    own += ["--student-steps", "2"] if issubclass(METHODS[name].config, DistillConfig) else []
     command = ["distill", "--method", name, "--data", str(npz()), *shared, *own, "--out", str(out)]
     assert main(command) == 0, capsys.readouterr().err
     assert "distillation gains" in capsys.readouterr().out

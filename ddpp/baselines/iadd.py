@@ -1,0 +1,86 @@
+"""IADD (Li et al., Neural Networks 172, 2024, arXiv 2401.15863): MTT with a learned weight for each parameter.
+
+    L = ||w * (theta~ - theta_{i+K})||^2 / ||theta_i - theta_{i+K}||^2
+
+The weights w are learned with the images and alpha, by gradient descent on the same loss. There is no public code, and
+which constraint keeps all weights from going to 0 is not known to us: here none falls below 0, and their mean stays 1.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ddpp.data import ImageData, Split
+from ddpp.distill import DistillConfig, begin, check_config, descend, draw_piece, run
+from ddpp.distill import State as Unweighted
+from ddpp.distilled import DistilledDataset
+from ddpp.errors import Error
+from ddpp.loop import Saving
+from ddpp.teachers import Teachers
+from ddpp.unroll import unroll
+
+
+@dataclass(frozen=True)
+class IADDConfig(DistillConfig):
+    """The settings of MTT, and of the weights; nothing is pruned."""
+
+    epsilon: float = 0.0
+    rule: str = "none"
+    weights_lr: float = 0.01  # of the weights, for the gradient of p L, so that it fits networks of any size; ours
+
+
+@dataclass
+class State(Unweighted):
+    """As of Algorithm 1; the weights are None before the first step, that is, all 1."""
+
+    weights: Tensor | None = None
+
+
+def weighted_loss(student: Tensor, teacher: Tensor, start: Tensor, weights: Tensor) -> Tensor:
+    """MTT's loss with a weight for each of the p parameters, in the distance alone. A scalar."""
+    return (weights * (student - teacher)).square().sum() / (start - teacher).square().sum()
+
+
+def reweigh(weights: Tensor, gradient: Tensor, lr: float) -> Tensor:
+    """The weights (p,) after a step of descent: those of pairs that are difficult to match fall, the others rise."""
+    weights = (weights - lr * gradient).clamp(min=0)
+    return weights / weights.mean()
+
+
+def step(state: State, labels: Tensor, teachers: Teachers, config: IADDConfig, engine: str) -> tuple[State, dict]:
+    """One step: the student's updates, then descent for the images, alpha and the weights."""
+    epoch, k, start, teacher, updates = draw_piece(state.step, len(labels), teachers, config)
+    weights = torch.ones_like(start) if state.weights is None else state.weights
+    loss = lambda student: weighted_loss(student, teacher, start, weights)
+    out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)
+    after = descend(state, out.grad_images, out.grad_alpha, out.loss, config)
+    if not after.skipped:
+        varied = weights.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(weighted_loss(out.student, teacher, start, varied), varied)
+        after = replace(after, weights=reweigh(weights, slope * len(weights), config.weights_lr))
+    record = {"epoch": epoch, "teacher": k, "loss": out.loss, "alpha": after.alpha, "skipped": int(after.skipped > 0)}
+    unmasked = weighted_loss(out.student, teacher, start, torch.ones_like(start))
+    return after, record | {"unmasked": unmasked, "kept": torch.ones(()), "heaviest": weights.max()}
+
+
+def distill(data: ImageData, teachers: Teachers, config: IADDConfig, saving: Saving) -> DistilledDataset:
+    """Distil `data` with its `teachers`; the history is that of MTT, and `heaviest`, the largest weight."""
+    check(config)
+    columns = ("epoch", "teacher", "loss", "unmasked", "kept", "alpha", "skipped", "heaviest")
+    return run("iadd", data, teachers, config, _begin, step, dict.fromkeys(columns, ()), saving)
+
+
+def check(config: IADDConfig) -> None:
+    """Raise an Error for settings that cannot work."""
+    check_config(config)
+    if config.rule != "none" or config.trajectories > 1:
+        raise Error("IADD prunes nothing and matches one trajectory per step: leave out rule, epsilon and trajectories")
+    if not 0 < config.weights_lr < float("inf"):
+        raise Error(
+            f"weights_lr is {config.weights_lr}: it must be positive; without learned weights, the method is mtt"
+        )
+
+
+def _begin(start_set: Split, config: IADDConfig) -> State:
+    return State(**vars(begin(start_set, config)))
