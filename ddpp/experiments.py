@@ -193,6 +193,11 @@ def reproduce(
                 _side_by_side(jobs, todo, options)
             else:
                 _one_by_one(todo, **options, progress=progress, say=say)
+            for each in todo:
+                if each.of and not _base(each, results):
+                    say(f"\n{each.name}: left out, as the images of {each.of} are not in {results}; run that first")
+                elif not read_result(each, results):
+                    say(f"\n{each.name}: another process is at it")
     except KeyboardInterrupt:
         if time.monotonic() < ends:
             raise
@@ -224,11 +229,6 @@ def _one_by_one(todo: Sequence[Run], results: Path, work: Path, root, device, pr
                     row = _do(each, data, results, work, progress, say if progress else lambda line: None)
                     say(f"{each.name}: {describe(row)}")
                 missing.pop()
-    for each in missing:
-        why = "another process is at it"
-        if each.of and not _base(each, results):
-            why = f"left out, as the images of {each.of} are not in {results}; run that first"
-        say(f"\n{each.name}: {why}")
 
 
 def _side_by_side(jobs: int, todo: Sequence[Run], options: dict) -> None:
