@@ -30,7 +30,7 @@ from ddpp.loop import KIND as CHECKPOINT
 from ddpp.loop import Stopped
 from ddpp.methods import METHODS
 from ddpp.networks import NetworkConfig
-from ddpp.pipeline import beside, provenance, run, stopwatch
+from ddpp.pipeline import beside, commit, provenance, run, stopwatch
 from ddpp.recipes import Recipe, from_dict, recipe
 from ddpp.results import describe, read_row, read_set, summary, write_set
 
@@ -210,6 +210,7 @@ def reproduce(
 def _one_by_one(todo: Sequence[Run], results: Path, work: Path, root, device, progress: bool, say) -> None:
     """Do what has no result and no other process is at, until there is no more of it."""
     load = lru_cache(1)(lambda *which: load_data(which[0], root=root, zca=which[1], validation=which[2], device=device))
+    commit()
     missing, before = list(todo), None
     while missing != before:
         before, missing = missing, []

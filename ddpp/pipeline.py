@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 from ddpp import ranks, selection, store
@@ -46,6 +47,7 @@ def run(
     the sets that they have in common. Under torchrun all ranks work, rank 0 writes and evaluates;
     to the others the report is empty.
     """
+    commit()
     out, method, config = Path(out), METHODS[recipe.method], recipe.stored_teachers()
     if out.suffix != ".safetensors":
         raise Error(f"the output {out} must end in .safetensors")
@@ -140,7 +142,7 @@ def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 def provenance(device) -> dict:
     """When, on what, and with which code and versions a run was made."""
-    return {"finished": f"{datetime.datetime.now(datetime.UTC):%F %R UTC}", "commit": _commit(), **made_on(device)}
+    return {"finished": f"{datetime.datetime.now(datetime.UTC):%F %R UTC}", "commit": commit(), **made_on(device)}
 
 
 def teachers_in(folder: Path, config: TeacherConfig, data: ImageData) -> Path:
@@ -184,8 +186,10 @@ def _accuracies(distilled, data, recipe, best_on_test, scores, progress) -> dict
     return {"distilled": result.to_dict(), "random": baseline.to_dict()}
 
 
-def _commit() -> str | None:
-    """The commit of this source tree, with + for uncommitted changes; None for an installed copy."""
+@cache
+def commit() -> str | None:
+    """The commit of this source tree, with + for uncommitted changes; None for an installed copy. Asked for when a run
+    begins, it is what runs, also where the tree moves on before the run ends."""
     git = lambda *words: subprocess.run(
         ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     ).stdout.strip()
