@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpp import store
 from ddpp.errors import Error, choose
 from ddpp.seeds import generator
 from ddpp.whitening import Whitening, fit_channels, fit_zca
@@ -243,8 +244,10 @@ def _download(name: str, root: Path) -> dict[str, np.ndarray]:
     from torchvision import datasets
 
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    store.check_writable(root / name)
     try:
-        train, test = (dataset(str(root), train=part, download=True) for part in (True, False))
+        with store.lock(root / name, wait=True):  # several runs may want it at once
+            train, test = (dataset(str(root), train=part, download=True) for part in (True, False))
     except Exception as e:
         raise Error(
             f"{name} could not be downloaded into {root} ({e}): try again, or put {name}.npz there, "

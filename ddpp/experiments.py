@@ -177,7 +177,9 @@ def reproduce(
     One after the other, or `jobs` at a time, in processes that divide the cores among them; small networks keep one
     core busy, but not two. Several calls may work at one list: what one of them is at, the others leave to it.
     Teachers, checkpoints and whole distilled files are in `work`; with it, a stopped call goes on where it was, here
-    or on another machine. Raises Error for a result that is damaged or belongs to other settings.
+    or on another machine. Of several jobs at a time there are no progress bars, and they print what they do themselves;
+    a script that calls this needs the line `if __name__ == "__main__":`, as each process imports it.
+    Raises Error for a result that is damaged or belongs to other settings, and where one of several jobs has failed.
     """
     if jobs < 1:
         raise Error(f"jobs is {jobs}: it must be at least 1")
@@ -190,13 +192,15 @@ def reproduce(
     try:
         with time_limit(minutes):
             if jobs > 1:
-                _side_by_side(jobs, todo, options)
+                _side_by_side(min(jobs, len(todo)), todo, options)
             else:
                 _one_by_one(todo, **options, progress=progress, say=say)
             for each in todo:
+                if read_result(each, results):
+                    continue
                 if each.of and not _base(each, results):
                     say(f"\n{each.name}: left out, as the images of {each.of} are not in {results}; run that first")
-                elif not read_result(each, results):
+                else:
                     say(f"\n{each.name}: another process is at it")
     except KeyboardInterrupt:
         if time.monotonic() < ends:
@@ -235,25 +239,28 @@ def _one_by_one(todo: Sequence[Run], results: Path, work: Path, root, device, pr
 def _side_by_side(jobs: int, todo: Sequence[Run], options: dict) -> None:
     """`_one_by_one` in so many processes. Ctrl-C stops them as it stops one: what was done is saved."""
     threads = max(1, torch.get_num_threads() // jobs)
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_job, args=(threads, todo, options)) for _ in range(jobs)]
+    processes = []
     try:
-        for each in processes:
-            each.start()
-        for each in processes:
-            each.join()
-    except KeyboardInterrupt:
-        for each in processes:
-            if each.is_alive():
-                os.kill(each.pid, signal.SIGINT)
+        for _ in range(jobs):
+            process = multiprocessing.get_context("spawn").Process(target=_job, args=(threads, todo, options))
+            process.start()
+            processes.append(process)
         for each in processes:
             each.join()
+    except BaseException:
+        while alive := [each for each in processes if each.is_alive()]:
+            with contextlib.suppress(KeyboardInterrupt):  # of an impatient user, or of the time limit, each minute
+                for each in alive:
+                    os.kill(each.pid, signal.SIGINT)
+                for each in alive:
+                    each.join(60)
         raise
     if any(each.exitcode for each in processes):
         raise Error("not all processes came to the end; what was done is saved. Run the same command again to go on")
 
 
 def _job(threads: int, todo: Sequence[Run], options: dict) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell in the background has it ignored
     os.setsid()  # a Ctrl-C at the terminal is its parent's, who passes it on, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
@@ -268,7 +275,9 @@ def _job(threads: int, todo: Sequence[Run], options: dict) -> None:
 
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGINT)
+    while True:  # until one of them is not lost
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
 
 
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:

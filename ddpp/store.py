@@ -78,12 +78,19 @@ def lock(path: str | Path, wait: bool) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise Busy(f"another process is writing {path}: wait for it, or choose another output") from None
-            if held.exists() and os.path.samestat(os.fstat(file.fileno()), held.stat()):  # else its holder just left
+            if _is_at(held, file):  # else its holder just left, and took it away
                 try:
                     yield
                 finally:
                     held.unlink(missing_ok=True)
                 return
+
+
+def _is_at(path: Path, file) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def check_writable(path: str | Path) -> None:

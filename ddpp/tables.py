@@ -112,7 +112,7 @@ def rivals(rows: Sequence[dict]) -> str:
 
 
 def costs(rows: Sequence[dict]) -> str:
-    """What each run took, in Markdown: hours of its stages (teachers: the run that trained them), on what, when."""
+    """What each run took, in Markdown: hours of its stages (teachers: of training or awaiting them), on what, when."""
     head = ("run", "teachers", "distillation", "evaluation", "device", "torch", "commit", "finished")
     lines = [head, ["---"] * len(head)]
     for row in rows:

@@ -107,6 +107,8 @@ def test_what_is_missing_is_run_and_what_is_there_is_left_alone(npz, places, qui
     assert rows[0]["accuracy"] == statistics.fmean(rows[0]["distilled"]["final"])
     assert rows[0]["distilled"]["selected"]
     assert rows[0]["distilled"]["best_on_test"] is None  # at smoke scale, which is to take minutes
+    larger = replace(todo[0], recipe=replace(todo[0].recipe, profile="cpu"))
+    assert reproduce([larger], **quiet)[0]["distilled"]["best_on_test"]
     assert rows[0]["random"]["final"]
     assert {"teachers", "distill", "evaluate"} <= rows[0]["seconds"].keys()
     assert "torch" in rows[0]["versions"]
@@ -212,6 +214,15 @@ def test_several_at_a_time_end_in_the_same_results_as_one(npz, tmp_path):
             reproduce(todo, **places[1], jobs=jobs)
 
 
+def test_a_job_that_fails_leaves_the_others_results(npz, places, capfd):
+    good, other = tiny_runs(npz())
+    wrong = replace(other, recipe=replace(other.recipe, distill=replace(other.recipe.distill, ipc=1000)))
+    with pytest.raises(Error, match="not all processes came to the end"):
+        reproduce([good, wrong], **places, device="cpu", jobs=2)
+    assert "ddpp: " in capfd.readouterr().err
+    assert [each.name for each in (good, wrong) if read_result(each, places["results"])] == [good.name]
+
+
 def test_what_another_process_is_at_is_left_to_it(npz, places, quiet):
     todo, said = tiny_runs(npz()), []
     claim = beside(experiments._out(todo[0], places["work"]), "claim")
@@ -223,23 +234,33 @@ def test_what_another_process_is_at_is_left_to_it(npz, places, quiet):
     assert len(reproduce(todo, **quiet)) == 2
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def until(done, process, seconds=120):
+    ends = time.monotonic() + seconds
+    while not done():
+        assert process.poll() is None, "it has ended"
+        assert time.monotonic() < ends, "it takes too long"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL, "minutes"])
 def test_several_at_a_time_stop_together_and_save(npz, places, end):
-    data, steps = npz(), 10**6
+    data, steps, minutes = npz(), 10**6, 0.7 if end == "minutes" else None
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_experiments import reproduce, tiny_runs
 places = {{"results": {str(places["results"])!r}, "work": {str(places["work"])!r}}}
-reproduce(tiny_runs({str(data)!r}, steps={steps}), **places, device="cpu", jobs=2)
+reproduce(tiny_runs({str(data)!r}, steps={steps}), **places, device="cpu", jobs=2, minutes={minutes})
 """
-    whole = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(list(places["work"].glob("teachers-*/*.safetensors"))) < 2:
-        time.sleep(0.1)
+    quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with &
+    whole = subprocess.Popen([sys.executable, "-c", code], **quietly, preexec_fn=ignore if end == "minutes" else None)
+    until(lambda: len(list(places["work"].glob("teachers-*/teacher_*"))) == 2, whole)
     time.sleep(5)
     processes = psutil.Process(whole.pid).children(recursive=True)
-    whole.send_signal(end)
-    whole.wait(60)
+    if end != "minutes":
+        whole.send_signal(end)
+    whole.wait(90)
     _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive
     lines = overview(tiny_runs(data, steps=steps), *places.values())
@@ -255,6 +276,8 @@ def test_the_command_line_lists_selects_and_explains(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:2]] == [f"table1/cifar10-ipc10-{r}-seed0" for r in ("none", "signed")]
     assert lines[-1] == "0 of 12 runs are finished"
+    assert main(["reproduce", "--jobs", "0", *where]) == 1
+    assert "jobs is 0: it must be at least 1" in capsys.readouterr().err
     assert main(["reproduce", "--only", "table9/*", *where]) == 1
     assert "no run is named like 'table9/*'" in capsys.readouterr().err
     assert main(["reproduce", "--profile", "papr", *where]) == 1

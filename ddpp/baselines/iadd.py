@@ -74,8 +74,10 @@ def distill(data: ImageData, teachers: Teachers, config: IADDConfig, saving: Sav
 def check(config: IADDConfig) -> None:
     """Raise an Error for settings that cannot work."""
     check_config(config)
-    if config.rule != "none" or config.trajectories > 1:
-        raise Error("IADD prunes nothing and matches one trajectory per step: leave out rule, epsilon and trajectories")
+    if config.rule != "none":
+        raise Error(f"rule is {config.rule}, but IADD prunes nothing: leave it out")
+    if config.trajectories > 1:
+        raise Error("IADD matches one trajectory per step: leave trajectories out, and start it without torchrun")
     if not 0 < config.weights_lr < float("inf"):
         raise Error(
             f"weights_lr is {config.weights_lr}: it must be positive; without learned weights, the method is mtt"
