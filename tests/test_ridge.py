@@ -6,6 +6,7 @@ import torch
 from ddpp import Error
 from ddpp.baselines import kip
 from ddpp.ntk import KERNELS
+from ddpp.ridge import predict
 from ddpp.seeds import generator
 
 KINDS = list(KERNELS)
@@ -35,9 +36,9 @@ def test_the_loss_is_kips_formula(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_regression_interpolates_its_support(kind):
     x, y, *_ = regression()
-    assert torch.allclose(kip.predict(x, y, x, kind, 2, 1e-10), y, atol=1e-8)
+    assert torch.allclose(predict(x, y, x, kind, 2, 1e-10), y, atol=1e-8)
     assert kip.loss(x, y, x, y, kind, 2) < 1e-10
-    shrunk = kip.predict(x, y, x, kind, 2, 1e6)
+    shrunk = predict(x, y, x, kind, 2, 1e6)
     assert shrunk.abs().max() < 1e-4
 
 
@@ -66,4 +67,4 @@ def test_labels_are_centred():
 
 def test_an_unknown_kernel_is_refused():
     with pytest.raises(Error, match="did you mean 'conv'"):
-        kip.predict(*regression()[:3], "convnet")
+        predict(*regression()[:3], "convnet")
