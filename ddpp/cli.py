@@ -22,7 +22,7 @@ from ddpp.errors import Error, choose
 from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
 from ddpp.folder import pack_folder
 from ddpp.networks import accuracy
-from ddpp.pipeline import provenance, report_path, run, teachers_in
+from ddpp.pipeline import commit, provenance, report_path, run, teachers_in
 from ddpp.recipes import PROFILES, Recipe, recipe
 from ddpp.teachers import train_teachers
 
@@ -217,6 +217,7 @@ class BenchCommand:
 
         device = find_device(self.device)  # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
         jobs = choose_jobs(self.jobs, device.type)
+        commit()  # what is measured, also where the tree moves on in the meantime
         if self.out:
             store.check_writable(self.out)
         result = bench(self.student_steps, self.width, self.images, self.rounds, device.type)

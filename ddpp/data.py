@@ -244,15 +244,19 @@ def _download(name: str, root: Path) -> dict[str, np.ndarray]:
     from torchvision import datasets
 
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    store.check_writable(root / name)
+    both = lambda download: [dataset(str(root), train=part, download=download) for part in (True, False)]
     try:
-        with store.lock(root / name, wait=True):  # several runs may want it at once
-            train, test = (dataset(str(root), train=part, download=True) for part in (True, False))
-    except Exception as e:
-        raise Error(
-            f"{name} could not be downloaded into {root} ({e}): try again, or put {name}.npz there, "
-            f"with {', '.join(ARRAYS)}"
-        ) from e
+        train, test = both(False)  # where it is complete, nothing need be written
+    except Exception:  # missing, or in part
+        store.check_writable(root / name)
+        try:
+            with store.lock(root / name, wait=True):  # several runs may want it at once
+                train, test = both(True)
+        except Exception as e:
+            raise Error(
+                f"{name} could not be downloaded into {root} ({e}): try again, or put {name}.npz there, "
+                f"with {', '.join(ARRAYS)}"
+            ) from e
     label = lambda part: np.asarray(part.targets, dtype=np.uint8)
     return {"x_train": train.data, "y_train": label(train), "x_test": test.data, "y_test": label(test)}
 

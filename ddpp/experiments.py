@@ -30,7 +30,7 @@ from ddpp.loop import KIND as CHECKPOINT
 from ddpp.loop import Stopped
 from ddpp.methods import METHODS
 from ddpp.networks import NetworkConfig
-from ddpp.pipeline import beside, commit, provenance, run, stopwatch
+from ddpp.pipeline import beside, clock, commit, provenance, run, stopwatch
 from ddpp.recipes import Recipe, from_dict, recipe
 from ddpp.results import describe, read_row, read_set, summary, write_set
 
@@ -62,7 +62,8 @@ class Run:
 
 
 def runs(profile: str) -> list[Run]:
-    """All runs of a profile, the most valuable first: one seed of everything, then the next seed.
+    """All runs of a profile, the most valuable first: one seed of everything, then the next seed. (Smoke: of each seed
+    the rivals first, as the table of all methods is what this scale is for.)
 
     table1: the paper's rule, MTT (rule none) and their rivals for each data set and size; on the CPU only what takes
     hours there. table2: KIP and its transfer to a wider network. table3: other architectures. epsilon: thresholds,
@@ -179,27 +180,31 @@ def reproduce(
     Teachers, checkpoints and whole distilled files are in `work`; with it, a stopped call goes on where it was, here
     or on another machine. Of several jobs at a time there are no progress bars, and they print what they do themselves;
     a script that calls this needs the line `if __name__ == "__main__":`, as each process imports it.
-    Raises Error for a result that is damaged or belongs to other settings, and where one of several jobs has failed.
+    A run that fails says why and leaves the others to go on; in the end there is an Error with the names of such runs.
+    Raises Error at once for a result that is damaged or belongs to other settings, and for what would stop all runs.
     """
     if jobs < 1:
         raise Error(f"jobs is {jobs}: it must be at least 1")
     if jobs > 1 and not hasattr(os, "setsid"):
         raise Error("several jobs at a time are not possible on this system: leave jobs out")
+    todo = list(todo)
     finished = lambda: [row for each in todo if (row := read_result(each, results))]
     say(f"{len(finished())} of {len(todo)} runs are finished")
     options = {"results": Path(results), "work": Path(work), "root": root, "device": device}
     ends = time.monotonic() + 60 * (minutes or math.inf)
     try:
         with time_limit(minutes):
+            failed = bytearray(len(todo))
             if jobs > 1:
-                _side_by_side(min(jobs, len(todo)), todo, options)
+                failed = _side_by_side(jobs, todo, options)
             else:
-                _one_by_one(todo, **options, progress=progress, say=say)
-            for each in todo:
-                if read_result(each, results):
+                _one_by_one(todo, failed, **options, progress=progress, say=say)
+            for each, bad in zip(todo, failed, strict=True):
+                if bad or read_result(each, results):
                     continue
                 if each.of and not _base(each, results):
-                    say(f"\n{each.name}: left out, as the images of {each.of} are not in {results}; run that first")
+                    why = "has no images in" if read_result(_origin(each), results) else "has no result yet in"
+                    say(f"\n{each.name}: left out, as {each.of} {why} {results}")
                 else:
                     say(f"\n{each.name}: another process is at it")
     except KeyboardInterrupt:
@@ -208,43 +213,53 @@ def reproduce(
         say(f"\nthe {minutes:g} minutes are over; what was done is saved. Run the same command again to go on")
     rows = finished()
     say(f"\n{len(rows)} of {len(todo)} runs are finished")
+    if names := ", ".join(each.name for each, bad in zip(todo, failed, strict=True) if bad):
+        raise Error(f"failed, for the reasons above: {names}")
     return rows
 
 
-def _one_by_one(todo: Sequence[Run], results: Path, work: Path, root, device, progress: bool, say) -> None:
-    """Do what has no result and no other process is at, until there is no more of it."""
+def _one_by_one(todo: list[Run], failed, results: Path, work: Path, root, device, progress: bool, say) -> None:
+    """Do what has no result and no other process is at, until there is no more of it; mark in `failed`, an array that
+    the processes share, the runs whose own fault stopped them."""
     load = lru_cache(1)(lambda *which: load_data(which[0], root=root, zca=which[1], validation=which[2], device=device))
     commit()
-    missing, before = list(todo), None
+    missing, before = list(enumerate(todo)), None
     while missing != before:
         before, missing = missing, []
-        for each in before:
-            if read_result(each, results):
+        for i, each in before:
+            if failed[i] or read_result(each, results):
                 continue
-            missing.append(each)
+            missing.append((i, each))
             if each.of and not _base(each, results):  # perhaps in the next round
                 continue
             claim = beside(_out(each, work), "claim")
             store.check_writable(claim)
             with contextlib.suppress(store.Busy), store.lock(claim, wait=False):
-                if not read_result(each, results):  # else another process was faster
+                if not failed[i] and not read_result(each, results):  # else another process was faster
                     say(f"\n{each.name}")
                     store.check_writable(each.report(results))
                     data = load(each.recipe.data, each.recipe.zca, each.recipe.validation)
-                    row = _do(each, data, results, work, progress, say if progress else lambda line: None)
-                    say(f"{each.name}: {describe(row)}")
+                    try:
+                        row = _do(each, data, results, work, progress, say if progress else lambda line: None)
+                        say(f"{each.name}: {describe(row)}")
+                    except Error as e:
+                        failed[i] = 1
+                        say(f"{each.name} failed: {e}")
                 missing.pop()
 
 
-def _side_by_side(jobs: int, todo: Sequence[Run], options: dict) -> None:
-    """`_one_by_one` in so many processes. Ctrl-C stops them as it stops one: what was done is saved."""
-    threads = max(1, torch.get_num_threads() // jobs)
-    processes = []
+def _side_by_side(jobs: int, todo: list[Run], options: dict) -> Sequence[int]:
+    """`_one_by_one` in so many processes; returns which runs failed. Ctrl-C stops them as it stops one: what was done
+    is saved."""
+    spawn = multiprocessing.get_context("spawn")
+    failed, processes = spawn.Array("b", len(todo)), []
+    threads = max(1, torch.get_num_threads() // jobs)  # also where the list is shorter: they decide the bits
     try:
-        for _ in range(jobs):
-            process = multiprocessing.get_context("spawn").Process(target=_job, args=(threads, todo, options))
-            process.start()
-            processes.append(process)
+        for _ in range(min(jobs, len(todo))):
+            process = spawn.Process(target=_job, args=(threads, todo, failed, options))
+            with _interrupts_blocked():  # in the child, too, until it can take one
+                process.start()
+                processes.append(process)
         for each in processes:
             each.join()
     except BaseException:
@@ -256,16 +271,28 @@ def _side_by_side(jobs: int, todo: Sequence[Run], options: dict) -> None:
                     each.join(60)
         raise
     if any(each.exitcode for each in processes):
-        raise Error("not all processes came to the end; what was done is saved. Run the same command again to go on")
+        raise Error("not all processes came to the end; the reasons are above, and what was done is saved")
+    return list(failed)
 
 
-def _job(threads: int, todo: Sequence[Run], options: dict) -> None:
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def _job(threads: int, todo: list[Run], failed, options: dict) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell in the background has it ignored
     os.setsid()  # a Ctrl-C at the terminal is its parent's, who passes it on, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    line_by_line = lambda line: print(f"{line.strip()}\n", end="", flush=True)
     try:
-        _one_by_one(todo, **options, progress=False, say=lambda line: print(f"{line.strip()}\n", end="", flush=True))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        _one_by_one(todo, failed, **options, progress=False, say=line_by_line)
     except KeyboardInterrupt:
         sys.exit(130)
     except Error as e:
@@ -290,7 +317,9 @@ def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list
         elif _out(each, work).exists():
             state = "distilled, not yet evaluated"
         elif (checkpoint := beside(_out(each, work), "checkpoint")).exists():
-            state = f"begun: {store.Lazy(checkpoint, CHECKPOINT).meta['step']} of {each.recipe.distill.steps} steps"
+            state = "begun"
+            with contextlib.suppress(Error, KeyError):  # it may end at this moment, or not count steps
+                state += f": {store.Lazy(checkpoint, CHECKPOINT).meta['step']} of {each.recipe.distill.steps} steps"
         lines.append(f"{each.name:36} {state}")
     return [*lines, f"{finished} of {len(todo)} runs are finished"]
 
@@ -326,7 +355,7 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
     row |= {key: getattr(distill, key) for key in ("rule", "epsilon") if each.recipe.method in ("ddpp", "mtt")}
     scores = work / f"{each.recipe.profile}-scores.json"  # of all runs: those of a seed share their real images
     if each.of:
-        row |= _transfer(each, data, results, scores, progress)
+        row |= _transfer(each, data, results, work, scores, progress)
         store.write_json(path, row)
         return row
     options = {
@@ -350,10 +379,9 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
     return row
 
 
-def _transfer(each: Run, data, results: Path, scores: Path, progress: bool) -> dict:
+def _transfer(each: Run, data, results: Path, work: Path, scores: Path, progress: bool) -> dict:
     """The evaluation of another run's set in each.network."""
-    seconds = {}
-    with stopwatch(seconds, "evaluate"):
+    with clock(_out(each, work)) as seconds, stopwatch(seconds, "evaluate"):
         found = evaluate(
             read_set(*_base(each, results), data),
             data,
@@ -377,9 +405,14 @@ def _transfer(each: Run, data, results: Path, scores: Path, progress: bool) -> d
 
 def _base(each: Run, results: str | Path) -> tuple[Path, dict] | None:
     """The path and the report of the run each.of, if it is finished and its images are there."""
-    base = replace(each, name=each.of, of=None, network=None)
+    base = _origin(each)
     row = read_result(base, results)
     return (base.report(results), row) if row and row.get("set") else None
+
+
+def _origin(each: Run) -> Run:
+    """The run each.of."""
+    return replace(each, name=each.of, of=None, network=None)
 
 
 def read_result(each: Run, results: str | Path) -> dict | None:

@@ -143,13 +143,19 @@ def _save(path, identity, machines, state, kept, history) -> None:
     store.write(path, KIND, tensors | pack(kept, history), meta)
 
 
-def _load(path, identity, begin, device):
+def read_checkpoint(path: str | Path, identity: dict) -> tuple[dict[str, Tensor], dict]:
+    """A checkpoint's tensors and metadata; an Error for one of another identity."""
     tensors, meta = store.read(path, KIND)
     if meta["identity"] != identity:
         raise Error(
             f"the checkpoint {path} belongs to a run with other settings, data or teachers: "
             "repeat that run's settings to go on with it, or choose another output"
         )
+    return tensors, meta
+
+
+def _load(path, identity, begin, device):
+    tensors, meta = read_checkpoint(path, identity)
     values = {f.name: tensors[f.name].to(device) if f.name in tensors else meta[f.name] for f in fields(begin)}
     kept, history = unpack(tensors)
     kept = {at: (images.to(device), alpha.to(device)) for at, (images, alpha) in kept.items()}

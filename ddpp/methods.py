@@ -41,7 +41,7 @@ def _herd(data, teachers, config, saving):
 
 
 def _choose_forgotten(data, teachers, config, saving):
-    return selection.forgetting(data, teachers, config)
+    return selection.forgetting(data, teachers, config, saving)
 
 
 _TRAJECTORIES = {"config": DistillConfig, "run": _match_trajectories, "check": check_config, "teachers": True}

@@ -56,7 +56,7 @@ def run(
     else:
         store.check_writable(out)
     restarted = ranks.size() > 1  # perhaps: then the rank 0 before this one may still be about to end
-    with contextlib.nullcontext() if ranks.rank() else store.lock(out, wait=restarted), _clock(out) as seconds:
+    with contextlib.nullcontext() if ranks.rank() else store.lock(out, wait=restarted), clock(out) as seconds:
         known = _known_report(out)
         with stopwatch(seconds, "data"), ranks.in_turn():
             data = data or load_data(
@@ -112,7 +112,7 @@ def beside(out: Path, ending: str) -> Path:
 
 
 @contextlib.contextmanager
-def _clock(out: Path) -> Iterator[dict[str, float]]:
+def clock(out: Path) -> Iterator[dict[str, float]]:
     """The seconds of each stage, which a run that is stopped leaves in a file for the run that goes on."""
     path = beside(out, "seconds")
     seconds = {}

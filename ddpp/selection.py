@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from ddpp import loop, store
 from ddpp.data import ImageData, Split
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
+from ddpp.loop import Saving
 from ddpp.seeds import generator
 from ddpp.teachers import Teachers
 
@@ -45,14 +49,17 @@ def herding(data: ImageData, teachers: Teachers, config: SelectionConfig) -> Dis
     return _set(data, chosen, asdict(teachers.config.network), {"method": "herding"})
 
 
-def forgetting(data: ImageData, teachers: Teachers, config: SelectionConfig) -> DistilledDataset:
+def forgetting(
+    data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving = Saving()
+) -> DistilledDataset:
     """The images that a network in training forgets most often (Toneva et al., ICLR 2019); those that it never learns
     count as forgotten more often than all others, ties are broken at random.
 
-    Forgetting is looked for once per epoch, on all images as they are, and not when an image is in a batch.
+    Forgetting is looked for once per epoch, on all images as they are, and not when an image is in a batch. Each look
+    is saved, so that a stopped call goes on with the next one.
     """
     check_config(config)
-    history = torch.stack([_correct(data, teachers, epoch) for epoch in range(1, config.epochs + 1)])
+    history = _looks(data, teachers, config, saving)
     order = torch.randperm(history.shape[1], generator=generator(config.seed, "ties")).to(data.device)
 
     def most(members: Tensor) -> Tensor:
@@ -89,6 +96,22 @@ def check_config(config: SelectionConfig) -> None:
     for name in ("ipc", "epochs"):
         if getattr(config, name) < 1:
             raise Error(f"{name} is {getattr(config, name)}: it must be at least 1")
+
+
+def _looks(data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving) -> Tensor:
+    """Which training images the first teacher classifies rightly after each of its epochs: (epochs, N)."""
+    path, looks = saving.checkpoint, []
+    identity = loop.identity("forgetting", config, teachers.config, data)
+    if path is not None and Path(path).exists():
+        tensors, _ = loop.read_checkpoint(path, identity)
+        looks = list(tensors["looks"].to(data.device))
+    with tqdm(total=config.epochs, initial=len(looks), desc="look", disable=not saving.progress) as bar:
+        while len(looks) < config.epochs:
+            looks.append(_correct(data, teachers, len(looks) + 1))
+            bar.update()
+            if path is not None:
+                store.write(path, loop.KIND, {"looks": torch.stack(looks)}, {"identity": identity})
+    return torch.stack(looks)
 
 
 def _correct(data: ImageData, teachers: Teachers, epoch: int) -> Tensor:

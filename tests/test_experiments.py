@@ -214,13 +214,27 @@ def test_several_at_a_time_end_in_the_same_results_as_one(npz, tmp_path):
             reproduce(todo, **places[1], jobs=jobs)
 
 
-def test_a_job_that_fails_leaves_the_others_results(npz, places, capfd):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_says_why_and_the_others_go_on(npz, places, capfd, jobs):
     good, other = tiny_runs(npz())
-    wrong = replace(other, recipe=replace(other.recipe, distill=replace(other.recipe.distill, ipc=1000)))
+    todo = [replace(other, name="table1/wrong"), good, other]
+    todo[0] = replace(todo[0], recipe=replace(other.recipe, distill=replace(other.recipe.distill, ipc=1000)))
+    with pytest.raises(Error, match=r"failed, for the reasons above: table1/wrong$"):
+        reproduce(todo, **places, device="cpu", jobs=jobs, progress=False)
+    said = capfd.readouterr().out
+    assert said.count("table1/wrong failed: class '0' has 18 training images") == 1
+    assert said.rstrip().endswith("2 of 3 runs are finished")
+    assert [each.name for each in todo if read_result(each, places["results"])] == [good.name, other.name]
+    assert reproduce([], **places, jobs=jobs) == []
+
+
+def test_what_would_stop_all_runs_stops_at_once(places, capfd):
+    todo = tiny_runs("nowhere.npz")
+    with pytest.raises(Error, match=r"there is no file nowhere\.npz"):
+        reproduce(todo, **places, device="cpu")
     with pytest.raises(Error, match="not all processes came to the end"):
-        reproduce([good, wrong], **places, device="cpu", jobs=2)
-    assert "ddpp: " in capfd.readouterr().err
-    assert [each.name for each in (good, wrong) if read_result(each, places["results"])] == [good.name]
+        reproduce(todo, **places, device="cpu", jobs=2)
+    assert "ddpp: there is no file nowhere.npz" in capfd.readouterr().err
 
 
 def test_what_another_process_is_at_is_left_to_it(npz, places, quiet):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -281,6 +282,21 @@ def test_a_failed_download_says_where_the_arrays_can_go(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.CIFAR100", offline)
     with refused("cifar100 could not be downloaded", "no route to host", "put cifar100.npz there"):
         load("cifar100", root=tmp_path)
+
+
+def test_data_that_is_there_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    asked = []
+
+    def complete(root, train, download):
+        asked.append(download)
+        part = "train" if train else "test"
+        return SimpleNamespace(data=arrays()[f"x_{part}"], targets=arrays()[f"y_{part}"].tolist())
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", complete)
+    monkeypatch.setattr("ddpp.data.store.check_writable", lambda path: pytest.fail(f"{path} is asked for"))
+    with refused("x_train of cifar100 is not the official array"):  # which these are not, but they were read
+        load("cifar100", root=tmp_path)
+    assert asked == [False, False]
 
 
 # settings

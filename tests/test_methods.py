@@ -17,6 +17,7 @@ from ddpp import (
     TeacherConfig,
     evaluate,
     load_data,
+    selection,
     train_teachers,
 )
 from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
@@ -166,6 +167,28 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, name, tmp_path, monkeypatc
         method.run(data, NETWORK, replace(config, seed=1), saving)
 
 
+def test_forgetting_goes_on_with_the_next_look(data, tmp_path, monkeypatch):
+    teachers = replace(recipe("smoke").teachers, count=1, epochs=4, batch=8, network=NETWORK)
+    teachers = train_teachers(data, teachers, progress=False)
+    choose = lambda saving: METHODS["forgetting"].run(data, teachers, small("forgetting", epochs=4), saving)
+    whole = choose(Saving(progress=False))
+    saving, looks, correct = Saving(tmp_path / "checkpoint", progress=False), [], selection._correct
+
+    def look(data, teachers, epoch):
+        looks.append(epoch)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+        return correct(data, teachers, epoch)
+
+    monkeypatch.setattr(selection, "_correct", look)
+    with pytest.raises(KeyboardInterrupt):
+        choose(saving)
+    assert torch.equal(choose(saving).images, whole.images)
+    assert looks == [1, 2, 3, 3, 4]
+    with pytest.raises(Error, match="other settings"):
+        METHODS["forgetting"].run(data, teachers, small("forgetting", epochs=3), saving)
+
+
 def stop_and_go_on(run, saving, monkeypatch):
     """What a run comes to that is stopped at its second save and begun again."""
     real_save, calls = common.loop._save, []
@@ -197,11 +220,19 @@ def test_learned_weights_leave_what_is_difficult_to_match():
         slope = 2 * weights * (student - teacher).square() / way
         weights = iadd.reweigh(weights, slope, 5.0)
         assert weights.mean() == pytest.approx(1)
-        assert weights.min() >= 0
+        assert weights.min() > 0
         losses.append(float(iadd.weighted_loss(student, teacher, start, weights)))
     assert losses == sorted(losses, reverse=True)
     order = (student - teacher).abs().argsort()
     assert weights[order[:10]].min() > 1 > weights[order[-10:]].max()
+
+
+def test_no_single_step_takes_a_weight_away_for_good():
+    weights, shock = torch.ones(100), torch.zeros(100)
+    shock[:90] = 1e9  # of a step that went wrong
+    weights = iadd.reweigh(weights, shock, 0.01)
+    assert weights.mean() == pytest.approx(1)
+    assert weights[:90].min() == pytest.approx(float(weights[90:].max()) / 2)
 
 
 def test_iadd_begins_as_mtt_and_its_weights_are_a_part_of_the_state(data, tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
     L = ||w * (theta~ - theta_{i+K})||^2 / ||theta_i - theta_{i+K}||^2
 
 The weights w are learned with the images and alpha, by gradient descent on the same loss. There is no public code, and
-which constraint keeps all weights from going to 0 is not known to us: here none falls below 0, and their mean stays 1.
+which constraint keeps all weights from going to 0 is not known to us: here none is more than halved in a step, and
+their mean stays 1.
 """
 
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ def weighted_loss(student: Tensor, teacher: Tensor, start: Tensor, weights: Tens
 
 def reweigh(weights: Tensor, gradient: Tensor, lr: float) -> Tensor:
     """The weights (p,) after a step of descent: those of pairs that are difficult to match fall, the others rise."""
-    weights = (weights - lr * gradient).clamp(min=0)
+    weights = torch.maximum(weights - lr * gradient, weights / 2)  # at 0, a weight would stay there
     return weights / weights.mean()
 
 
@@ -65,7 +66,8 @@ def step(state: State, labels: Tensor, teachers: Teachers, config: IADDConfig, e
 
 
 def distill(data: ImageData, teachers: Teachers, config: IADDConfig, saving: Saving) -> DistilledDataset:
-    """Distil `data` with its `teachers`; the history is that of MTT, and `heaviest`, the largest weight."""
+    """Distil `data` with its `teachers`; the history is that of MTT, without `layers` and with `heaviest`, the largest
+    weight in a step's loss."""
     check(config)
     columns = ("epoch", "teacher", "loss", "unmasked", "kept", "alpha", "skipped", "heaviest")
     return run("iadd", data, teachers, config, _begin, step, dict.fromkeys(columns, ()), saving)
