@@ -318,7 +318,7 @@ def test_a_set_is_evaluated_elsewhere_once_it_is_there(npz, places, quiet):
     assert other.name == "table3/signed-resnet18-seed0"
     said = []
     assert reproduce([other], **quiet | {"say": said.append}) == []
-    assert any("left out, as the images of table1/signed-seed0 are not in" in line for line in said)
+    assert any("left out, as table1/signed-seed0 has no result yet in" in line for line in said)
     done, row = reproduce([base, other], **quiet)
     assert row["of"] == base.name
     assert row["network"]["name"] == "resnet18"
