@@ -125,7 +125,8 @@ def costs(rows: Sequence[dict]) -> str:
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")  # a number and its error stay on one line
 
 
 def _name(data: str, ipc: int) -> str:
