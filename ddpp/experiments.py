@@ -309,7 +309,7 @@ def _end_with_parent() -> None:
 
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:
     """One line per run: what came out, how far it is, or that it is missing; and a last one with their numbers."""
-    lines, finished = [], 0
+    lines, finished, width = [], 0, max((len(each.name) for each in todo), default=0)
     for each in todo:
         row, state = read_result(each, results), "missing"
         if row:
@@ -320,7 +320,7 @@ def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list
             state = "begun"
             with contextlib.suppress(Error, KeyError):  # it may end at this moment, or not count steps
                 state += f": {store.Lazy(checkpoint, CHECKPOINT).meta['step']} of {each.recipe.distill.steps} steps"
-        lines.append(f"{each.name:36} {state}")
+        lines.append(f"{each.name:{width}} {state}")
     return [*lines, f"{finished} of {len(todo)} runs are finished"]
 
 
