@@ -19,6 +19,7 @@ from ddpp.experiments import Run, elsewhere, overview, read_result, reproduce, r
 from ddpp.methods import METHODS
 from ddpp.pipeline import beside
 from ddpp.recipes import PROFILES, from_dict
+from ddpp.selection import SelectionConfig
 from ddpp.tables import TABLE_1, cells, costs, differences, paired, summarize, table_1, table_3
 
 REPRODUCING = Path(__file__).with_name("reproducing.py")
@@ -330,6 +331,16 @@ def test_a_set_is_evaluated_elsewhere_once_it_is_there(npz, places, quiet):
         results.read_set(base.report(places["results"]), done, load_data(npz(size=16), device="cpu", zca=False))
     table = [line for line in table_3([row | {"recipe": done["recipe"]}]).splitlines() if "ResNet18" in line]
     assert "–" in table[0]  # of MTT nothing has been run
+
+
+def test_real_images_are_not_copied_into_the_results(npz, places, quiet):
+    base = tiny_runs(npz())[0]
+    recipe = replace(base.recipe, method="random", distill=SelectionConfig(ipc=1))
+    runs = [base, replace(base, name="table1/random-seed0", recipe=recipe)]
+    distilled, chosen = reproduce(runs, **quiet)
+    assert distilled["set"] and runs[0].report(places["results"]).with_suffix(".safetensors").exists()
+    assert chosen["set"] is None and not runs[1].report(places["results"]).with_suffix(".safetensors").exists()
+    assert reproduce(runs, **quiet) == [distilled, chosen]
 
 
 def row(rule, epsilon, seed, accuracy, **more):
