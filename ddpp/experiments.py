@@ -33,7 +33,6 @@ from ddpp.networks import NetworkConfig
 from ddpp.pipeline import beside, clock, commit, provenance, run, stopwatch
 from ddpp.recipes import Recipe, from_dict, recipe
 from ddpp.results import describe, read_row, read_set, summary, write_set
-from ddpp.selection import SelectionConfig
 
 SEEDS = (0, 1, 2)
 MTT, PRUNED = ("none", 0.0), ("signed", 0.1)  # (rule, epsilon) of Table I's two rows
@@ -375,7 +374,7 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
         return done
     if distilled:
         row |= summary(distilled, report) | {key: report[key] for key in report if key not in ("file", "asked")}
-        chosen = METHODS[each.recipe.method].config is SelectionConfig  # real images, which may not be ours to pass on
+        chosen = each.recipe.method in CHOICES  # real images, which may not be ours to pass on
         row["set"] = None if chosen else write_set(path.with_suffix(".safetensors"), distilled)
     store.write_json(path, row)
     return row

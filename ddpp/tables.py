@@ -68,6 +68,11 @@ def table_2(rows: Sequence[dict]) -> str:
     return _markdown(lines)
 
 
+def architecture_of(row: dict) -> str:
+    """The network that a row's accuracies are of: where another run's set was evaluated, that network's name."""
+    return row.get("network", {"name": "convnet"})["name"]
+
+
 def table_3(rows: Sequence[dict]) -> str:
     """The paper's Table III in Markdown, beside the rows of experiment table3: sets in each architecture."""
     head = ("architecture", *(f"{NAMES[method]}, {who}" for method in ("signed", "none") for who in ("paper", "ours")))
@@ -78,7 +83,7 @@ def table_3(rows: Sequence[dict]) -> str:
             group = [
                 row["distilled"]["final"]
                 for row in rows
-                if row.get("network", {"name": "convnet"})["name"] == architecture and _key(row)[2] == method
+                if architecture_of(row) == architecture and _key(row)[2] == method
             ]
             line += [_show(*paper[method]), _accuracy(group)]
         lines.append(line)
