@@ -5,12 +5,16 @@ so a crash, a full disk or a kill leaves the last good file as it was. Equal con
 """
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,10 +56,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     except OSError as e:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise Error(
-            f"cannot write {path}: {e.strerror}; what was there before is unchanged. "
-            "Make room or choose another place, then run the same command again"
-        ) from e
+        raise _cannot_write(path, e) from e
 
 
 def write_json(path: str | Path, value) -> None:
@@ -95,12 +96,33 @@ def _is_at(path: Path, file) -> bool:
 
 def check_writable(path: str | Path) -> None:
     """Raise the Error now that `write` would raise after hours of work."""
-    probe = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.probe")  # several processes may ask at once
+    path = Path(path)
     try:
-        write_bytes(probe, b"")
-    except Error as e:
-        raise Error(str(e).replace(str(probe), str(path))) from e
-    probe.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + ".part").stat()  # the longest name that will be written
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _sweep(path)
+        with tempfile.TemporaryFile(dir=path.parent):  # without a name, so that nothing is left of it after a kill
+            pass
+    except OSError as e:
+        raise _cannot_write(path, e) from e
+
+
+def _sweep(path: Path) -> None:
+    """Remove what earlier versions left beside `path` when they were killed: PATH.PID.probe, or .probe.part."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.probe*"):
+        pid = left.name.removeprefix(f"{path.name}.").partition(".")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> Error:
+    return Error(
+        f"cannot write {path}: {error.strerror}; what was there before is unchanged. "
+        "Make room or choose another place, then run the same command again"
+    )
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:
@@ -110,7 +132,11 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:
 
 
 class Lazy(Mapping):
-    """A file's tensors, memory-mapped: each is read when asked for and checked the first time."""
+    """A file's tensors, memory-mapped: each is read when asked for and checked the first time.
+
+    What is returned is a copy in memory of its own, aligned as every new tensor is. In a file a tensor begins anywhere,
+    and where it begins decides in which order some kernels add: a resumed run would have other bits.
+    """
 
     def __init__(self, path: str | Path, kind: str):
         self.path = Path(path)
@@ -145,7 +171,7 @@ class Lazy(Mapping):
             if fingerprint(tensor) != self._sha256[name]:
                 raise self._damaged()
             self._checked.add(name)
-        return tensor
+        return tensor.clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sha256)

@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
@@ -216,7 +215,8 @@ class _Path:
         if not self.file:
             return self.vectors.pop()
         end = self.file.seek(-like.numel() * like.element_size(), 1)
-        theta = torch.from_numpy(np.fromfile(self.file, like.detach().numpy().dtype, like.numel()))
+        theta = torch.empty(like.shape, dtype=like.dtype)  # aligned as `theta` was: numpy's memory would not be
+        self.file.readinto(theta.numpy())
         self.file.seek(end)
         return theta
 
