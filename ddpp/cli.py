@@ -131,16 +131,15 @@ class EvaluateCommand:
 
     def __call__(self) -> None:
         distilled = DistilledDataset.load(self.file).to(find_device(self.device))
-        source = distilled.provenance["data"]
-        made_from = source["name"]
+        source = distilled.provenance.get("data", {})
+        made_from = source.get("name")
         if self.data is None and made_from not in SHA256:
-            raise Error(
-                f"{self.file} was distilled from '{made_from}', a file of your own: say where it is with --data"
-            )
+            what = f"was distilled from '{made_from}', a file of your own" if made_from else "does not say its data"
+            raise Error(f"{self.file} {what}: say where they are with --data")
         data = load_data(
             self.data or made_from,
             root=self.root,
-            validation=source["validation"],
+            validation=source.get("validation", 0.1),
             whitening=distilled.whitening,
             device=self.device,
         )
@@ -172,7 +171,9 @@ class ShowCommand:
         distilled = DistilledDataset.load(self.file)
         out = self.out or self.file.with_suffix(".png")
         save_picture(distilled.picture(), out)
-        print(f"{len(distilled)} images, {distilled.ipc} per class: {out}")
+        counts = {len(members) for members in distilled.by_class()}
+        each = f"{min(counts)} per class" if len(counts) == 1 else f"{min(counts)} to {max(counts)} per class"
+        print(f"{len(distilled)} images, {each}: {out}")
         for name, path in (("progress", self.progress), ("before_after", self.before_after)):
             if path:
                 from ddpp import figures  # here, as matplotlib takes seconds to import

@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 from ddpp import store
 from ddpp.augment import augment, draw
 from ddpp.data import ImageData, Split
-from ddpp.distilled import DistilledDataset
+from ddpp.distilled import SQUARED_ERROR, DistilledDataset
 from ddpp.errors import Error
+from ddpp.identity import marks
 from ddpp.networks import Flat, NetworkConfig, accuracy
 from ddpp.seeds import derive, generator
 
@@ -118,11 +119,13 @@ def evaluate(
     validate = data.validation is not None and len(sets) > 1
     trainings = repeats * (len(sets) if best_on_test and sets else 1 + validate) + len(sets) * validate
     how = {"data": data.identity, "network": asdict(config), "protocol": asdict(protocol), "seed": seed}
+    how |= marks(network=config.name, augmentation=protocol.augment)
     known = _read_scores(scores)
     with tqdm(total=trainings, desc="evaluate", unit="network", disable=not progress) as bar:
 
         def score(on: DistilledDataset, split: Split, count: int, role: str) -> list[float]:
             tensors = [store.fingerprint(tensor) for tensor in (on.images, on.labels, on.alpha)]
+            tensors += [on.loss] if on.labels.is_floating_point() and on.loss != SQUARED_ERROR else []
             keys = [store.identity({"how": how, "set": tensors, "role": role, "number": r}) for r in range(count)]
             for r, key in enumerate(keys):
                 if key not in known:
@@ -192,7 +195,7 @@ def train(network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: 
             x = images[index]
             if protocol.augment:
                 x = augment(x, draw(len(index), rng))
-            loss = loss_on(network(theta.requires_grad_(), x), labels[index])
+            loss = loss_on(network(theta.requires_grad_(), x), labels[index], distilled.loss)
             (gradient,) = torch.autograd.grad(loss, theta)
             theta = theta.detach()
             velocity = protocol.momentum * velocity + gradient + protocol.weight_decay * theta
@@ -200,6 +203,6 @@ def train(network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: 
     return theta
 
 
-def loss_on(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy; of learned labels (n, classes) the squared error, which is what they were learned with."""
-    return F.mse_loss(logits, labels) if labels.is_floating_point() else F.cross_entropy(logits, labels)
+def loss_on(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
+    """The cross-entropy with labels (n,) or soft ones (n, classes), or the squared error: kind is the set's `loss`."""
+    return F.mse_loss(logits, labels) if kind == SQUARED_ERROR else F.cross_entropy(logits, labels)

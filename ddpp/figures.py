@@ -49,18 +49,26 @@ def progress(distilled: DistilledDataset) -> Figure:
     if not distilled.iterates:
         raise Error("this set has no iterates to show: it was not distilled")
     name = lambda step: f"step {step}" if step else "real"
-    rows = {name(step): distilled.at(step).natural()[:: distilled.ipc][:10] for step in distilled.iterates}
-    return pictures(rows, distilled.classes[:10])
+    first = {name: members[0] for name, members in zip(distilled.classes, distilled.by_class(), strict=True) if members}
+    shown = list(first.values())[:10]
+    rows = {name(step): distilled.at(step).natural()[shown] for step in distilled.iterates}
+    return pictures(rows, list(first)[:10])
 
 
 def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
     """The first `count` images of each class (ten at most): left the real ones, right what became of them."""
+    if 0 not in distilled.iterates:
+        raise Error("this set has no images from before to show: it was not distilled")
     sides = {"real": distilled.at(0), f"after {max(distilled.iterates)} steps": distilled}
-    count, classes = min(count, distilled.ipc), min(len(distilled.classes), 10)
+    by_class = [members[:count] for members in distilled.by_class()[:10]]
+    classes, count = len(by_class), max(len(members) for members in by_class)
     size = (WIDTH, WIDTH / (2 * count + 1) * classes + 0.3)
     figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained")
     for axis, (name, side) in zip(axes, sides.items(), strict=True):
-        tiles = side.natural().unflatten(0, (len(distilled.classes), distilled.ipc))[:classes, :count]
+        images = side.natural()
+        tiles = images.new_ones(classes, count, *images.shape[1:])  # white where a class has fewer images
+        for row, members in zip(tiles, by_class, strict=True):
+            row[: len(members)] = images[members]
         tiles = torch.nn.functional.pad(tiles, (1, 1, 1, 1), value=1)  # a white line between images
         mosaic = _channels_last(tiles.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2))
         axis.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddpp import store
 from ddpp.data import ImageData
-from ddpp.distilled import DistilledDataset, unpack
+from ddpp.distilled import DistilledDataset, loss_in, unpack
 from ddpp.errors import Error
 
 KIND = "result"
@@ -40,7 +40,8 @@ def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
         return None
     tensors = {"images": images, "labels": distilled.labels, "alpha": distilled.alpha}
     tensors |= {f"history.{name}": column for name, column in distilled.history.items()}
-    store.write(path, KIND, tensors, {"provenance": distilled.provenance})
+    meta = {"loss": distilled.loss} if distilled.labels.is_floating_point() else {}
+    store.write(path, KIND, tensors, {"provenance": distilled.provenance} | meta)
     return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
@@ -58,6 +59,7 @@ def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
         network=row["recipe"]["teachers"]["network"],
         history=unpack(tensors)[1],
         provenance=meta["provenance"],
+        loss=loss_in(tensors, meta),
     )
 
 

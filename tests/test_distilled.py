@@ -1,0 +1,128 @@
+"""A distilled set says what is wrong with it when it is made, by hand too, and goes by its labels."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ddpp import DistilledDataset, Error, NetworkConfig, Protocol, evaluate, figures, load_data
+from ddpp.cli import main
+from ddpp.evaluate import loss_on
+from ddpp.seeds import generator
+
+NETWORK = NetworkConfig(width=4, depth=2)
+
+
+@pytest.fixture
+def data(npz):
+    return load_data(npz(), device="cpu")
+
+
+@pytest.fixture
+def make(data):
+    """A set made by hand: images of the data with these labels."""
+
+    def made(given, /, **changes):
+        n = len(given)
+        images = torch.randn(n, *data.shape, generator=generator(0))
+        values = {"images": images, "labels": torch.as_tensor(given), "alpha": 0.01, "whitening": data.whitening}
+        return DistilledDataset(**values | {"classes": data.classes, "network": NETWORK} | changes)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"images": [[1.0]]}, "the images are a list"),
+        ({"images": torch.zeros(3, 12, 12)}, r"float32 \(3, 12, 12\): they must be a float32 tensor \(N, C, H, W\)"),
+        ({"images": torch.zeros(3, 1, 12, 12, dtype=torch.float64)}, "the images are torch.float64"),
+        ({"images": torch.full((3, 1, 12, 12), torch.nan)}, "not finite"),
+        ({"images": torch.zeros(0, 1, 12, 12), "labels": torch.zeros(0, dtype=torch.int64)}, "at least one"),
+        ({"images": torch.zeros(3, 3, 12, 12)}, "give the whitening of the data"),
+        ({"labels": torch.tensor([0, 1])}, r"shape \(2,\): for 3 images of 3 classes"),
+        ({"labels": [0, 1, 2]}, "the labels are list"),
+        ({"labels": torch.tensor([0.0, 1.0, 2.0])}, "must be int64, from 0 to 2"),
+        ({"labels": torch.tensor([0, 1, 3])}, "go from 0 to 3: there are 3 classes"),
+        ({"labels": torch.tensor([-1, 1, 2])}, "go from -1 to 2"),
+        ({"labels": torch.eye(3).double()}, "must be float32 and finite"),
+        ({"labels": torch.eye(3).log()}, "must be float32 and finite"),
+        ({"labels": torch.eye(3) - 1 / 3}, "say loss='squared error'"),
+        ({"labels": 2 * torch.eye(3)}, "take their softmax"),
+        ({"loss": "squared error"}, "needs labels"),
+        ({"loss": "squared"}, "did you mean 'squared error'"),
+        ({"alpha": 0.0}, "must be one positive number"),
+        ({"alpha": torch.tensor([0.1, 0.2])}, "must be one positive number"),
+        ({"alpha": "0.1"}, "must be one positive number"),
+        ({"alpha": torch.tensor(torch.nan)}, "must be one positive number"),
+        ({"iterates": {5: (torch.zeros(2, 1, 12, 12), torch.tensor(0.1))}}, "the images of step 5"),
+        ({"iterates": {5: (torch.zeros(3, 1, 12, 12), torch.tensor(-0.1))}}, "the alpha of step 5"),
+    ],
+)
+def test_what_is_wrong_with_a_set_is_said_when_it_is_made(make, changes, words):
+    with pytest.raises(Error, match=words):
+        make([0, 1, 2], **changes)
+
+
+def test_a_set_made_by_hand_can_be_saved_shown_and_evaluated(make, data, npz, tmp_path, capsys):
+    path, folder = tmp_path / "hand.safetensors", tmp_path / "png"
+    make([2, 0, 2, 0, 0]).save(path)
+    assert main(["show", str(path), "--folder", str(folder)]) == 0
+    assert "5 images, 0 to 3 per class" in capsys.readouterr().out
+    assert main(["evaluate", str(path), "--repeats", "1", "--epochs", "2", "--device", "cpu"]) == 1
+    assert "does not say its data: say where they are with --data" in capsys.readouterr().err
+    small = ["--data", str(npz()), "--repeats", "1", "--epochs", "2", "--device", "cpu"]
+    assert main(["evaluate", str(path), *small]) == 0
+    assert "final iterate:" in capsys.readouterr().out
+    for option in ("--progress", "--before-after"):
+        assert main(["show", str(path), option, str(tmp_path / "figure.png")]) == 1
+        assert "it was not distilled" in capsys.readouterr().err
+
+
+def test_pictures_go_by_the_labels(make, tmp_path):
+    made = make([2, 0, 2, 0, 0])
+    assert made.by_class() == [[1, 3, 4], [], [0, 2]]
+    assert made.export_png(tmp_path) == 5
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    assert files == ["0_0/000.png", "0_0/001.png", "0_0/002.png", "2_2/000.png", "2_2/001.png"]
+    pixels = made.natural().mul(255).round().byte()
+    for name, i in {"0_0/001.png": 3, "2_2/000.png": 0}.items():
+        with Image.open(tmp_path / name) as picture:
+            assert np.array_equal(np.asarray(picture), pixels[i, 0])
+    assert made.picture(zoom=1).size == (3 * 13 + 1, 2 * 13 + 1)  # the first of each class, then the others
+
+
+def test_figures_of_a_set_with_unequal_classes_have_a_white_tile_where_none_is(make):
+    made = make([2, 0, 2, 0, 0])
+    step = {0: (made.images, made.alpha), 4: (made.images, made.alpha)}
+    made = replace(made, iterates=step)
+    assert len(figures.progress(made).axes) == 4  # two classes at two steps
+    assert len(figures.before_after(made).axes) == 2
+
+
+def test_soft_labels_are_trained_with_cross_entropy_and_regression_targets_with_squared_error(make, data, tmp_path):
+    soft = torch.softmax(torch.randn(3, 3, generator=generator(1)), 1)
+    logits = torch.randn(3, 3, generator=generator(2))
+    assert torch.equal(loss_on(logits, soft, make(soft).loss), F.cross_entropy(logits, soft))
+    target = torch.eye(3) - 1 / 3
+    regression = make(target, loss="squared error")
+    assert torch.equal(loss_on(logits, target, regression.loss), F.mse_loss(logits, target))
+    assert make([0, 1, 2]).loss == make(soft).loss == "cross-entropy"
+    accuracies = set()
+    for name, made in {"soft": make(soft), "same": make(soft, loss="squared error")}.items():
+        made.save(tmp_path / name)
+        read = DistilledDataset.load(tmp_path / name)
+        assert read.loss == made.loss
+        protocol = Protocol(epochs=40, augment=False)
+        accuracies.add(evaluate(read, data, repeats=1, protocol=protocol, progress=False).mean)
+    assert len(accuracies) == 2
+
+
+def test_a_set_of_the_first_files_still_has_its_loss():
+    golden = Path(__file__).with_name("golden")
+    assert DistilledDataset.load(golden / "kip.safetensors").loss == "squared error"
+    assert DistilledDataset.load(golden / "set.safetensors").loss == "cross-entropy"
