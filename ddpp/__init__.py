@@ -6,6 +6,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.evaluate import Evaluation, Protocol, evaluate
 from ddpp.folder import pack_folder
+from ddpp.identity import custom
 from ddpp.networks import VGG11, AlexNet, ConvNet, NetworkConfig, ResNet18
 from ddpp.pruning import keep_mask, matching_loss, similarity
 from ddpp.recipes import Recipe, recipe
@@ -26,6 +27,7 @@ __all__ = [
     "ResNet18",
     "TeacherConfig",
     "Teachers",
+    "custom",
     "distill",
     "evaluate",
     "keep_mask",

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpp.identity import Table
+
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5  # DSA's published strengths
 CROP, CUTOUT, SCALE, ROTATE = 0.125, 0.5, 1.2, 15.0  # share of the side, share of the side, factor, degrees
 
@@ -95,4 +97,7 @@ def _resample(x: Tensor, linear: Tensor) -> Tensor:
     return F.grid_sample(x, grid, align_corners=True)
 
 
-OPERATIONS = {"color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate}
+OPERATIONS = Table(
+    "augmentation",
+    {"color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate},
+)

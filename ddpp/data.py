@@ -319,7 +319,8 @@ def _check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, 
 def _pixels(x: np.ndarray) -> Tensor:
     """uint8 or float (N, H, W[, C]) -> float32 (N, C, H, W) in [0, 1]."""
     x = x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
-    x = torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2).contiguous()
+    x = torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
+    x = x.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves one channel as it lies in the file
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 

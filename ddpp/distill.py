@@ -220,12 +220,12 @@ def check_config(config: DistillConfig) -> None:
 def begin(start_set: Split, config: DistillConfig) -> State:
     """Lines 1 and 2: real images, and alpha_0."""
     images = start_set.images.clone()
-    alpha = torch.tensor(config.alpha0, device=images.device)
+    alpha = torch.tensor(config.alpha0, dtype=torch.float32, device=images.device)
     return State(0, images, alpha, torch.zeros_like(images), torch.zeros_like(alpha))
 
 
 def _check_moving(state: State, history: dict[str, Tensor]) -> None:
-    if state.skipped > MAX_SKIPPED:
+    if state.skipped > MAX_SKIPPED or state.skipped == state.step == len(history["loss"]):
         raise loop.Stopped(_advice(state, {name: float(history[name][state.step - 1]) for name in ("kept", "loss")}))
 
 

@@ -24,10 +24,10 @@ import torch
 
 from ddpp import store
 from ddpp.data import load_data
-from ddpp.errors import Error
+from ddpp.errors import Error, differences
 from ddpp.evaluate import evaluate
 from ddpp.loop import KIND as CHECKPOINT
-from ddpp.loop import Stopped
+from ddpp.loop import Stopped, marks_of
 from ddpp.methods import METHODS
 from ddpp.networks import NetworkConfig
 from ddpp.pipeline import beside, clock, commit, provenance, run, stopwatch
@@ -353,6 +353,7 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
     path, distill = each.report(results), each.recipe.distill
     row = {"name": each.name, "method": each.recipe.method, "seed": distill.seed, "error": None}
     row |= {key: getattr(distill, key) for key in ("rule", "epsilon") if each.recipe.method in ("ddpp", "mtt")}
+    row |= _marks(each)
     scores = work / f"{each.recipe.profile}-scores.json"  # of all runs: those of a seed share their real images
     if each.of:
         row |= _transfer(each, data, results, work, scores, progress)
@@ -422,13 +423,22 @@ def read_result(each: Run, results: str | Path) -> dict | None:
     if not path.exists():
         return None
     row = read_row(path)
+    now = {"recipe": asdict(each.recipe)} | ({"of": each.of} if each.of else {}) | _marks(each)
     try:
-        same = from_dict(row["recipe"]) == each.recipe and row.get("of") == each.of
+        then = {"recipe": asdict(from_dict(row["recipe"]))} | {key: row[key] for key in ("of", "custom") if key in row}
     except (Error, TypeError):
-        same = False
-    if not same:
-        raise Error(f"{path} is the result of other settings: move it away, or choose another folder for results")
+        then = {}
+    if then != now:
+        raise Error(
+            f"{path} is the result of other settings ({differences(then, now)}): move it away, or choose another "
+            "folder for results"
+        )
     return row
+
+
+def _marks(each: Run) -> dict:
+    """What its method, settings and network name that is not ddpp's own."""
+    return marks_of(each.recipe.method, each.recipe.distill, each.network or each.recipe.teachers.network)
 
 
 def read(results: str | Path, profile: str, experiment: str) -> list[dict]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from ddpp.augment import Draw, augment
-from ddpp.networks import Flat
+from ddpp.networks import Flat, plain
 
 WARM_UPS = 3  # runs before a capture, in which libraries choose their algorithms and make their workspaces
 
@@ -96,7 +96,7 @@ class Student:
 
     def _augmented(self, x: Tensor, operation: str | None) -> Tensor:
         x = x if operation is None else augment(x, Draw(operation, self.u))
-        return x.contiguous()  # a crop lies otherwise in memory, for which the functions would be compiled again
+        return plain(x)  # a crop lies otherwise in memory, for which the functions would be compiled again
 
     def _run(self, function: Callable, operation: str | None) -> None:
         if self._pool is None:

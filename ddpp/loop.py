@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 
 from ddpp import ranks, store
 from ddpp.data import ImageData
-from ddpp.distilled import DistilledDataset, pack, unpack
-from ddpp.errors import Error
+from ddpp.distilled import SQUARED_ERROR, DistilledDataset, pack, unpack
+from ddpp.errors import Error, differences
+from ddpp.identity import TABLES, marks
 from ddpp.networks import NetworkConfig
 from ddpp.teachers import TeacherConfig
 
@@ -65,7 +66,7 @@ def run(
     Stopped after a step. Raises Error for a checkpoint of another identity.
     """
     milestones = {math.ceil(steps * (i + 1) / iterates) for i in range(iterates)} | {steps}
-    history = {name: torch.full((steps, *shape), math.nan) for name, shape in columns.items()}
+    history = {name: torch.full((steps, *shape), math.nan, dtype=torch.float32) for name, shape in columns.items()}
     kept, machines = {0: (state.images, state.alpha)}, []
     path, report = saving.checkpoint, saving.report
     if path is not None and Path(path).exists():
@@ -106,6 +107,7 @@ def run(
     return DistilledDataset(
         images=state.images,
         labels=getattr(state, "labels", labels),
+        loss=SQUARED_ERROR if getattr(state, "labels", labels).is_floating_point() else None,  # learned by KIP
         alpha=state.alpha,
         whitening=data.whitening,
         classes=data.classes,
@@ -120,10 +122,17 @@ def identity(method: str, config, source: TeacherConfig | NetworkConfig, data: I
     """What a run's outcome is a function of; its checkpoint and its result carry it. config: the method's settings;
     source: the teachers', for a method that has them, else the kind of network."""
     if isinstance(source, TeacherConfig):
-        made_from = {"teachers": source.identity(data), "teacher_count": source.count}
+        made_from, network = {"teachers": source.identity(data), "teacher_count": source.count}, source.network
     else:
-        made_from = {"network": asdict(source), "images": data.identity}
+        made_from, network = {"network": asdict(source), "images": data.identity}, source
+    made_from |= marks_of(method, config, network)
     return json.loads(json.dumps({"method": method, "config": asdict(config)} | made_from))  # as files give it back
+
+
+def marks_of(method: str, config, network: NetworkConfig) -> dict:
+    """What a method, its settings and a network name that is not ddpp's own, see `marks`."""
+    named = {field.name: getattr(config, field.name) for field in fields(config) if field.name in TABLES}
+    return marks(method=method, network=network.name, augmentation=getattr(config, "augment", True), **named)
 
 
 def made_on(device: torch.device) -> dict:
@@ -148,8 +157,9 @@ def read_checkpoint(path: str | Path, identity: dict) -> tuple[dict[str, Tensor]
     tensors, meta = store.read(path, KIND)
     if meta["identity"] != identity:
         raise Error(
-            f"the checkpoint {path} belongs to a run with other settings, data or teachers: "
-            "repeat that run's settings to go on with it, or choose another output"
+            f"the checkpoint {path} belongs to a run with other settings, data or teachers "
+            f"({differences(meta['identity'], identity)}): repeat that run's settings to go on with it, or choose "
+            "another output"
         )
     return tensors, meta
 
@@ -159,4 +169,4 @@ def _load(path, identity, begin, device):
     values = {f.name: tensors[f.name].to(device) if f.name in tensors else meta[f.name] for f in fields(begin)}
     kept, history = unpack(tensors)
     kept = {at: (images.to(device), alpha.to(device)) for at, (images, alpha) in kept.items()}
-    return type(begin)(**values), kept, {name: column.clone() for name, column in history.items()}, meta["made_on"]
+    return type(begin)(**values), kept, history, meta["made_on"]

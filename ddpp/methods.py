@@ -8,6 +8,8 @@ from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
 from ddpp.data import ImageData
 from ddpp.distill import DistillConfig, check_config, distill
 from ddpp.distilled import DistilledDataset
+from ddpp.errors import Error
+from ddpp.identity import Table
 from ddpp.loop import Saving
 from ddpp.networks import NetworkConfig
 from ddpp.selection import SelectionConfig
@@ -26,6 +28,16 @@ class Method:
     first: bool = False  # whether the first teacher is all it needs
     reach: tuple[str, ...] = ()  # the settings that decide how many epochs the teachers need
     settings: Mapping[str, object] = field(default_factory=dict)  # where they are not the config's defaults
+    fixed: Mapping[str, object] = field(default_factory=dict)  # of these, what makes the method what it is
+
+    def check_fixed(self, name: str, config) -> None:
+        """Raise an Error for settings with which it would be another method under this one's name."""
+        for key, value in self.fixed.items():
+            if getattr(config, key) != value:
+                raise Error(
+                    f"{key} is {getattr(config, key)}, but {name} has {value}, or it would be another method: leave it "
+                    f"out, or choose the method that has it"
+                )
 
 
 def _match_trajectories(data, teachers, config, saving):
@@ -50,17 +62,22 @@ _IADD = {"config": iadd.IADDConfig, "run": iadd.distill, "check": iadd.check}
 _CHOICE = {"config": SelectionConfig, "check": selection.check_config}
 _ONE_TEACHER = {"teachers": True, "first": True, "reach": ("epochs",)}
 _BATCHES = {"check": common.check}
+_GRADIENTS = {"config": dsa.DSAConfig, "run": dsa.distill, **_BATCHES}
+_MTT = {"rule": "none"}
 
-METHODS = {
-    "ddpp": Method("training trajectories, without the parameters that are difficult to match", **_TRAJECTORIES),
-    "mtt": Method("training trajectories", **_TRAJECTORIES, settings={"rule": "none"}),
-    "iadd": Method("training trajectories, with a learned weight for each parameter", **_TRAJECTORIES | _IADD),
-    "dc": Method("gradients", dsa.DSAConfig, dsa.distill, **_BATCHES, settings={"augment": False, "init": "noise"}),
-    "dsa": Method("gradients, under the same augmentation", dsa.DSAConfig, dsa.distill, **_BATCHES),
-    "dm": Method("mean features in random networks", dm.DMConfig, dm.distill, **_BATCHES),
-    "cafe": Method("mean features after each layer, and class centres", cafe.CAFEConfig, cafe.distill, **_BATCHES),
-    "kip": Method("the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check),
-    "random": Method("nothing: random real images", run=_choose_random, **_CHOICE),
-    "herding": Method("mean features, by choosing real images", run=_herd, **_CHOICE, **_ONE_TEACHER),
-    "forgetting": Method("nothing: images often forgotten", run=_choose_forgotten, **_CHOICE, **_ONE_TEACHER),
-}
+METHODS = Table(
+    "method",
+    {
+        "ddpp": Method("training trajectories, without the parameters that are difficult to match", **_TRAJECTORIES),
+        "mtt": Method("training trajectories", **_TRAJECTORIES, settings=_MTT, fixed=_MTT),
+        "iadd": Method("training trajectories, with a learned weight for each parameter", **_TRAJECTORIES | _IADD),
+        "dc": Method("gradients", **_GRADIENTS, settings={"augment": False, "init": "noise"}, fixed={"augment": False}),
+        "dsa": Method("gradients, under the same augmentation", **_GRADIENTS, fixed={"augment": True}),
+        "dm": Method("mean features in random networks", dm.DMConfig, dm.distill, **_BATCHES),
+        "cafe": Method("mean features after each layer, and class centres", cafe.CAFEConfig, cafe.distill, **_BATCHES),
+        "kip": Method("the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check),
+        "random": Method("nothing: random real images", run=_choose_random, **_CHOICE),
+        "herding": Method("mean features, by choosing real images", run=_herd, **_CHOICE, **_ONE_TEACHER),
+        "forgetting": Method("nothing: images often forgotten", run=_choose_forgotten, **_CHOICE, **_ONE_TEACHER),
+    },
+)

@@ -1,5 +1,7 @@
 """Networks, and a network seen as a function of one flat parameter vector, which is how Eqs. (3) and (4) see it."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ddpp.errors import Error, choose
+from ddpp.identity import Table
+from ddpp.seeds import generator
 
 
 class ConvNet(nn.Sequential):
@@ -106,7 +110,7 @@ def _need(least: int, image_size: int, why: str) -> None:
 
 
 # called with channels, classes, width and image_size, the ConvNet also with its depth
-ARCHITECTURES = {"convnet": ConvNet, "alexnet": AlexNet, "vgg11": VGG11, "resnet18": ResNet18}
+ARCHITECTURES = Table("network", {"convnet": ConvNet, "alexnet": AlexNet, "vgg11": VGG11, "resnet18": ResNet18})
 
 
 @dataclass(frozen=True)
@@ -117,33 +121,46 @@ class NetworkConfig:
     width: int = 128  # 128: every layer as wide as published; others in proportion, as 32: a quarter of the channels
     depth: int = 3  # blocks of the ConvNet; the others have a depth of their own
 
-    @lru_cache(maxsize=8)  # noqa: B019  (few and small; runs of one network share it, with what was compiled for it)
     def build(self, channels: int, classes: int, image_size: int, device="cpu") -> "Flat":
+        """The network for images (n, channels, image_size, image_size). Raises Error for one that cannot be used here,
+        see `Flat`."""
         architecture = ARCHITECTURES[choose("network", self.name, ARCHITECTURES)]
         for field in ("width", "depth"):
             if getattr(self, field) < 1:
                 raise Error(f"the network's {field} is {getattr(self, field)}: it must be at least 1")
-        sizes = {"channels": channels, "classes": classes, "width": self.width, "image_size": image_size}
-        sizes |= {"depth": self.depth} if architecture is ConvNet else {}
-        return Flat(lambda: architecture(**sizes), device)
+        return _build(self, architecture, channels, classes, image_size, device)
+
+
+@lru_cache(maxsize=8)  # few and small; runs of one network share it, with what was compiled for it
+def _build(
+    config: NetworkConfig, architecture: Callable[..., nn.Module], channels: int, classes: int, image_size: int, device
+) -> "Flat":
+    """config's network, made by the class that bears its name at the moment."""
+    sizes = {"channels": channels, "classes": classes, "width": config.width, "image_size": image_size}
+    sizes |= {"depth": config.depth} if architecture is ConvNet else {}
+    network = Flat(lambda: architecture(**sizes), device, config.name)
+    network.check((channels, image_size, image_size), classes)
+    return network
 
 
 class Flat:
-    """A network as a function of one vector: logits = network(theta, images), with theta of `size` = p entries."""
+    """A network as a function of one vector: logits = network(theta, images), with theta of `size` = p entries.
 
-    def __init__(self, make, device="cpu"):
-        self._make = make
-        with torch.device("meta"):  # only names and shapes are needed: theta brings the values
-            self._module = make()
-        for module in self._module.modules():
-            if isinstance(module, nn.ReLU):
-                module.inplace = True  # nothing needs what it overwrites, and a copy costs time and memory
+    `make` returns the module, freshly initialized. It is computed as it is, in the mode in which it is made; buffers
+    are constants of the network. Raises Error where that would not be a function of theta and the images alone: for
+    dropout and running averages that are in use. Parameters that are frozen are refused, as theta has them all.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], device="cpu", name: str = "network"):
+        self._make, self.name = make, name
+        self._module = self._fresh(0).to(device)
         self.device = device
         self.shapes = {name: p.shape for name, p in self._module.named_parameters()}
         self.size = sum(shape.numel() for shape in self.shapes.values())
+        self.mixes = False  # whether an image's logits depend on the others of its batch; `check` finds out
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
-        return functional_call(self._module, self.unflatten(theta), (images,))
+        return functional_call(self._module, self.unflatten(theta), (plain(images),))
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
         """What the last linear layer sees, (n, d)."""
@@ -164,20 +181,121 @@ class Flat:
 
     def initial(self, seed: int) -> Tensor:
         """A fresh initialization (PyTorch's default distributions) as a vector; a function of the seed alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the caller's GPU
-            module = self._make()
-        return torch.cat([p.detach().flatten() for p in module.parameters()]).to(self.device)
+        return torch.cat([p.detach().flatten() for p in self._fresh(seed).parameters()]).to(self.device)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Views of theta (p,) as the named, shaped parameters; also splits a mask by layer."""
         parts = theta.split([shape.numel() for shape in self.shapes.values()])
         return {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
 
+    def check(self, shape: tuple[int, int, int], classes: int) -> None:
+        """Raise an Error unless images (n, *shape) become logits (n, classes), the same each time, and change nothing.
+
+        Made for networks of a user's own: what goes wrong here would go wrong silently, or late, in a run.
+        """
+        module, what = self._fresh(0), f"the network '{self.name}'"
+        images = torch.randn(2, *shape, generator=generator(0, "probe"), dtype=torch.float32)
+        given, constants = images.clone(), {name: b.clone() for name, b in module.named_buffers()}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                logits, again = module(images), module(given.clone())
+            except Exception as e:
+                size = " x ".join(map(str, shape))
+                raise Error(f"{what} cannot take images of {size}: {_first_line(e)}") from e
+        if not isinstance(logits, Tensor):
+            raise Error(f"{what} returns a {type(logits).__name__}: it must return its logits alone, a tensor")
+        if logits.shape != (2, classes):
+            raise Error(
+                f"{what} returns the shape {tuple(logits.shape)} for 2 images of {classes} classes: its logits must "
+                f"have the shape (2, {classes})"
+            )
+        if not torch.equal(images, given):
+            raise Error(f"{what} changes the images that it is given: make a new tensor instead of changing theirs")
+        if not all(torch.equal(b, constants[name]) for name, b in module.named_buffers()):
+            raise Error(f"{what} changes its buffers when it is called: here they must be constants")
+        if not torch.equal(logits.nan_to_num(), again.nan_to_num()):
+            raise Error(f"{what} gives the same images other logits each time: leave out dropout and other chance")
+        with torch.no_grad():
+            self.mixes = not torch.allclose(module(given[:1]), logits[:1], rtol=1e-3, atol=1e-4)
+
+    def _fresh(self, seed: int) -> nn.Module:
+        """A module of its own, initialized by the seed; an Error for one that is no function of its parameters."""
+        with torch.random.fork_rng(devices=[]), single_precision():
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the caller's GPU
+            try:
+                module = self._make()
+            except Error:
+                raise
+            except Exception as e:
+                raise Error(f"the network '{self.name}' cannot be made: {_first_line(e)}") from e
+        if problem := _problem(module):
+            raise Error(f"the network '{self.name}' {problem}")
+        return module
+
+
+def plain(images: Tensor) -> Tensor:
+    """The same images (n, C, H, W), each channel after the other in memory, as PyTorch lays out a new tensor.
+
+    Otherwise the order of memory decides which convolution is taken, and one of oneDNN's for channels-last inputs (1x1,
+    stride 2, fewer than 8 channels, on processors without AVX-512) writes where it must not. `contiguous()` is not
+    enough: images of one channel count as contiguous in either order.
+    """
+    strides, size = [], 1
+    for n in reversed(images.shape):
+        strides.append(size)
+        size *= n
+    if images.stride() == tuple(reversed(strides)):
+        return images
+    return images.clone(memory_format=torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def single_precision() -> Iterator[None]:
+    """float32 as the default type, whatever the caller's is: a network is a function of its seed alone."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _problem(module: nn.Module) -> str:
+    """Why a module is no function of one vector of parameters and the images; empty where it is."""
+    if not isinstance(module, nn.Module):
+        return f"is a {type(module).__name__}: it must be an nn.Module"
+    parameters = dict(module.named_parameters())
+    if not parameters:
+        return "has no parameters: there is nothing to train"
+    for name, p in parameters.items():
+        if nn.parameter.is_lazy(p):
+            return f"has a parameter whose size is not known yet, {name}: use layers that are given their sizes"
+        if not p.requires_grad:
+            return f"has a frozen parameter, {name}: here all are trained; make it a buffer (register_buffer)"
+        if p.dtype != torch.float32:
+            return f"has a parameter of the type {p.dtype}, {name}: they must be float32"
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0:
+            return f"has dropout, {name}: a step must be a function of the parameters; leave it out, or set p to 0"
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.running_mean is not None and layer.training:
+            return (
+                f"keeps running averages, {name}: use GroupNorm, InstanceNorm2d, or BatchNorm2d with "
+                "track_running_stats=False, which takes the statistics of each batch"
+            )
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+
 
 @torch.no_grad()
 def accuracy(network: Flat, theta: Tensor, images: Tensor, labels: Tensor, batch: int = 500) -> float:
     """Share of images (N, C, H, W) that the network classifies as labels (N,), in percent."""
-    parts = zip(images.split(batch), labels.split(batch), strict=True)
+    if network.mixes:  # then no batch may be all of one class, as those of a sorted data set are
+        count = -(-len(labels) // batch)
+        parts = [(images[i::count], labels[i::count]) for i in range(count)]
+    else:
+        parts = list(zip(images.split(batch), labels.split(batch), strict=True))
     hits = sum((network(theta, x).argmax(1) == y).sum() for x, y in parts)
     return 100 * int(hits) / len(labels)

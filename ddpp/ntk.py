@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ddpp.errors import Error, choose
+from ddpp.identity import Table
 
 WEIGHTS, BIASES = 2.0, 0.01  # as KIP's code; its paper of ICLR 2021 says 1e-4 for the biases
 
@@ -33,7 +34,7 @@ def convolutional(x: Tensor, y: Tensor, depth: int) -> Tensor:
     return _recursion(by_place(x), by_place(y), depth, _patches, lambda t: t.mean((0, 1)))
 
 
-KERNELS = {"fc": fully_connected, "conv": convolutional}
+KERNELS = Table("kernel", {"fc": fully_connected, "conv": convolutional})
 
 
 def bytes_needed(kind: str, n: int, m: int, shape: tuple[int, int, int], depth: int, itemsize: int = 4) -> int:

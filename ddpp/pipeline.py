@@ -14,7 +14,7 @@ from pathlib import Path
 from ddpp import ranks, selection, store
 from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error
+from ddpp.errors import Error, differences
 from ddpp.evaluate import evaluate
 from ddpp.loop import Saving, identity, made_on
 from ddpp.methods import METHODS
@@ -159,8 +159,12 @@ def _finished(out: Path, made_from: dict, data: ImageData) -> DistilledDataset |
     if not out.exists():
         return None
     distilled = DistilledDataset.load(out)
-    if {key: distilled.provenance.get(key) for key in made_from} != made_from:
-        raise Error(f"{out} holds the result of another run: choose another output, or move that file away")
+    kept = {key: distilled.provenance[key] for key in (*made_from, "custom") if key in distilled.provenance}
+    if kept != made_from:
+        raise Error(
+            f"{out} holds the result of another run ({differences(kept, made_from)}): choose another output, or move "
+            "that file away"
+        )
     return distilled.to(data.device)
 
 

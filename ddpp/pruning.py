@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpp.errors import Error, choose
+from ddpp.identity import Table
 from ddpp.seeds import generator
 
 
@@ -64,7 +65,7 @@ def _prune_first(order: Tensor, student: Tensor, teacher: Tensor, epsilon: float
     return torch.ones_like(keep).index_fill(0, order[: int((~keep).sum())], False)
 
 
-RULES = {f.__name__: f for f in (signed, magnitude, none, random, largest, smallest)}
+RULES = Table("rule", {f.__name__: f for f in (signed, magnitude, none, random, largest, smallest)})
 
 
 def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: str = "signed") -> Tensor:

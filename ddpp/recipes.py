@@ -71,6 +71,7 @@ class Recipe:
         """
         method = METHODS[choose("method", self.method, METHODS)]
         method.check(self.distill)
+        method.check_fixed(self.method, self.distill)
         check_protocol(self.protocol, self.repeats)
         if not method.teachers:
             return self.teachers

@@ -138,7 +138,7 @@ def _set(data: ImageData, chosen: Split, network: dict, provenance: dict) -> Dis
     return DistilledDataset(
         images=chosen.images,
         labels=chosen.labels,
-        alpha=torch.tensor(LEARNING_RATE, device=data.device),
+        alpha=torch.tensor(LEARNING_RATE, dtype=torch.float32, device=data.device),
         whitening=data.whitening,
         classes=data.classes,
         network=network,

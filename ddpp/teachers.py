@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from ddpp import ranks, store
 from ddpp.augment import augment, draw
 from ddpp.data import ImageData
-from ddpp.errors import Error
+from ddpp.errors import Error, differences
+from ddpp.identity import marks
 from ddpp.networks import Flat, NetworkConfig
 from ddpp.seeds import derive, generator
 
@@ -40,7 +41,8 @@ class TeacherConfig:
 
     def identity(self, data: ImageData) -> dict:
         """What makes a teacher what it is. Not count and epochs: more of either only adds to what is there."""
-        return {k: v for k, v in asdict(self).items() if k not in ("count", "epochs")} | {"data": data.identity}
+        own = {k: v for k, v in asdict(self).items() if k not in ("count", "epochs")} | {"data": data.identity}
+        return own | marks(network=self.network.name, augmentation=self.augment)
 
 
 class Teachers:
@@ -149,7 +151,10 @@ def _open(path: Path | None, meta: dict) -> Mapping[str, Tensor]:
         return {}
     stored = store.Lazy(path, KIND)
     if stored.meta != meta:
-        raise Error(f"{path} belongs to a teacher of another configuration or data set: choose another folder")
+        raise Error(
+            f"{path} belongs to a teacher of another configuration or data set ({differences(stored.meta, meta)}): "
+            "choose another folder"
+        )
     return stored
 
 
@@ -157,7 +162,7 @@ def _epoch(network, theta, data, config, rng) -> tuple[Tensor, Tensor]:
     """One pass over the training images in random order; returns the new parameters and the mean loss."""
     images, labels = data.train
     order = torch.randperm(len(labels), generator=rng).to(data.device)
-    total = torch.zeros((), device=data.device)
+    total = torch.zeros((), dtype=images.dtype, device=data.device)
     theta = theta.clone()
     for index in order.split(config.batch):
         x = images[index]

@@ -114,12 +114,14 @@ def begin(start: Split, config) -> Tensor:
     """The images that a run starts from: real ones, or noise."""
     if config.init == "real":
         return start.images.clone()
-    return torch.randn(start.images.shape, generator=generator(config.seed, "noise")).to(start.images)
+    return torch.randn(start.images.shape, generator=generator(config.seed, "noise"), dtype=start.images.dtype).to(
+        start.images
+    )
 
 
 def alpha(data: ImageData) -> Tensor:
     """The rate that goes with the images of a method that learns none."""
-    return torch.tensor(LEARNING_RATE, device=data.device)
+    return torch.tensor(LEARNING_RATE, dtype=torch.float32, device=data.device)
 
 
 def check(config) -> None:

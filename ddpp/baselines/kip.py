@@ -66,8 +66,8 @@ def distill(data: ImageData, network: NetworkConfig, config: KIPConfig, saving: 
             f"{needed / 2**30:.1f} GiB, and {there / 2**30:.1f} are there: lower target or depth, or use the kernel fc"
         )
     images = common.begin(start, config)
-    labels = centred(start.labels, classes).float() if config.learn_labels else start.labels
-    moments = lambda x: torch.zeros(2, *x.shape, device=x.device)
+    labels = centred(start.labels, classes) if config.learn_labels else start.labels
+    moments = lambda x: torch.zeros(2, *x.shape, dtype=torch.float32, device=x.device)
     state = State(0, images, labels, common.alpha(data), moments(images), moments(labels))
     return loop.run(
         data,
@@ -122,7 +122,7 @@ def check(config: KIPConfig) -> None:
 
 def centred(labels: Tensor, classes: int) -> Tensor:
     """Labels (N,) as vectors (N, classes) to regress on: one-hot less 1 / classes."""
-    return F.one_hot(labels, classes) - 1 / classes
+    return F.one_hot(labels, classes).float() - 1 / classes
 
 
 def loss(

@@ -1,0 +1,203 @@
+"""What a user brings under a name, and how it is known again: a file made with a function must not pass for one made
+with another function of the same name.
+
+Rules, augmentations, networks and methods are looked up by name in a Table. What ddpp itself put there is known by its
+name. Whatever is put there later also has a fingerprint: of its code, of the values and functions that this code uses,
+and of theirs. Teachers, checkpoints, results and accuracies carry it.
+"""
+
+import dataclasses
+import dis
+import functools
+import hashlib
+import json
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpp.errors import Error
+
+VERSION = "__ddpp_version__"
+LIBRARIES = tuple(str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("stdlib", "purelib", "platlib"))
+PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...))
+PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype, np.generic)
+NOT_CODE = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"}
+NOT_CODE |= {"__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__", "__parameters__"}
+
+TABLES: dict[str, "Table"] = {}  # by kind
+
+
+class Table(dict):
+    """Functions or classes of one kind by name, with those that were there from the start kept in mind."""
+
+    def __init__(self, kind: str, things: dict):
+        super().__init__(things)
+        self.kind, self._built_in = kind, dict(things)
+        TABLES[kind] = self
+
+    def marks(self, *names: str) -> dict[str, str]:
+        """{"KIND NAME": fingerprint} of those of the names that are not ddpp's own; empty for all that are."""
+        found = {f"{self.kind} {name}": self[name] for name in names if name in self}
+        own = {f"{self.kind} {name}": thing for name, thing in self._built_in.items()}
+        return {name: fingerprint(thing, name) for name, thing in found.items() if thing is not own.get(name)}
+
+    def marks_of_all(self) -> dict[str, str]:
+        """`marks` of the whole table, and its names in order where these are not ddpp's own."""
+        order = {} if list(self) == list(self._built_in) else {f"list of {self.kind}s": ", ".join(self)}
+        return self.marks(*self) | order
+
+
+def marks(**names: str) -> dict[str, dict[str, str]]:
+    """{"custom": ...}, to be added to an identity: what is not ddpp's own of the names, given as KIND=NAME; for
+    augmentation=True of all operations. Empty, and so no change to the identity, where all of it is ddpp's own."""
+    found: dict[str, str] = {}
+    for kind, name in names.items():
+        if kind == "augmentation":
+            found |= TABLES[kind].marks_of_all() if name else {}
+        elif kind in TABLES:
+            found |= TABLES[kind].marks(name)
+    return {"custom": found} if found else {}
+
+
+def custom(thing, version: str | int):
+    """`thing`, known by this version instead of by its code; for what has no code to be seen, or uses such values.
+
+    Change the version whenever the thing changes: files made with another version are not taken for its own.
+
+        RULES["mine"] = ddpp.custom(my_rule, version=2)
+    """
+    try:
+        setattr(thing, VERSION, str(version))
+    except (AttributeError, TypeError):  # a C function takes no attributes
+        thing = functools.partial(thing)
+        setattr(thing, VERSION, str(version))
+    return thing
+
+
+def fingerprint(thing, name: str = "this") -> str:
+    """A short name for what a function or class does: equal for equal code that uses equal values.
+
+    Raises Error where something that it uses cannot be seen through, and says how to give it a version instead.
+    """
+    if (version := getattr(thing, VERSION, None)) is not None:
+        return f"version {version}"
+    try:
+        text = json.dumps(_describe(thing, {}))
+    except _Unseen as e:
+        raise Error(
+            f"the {name} uses {e}, of which ddpp cannot tell whether it has changed: say which version it is, with "
+            "ddpp.custom(..., version=1), and give it another number whenever it changes"
+        ) from None
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class _Unseen(Exception):
+    """A value whose content has no fingerprint."""
+
+
+def _describe(value, seen: dict):
+    """A value in terms of JSON, by its content."""
+    if isinstance(value, PLAIN):
+        return f"{type(value).__name__} {value!r}"
+    if isinstance(value, (Tensor, np.ndarray)):
+        array = value.detach().cpu().resolve_conj().numpy() if isinstance(value, Tensor) else value
+        if array.dtype == object:
+            raise _Unseen("an array of Python objects")
+        return [str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
+    if (version := getattr(value, VERSION, None)) is not None:
+        return f"version {version}"
+    if id(value) in seen:  # it contains itself
+        return f"number {seen[id(value)]}"
+    seen[id(value)] = len(seen)
+    if isinstance(value, types.ModuleType):
+        return f"module {value.__name__}"
+    if isinstance(value, (list, tuple)):
+        return [type(value).__name__, *(_describe(item, seen) for item in value)]
+    if isinstance(value, (set, frozenset)):
+        return ["set", *sorted(json.dumps(_describe(item, seen)) for item in value)]
+    if isinstance(value, dict):
+        return ["dict", *([_describe(k, seen), _describe(v, seen)] for k, v in value.items())]
+    if _is_library(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, types.FunctionType):
+        return _function(value, seen)
+    if isinstance(value, type):
+        own = {key: item for key, item in vars(value).items() if key not in NOT_CODE}
+        return ["class", [_describe(base, seen) for base in value.__bases__], _describe(own, seen)]
+    if isinstance(value, (staticmethod, classmethod, types.MethodType)):
+        return [_describe(value.__func__, seen), _describe(getattr(value, "__self__", None), seen)]
+    if isinstance(value, property):
+        return ["property", *(_describe(part, seen) for part in (value.fget, value.fset, value.fdel))]
+    if isinstance(value, functools.partial):
+        return ["partial", *(_describe(part, seen) for part in (value.func, value.args, value.keywords))]
+    if dataclasses.is_dataclass(value) or (type(value).__module__ != "builtins" and hasattr(value, "__dict__")):
+        return ["object", _describe(type(value), seen), _describe(vars(value), seen)]
+    raise _Unseen(f"{getattr(value, '__name__', 'a value')}, a {type(value).__name__}")
+
+
+def _function(function: types.FunctionType, seen: dict):
+    used = {}
+    for code in _codes(function.__code__):
+        for name in dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"):
+            if name in function.__globals__:
+                used[name] = _with_attributes(function.__globals__[name], code.co_names, seen)
+    closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    return [
+        "function",
+        _code(function.__code__),
+        _describe([function.__defaults__, function.__kwdefaults__], seen),
+        [[name, _describe(cell.cell_contents, seen) if _filled(cell) else "empty"] for name, cell in closure.items()],
+        sorted(used.items()),
+    ]
+
+
+def _with_attributes(value, names: tuple[str, ...], seen: dict):
+    """A global value; of a user's own module also what the code may take from it."""
+    if isinstance(value, types.ModuleType) and not _in_library(value):
+        return [_describe(value, seen), [[n, _describe(getattr(value, n), seen)] for n in names if hasattr(value, n)]]
+    return _describe(value, seen)
+
+
+def _code(code: types.CodeType) -> list:
+    """What a code object does, without where it stands and what its text looks like."""
+    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return [code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars]
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A code object and those of the functions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _is_library(value) -> bool:
+    """Whether it is a function or class of the standard library, of ddpp, or of an installed package."""
+    if not (hasattr(value, "__module__") and hasattr(value, "__qualname__")):
+        return False
+    return value.__module__ is not None and _in_library(sys.modules.get(value.__module__))
+
+
+@functools.cache
+def _in_library(module: types.ModuleType | None) -> bool:
+    if module is None:
+        return False
+    top = module.__name__.partition(".")[0]
+    file = getattr(module, "__file__", None)
+    if top in ("ddpp", "builtins") or (top != "__main__" and top in sys.stdlib_module_names):
+        return True
+    return file is not None and str(Path(file).resolve()).startswith(LIBRARIES)

@@ -1,0 +1,273 @@
+"""What is registered under a name is known by its code: nothing made with another function is taken for its own."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ddpp
+from ddpp import DistillConfig, Error, NetworkConfig, Protocol, TeacherConfig, evaluate, load_data, selection
+from ddpp.augment import OPERATIONS
+from ddpp.cli import main
+from ddpp.experiments import Run, read_result, reproduce
+from ddpp.identity import fingerprint, marks
+from ddpp.methods import METHODS
+from ddpp.networks import ARCHITECTURES
+from ddpp.pipeline import run
+from ddpp.pruning import RULES
+from ddpp.recipes import recipe
+
+SCALE, TABLE = 2.0, torch.arange(3.0)
+
+
+def keeps(limit):
+    return lambda s, t, epsilon: s.abs() > limit
+
+
+def helper(x):
+    return x + 1
+
+
+def with_global(x):
+    return x * SCALE
+
+
+def with_helper(x):
+    return helper(x)
+
+
+def with_tensor(x):
+    return x + TABLE
+
+
+def inner(x):
+    def deep(y):
+        return y * SCALE
+
+    return deep(x)
+
+
+class Rule:
+    threshold = 0.1
+
+    def __init__(self, power):
+        self.power = power
+
+    def __call__(self, s, t, epsilon):
+        return (s.abs() ** self.power) > self.threshold
+
+
+# Fingerprints
+
+
+def test_equal_code_with_equal_values_is_the_same():
+    assert fingerprint(keeps(0.5)) == fingerprint(keeps(0.5))
+    assert fingerprint(Rule(2)) == fingerprint(Rule(2))
+    space = {}, {}
+    for one in space:  # as when a cell is run again, elsewhere in the notebook
+        exec(f"{'# a comment' * len(one)}\n\ndef f(x, k=3):\n    return x ** k", one)
+    assert fingerprint(space[0]["f"]) == fingerprint(space[1]["f"])
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (lambda x: x + 1, lambda x: x + 2),
+        (lambda x: x.abs(), lambda x: x.neg()),
+        (keeps(0.5), keeps(0.6)),
+        (lambda x, k=1: x * k, lambda x, k=2: x * k),
+        (lambda x, *, k=1: x * k, lambda x, *, k=2: x * k),
+        (Rule(2), Rule(3)),
+        (Rule(2).__call__, Rule(3).__call__),
+        (type("Net", (nn.Linear,), {}), type("Net", (nn.Linear,), {"bias": None})),
+        (type("Net", (nn.Module,), {}), type("Net", (nn.Linear,), {})),
+    ],
+)
+def test_other_code_or_other_values_are_another(one, other):
+    assert fingerprint(one) != fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    "function, name, value",
+    [
+        (with_global, "SCALE", 3.0),
+        (inner, "SCALE", 3.0),
+        (with_helper, "helper", lambda x: x - 1),
+        (with_tensor, "TABLE", torch.arange(3.0) + 1),
+        (with_tensor, "TABLE", np.arange(3.0)),
+    ],
+)
+def test_what_the_code_uses_counts(function, name, value, monkeypatch):
+    before = fingerprint(function)
+    monkeypatch.setitem(globals(), name, value)
+    assert fingerprint(function) != before
+
+
+def test_functions_of_a_module_of_ones_own_count(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for text in ("def f(x): return x", "def f(x): return 2 * x"):
+        (tmp_path / "mylib.py").write_text(text)
+        code = "import mylib, ddpp.identity\ndef rule(x): return mylib.f(x)\nprint(ddpp.identity.fingerprint(rule))"
+        run = [sys.executable, "-B", "-c", code]
+        found.append(subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    assert found[0] != found[1]
+
+
+def test_what_cannot_be_seen_through_asks_for_a_version():
+    generator = torch.Generator()
+    rule = lambda s, t, epsilon: torch.rand(s.shape, generator=generator) > epsilon
+    with pytest.raises(Error, match=r"a Generator, of which ddpp cannot tell.*ddpp.custom\(..., version=1\)"):
+        fingerprint(rule)
+    assert fingerprint(ddpp.custom(rule, version=1)) == "version 1"
+    assert fingerprint(ddpp.custom(rule, version=2)) == "version 2"
+    assert ddpp.custom(torch.relu, version="a")(torch.tensor(-1.0)) == 0  # a C function
+
+
+def test_a_function_that_calls_itself_is_no_endless_loop():
+    def down(x):
+        return down(x - 1) if x else 0
+
+    assert len(fingerprint(down)) == 16
+
+
+def test_names_of_ddpp_add_nothing_to_an_identity():
+    for table, kind in ((RULES, "rule"), (ARCHITECTURES, "network"), (METHODS, "method")):
+        assert all(marks(**{kind: name}) == {} for name in table)
+    assert marks(augmentation=True) == {}
+    assert marks(rule="not there") == {}
+
+
+def test_a_function_of_ddpp_that_is_replaced_is_no_longer_its_own(monkeypatch):
+    monkeypatch.setitem(RULES, "signed", keeps(0))
+    assert marks(rule="signed") == {"custom": {"rule signed": fingerprint(keeps(0))}}
+
+
+# The places where a file is looked up
+
+
+@pytest.fixture
+def data(npz):
+    return load_data(npz(), device="cpu")
+
+
+NETWORK = NetworkConfig(width=4, depth=2)
+TEACHERS = TeacherConfig(count=1, epochs=3, batch=20, network=NETWORK)
+CONFIG = DistillConfig(steps=3, student_steps=2, iterates=1, rule="mine", image_lr=1.0)
+
+
+class Small(nn.Sequential):
+    def __init__(self, channels, classes, image_size, hidden=4, **_):
+        super().__init__(
+            nn.Flatten(), nn.Linear(channels * image_size**2, hidden), nn.Tanh(), nn.Linear(hidden, classes)
+        )
+
+
+def test_a_checkpoint_of_a_rule_that_was_changed_is_refused(data, tmp_path, monkeypatch):
+    teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
+    path = tmp_path / "checkpoint"
+    go = lambda steps=3: ddpp.distill(data, teachers, replace(CONFIG, steps=steps), checkpoint=path, progress=False)
+    monkeypatch.setitem(RULES, "mine", keeps(0.01))
+    first = go()
+    monkeypatch.setitem(RULES, "mine", keeps(0.01))  # the cell is run again
+    assert torch.equal(go().images, first.images)
+    monkeypatch.setitem(RULES, "mine", keeps(0.2))
+    with pytest.raises(Error, match=r"other settings, data or teachers \(the rule mine has changed\)"):
+        go()
+    with pytest.raises(Error, match=r"config\.steps was 3 and is 4; the rule mine has changed"):
+        go(steps=4)
+
+
+def test_teachers_of_another_augmentation_or_network_are_not_taken(data, tmp_path, monkeypatch):
+    train = lambda config=TEACHERS: ddpp.train_teachers(data, config, tmp_path / "teachers", progress=False)
+    first, turn = train(), lambda x, u: x.flip(2)
+    monkeypatch.setitem(OPERATIONS, "turn", turn)
+    with pytest.raises(Error, match="the augmentation turn has changed; the list of augmentations has changed"):
+        train()
+    monkeypatch.undo()
+    assert torch.equal(train().snapshot(0, 3), first.snapshot(0, 3))
+    mine = replace(TEACHERS, network=NetworkConfig("mine"))
+    monkeypatch.setitem(ARCHITECTURES, "mine", Small)
+    one = ddpp.train_teachers(data, mine, tmp_path / "mine", progress=False)
+    monkeypatch.setitem(ARCHITECTURES, "mine", lambda **sizes: Small(**sizes, hidden=5))
+    with pytest.raises(Error, match="the network mine has changed"):
+        ddpp.train_teachers(data, mine, tmp_path / "mine", progress=False)
+    assert ddpp.train_teachers(data, mine, progress=False).network.size != one.network.size
+
+
+def test_a_whole_run_and_its_accuracies_are_those_of_the_rule_and_network(data, npz, tmp_path, monkeypatch):
+    real, scores = selection.random(data, 1, {"name": "mine", "width": 4, "depth": 1}, 0), tmp_path / "scores"
+    test = lambda: evaluate(real, data, repeats=1, protocol=Protocol(epochs=20), scores=scores, progress=False).mean
+    monkeypatch.setitem(ARCHITECTURES, "mine", Small)
+    test()
+    written = scores.read_text()
+    test()
+    assert scores.read_text() == written
+    monkeypatch.setitem(ARCHITECTURES, "mine", lambda **sizes: Small(**sizes, hidden=5))
+    test()
+    assert scores.read_text() != written
+
+    base = recipe("smoke", str(npz()))
+    small = replace(base, teachers=TEACHERS, distill=CONFIG, protocol=Protocol(epochs=2), repeats=1)
+    out = tmp_path / "out.safetensors"
+    go = lambda: run(small, out, device="cpu", progress=False, say=lambda line: None)
+    monkeypatch.setitem(RULES, "mine", keeps(0.01))
+    go()
+    assert ddpp.DistilledDataset.load(out).provenance["custom"] == {"rule mine": fingerprint(keeps(0.01))}
+    go()
+    monkeypatch.setitem(RULES, "mine", keeps(0.2))
+    with pytest.raises(Error, match=r"the result of another run \(the rule mine has changed\)"):
+        go()
+
+
+def test_a_result_of_a_rule_that_was_changed_is_not_the_new_ones(npz, tmp_path, monkeypatch):
+    base = recipe("smoke", str(npz()))
+    small = replace(base, teachers=TEACHERS, distill=CONFIG, protocol=Protocol(epochs=2), repeats=1)
+    todo, places = [Run("mine/one", small)], {"results": tmp_path / "results", "work": tmp_path / "work"}
+    go = lambda: reproduce(todo, **places, device="cpu", progress=False, say=lambda line: None)
+    monkeypatch.setitem(RULES, "mine", keeps(0.01))
+    assert len(go()) == 1
+    assert read_result(todo[0], places["results"])["custom"] == {"rule mine": fingerprint(keeps(0.01))}
+    monkeypatch.setitem(RULES, "mine", keeps(0.2))
+    with pytest.raises(Error, match=r"the result of other settings \(the rule mine has changed\)"):
+        go()
+
+
+def test_a_method_of_ones_own_carries_its_code(monkeypatch):
+    changed = replace(METHODS["random"], run=lambda *_: None)
+    monkeypatch.setitem(METHODS, "mine", changed)
+    first = marks(method="mine")["custom"]["method mine"]
+    monkeypatch.setitem(METHODS, "mine", replace(METHODS["random"], run=lambda *_: 1))
+    assert marks(method="mine")["custom"]["method mine"] != first
+
+
+# Files of earlier versions, made by commit 6636843
+
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+def test_files_made_before_there_were_fingerprints_are_the_same_runs_now(npz, tmp_path, capsys):
+    folder = tmp_path / "golden"
+    shutil.copytree(GOLDEN, folder)
+    small = f"""--data {npz()} --steps 6 --student-steps 3 --iterates 2 --repeats 1 --teachers.count 1
+        --teachers.epochs 3 --teachers.batch 20 --teachers.network.width 4 --teachers.network.depth 2
+        --protocol.epochs 2 --image-lr 5 --device cpu""".split()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["distill", *small, "--out", str(folder / "set.safetensors")]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert main(["distill", *small, "--out", str(folder / "stopped.safetensors")]) == 0
+    assert "going on from step 3 of 6" in capsys.readouterr().out
+    whole, resumed = (ddpp.DistilledDataset.load(folder / f"{name}.safetensors") for name in ("set", "stopped"))
+    assert torch.allclose(resumed.images, whole.images, atol=1e-3)  # on another processor the bits may differ
+    assert (folder / "teachers-dfcaac17" / "teacher_000.safetensors").read_bytes() in before.values()
+    learned = ddpp.DistilledDataset.load(folder / "kip.safetensors")
+    assert learned.loss == "squared error"
+    assert learned.labels.shape == (3, 3)

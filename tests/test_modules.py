@@ -1,0 +1,351 @@
+"""Any network is computed as it is, or refused with a sentence; and no convolution sees channels-last images."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddpp import Error, NetworkConfig, TeacherConfig, evaluate, load_data, networks, selection, train_teachers
+from ddpp.augment import OPERATIONS, Draw
+from ddpp.networks import ARCHITECTURES, Flat, accuracy, plain
+from ddpp.seeds import generator
+from ddpp.unroll import Updates, draw_updates, unroll
+
+SHAPE, CLASSES = (3, 8, 8), 4
+
+
+class PreActivation(nn.Module):
+    """A block that uses what its ReLU was given once more, as pre-activation networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.act = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()
+        self.conv, self.head = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.conv(self.act(x))
+        return self.head(x.mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """One layer that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.block(F.relu(self.block(F.relu(self.stem(x))))).mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """Two layers that share one parameter under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3), nn.Linear(3, CLASSES)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(self.second(F.gelu(self.first(x))).mean((2, 3)))
+
+
+class InPlace(nn.Module):
+    """Operations in place on values of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.head = nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        x = self.act(self.conv(x).add_(1)).clone().mul_(2)
+        return self.head(x.mean((2, 3)))
+
+
+class Constants(nn.Module):
+    """A buffer that is drawn at random once, and a matrix of parameters without a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("features", torch.randn(192, 32))
+        self.weight = nn.Parameter(torch.randn(32, CLASSES) / 6)
+
+    def forward(self, x):
+        return (x.flatten(1) @ self.features).cos() @ self.weight
+
+
+class BatchStatistics(nn.Sequential):
+    """Normalized by the statistics of the batch, without running ones."""
+
+    def __init__(self):
+        norm = nn.BatchNorm2d(6, track_running_stats=False)
+        super().__init__(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(216, CLASSES))
+
+
+class RunningAverages(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(216, CLASSES))
+
+
+class WithDropout(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Dropout(0.1), nn.Linear(192, CLASSES))
+
+
+class FunctionalDropout(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(192, CLASSES))
+
+    def forward(self, x):
+        return super().forward(F.dropout(x, 0.2))
+
+
+class SleepingDropout(nn.Sequential):
+    """Dropout in a network that is made for evaluation: it does nothing."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, CLASSES))
+        self.eval()
+
+
+class Frozen(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+        self[1].weight.requires_grad_(False)
+
+
+class Two(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(192, CLASSES))
+
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class OtherSize(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(3 * 16 * 16, CLASSES))
+
+
+class OtherClasses(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(192, 10))
+
+
+class Nothing(nn.Flatten):
+    pass
+
+
+class ChangesItsInput(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(192, CLASSES))
+
+    def forward(self, x):
+        x -= x.mean()
+        return super().forward(x)
+
+
+class Counts(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(192, CLASSES))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class Lazy(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.LazyLinear(CLASSES))
+
+
+class Double(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(192, CLASSES, dtype=torch.float64))
+
+
+class Fails(nn.Sequential):
+    def __init__(self):
+        raise KeyError("depth")
+
+
+COMPUTED = (PreActivation, Shared, Tied, InPlace, Constants, BatchStatistics, SleepingDropout)
+REFUSED = {
+    RunningAverages: "keeps running averages, 1: use GroupNorm",
+    WithDropout: "has dropout, 1",
+    FunctionalDropout: "other logits each time",
+    Frozen: "has a frozen parameter, 1.weight",
+    Two: "returns a tuple: it must return its logits alone",
+    OtherSize: "cannot take images of 3 x 8 x 8: RuntimeError",
+    OtherClasses: "returns the shape (2, 10) for 2 images of 4 classes",
+    Nothing: "has no parameters: there is nothing to train",
+    ChangesItsInput: "changes the images that it is given",
+    Counts: "changes its buffers",
+    Lazy: "whose size is not known yet, 1.weight",
+    Double: "of the type torch.float64, 1.weight",
+    Fails: "cannot be made: KeyError: 'depth'",
+}
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Puts a class among the architectures, as a user does, and gives its config."""
+
+    def put(kind, name="mine"):
+        monkeypatch.setitem(ARCHITECTURES, name, lambda **sizes: kind())
+        return NetworkConfig(name)
+
+    return put
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_a_network_is_computed_as_it_is(kind, register):
+    network = register(kind).build(SHAPE[0], CLASSES, SHAPE[1])
+    theta, x = network.initial(3), torch.randn(5, *SHAPE, generator=generator(0))
+    torch.manual_seed(0)
+    module = kind()  # its buffers are the network's: those of the seed 0
+    nn.utils.vector_to_parameters(theta, module.parameters())
+    assert torch.equal(network(theta, x), module(x))
+    wanted = torch.autograd.grad(F.cross_entropy(module(x), torch.arange(5) % CLASSES), list(module.parameters()))
+    theta.requires_grad_()
+    (found,) = torch.autograd.grad(F.cross_entropy(network(theta, x), torch.arange(5) % CLASSES), theta)
+    assert torch.equal(found, torch.cat([g.flatten() for g in wanted]))
+
+
+@pytest.mark.parametrize("kind", [*COMPUTED, nn.ReLU])
+def test_no_flag_of_a_module_is_changed(kind):
+    def flags(module):
+        return [{k: v for k, v in vars(m).items() if isinstance(v, (bool, int, float, str))} for m in module.modules()]
+
+    made = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES), nn.ReLU()) if kind is nn.ReLU else kind()
+    before = flags(made)
+    network = Flat(lambda: made)
+    network.check(SHAPE, CLASSES)
+    assert flags(made) == before
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_function_of_its_parameters_is_refused(kind, register, npz, tmp_path):
+    data = load_data(npz(classes=CLASSES, size=8, channels=3), device="cpu", zca=False)
+    config = TeacherConfig(count=1, epochs=1, network=register(kind))
+    with pytest.raises(Error, match=f"the network 'mine' .*{re.escape(REFUSED[kind])}"):
+        train_teachers(data, config, tmp_path / "teachers", progress=False)
+    assert not (tmp_path / "teachers").exists()
+
+
+@pytest.mark.parametrize("kind", [PreActivation, Tied, Constants])
+def test_the_engines_agree_on_networks_of_ones_own(kind, register):
+    network, rng = register(kind).build(SHAPE[0], CLASSES, SHAPE[1]), generator(0)
+    start = network.initial(0).double()
+    target = start + 0.1 * torch.randn(start.shape, generator=rng, dtype=torch.float64)
+    images = torch.randn(CLASSES, *SHAPE, generator=rng, dtype=torch.float64)
+    if kind is Constants:
+        network._module.double()  # in float64 its buffer has to be, too
+    problem = (network, start, images, torch.arange(CLASSES), torch.tensor(0.1, dtype=torch.float64))
+    updates, loss = draw_updates(CLASSES, None, 3, rng), lambda student: (student - target).square().sum()
+    one, other = (unroll(*problem, updates, loss, engine) for engine in ("autograd", "adjoint"))
+    assert one.grad_images.abs().max() > 0
+    for a, b in zip(one, other, strict=True):
+        assert float((a - b).norm() / b.norm()) < 1e-10
+
+
+def test_batch_statistics_are_taken_over_images_of_all_classes(register, npz):
+    """A test set in the order of its classes has batches of one class: their statistics would say which."""
+    data = load_data(npz(classes=CLASSES, size=8, channels=3, per_class=40), device="cpu", zca=False)
+    network = data.network(register(BatchStatistics))
+    assert network.mixes
+    assert not data.network(NetworkConfig(width=4, depth=2)).mixes
+    theta, (images, labels) = network.initial(0), data.train
+    for _ in range(60):
+        theta.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(network(theta, images), labels), theta)
+        theta = (theta - 0.1 * gradient).detach()
+    order = torch.randperm(len(data.test.labels), generator=generator(1))
+    in_order = accuracy(network, theta, *data.test, batch=40)
+    mixed = accuracy(network, theta, data.test.images[order], data.test.labels[order], batch=40)
+    assert abs(in_order - mixed) < 5
+    assert in_order > 90
+
+
+def test_one_network_is_made_once_and_another_of_its_name_anew(register):
+    one = register(PreActivation).build(SHAPE[0], CLASSES, SHAPE[1])
+    assert NetworkConfig(width=4).build(1, 2, 8) is NetworkConfig(width=4).build(1, 2, 8)
+    assert register(Shared).build(SHAPE[0], CLASSES, SHAPE[1]).shapes != one.shapes
+
+
+# How images lie in memory
+
+
+class Strides(TorchDispatchMode):
+    """Notes what convolutions are given, forwards and backwards, that lies in memory channel by channel of a pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolutions, self.odd = 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "convolution" in str(function):
+            self.convolutions += 1
+            given = [a for a in args if isinstance(a, torch.Tensor) and a.ndim == 4]
+            last = [a for a in given if a.is_contiguous(memory_format=torch.channels_last) and plain(a) is not a]
+            self.odd += [(str(function), tuple(a.shape), a.stride()) for a in last]
+        return function(*args, **(kwargs or {}))
+
+
+def watched(name, channels, size=32):
+    """The strides that reach convolutions in a step of the student and back, for each augmentation."""
+    network, watch, rng = NetworkConfig(name, 8).build(channels, 2, size), Strides(), generator(0)
+    start, labels, alpha = network.initial(0), torch.arange(2), torch.tensor(0.01)
+    images = torch.randn(2, channels, size, size, generator=rng)
+    last = torch.randn(2, size, size, channels, generator=rng).permute(0, 3, 1, 2)
+    with watch:
+        for operation in (None, *OPERATIONS):
+            how = None if operation is None else Draw(operation, torch.rand(2, 3, generator=rng))
+            for x in (images, last):
+                one = (start, x, labels, alpha, Updates([torch.arange(2)] * 2, [how] * 2))
+                for engine in ("autograd", "adjoint"):
+                    unroll(network, *one, lambda student: student.square().sum(), engine)
+        accuracy(network, start, last, labels)
+    return watch
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_convolution_sees_channels_last_images(name, channels):
+    watch = watched(name, channels)
+    assert watch.convolutions > 100
+    assert watch.odd == []
+
+
+def test_without_the_guard_they_would(monkeypatch):
+    monkeypatch.setattr(networks, "plain", lambda images: images)
+    assert watched("resnet18", 3).odd
+
+
+def test_plain_images_are_passed_on_and_others_are_copied():
+    images = torch.randn(4, 3, 5, 5)
+    assert plain(images) is images
+    assert plain(images[1:2]).data_ptr() == images[1:2].data_ptr()
+    one = torch.randn(4, 5, 5, 1).permute(0, 3, 1, 2)
+    assert one.is_contiguous() and one.is_contiguous(memory_format=torch.channels_last)
+    assert plain(one).stride() == (25, 25, 5, 1)
+    assert torch.equal(plain(one), one)
+    x = images.permute(0, 1, 3, 2).requires_grad_()
+    plain(x).square().sum().backward()
+    assert torch.equal(x.grad, 2 * x)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_loaded_images_lie_in_memory_as_new_ones_do(channels, npz):
+    for zca in (True, False):
+        data = load_data(npz(size=8, channels=channels), device="cpu", zca=zca)
+        for split in (data.train, data.validation, data.test):
+            assert split.images.stride() == (channels * 64, 64, 8, 1)
+    real = selection.random(data, 1, {"name": "convnet", "width": 4, "depth": 1}, 0)
+    assert real.images.stride() == (channels * 64, 64, 8, 1)
+    assert evaluate(real, data, repeats=1, progress=False).mean >= 0
