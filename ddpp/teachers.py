@@ -162,7 +162,7 @@ def _epoch(network, theta, data, config, rng) -> tuple[Tensor, Tensor]:
     """One pass over the training images in random order; returns the new parameters and the mean loss."""
     images, labels = data.train
     order = torch.randperm(len(labels), generator=rng).to(data.device)
-    total = torch.zeros((), dtype=images.dtype, device=data.device)
+    total = images.new_zeros(())
     theta = theta.clone()
     for index in order.split(config.batch):
         x = images[index]

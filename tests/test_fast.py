@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from ddpp import fast
 from ddpp.augment import OPERATIONS, Draw
 from ddpp.data import find_device
-from ddpp.networks import NetworkConfig
+from ddpp.networks import ConvNet, Flat, NetworkConfig
 from ddpp.pruning import RULES, matching_loss
 from ddpp.seeds import generator
 from ddpp.unroll import ENGINES, Updates, choose_engine, draw_updates, unroll
@@ -25,8 +25,7 @@ FIELDS = ("student", "loss", "grad_images", "grad_alpha")
 
 
 def make_network(width=4):
-    build = NetworkConfig.build.__wrapped__  # anew, not the one of another test
-    return build(NetworkConfig(width=width, depth=1), 3, CLASSES, SIZE)
+    return Flat(partial(ConvNet, 3, CLASSES, width, depth=1, image_size=SIZE))  # anew, not the one of another test
 
 
 @pytest.fixture(scope="module", autouse=True)
