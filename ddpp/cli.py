@@ -134,8 +134,8 @@ class EvaluateCommand:
         source = distilled.provenance.get("data", {})
         made_from = source.get("name")
         if self.data is None and made_from not in SHA256:
-            what = f"was distilled from '{made_from}', a file of your own" if made_from else "does not say its data"
-            raise Error(f"{self.file} {what}: say where they are with --data")
+            what = f"was distilled from '{made_from}', a file of your own" if made_from else "does not name its data set"
+            raise Error(f"{self.file} {what}: say where it is with --data")
         data = load_data(
             self.data or made_from,
             root=self.root,

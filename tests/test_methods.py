@@ -1,6 +1,7 @@
 """The rivals: what they match, by something independent; and all methods through one door."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -350,3 +351,53 @@ def test_a_kernel_that_does_not_fit_is_refused_before_any_step(data, monkeypatch
     monkeypatch.setattr(kip, "room", lambda device: 2**20)
     with pytest.raises(Error, match=r"takes about .* GiB, and 0.0 are there: lower target or depth"):
         METHODS["kip"].run(data, NETWORK, small("kip", kernel="conv", depth=3), Saving(progress=False))
+
+
+TINY = """--teachers.count 1 --teachers.epochs 3 --teachers.batch 16 --teachers.network.width 4 --repeats 1
+    --protocol.epochs 4 --device cpu""".split()
+FEW = "--steps 2 --iterates 1".split()
+OPTIONS = {
+    **{key: [*FEW, "--student-steps", "2"] for key in ("ddpp", "mtt", "iadd")},
+    **{key: [*FEW, "--outer", "2", "--inner", "2", "--batch-real", "8"] for key in ("dc", "dsa")},
+    "dm": [*FEW, "--batch-real", "8", "--init", "noise"],
+    "cafe": [*FEW, *"--batch-real 8 --queries 4 --window 2 --most 2".split()],
+    "kip": [*FEW, "--target", "20", "--learn-labels"],
+    "random": [],
+    "herding": ["--epochs", "3"],
+    "forgetting": ["--epochs", "3"],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_callers_default_type_changes_no_bit(name, npz, tmp_path):
+    made, path = [], npz()
+    for dtype in (torch.float32, torch.float64):
+        out = tmp_path / str(dtype) / "set.safetensors"
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            line = ["distill", "--method", name, "--data", str(path), "--out", str(out), *TINY, *OPTIONS[name]]
+            assert main(line) == 0
+        finally:
+            torch.set_default_dtype(before)
+        made.append((out.read_bytes(), json.loads(out.with_suffix(".json").read_text())["distilled"]))
+        made[-1] += tuple(p.read_bytes() for p in sorted(out.parent.rglob("teacher_*")))
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+    "method, option, words",
+    [
+        ("mtt", ["--rule", "signed"], "rule is signed, but mtt has none, or it would be another method"),
+        ("mtt", ["--rule", "random"], "rule is random, but mtt has none"),
+        ("dc", ["--augment"], "augment is True, but dc has False"),
+        ("dsa", ["--no-augment"], "augment is False, but dsa has True"),
+        ("iadd", ["--rule", "signed"], "IADD prunes nothing"),
+    ],
+)
+def test_a_method_is_not_run_under_the_name_of_another(method, option, words, npz, tmp_path, capsys):
+    out = tmp_path / "runs" / "set.safetensors"
+    line = ["distill", "--method", method, "--data", str(npz()), "--out", str(out), *TINY, *option]
+    assert main(line) == 1
+    assert words in capsys.readouterr().err
+    assert not out.parent.exists()
