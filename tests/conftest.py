@@ -13,6 +13,17 @@ import pytest
 matplotlib.use("Agg")
 
 
+def pytest_collection_modifyitems(items):
+    """Where tests run in several processes, those that share something which is made once stay in one of them."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs
+        shared = [name for name, made in fixtures.items() if made[-1].scope == "module"]
+        if "mistake" in item.fixturenames:  # of one assignment, whose solution runs once
+            shared = [item.callspec.params["name"]]
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__}-{'-'.join(sorted(shared))}"))
+
+
 @pytest.fixture
 def npz(tmp_path):
     """Writes an .npz of images that are noise around one pattern per class; returns its path."""
