@@ -13,6 +13,7 @@ import pytest
 matplotlib.use("Agg")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Where tests run in several processes, those that share something which is made once stay in one of them."""
     for item in items:
