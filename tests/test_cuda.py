@@ -94,12 +94,14 @@ def test_a_distillation_and_its_evaluation_are_the_same_on_a_gpu(path, cuda, eng
     assert score.final == pytest.approx(on_cpu[2].final)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_prunes_there(path, cuda, rule):
     _, there, _ = make(path, **vars(replace(CONFIG, steps=1, student_steps=2, rule=rule)))
     assert torch.isfinite(there.history["loss"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "ddpp"])
 def test_every_rival_works_there(path, cuda, name):
     matching = {"steps": 2, "student_steps": 3} if issubclass(METHODS[name].config, DistillConfig) else {}
