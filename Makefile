@@ -5,6 +5,8 @@ BIN := .venv/bin
 READY := .venv/ready
 # As many tests at a time as there are cores, each on one core; more than four would need much memory.
 PARALLEL := -n logical --maxprocesses 4
+# Threads that wait do not spin: where other programs want the cores, too, spinning made a step 20 times slower.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: distill test check book lab lint notebooks assignments pages links address smoke-results ipc-results class clean
 
