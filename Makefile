@@ -18,7 +18,7 @@ test: $(READY)  ## the module's tests, then the notebooks' cells against their s
 	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup --cov=ddpp --cov-report=term-missing:skip-covered --cov-fail-under=90 $(OPTIONS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
 
-check: lint  ## what takes no more than a minute and a half: the style, and the tests that are not slow
+check: lint  ## the style, and the tests that are not slow: about a minute
 	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup -m "not slow" $(OPTIONS)
 
 book: $(READY)  ## build the HTML from the notebooks with their stored outputs, warnings as errors
