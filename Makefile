@@ -1,17 +1,33 @@
-# The two commands of this project: make book, make test. PYTHON chooses the interpreter (3.11, 3.12 or 3.13).
+# Begin with make distill. PYTHON chooses the interpreter (3.11, 3.12 or 3.13), OPTIONS are added to what a target runs.
 PYTHON ?= python3
+OPTIONS ?=
 BIN := .venv/bin
 READY := .venv/ready
+# As many tests at a time as there are cores, each on one core; more than four would need much memory.
+PARALLEL := -n logical --maxprocesses 4
+# Threads that wait do not spin: where other programs want the cores, too, spinning made a step 20 times slower.
+export OMP_WAIT_POLICY ?= passive
 
-.PHONY: book test lint notebooks assignments pages links address smoke-results ipc-results class clean
+.PHONY: distill test check book lab lint notebooks assignments pages links address smoke-results ipc-results class clean
+
+distill: $(READY)  ## ten images from the 5,000 that come with the project, compared with real ones; stopped, it goes on
+	$(BIN)/ddpp distill --profile smoke --out runs/smoke.safetensors $(OPTIONS)
+	$(BIN)/ddpp show runs/smoke.safetensors --progress runs/progress.png
+
+test: $(READY)  ## the module's tests, then the notebooks' cells against their stored outputs
+	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup --cov=ddpp --cov-report=term-missing:skip-covered --cov-fail-under=90 $(OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
+
+check: lint  ## the style, and the tests that are not slow: about a minute
+	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup -m "not slow" $(OPTIONS)
 
 book: $(READY)  ## build the HTML from the notebooks with their stored outputs, warnings as errors
 	$(BIN)/jupyter-book build . --nitpick --warningiserror --keep-going
+	$(BIN)/python book/built.py
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
-test: $(READY)  ## the module's tests, then the notebooks' cells against their stored outputs
-	$(BIN)/python -m pytest --cov=ddpp --cov-report=term-missing:skip-covered --cov-fail-under=90
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
+lab: $(READY)  ## JupyterLab, to run the chapters and change them
+	$(BIN)/jupyter-lab notebooks $(OPTIONS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -60,8 +76,9 @@ clean:
 	rm -rf _build .venv notebooks/runs
 
 $(READY): requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else f"Python 3.11, 3.12 or 3.13 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else f"Python 3.11, 3.12 or 3.13 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	@echo "Setting up .venv, once. On Linux it takes about 6 GB, because of PyTorch's CUDA libraries; UV_TORCH_BACKEND=cpu avoids them."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements.txt
 	touch $(READY)

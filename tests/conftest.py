@@ -2,8 +2,10 @@
 
 import os
 import signal
+from functools import partial
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: on problems this small, threads only wait for one another
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else it starts processes of its own, which import torch
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a script that starts the tests with & has it ignored
 
 import matplotlib
@@ -13,20 +15,37 @@ import pytest
 matplotlib.use("Agg")
 
 
+SLOW = {"graded", "handed_in", "course", "mistake", "smoke"}  # tests that ask for one of these take long
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """Where tests run in several processes, those that share something which is made once stay in one of them."""
+    for item in (item for item in items if isinstance(item, pytest.Function)):  # not the cells of notebooks
+        if SLOW & {*item.fixturenames}:
+            item.add_marker(pytest.mark.slow)
+        fixtures = item._fixtureinfo.name2fixturedefs
+        shared = [name for name, made in fixtures.items() if made[-1].scope == "module"]
+        if "mistake" in item.fixturenames:  # of one assignment, whose solution runs once
+            shared = [item.callspec.params["name"]]
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__}-{'-'.join(sorted(shared))}"))
+
+
+def write_npz(folder, classes=3, size=12, channels=1, per_class=20, name="mine", **changes):
+    """An .npz of images that are noise around one pattern per class; returns its path."""
+    rng = np.random.default_rng(0)
+    patterns = rng.random((classes, size, size, channels))
+    arrays = {}
+    for part in ("train", "test"):
+        y = np.repeat(np.arange(classes), per_class)
+        noise = rng.normal(0, 0.3, (len(y), size, size, channels))
+        arrays |= {f"x_{part}": np.uint8(255 * np.clip(patterns[y] + noise, 0, 1)), f"y_{part}": y}
+    path = folder / f"{name}.npz"
+    np.savez(path, **arrays | changes)
+    return path
+
+
 @pytest.fixture
 def npz(tmp_path):
-    """Writes an .npz of images that are noise around one pattern per class; returns its path."""
-
-    def write(classes=3, size=12, channels=1, per_class=20, name="mine", **changes):
-        rng = np.random.default_rng(0)
-        patterns = rng.random((classes, size, size, channels))
-        arrays = {}
-        for part in ("train", "test"):
-            y = np.repeat(np.arange(classes), per_class)
-            noise = rng.normal(0, 0.3, (len(y), size, size, channels))
-            arrays |= {f"x_{part}": np.uint8(255 * np.clip(patterns[y] + noise, 0, 1)), f"y_{part}": y}
-        path = tmp_path / f"{name}.npz"
-        np.savez(path, **arrays | changes)
-        return path
-
-    return write
+    return partial(write_npz, tmp_path)

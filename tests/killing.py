@@ -3,7 +3,8 @@
     python killing.py KILLS SECONDS OUT COMMAND ...
 
 Each run is a fork of this process, which has only imported ddpp, so that a run costs no start-up. Delays are drawn
-from 0 ... SECONDS, and a run that was killed is continued by the next. When one finishes, its output is kept as
+from 0 ... SECONDS, which double where four in a row hit the teachers: the machine is busier than it was. A run that was
+killed is continued by the next. When one finishes, its output is kept as
 OUT.1, OUT.2, ... and the next starts from nothing. Prints which stage each kill hit.
 """
 
@@ -20,7 +21,7 @@ import matplotlib.pyplot  # noqa: F401  imported once, not in every run
 from ddpp.cli import main
 
 kills, seconds, out, command = int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
-rng, done, finished = random.Random(0), 0, 0
+rng, done, finished, hits = random.Random(0), 0, 0, []
 
 
 def stage() -> str:
@@ -41,6 +42,9 @@ while done < kills or not out.exists():
     if os.WIFSIGNALED(status):
         done += 1
         print(hit, flush=True)
+        hits.append(hit)
+        if hits[-4:] == ["teachers"] * 4:
+            seconds *= 2
     elif os.WEXITSTATUS(status):
         sys.exit(f"a run after {done} kills ended with exit code {os.WEXITSTATUS(status)}")
     if out.exists():

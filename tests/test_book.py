@@ -1,15 +1,19 @@
 """The notebooks are ready to be read and opened anywhere, and the code that they show is the module's own."""
 
 import ast
+import os
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +24,7 @@ COLUMNS, LINES = 79, 35  # of a code cell: it must not scroll sideways, and must
 ALT = 20  # characters: a text that says what there is to see is not shorter
 
 address = SimpleNamespace(**runpy.run_path(str(ROOT / "book" / "address.py")))
+built = SimpleNamespace(**runpy.run_path(str(ROOT / "book" / "built.py")))
 
 
 def code_cells(path):
@@ -97,6 +102,49 @@ def test_a_notebook_without_the_two_cells_is_named(copy):
     nbformat.write(new_notebook(), copy / "notebooks" / "01_it.ipynb")
     with pytest.raises(ValueError, match=r"01_it\.ipynb has no cell with the id colab-badge or colab-install"):
         address.stale(copy)
+
+
+# What is built
+
+
+@pytest.fixture
+def html(tmp_path):
+    """A folder as a build leaves it: every page of _toc.yml, and the first one."""
+    text = re.findall(r"(?:root|file): (\S+)", (ROOT / "_toc.yml").read_text())
+    for name in ["index", *text]:
+        page = tmp_path / "html" / f"{name}.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text("<p>word</p>" * 2000)
+    return tmp_path / "html"
+
+
+def test_a_book_with_all_its_pages_is_complete(html):
+    pages = built.entries(yaml.safe_load((ROOT / "_toc.yml").read_text()))
+    assert {path.stem for path in NOTEBOOKS} <= {Path(page).name for page in pages}
+    assert len(set(pages)) == len(pages) == len(list(html.rglob("*.html"))) - 1
+    assert built.problems(html) == []
+
+
+def test_a_page_that_is_missing_empty_or_of_yesterday_is_named(html, tmp_path):
+    (html / "index.html").unlink()
+    (html / "book" / "using.html").unlink()
+    (html / "book" / "api.html").write_text("<html></html>")
+    os.utime(html / "book" / "index.html", (0, 0))
+    wrong = {line.removeprefix(f"{html}/") for line in built.problems(html)}
+    assert wrong == {
+        "index.html is missing",
+        "book/using.html is missing",
+        "book/api.html is nearly empty",
+        "book/index.html is older than its source",
+    }
+
+
+def test_a_build_that_made_nothing_fails(tmp_path):
+    command = [sys.executable, str(ROOT / "book" / "built.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("The book is not complete:\n")
+    assert done.stderr.count(" is missing") == len(NOTEBOOKS) + len(list((ROOT / "book").glob("*.md"))) + 1
 
 
 # What is stored in the notebooks

@@ -1,6 +1,7 @@
 """The numbers that the pages print are those of the committed results."""
 
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -25,6 +26,20 @@ def test_the_readmes_table_is_what_the_smoke_runs_left():
         assert sum(report["seconds"].values()) < 180
         seed = report["recipe"]["distill"]["seed"]
         assert f"| {seed} | {show(real)} | {show(final)} | {gain:+.1f} | {show(chosen)} |" in README
+
+
+def test_the_commands_of_the_readme_and_the_book_are_there():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    assert set(re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split()) == targets
+    pages = [ROOT / "README.md", ROOT / ".ci" / "run", *(ROOT / "book").glob("*.md")]
+    pages += (ROOT / ".github" / "workflows").glob("*.yml")
+    for page in pages:
+        named = set(re.findall(r"(?:`|^|run: |command: |=cpu )make ([a-z-]+)", page.read_text(), re.M))
+        assert named <= targets, page
+    first = re.search(r"```sh\n(.*?)```", README, re.S)[1]
+    assert [line.split()[1] for line in first.splitlines()] == ["distill", "test", "book", "lab"]
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 def test_the_readme_says_what_the_runs_on_a_cpu_reached():

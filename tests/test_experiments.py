@@ -180,6 +180,7 @@ def test_it_stops_when_the_minutes_are_over(npz, places, quiet):
             reproduce(todo, minutes=minutes, **quiet)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_in_the_same_results(npz, tmp_path):
     data = npz()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -198,6 +199,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_results(npz, tmp_path):
     assert not list(killed.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_several_at_a_time_end_in_the_same_results_as_one(npz, tmp_path):
     todo = [replace(each, name=f"{each.name}-seed0") for each in tiny_runs(npz(size=16), steps=20)]
     todo += elsewhere(todo[1], "table3", [NetworkConfig("resnet18", width=8)])
@@ -215,6 +217,7 @@ def test_several_at_a_time_end_in_the_same_results_as_one(npz, tmp_path):
             reproduce(todo, **places[1], jobs=jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_that_fails_says_why_and_the_others_go_on(npz, places, capfd, jobs):
     good, other = tiny_runs(npz())
@@ -229,6 +232,7 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(npz, places, capfd, jobs
     assert reproduce([], **places, jobs=jobs) == []
 
 
+@pytest.mark.slow
 def test_what_would_stop_all_runs_stops_at_once(places, capfd):
     todo = tiny_runs("nowhere.npz")
     with pytest.raises(Error, match=r"there is no file nowhere\.npz"):
@@ -257,6 +261,7 @@ def until(done, process, seconds=120):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL, "minutes"])
 def test_several_at_a_time_stop_together_and_save(npz, places, end):
     data, steps, minutes = npz(), 10**6, 0.7 if end == "minutes" else None

@@ -72,6 +72,7 @@ def twice(operation):
 # The same results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("size, batch", [(4, None), (6, BATCH)])
 @pytest.mark.parametrize("rule", ["signed", "magnitude"])
@@ -86,12 +87,14 @@ def test_the_compiled_engine_agrees_with_the_others(network, steps, size, batch,
     assert max(differences(compiled, autograd)) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", [None, *OPERATIONS])
 def test_it_agrees_through_every_augmentation(network, operation):
     compiled, adjoint = (solve(network, engine, twice(operation)) for engine in ("compiled", "adjoint"))
     assert max(differences(compiled, adjoint)) < 1e-10
 
 
+@pytest.mark.slow
 def test_in_single_precision_it_is_right_to_single_precision(network, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # all but the slow C++ compiler
     updates = draw_updates(6, BATCH, 5, generator(1, "updates"))
@@ -126,6 +129,7 @@ def test_rounding_is_no_reason_to_give_up_whatever_the_rule(monkeypatch):
             solve(make_network(), "compiled", updates, epsilon=0.3, rule=rule)
 
 
+@pytest.mark.slow
 def test_a_second_step_compiles_nothing(network):
     updates = draw_updates(6, BATCH, 5, generator(1, "updates"))
     solve(network, "compiled", updates)
@@ -136,6 +140,7 @@ def test_a_second_step_compiles_nothing(network):
     assert counters["stats"]["unique_graphs"] == before
 
 
+@pytest.mark.slow
 def test_a_process_may_go_on_to_any_number_of_networks(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the limit is not the backend's
     before = counters["stats"]["unique_graphs"]
@@ -194,6 +199,7 @@ def test_where_it_fails_it_says_so_once_and_adjoint_takes_its_place(monkeypatch,
         assert all(torch.equal(getattr(result, field), getattr(adjoint, field)) for field in FIELDS)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_a_step_is_made_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing is compiled yet
     no_compiler = config.patch({"cpp.cxx": (None, "/nonexistent")})

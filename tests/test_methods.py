@@ -256,6 +256,7 @@ def test_iadd_begins_as_mtt_and_its_weights_are_a_part_of_the_state(data, tmp_pa
             METHODS["iadd"].check(small("iadd", **{name: value}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_goes_through_the_same_door(npz, name, tmp_path, capsys):
     out = tmp_path / "set.safetensors"

@@ -136,6 +136,7 @@ def test_images_too_small_are_refused_before_any_work(name, size, least, npz, tm
 # Where the ConvNet is used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, size", [("alexnet", 16), ("vgg11", 32), ("resnet18", 16)])
 def test_the_engines_agree_on_every_architecture(name, size, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes minutes
@@ -154,6 +155,7 @@ def test_the_engines_agree_on_every_architecture(name, size, monkeypatch):
             assert float((a - b).norm() / b.norm()) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_architecture_learns_from_a_set_made_with_the_convnet(name, npz):
     data = load_data(npz(size=32), device="cpu", zca=False)
@@ -176,6 +178,7 @@ def test_a_set_is_tested_on_its_own_network_unless_another_is_named(npz, monkeyp
         evaluate(real, data, width=0, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_command_line_takes_every_architecture(name, npz, tmp_path, capsys):
     data, out = str(npz(size=32, per_class=4)), tmp_path / "out.safetensors"

@@ -87,6 +87,7 @@ def network(kind, x, depth, width, rng):
     return h.flatten(), parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, depth, width, size, inits", [("fc", 1, 4000, 4, 10), ("fc", 2, 1000, 4, 20), ("conv", 2, 300, 6, 8)]
 )

@@ -34,6 +34,7 @@ def alone(npz, tmp_path):
     return data, out.read_bytes()
 
 
+@pytest.mark.slow
 def test_two_ranks_distil_the_same_images_as_one_process(alone, tmp_path):
     data, want = alone
     out = tmp_path / "two" / "set.safetensors"
@@ -45,6 +46,7 @@ def test_two_ranks_distil_the_same_images_as_one_process(alone, tmp_path):
     assert out.with_suffix(".json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_started_again_and_the_run_goes_on(npz, tmp_path):
     data, out = npz(), tmp_path / "killed" / "set.safetensors"
     checkpoint = Path(f"{out}.checkpoint")
@@ -79,7 +81,7 @@ def test_what_several_processes_cannot_do_they_say_before_any_work(monkeypatch, 
     assert main(["reproduce", "--results", str(tmp_path), "--work", str(tmp_path)]) == 1
     assert "only teachers and distill can be shared out by torchrun" in capsys.readouterr().err
     with pytest.raises(Error, match="share their teachers through a folder: say which"):
-        train_teachers(load_data(device="cpu"), TeacherConfig(count=2, epochs=1))
+        train_teachers(load_data(device="cpu", zca=False), TeacherConfig(count=2, epochs=1))
 
 
 def test_several_trajectories_average_their_gradients():

@@ -1,5 +1,6 @@
 """A run can be stopped at any moment, in any way, and goes on to the same bits."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_npz
 
 from ddpp import store
 from ddpp.cli import main
@@ -23,15 +25,24 @@ def command(data, out):
     return ["distill", "--data", str(data), "--out", str(out), *SETTINGS]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The data, the folder of an uninterrupted run, and how long it took."""
+    folder = tmp_path_factory.mktemp("finished")
+    data, began = write_npz(folder), time.monotonic()
+    assert main(command(data, folder / "whole" / "set.safetensors")) == 0
+    return data, folder / "whole", time.monotonic() - began
+
+
 @pytest.fixture
-def whole(npz, tmp_path):
-    """The data, the bytes of an uninterrupted run, and how long it took."""
-    data, out = npz(), tmp_path / "whole" / "set.safetensors"
-    began = time.monotonic()
-    assert main(command(data, out)) == 0
-    return data, out.read_bytes(), time.monotonic() - began
+def whole(finished, tmp_path):
+    """The data, the bytes of an uninterrupted run, and how long it took; a copy of its files is in tmp_path / whole."""
+    data, folder, seconds = finished
+    shutil.copytree(folder, tmp_path / "whole")
+    return data, (folder / "set.safetensors").read_bytes(), seconds
 
 
+@pytest.mark.slow
 def test_killed_at_20_random_moments_it_ends_in_the_same_bits(whole, tmp_path):
     data, want, seconds = whole
     out = tmp_path / "killed" / "set.safetensors"
@@ -48,6 +59,7 @@ def test_killed_at_20_random_moments_it_ends_in_the_same_bits(whole, tmp_path):
     assert not list(out.parent.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):
     data, want, _ = whole
     out = tmp_path / "stopped" / "set.safetensors"

@@ -1,7 +1,6 @@
 """The whole product from the command line, on data of one's own and on the bundled sample."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ def size_of(path):
         return image.size
 
 
+@pytest.mark.slow
 def test_one_channel_28x28_of_8_classes_goes_all_the_way(npz, tmp_path, capsys):
     names = np.array([f"kind {i}" for i in range(8)])
     data = npz(classes=8, size=28, per_class=12)
@@ -72,10 +72,7 @@ def smoke(tmp_path_factory):
     """The smoke profile on the bundled sample with one teacher and half the steps; returns the file and the report."""
     out = tmp_path_factory.mktemp("smoke") / "set.safetensors"
     short = "--steps 40 --iterates 2 --repeats 3 --teachers.count 1 --device cpu --protocol.epochs 100".split()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count())
     assert main(["distill", "--profile", "smoke", *short, "--out", str(out)]) == 0
-    torch.set_num_threads(threads)
     return out, json.loads(out.with_suffix(".json").read_text())
 
 
@@ -108,6 +105,7 @@ def test_the_six_lines_reach_the_accuracy_of_evaluate(smoke):
     assert abs(np.mean(scores) - np.mean(final)) < max(2 * spread, 3)
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_it_lacks():
     code = "import sys; sys.modules['tyro'] = None; import ddpp; import ddpp.cli"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -138,6 +136,7 @@ def test_the_papers_recipes_are_the_papers():
     assert recipe("smoke").stored_teachers().epochs == 3
 
 
+@pytest.mark.slow
 def test_the_bench_compares_the_engines(capsys):
     result = bench((1, 2), width=8, images=4, rounds=1, device="cpu")
     printed = capsys.readouterr().out

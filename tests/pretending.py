@@ -1,0 +1,146 @@
+"""A GPU where there is none: tensors compute on the CPU, but say that they are on "cuda", and refuse to be mixed.
+
+PyTorch's own fake tensors have no values, and cannot be differentiated where no GPU is. Here each storage is either
+here or there, and operations follow CUDA's rules: all their tensors are in one place, but a number without dimensions
+or the indices of x[...] may come from the CPU; random numbers need a generator of the device; NumPy sees the CPU only.
+"""
+
+import contextlib
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+BETWEEN = {aten.copy_, aten._to_copy}
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+class Storages:
+    """Which storages are there. They are kept, so that no other gets the address of one that is gone."""
+
+    def __init__(self):
+        self.kept = {}
+        self.ambient = False  # where an operation makes a tensor of its own, as the grid of a rotation
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return _storage(tensor)._cdata in self.kept
+
+    def place(self, tensor: Tensor, there: bool) -> Tensor:
+        storage = _storage(tensor)
+        if there:
+            self.kept[storage._cdata] = storage
+        else:
+            self.kept.pop(storage._cdata, None)
+        return tensor
+
+    def any(self, values) -> bool:
+        return any(tensor in self for tensor in tensors(values))
+
+
+class Functions(TorchFunctionMode):
+    """What Python asks of PyTorch: devices as arguments and as answers."""
+
+    def __init__(self, storages: Storages):
+        super().__init__()
+        self.storages = storages
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs, name = dict(kwargs or {}), getattr(function, "__name__", "")
+        if function == Tensor.device.__get__:
+            own = function(*args)
+            return CUDA if own == CPU and args[0] in self.storages else own
+        if function == Tensor.is_cuda.__get__:
+            return args[0] in self.storages
+        if function in (Tensor.numpy, Tensor.__array__) and args[0] in self.storages:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        if name in ("to", "cpu", "cuda") and isinstance(args[0], Tensor):
+            return self._moved(function, name, args, kwargs)
+        before, self.storages.ambient = self.storages.ambient, self.storages.any((args, kwargs))
+        try:
+            device = kwargs.get("device")
+            if device is None or torch.device(device).type not in ("cpu", "cuda"):
+                return function(*args, **kwargs)
+            self.storages.ambient = torch.device(device).type == "cuda"
+            if self.storages.ambient and kwargs.get("generator") is not None:
+                raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+            return self._made(function(*args, **kwargs | {"device": "cpu"}))
+        finally:
+            self.storages.ambient = before
+
+    def _made(self, out):
+        return self.storages.place(out, self.storages.ambient)
+
+    def _moved(self, function, name, args, kwargs):
+        """`to`, `cpu` and `cuda`: always a copy, where the device changes."""
+        tensor, *rest = args
+        there = was = tensor in self.storages
+        if name != "to":
+            there, rest, kwargs = name == "cuda", [], {}
+        for value in (*rest, kwargs.get("device"), kwargs.get("other")):
+            if isinstance(value, Tensor):
+                there = value in self.storages
+            elif isinstance(value, str | torch.device | int) and not isinstance(value, bool):
+                there = torch.device(value).type == "cuda"
+        plain = lambda v: CPU if isinstance(v, str | torch.device | int) and not isinstance(v, bool) else v
+        out = Tensor.to(tensor, *map(plain, rest), **{key: plain(value) for key, value in kwargs.items()})
+        return out if there == was else self.storages.place(out.clone(), there)
+
+
+class Operations(TorchDispatchMode):
+    """What happens below autograd: each operation on tensors in one place, its results in the same."""
+
+    def __init__(self, storages: Storages):
+        super().__init__()
+        self.storages = storages
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs, packet = kwargs or {}, function.overloadpacket
+        given = tensors((args, kwargs))
+        there = [tensor for tensor in given if tensor in self.storages]
+        here = [tensor for tensor in given if tensor not in self.storages and tensor.dim() and tensor.device == CPU]
+        place = bool(there) or (not given and self.storages.ambient)
+        if packet in INDEXED:
+            place = args[0] in self.storages
+            here = [] if place else here
+        if there and here and packet not in BETWEEN:
+            raise RuntimeError(f"Expected all tensors to be on the same device: {packet} has some on cuda:0 and cpu")
+        known = {_storage(tensor)._cdata for tensor in given}
+        out = function(*args, **kwargs)
+        for tensor in tensors(out):
+            if _storage(tensor)._cdata not in known:  # else it is in place, or a view
+                self.storages.place(tensor, place)
+        return out
+
+
+def tensors(values) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _storage(tensor: Tensor):
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.untyped_storage()
+
+
+@contextlib.contextmanager
+def gpu(monkeypatch):
+    """In the block there is one GPU."""
+    for name, answer in {
+        **{"is_available": True, "device_count": 1, "get_device_name": "a pretended GPU"},
+        **{"graph_pool_handle": "a pool", "get_device_properties": SimpleNamespace(total_memory=2**34)},
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    wait = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {
+        **{"Stream": lambda: wait, "current_stream": lambda: wait},
+        **{"stream": contextlib.nullcontext, "device": contextlib.nullcontext},
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    storages = Storages()
+    with Operations(storages), Functions(storages):
+        yield storages

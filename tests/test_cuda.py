@@ -1,0 +1,183 @@
+"""On a GPU nothing is left on the CPU: the whole way, on a pretended GPU (see pretending.py), to the CPU's results.
+
+What it cannot see: the kernels of CUDA and their speed, memory, compilation, and real CUDA graphs, which are tapes here
+(see test_fast); the tests there that need a GPU are for these.
+"""
+
+import contextlib
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+from pretending import gpu
+from test_fast import Tape
+
+from ddpp import (
+    DistillConfig,
+    DistilledDataset,
+    NetworkConfig,
+    Protocol,
+    TeacherConfig,
+    evaluate,
+    fast,
+    load_data,
+    train_teachers,
+)
+from ddpp.augment import OPERATIONS, Draw, augment
+from ddpp.loop import Saving
+from ddpp.methods import METHODS
+from ddpp.pruning import RULES
+from ddpp.unroll import ENGINES
+
+TEACHERS = TeacherConfig(count=2, epochs=3, lr=0.02, batch=10, network=NetworkConfig(width=4, depth=1))
+CONFIG = DistillConfig(steps=2, student_steps=8, image_lr=10.0, alpha0=0.02, batch=2, iterates=2)
+PROTOCOL = Protocol(epochs=1)
+SMALL = {
+    "dc": {"steps": 2, "outer": 2, "inner": 2, "batch_real": 8},
+    "dsa": {"steps": 2, "outer": 2, "inner": 2, "batch_real": 8},
+    "dm": {"steps": 2, "batch_real": 8},
+    "cafe": {"steps": 2, "batch_real": 8, "queries": 4, "window": 2, "most": 3, "weights": (1.0, 1.0)},
+    "kip": {"steps": 2, "target": 20},
+    "herding": {"epochs": 2},
+    "forgetting": {"epochs": 2},
+}
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A pretended GPU; graphs are tapes, and torch.compile has done its work."""
+
+    @contextlib.contextmanager
+    def record(tape, pool):
+        with tape:
+            yield
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    fast.student.cache_clear()
+    with gpu(monkeypatch) as there:
+        yield there
+    fast.student.cache_clear()
+
+
+@pytest.fixture
+def path(npz):
+    return npz(channels=3)
+
+
+def make(path, method="ddpp", device=None, saving=None, **changes):
+    """Teachers, a method, and its evaluation, on one device; returns the data, the set and what it is worth."""
+    data = load_data(path, zca=True, device=device)
+    method = METHODS[method]
+    source = train_teachers(data, TEACHERS, progress=False) if method.teachers else TEACHERS.network
+    config = method.config(**dict(method.settings) | changes)
+    distilled = method.run(data, source, config, saving or Saving(progress=False))
+    return data, distilled, evaluate(distilled, data, repeats=1, protocol=PROTOCOL, progress=False)
+
+
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_a_distillation_and_its_evaluation_are_the_same_on_a_gpu(path, cuda, engine):
+    settings = {**vars(CONFIG), "engine": engine}
+    data, there, score = make(path, **settings)
+    assert {tensor.device.type for tensor in (data.train.images, there.images, there.alpha)} == {"cuda"}
+    made_on = there.provenance["made_on"][0]
+    assert (made_on["device"], made_on["engine"]) == (
+        "cuda: a pretended GPU",
+        "compiled" if engine == "auto" else engine,
+    )
+    on_cpu = make(path, device="cpu", **settings | {"engine": "adjoint"})
+    assert on_cpu[1].images.device.type == "cpu"
+    torch.testing.assert_close(there.images.cpu(), on_cpu[1].images)
+    assert not torch.equal(there.images.cpu(), there.at(0).images.cpu())
+    assert score.final == pytest.approx(on_cpu[2].final)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_prunes_there(path, cuda, rule):
+    _, there, _ = make(path, **vars(replace(CONFIG, steps=1, student_steps=2, rule=rule)))
+    assert torch.isfinite(there.history["loss"]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "ddpp"])
+def test_every_rival_works_there(path, cuda, name):
+    matching = {"steps": 2, "student_steps": 3} if issubclass(METHODS[name].config, DistillConfig) else {}
+    settings = SMALL.get(name, matching)
+    _, there, score = make(path, name, **settings)
+    _, here, on_cpu = make(path, name, device="cpu", **settings)
+    assert there.images.device.type == "cuda"
+    torch.testing.assert_close(there.images.cpu(), here.images, rtol=1e-4, atol=1e-5)
+    assert score.final == pytest.approx(on_cpu.final, abs=2)
+
+
+def test_a_run_goes_on_there_from_its_checkpoint_and_its_file_is_read_anywhere(path, cuda, tmp_path):
+    settings = vars(replace(CONFIG, engine="adjoint"))
+    saving = Saving(tmp_path / "checkpoint", save_steps=1, progress=False)
+    _, whole, _ = make(path, saving=saving, **settings)
+    said = []
+    _, again, _ = make(path, saving=replace(saving, report=said.append), **settings)
+    assert any("going on from step 2" in line for line in said)
+    assert torch.equal(again.images, whole.images)
+    whole.save(tmp_path / "set.safetensors")
+    read = DistilledDataset.load(tmp_path / "set.safetensors")
+    assert read.images.device.type == "cpu"
+    assert torch.equal(read.images, whole.images.cpu())
+    assert read.to("cuda").natural().device.type == "cpu"
+    assert whole.picture().size == read.picture().size
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_augmentation_takes_numbers_of_the_cpu(cuda, operation):
+    images, how = torch.rand(4, 3, 12, 12), Draw(operation, torch.rand(4, 3))
+    out = augment(images.to("cuda"), how)
+    assert out.device.type == "cuda"
+    assert torch.equal(out.cpu(), augment(images, how))
+
+
+# The pretended GPU is as strict as a real one
+
+LEFT = {  # what is left on the CPU: the function that makes it, and another in its place
+    "a teacher": ("teachers", "Teachers.snapshot", lambda f: lambda *args: f(*args).cpu()),
+    "the start of a network": ("networks", "Flat.initial", lambda f: lambda *args: f(*args).cpu()),
+    "labels": ("distill", "step", lambda f: lambda state, labels, *rest: f(state, labels.cpu(), *rest)),
+    "images": ("distill", "begin", lambda f: lambda start, config: f(start.to("cpu"), config)),
+    "the numbers of an augmentation": ("augment", "_integers", lambda f: lambda u, n: f(u.cpu(), n)),
+    "a mask": ("distill", "keep_mask", lambda f: lambda *args: f(*args).cpu()),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("left", LEFT)
+def test_a_tensor_that_is_left_on_the_cpu_is_found(path, cuda, monkeypatch, engine, left):
+    module, name, change = LEFT[left]
+    owner = importlib.import_module(f"ddpp.{module}")
+    *path_to, name = name.split(".")
+    owner = getattr(owner, *path_to) if path_to else owner
+    monkeypatch.setattr(owner, name, change(getattr(owner, name)))
+    with pytest.raises((RuntimeError, UserWarning), match="cuda:0"):  # compiled warns, and gives up
+        make(path, **{**vars(CONFIG), "engine": engine})
+
+
+def test_the_rules_of_a_gpu_are_kept(cuda):
+    there, here = torch.ones(3, device="cuda"), torch.ones(3)
+    assert (there + 1).device.type == (there * torch.tensor(2.0)).device.type == "cuda"
+    assert there[torch.tensor([0, 2])].device.type == "cuda"
+    assert torch.zeros_like(there).device.type == "cuda"
+    assert here.to(there).device.type == "cuda"
+    assert here.device.type == "cpu"
+    here.copy_(there)
+    for mistake in (
+        lambda: there + here,
+        lambda: here * there.sum(),
+        lambda: here[torch.tensor([0], device="cuda")],
+        lambda: torch.stack([there, here]),
+        lambda: torch.index_select(there, 0, torch.tensor([0])),
+        lambda: torch.rand(3, device="cuda", generator=torch.Generator()),
+    ):
+        with pytest.raises(RuntimeError, match="cuda"):
+            mistake()
+    with pytest.raises(TypeError, match="cuda"):
+        there.numpy()
