@@ -8,7 +8,7 @@ PARALLEL := -n logical --maxprocesses 4
 # Threads that wait do not spin: where other programs want the cores, too, spinning made a step 20 times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: distill test check book lab lint notebooks assignments pages links address smoke-results ipc-results class clean
+.PHONY: distill test check memory book lab lint notebooks assignments pages links address smoke-results ipc-results class clean
 
 distill: $(READY)  ## ten images from the 5,000 that come with the project, compared with real ones; stopped, it goes on
 	$(BIN)/ddpp distill --profile smoke --out runs/smoke.safetensors $(OPTIONS)
@@ -20,6 +20,11 @@ test: $(READY)  ## the module's tests, then the notebooks' cells against their s
 
 check: lint  ## the style, and the tests that are not slow: about a minute
 	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup -m "not slow" $(OPTIONS)
+
+# An error of oneDNN's overwrites memory on processors without AVX-512; glibc looks at every block that is freed.
+memory: $(READY)  ## the networks' tests as on a processor with AVX2 alone, on any: see troubleshooting, "free()"
+	GLIBC_TUNABLES=glibc.malloc.check=3 LD_PRELOAD=libc_malloc_debug.so.0 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
+	  $(BIN)/python -m pytest --quiet tests/test_modules.py tests/test_networks.py $(OPTIONS)
 
 book: $(READY)  ## build the HTML from the notebooks with their stored outputs, warnings as errors
 	$(BIN)/jupyter-book build . --nitpick --warningiserror --keep-going

@@ -134,7 +134,7 @@ class EvaluateCommand:
         source = distilled.provenance.get("data", {})
         made_from = source.get("name")
         if self.data is None and made_from not in SHA256:
-            what = f"was distilled from '{made_from}', a file of your own" if made_from else "does not name its data set"
+            what = f"was distilled from '{made_from}', a file of your own" if made_from else "names no data set"
             raise Error(f"{self.file} {what}: say where it is with --data")
         data = load_data(
             self.data or made_from,

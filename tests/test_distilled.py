@@ -74,7 +74,7 @@ def test_a_set_made_by_hand_can_be_saved_shown_and_evaluated(make, data, npz, tm
     assert main(["show", str(path), "--folder", str(folder)]) == 0
     assert "5 images, 0 to 3 per class" in capsys.readouterr().out
     assert main(["evaluate", str(path), "--repeats", "1", "--epochs", "2", "--device", "cpu"]) == 1
-    assert "does not name its data set: say where it is with --data" in capsys.readouterr().err
+    assert "names no data set: say where it is with --data" in capsys.readouterr().err
     small = ["--data", str(npz()), "--repeats", "1", "--epochs", "2", "--device", "cpu"]
     assert main(["evaluate", str(path), *small]) == 0
     assert "final iterate:" in capsys.readouterr().out
