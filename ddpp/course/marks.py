@@ -10,7 +10,7 @@ from ddpp.course import report
 from ddpp.course.report import Report
 from ddpp.errors import Error
 
-BY_HAND = ("submission", "assignment", "task", "title", "points", "of", "remark")
+BY_HAND = ("submission", "assignment", "task", "title", "points", "of", "says", "version")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # by which a spreadsheet knows one
 FIRST = ("submission", "assignment", "total", "points", "of", "by_hand", "refused", "notes")
 
@@ -27,19 +27,24 @@ class ByHand:
 
 def write(reports: list[Report], out: Path) -> list[str]:
     """OUT/grades.csv, with the marks of OUT/by_hand.csv; returns what the instructor should know of the two."""
-    asked = {(r.submission, r.assignment, o.task): o for r in reports for o in r.outcomes if o.points is None}
+    asked = {
+        (r.submission, r.assignment, o.task): (o, f"v{r.sha256[:7]}")
+        for r in reports
+        for o in r.outcomes
+        if o.points is None
+    }
     hand = out / "by_hand.csv"
     if asked and not hand.exists():
         store.write_bytes(hand, _template(asked))
-    given = read(hand, {key: outcome.of for key, outcome in asked.items()}) if hand.exists() else ByHand({}, [])
+    given = read(hand, {key: (o.of, sha) for key, (o, sha) in asked.items()}) if hand.exists() else ByHand({}, [])
     said = [f"{hand}: {complaint}" for complaint in given.complaints]
     said += _missing(hand, asked)
     report.replace(out / "grades.csv", _table(reports, given.points))
     return said
 
 
-def read(path: Path, asked: dict[Key, float]) -> ByHand:
-    """The points in by_hand.csv, as any spreadsheet saves it. asked: what can be given -> how many points at most."""
+def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
+    """The points in by_hand.csv, as any spreadsheet saves it. asked: what can be given -> points at most, version."""
     points, complaints = {}, []
     for number, row in enumerate(_rows(path), 2):
         key = tuple(_bare(row.get(name)) for name in BY_HAND[:3])
@@ -52,12 +57,19 @@ def read(path: Path, asked: dict[Key, float]) -> ByHand:
             value = -1
         if key not in asked:
             complaints.append(f"line {number} is of no submission that is graded here ({' '.join(key)[:100]})")
-        elif not 0 <= value <= asked[key]:
-            complaints.append(f"line {number} has the points {written[:20]!r}, which is no number up to {asked[key]:g}")
+            continue
+        most, version = asked[key]
+        if not 0 <= value <= most:
+            complaints.append(f"line {number} has the points {written[:20]!r}, which is no number up to {most:g}")
         elif key in points:
             complaints.append(f"line {number} says once more what {' '.join(key)[:100]} gets: the first line counts")
         else:
             points[key] = value
+            if _bare(row.get("version")) not in ("", version):
+                complaints.append(
+                    f"line {number} was given to another version of the file of {key[0][:100]}: look again, and "
+                    f"put {version} into the column version"
+                )
     return ByHand(points, complaints)
 
 
@@ -91,8 +103,8 @@ def _csv(columns: list[str], rows: list[dict]) -> bytes:
 
 def _template(asked: dict) -> bytes:
     rows = [
-        dict(zip(BY_HAND, (*key, outcome.title, None, outcome.of, outcome.says), strict=True))
-        for key, outcome in asked.items()
+        dict(zip(BY_HAND, (*key, outcome.title, None, outcome.of, outcome.says, version), strict=True))
+        for key, (outcome, version) in asked.items()
     ]
     return _csv(list(BY_HAND), rows)
 
@@ -101,7 +113,7 @@ def _missing(hand: Path, asked: dict) -> list[str]:
     """Rows that by_hand.csv does not have go to by_hand.new.csv, to be copied from there."""
     new = hand.with_name("by_hand.new.csv")
     there = {tuple(_bare(row.get(name)) for name in BY_HAND[:3]) for row in _rows(hand)} if hand.exists() else set()
-    missing = {key: outcome for key, outcome in asked.items() if key not in there}
+    missing = {key: found for key, found in asked.items() if key not in there}
     if not missing:
         new.unlink(missing_ok=True)
         return []

@@ -82,7 +82,7 @@ class Pristine:
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)
         torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(False)
+        torch._C._set_deterministic_algorithms(False)
 
     def _changes(self, spaces: list, put_back: bool) -> Iterator[str]:
         for name, space, kept, names in spaces:

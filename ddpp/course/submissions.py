@@ -204,10 +204,9 @@ def text_of(task: str, notebook: NotebookNode, given: set[str]) -> str:
     new = {i for i, c in cells if c.source.strip() not in given | {"", copies.TEXT_STUB}}
     place = [i for i, c in cells if copies.nbgrader(c).get("grade_id") == task]
     texts = [i for i, c in cells if i in new and c.cell_type != "code" and not copies.nbgrader(c)]
-    below = []
-    for start in place:
-        rest = (i for i in range(start + 1, len(cells) + 1) if i not in texts)
-        below += [i for i in texts if start < i < next(rest, len(cells) + 1)]
+    fixed = [i for i, c in cells if copies.nbgrader(c) or c.source.strip() in given]
+    ends = {start: min((i for i in fixed if i > start), default=len(cells) + 1) for start in place}
+    below = [i for start, end in ends.items() for i in texts if start < i < end]
     where = ", ".join(map(str, dict.fromkeys(below)))
     if new & set(place):
         return "to be graded by hand" + (f" (there is more in cell {where})" if where else "")
