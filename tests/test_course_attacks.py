@@ -10,6 +10,8 @@ import socket
 import subprocess
 import threading
 import time
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,8 @@ import pytest
 from nbformat.v4 import new_code_cell
 from small_course import cell_of, make, solved
 
-from ddpp.course import grade
+from ddpp import cli
+from ddpp.course import enter, grade, wall
 from ddpp.course.session import Limits
 from ddpp.errors import Error
 
@@ -89,6 +92,7 @@ REACHES = {
         "import torch\nfor i in range(40): torch.save(torch.zeros(2**18), f'{i}.pt')\nimport time; time.sleep(1)"
     ),
 }
+ROOM = 20_000_000  # bytes for a submission's folder, so that it is full soon
 NOT_BY_LANDLOCK = {"leaves a process behind by ctypes"}
 
 # What wants points for nothing: name -> (cells, words of the report). None gets any.
@@ -247,23 +251,25 @@ WANTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def wall():
-    """The name of the wall; without one there is nothing to test here."""
-    try:
-        from ddpp.course import wall
-
-        return wall.best().name
-    except Error as e:
-        pytest.skip(f"no wall can be built here: {e}")
-    except ImportError:
-        return "none"
+try:
+    BEST = wall.best()
+except Error as e:  # on macOS and Windows, or in a container that has neither
+    pytest.skip(f"no wall can be built here: {e}", allow_module_level=True)
 
 
-@pytest.fixture(scope="module")
-def graded(tmp_path_factory, wall):
-    """All of them graded as one class, with something to steal and to destroy beside it."""
-    root = tmp_path_factory.mktemp("attacks")
+@dataclass
+class After:
+    """What is left when a class of attackers has been graded."""
+
+    reports: dict
+    changed: set  # files that are not as they were
+    calls: list  # that reached a server outside
+    alive: bool  # whether another process still is
+    started: list  # processes that are still there
+
+
+def attack(root, names):
+    """Grade attackers as one class, with something to steal and to destroy beside it."""
     course = make(root / "course", "tries", SETUP, TASKS)
     place, folder, out = root / "srv", root / "class", root / "grades"
     for new in (place, folder, out):
@@ -275,25 +281,39 @@ def graded(tmp_path_factory, wall):
         threading.Thread(target=_listen, args=(server, calls), daemon=True).start()
         words = {"place": place, "class": folder, "course": course, "root": ROOT, "pid": sleeper.pid}
         words["port"] = server.getsockname()[1]
-        for name, cells in [*((n, [c]) for n, c in REACHES.items()), *((n, c) for n, (c, _) in WANTS.items())]:
-            notebook = solved(course)
-            if name in WANTS:
-                for task in ("keep", "move"):
-                    cell_of(notebook, task).source = "pass"
-                cell_of(notebook, "double").source = WRONG
-            at = notebook.cells.index(cell_of(notebook, "move")) + 1
-            for code in reversed(cells):
-                for word, value in words.items():
-                    code = code.replace(f"{{{word}}}", str(value))
-                notebook.cells.insert(at, new_code_cell(code))
-            (folder / f"{name}.ipynb").write_text(json.dumps(notebook))
-        before = {path: path.read_bytes() for path in [*course.rglob("*.ipynb"), *folder.glob("*"), *place.glob("*")]}
-        with pytest.MonkeyPatch.context() as patch:
-            if wall != "none":
-                patch.setattr("ddpp.course.wall.ROOM", 20_000_000)
-            reports = grade.grade_all(folder, course, out, limits=Limits(seconds=60), jobs=2)
+        for name in names:
+            (folder / f"{name}.ipynb").write_text(json.dumps(_attacker(course, name, words)))
+        files = [path for path in root.rglob("*") if path.is_file()]
+        before = {path: path.read_bytes() for path in files}
+        reports = grade.grade_all(folder, course, out, limits=Limits(seconds=60), jobs=2)
         alive = sleeper.poll() is None
-    return {report.submission: report for report in reports}, before, calls, alive, out
+    changed = {path for path, data in before.items() if not path.exists() or path.read_bytes() != data}
+    time.sleep(0.5)
+    started = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "98765"]]
+    for process in started:
+        process.kill()
+    return After({report.submission: report for report in reports}, changed, calls, alive, started)
+
+
+def _attacker(course, name, words):
+    notebook, cells = solved(course), [REACHES[name]] if name in REACHES else WANTS[name][0]
+    if name in WANTS:
+        for task in ("keep", "move"):
+            cell_of(notebook, task).source = "pass"
+        cell_of(notebook, "double").source = WRONG
+    at = notebook.cells.index(cell_of(notebook, "move")) + 1
+    for code in reversed(cells):
+        for word, value in words.items():
+            code = code.replace(f"{{{word}}}", str(value))
+        notebook.cells.insert(at, new_code_cell(code))
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def after(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpp.course.wall.ROOM", ROOM)
+        return attack(tmp_path_factory.mktemp("attacks"), [*REACHES, *WANTS])
 
 
 @contextlib.contextmanager
@@ -313,37 +333,102 @@ def _listen(server, calls):
             calls.append(connection)
 
 
-@pytest.mark.parametrize("name", REACHES)
-def test_what_reaches_outside_finds_nothing_there(graded, wall, name):
-    if wall == "Landlock" and name in NOT_BY_LANDLOCK:
-        pytest.skip("Landlock does not stop this")
-    report = graded[0][name]
+def _finds_nothing(report):
     assert (report.refused, report.points) == ("", 5), report.text()
-    text = report.text()
     own = Path("/proc/self/environ").read_bytes().decode(errors="replace")[:30]
-    for secret in ("a-secret-word", own, "no double", '"nbformat"', "A wrong solution"):
-        assert secret not in text
+    for secret in ("a-secret-word", own, '"nbformat"', "A wrong solution"):
+        assert secret not in report.text()
 
 
-def test_nothing_outside_was_changed(graded):
-    _, before, calls, alive, out = graded
-    assert {path for path, data in before.items() if not path.exists() or path.read_bytes() != data} == set()
-    assert (out / "by_hand.txt").read_text() == "mine"
+@pytest.mark.parametrize("name", REACHES)
+def test_what_reaches_outside_finds_nothing_there(after, name):
+    _finds_nothing(after.reports[name])
+
+
+def test_nothing_outside_was_changed_or_called_or_ended(after):
+    assert (after.changed, after.calls, after.alive) == (set(), [], True)
     assert not Path("/dev/shm/ddpp-left").exists()
-    assert alive
-    assert calls == []
 
 
-def test_nothing_that_was_started_outlives_its_grading(graded):
-    time.sleep(0.5)
-    left = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "98765"]]
-    for process in left:
-        process.kill()
-    assert left == []
+def test_nothing_that_was_started_outlives_its_grading(after):
+    assert after.started == []
 
 
 @pytest.mark.parametrize("name", WANTS)
-def test_what_was_not_earned_is_not_given(graded, name):
-    report = graded[0][name]
+def test_what_was_not_earned_is_not_given(after, name):
+    report = after.reports[name]
     assert (report.refused, report.points) == ("", 0), report.text()
     assert WANTS[name][1] in report.text()
+
+
+def test_landlock_closes_the_files_too(tmp_path, monkeypatch):
+    if not wall.works(wall.LANDLOCK):
+        pytest.skip("this system has no Landlock")
+    monkeypatch.setattr(wall, "best", lambda: wall.LANDLOCK)
+    monkeypatch.setattr(wall, "ROOM", ROOM)
+    after = attack(tmp_path, [name for name in REACHES if name not in NOT_BY_LANDLOCK])
+    for report in after.reports.values():
+        _finds_nothing(report)
+        assert "Landlock" in report.text()
+    version = enter.landlock()
+    assert after.changed == set()
+    assert after.calls == [] or version < 4
+    assert after.alive or version < 6
+    assert not Path("/dev/shm/ddpp-left").exists()
+    assert after.started == []
+
+
+# The walls themselves
+
+
+def test_where_no_wall_works_nothing_runs_and_the_ways_out_are_named(tmp_path, monkeypatch, capsys):
+    course = make(tmp_path / "course", "tries", SETUP, TASKS[:1])
+    path = tmp_path / "ann.ipynb"
+    path.write_text(json.dumps(solved(course)))
+    monkeypatch.setattr(wall, "works", lambda _: False)
+    wall.best.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert cli.main(["grade", str(path), "--assignments", str(course)]) == 1
+        said = capsys.readouterr().err
+        assert "Containerfile" in said
+        assert "--trust-submissions" in said
+        assert cli.main(["grade", str(path), "--assignments", str(course), "--trust-submissions"]) == 0
+        assert "nothing confined this submission" in capsys.readouterr().out
+    finally:
+        wall.best.cache_clear()
+
+
+def test_what_a_submission_sees_has_no_checkout_home_or_temporary_folder_in_it():
+    shown = wall.libraries()
+    assert Path(grade.__file__).parents[1] in shown
+    for hidden in (ROOT, ROOT / "tests", ROOT / "assignments", Path.home(), Path("/tmp"), Path("/etc"), Path("/")):
+        assert not any(hidden.is_relative_to(path) for path in shown), hidden
+
+
+def test_course_files_among_the_libraries_are_hidden(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(wall, "libraries", lambda: [tmp_path, tmp_path / "a" / "venv"])
+    command = " ".join(wall.Wall("bubblewrap", program="bwrap").command([], (tmp_path / "a",), {}))
+    at = [command.index(f"{what} {tmp_path}{where} ") for what, where in _ORDER]
+    assert at == sorted(at)
+    with pytest.raises(Error, match="Landlock cannot hide"):
+        wall.LANDLOCK.rules(tmp_path, (tmp_path / "a",))
+
+
+_ORDER = (("--ro-bind", ""), ("--tmpfs", "/a"), ("--ro-bind", "/a/venv"))
+
+
+def test_the_container_file_copies_and_calls_what_there_is():
+    lines = [line.split() for line in (ROOT / "Containerfile").read_text().splitlines() if line[:1].isupper()]
+    copied = [path for line in lines if line[0] == "COPY" for path in line[1:-1]]
+    assert {"ddpp", "pyproject.toml", "assignments/source"} <= set(copied)
+    assert [path for path in copied if not (ROOT / path).exists()] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {project["readme"], *project["license-files"]} <= set(copied)
+    assert "course" in project["optional-dependencies"]
+    (entry,) = [json.loads(" ".join(line[1:])) for line in lines if line[0] == "ENTRYPOINT"]
+    assert entry[0] in project["scripts"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*entry[1:], "--help"])
+    assert end.value.code == 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ddpp.course.watch import unwatched, watching
+from ddpp.course.watch import known, unwatched, watching
 
 
 class Mistake(AssertionError):
@@ -65,7 +65,10 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
 
 
 def plain(value):
-    """A value without what a class of the student's adds to it: a list, a number or a tensor that is just that."""
+    """A value without what a class of the student's adds to it: a list, a number or a tensor that is just that.
+
+    A Mistake where nothing is left then.
+    """
     kind = type(value)
     if issubclass(kind, Tensor):
         return value if kind in (Tensor, Parameter) else _as_tensor(value)
@@ -81,6 +84,8 @@ def plain(value):
     for base, exact in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
         if issubclass(kind, base) and kind not in (bool, base):
             return exact(value)
+    if not known(kind):
+        raise Mistake(f"{describe(value)} says itself what it equals: return a tensor, a number or a list")
     return value
 
 

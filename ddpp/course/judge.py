@@ -42,7 +42,10 @@ def judge(check: str, functions: list[str], values: list[str], student: dict) ->
     missing = [name for name in functions + values if name not in student]
     if missing:
         return {"passed": False, "says": f"`{missing[0]}` is not there: its cell is missing, or stopped before it"}
-    given = {name: student[name] for name in functions} | {name: plain(student[name]) for name in values}
+    try:
+        given = {name: student[name] for name in functions} | {name: plain(student[name]) for name in values}
+    except AssertionError as e:
+        return {"passed": False, "says": told(e, LONGEST, name=False)}
     passed, says = _run(check, given)
     if left := passed and watch.unwatched():
         return {"passed": False, "says": left}

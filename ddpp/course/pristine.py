@@ -33,6 +33,8 @@ class Pristine:
             s for name, m in modules.items() if not _is_near(name) and name != "__main__" for s in _spaces(name, m)
         ]
         self.codes = list(_codes([kept for _, _, kept, _ in self.near]))
+        every = (value for _, _, kept, _ in (*self.near, *self.far) for value in kept.values())
+        self.classes = {value for value in every if type(value) is type}
         self.rules = [(name, d, dict(d)) for name, d in _tables(modules)]
         self.signals = {number: signal.getsignal(number) for number in SIGNALS}
         self.filters, self.recursion, self.errors = list(warnings.filters), sys.getrecursionlimit(), np.geterr()

@@ -16,7 +16,12 @@ FRAMES = {"sys._getframe", "sys._current_frames", "sys._current_exceptions", "sy
 FRAMES |= {"gc.get_objects", "gc.get_referrers", "gc.get_referents", "code.__new__"}
 OF_OBJECTS = {"tb_frame", "gi_frame", "cr_frame", "ag_frame"}
 THREADS = {"_thread.start_new_thread", "_thread.start_joinable_thread"}
-GO_BETWEENS = ("inspect.py", "traceback.py", "contextlib.py")  # of the library, which look into frames for others
+GO_BETWEENS = (
+    "inspect.py",
+    "traceback.py",
+    "contextlib.py",
+    os.path.join("ctypes", "__init__.py"),
+)  # of the library, which look into frames for others
 
 STILL_RUNNING = "a thread that this notebook started is still running: wait for it with `join`"
 
@@ -39,6 +44,13 @@ class Guard:
     def threads(self) -> bool:
         """Whether another thread is in Python."""
         return len(sys._current_frames()) > 1
+
+    def knows(self, kind: type) -> bool:
+        """Whether objects of a class compare as a library says, and not as a submission does."""
+        if kind in self.pristine.classes:
+            return True
+        own = (getattr(kind, name, None) for name in ("__eq__", "__ne__", "__len__", "__iter__", "__getitem__"))
+        return all(f.__code__.co_filename.startswith(self.library) for f in own if isinstance(f, FunctionType))
 
     def _see(self, event: str, values: tuple) -> None:
         if event in PROGRAMS:
@@ -94,6 +106,11 @@ def watching(forbidden: tuple[ModuleType | Callable, ...]) -> Iterator[list[str]
             yield called
         finally:
             sys.setprofile(before)
+
+
+def known(kind: type) -> bool:
+    """Whether a check may rely on what objects of this class say of themselves."""
+    return not guard or guard.knows(kind)
 
 
 def unwatched() -> str:
