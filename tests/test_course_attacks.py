@@ -6,8 +6,10 @@ namespaces; what the second does not stop is skipped there.
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 import tomllib
@@ -21,7 +23,7 @@ from small_course import cell_of, make, solved
 
 from ddpp import cli
 from ddpp.course import enter, grade, wall
-from ddpp.course.session import Limits
+from ddpp.course.session import Limits, Session
 from ddpp.errors import Error
 
 ROOT = Path(__file__).parents[1]
@@ -193,6 +195,13 @@ WANTS = {
     "calls the checks": (
         ["def move(x, o):\n    return assignment1._moved(x, o)"],
         "calls `ddpp.course.assignment1._moved`",
+    ),
+    "calls the checks and hides them": (
+        [
+            "import sys\ndel sys.modules['ddpp.course.assignment1']\nassignment1.__dict__['__name__'] = 'mine'\n"
+            "def move(x, o):\n    return assignment1._moved(x, o)"
+        ],
+        "the task is to write it yourself",
     ),
     "looks back": (
         [
@@ -378,7 +387,32 @@ def test_landlock_closes_the_files_too(tmp_path, monkeypatch):
     assert after.started == []
 
 
-# The walls themselves
+# The walls themselves, and the pipes through them
+
+
+def test_a_question_that_the_grader_did_not_sign_ends_the_process():
+    pipes = requests, questions, replies, answers = *os.pipe(), *os.pipe()
+    arguments = [sys.executable, "-P", enter.__file__, str(requests), str(answers)]
+    process = subprocess.Popen(arguments, pass_fds=(requests, answers), env=wall.environment(Path("/tmp")))
+    begin = {"key": "00" * 32, "memory": 4 * 10**9, "alone": False, "landlock": None}
+    os.write(questions, json.dumps(begin).encode() + b"\n")
+    code, _, body = os.read(replies, 10_000).partition(b" ")
+    assert (len(code), json.loads(body)) == (64, {"question": 1})
+    os.write(questions, b"0" * 64 + b' {"do": "cell", "question": 2, "code": "print(1)"}\n')
+    assert process.wait(60) == 0
+    for pipe in pipes:
+        os.close(pipe)
+
+
+def test_an_answer_that_the_process_did_not_sign_is_none():
+    session = Session(Limits(seconds=9), BEST)
+    forged = "import os\nfor fd in range(3, 9):\n    try: os.write(fd, b'0' * 64 + b' {\"question\": 2}\\n')\n"
+    try:
+        answer = session.run(forged + "    except OSError: pass\nimport time; time.sleep(9)", 9)
+    finally:
+        session.close()
+    assert (answer.passed, answer.alive) == (False, False)
+    assert "wrote into the pipe" in answer.error
 
 
 def test_where_no_wall_works_nothing_runs_and_the_ways_out_are_named(tmp_path, monkeypatch, capsys):

@@ -41,12 +41,13 @@ class Kernel:
         for name in private:
             del sys.modules[name]
         del ddpp.course
-        watch.guard.private = {name: vars(module) for name, module in private.items()}
+        watch.guard.hide(private)
         watch.guard.pristine = Pristine(private)
         return {}
 
     def cell(self, code: str) -> dict:
         """Run a cell as a notebook does."""
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (for each cell, as one may close it)
         result = InteractiveShell.run_cell(self.shell, code, store_history=True)
         error = result.error_before_exec or result.error_in_exec
         return {"error": told(error)} if error else {}
@@ -66,22 +67,24 @@ class Kernel:
 
 
 def serve(requests: BinaryIO, answers: BinaryIO, key: bytes) -> None:
-    """Answer questions until there are no more."""
-    dumps, blake2b, write = json.dumps, hashlib.blake2b, answers.write
+    """Answer questions until there are no more. Both are signed: nobody in between can change them."""
+    dumps, loads, blake2b, write = json.dumps, json.loads, hashlib.blake2b, answers.write
+    sign = lambda body: blake2b(body, key=key, digest_size=32).hexdigest().encode()
 
     def answer(number: int, content: dict) -> None:
         body = dumps(content | {"question": number}).encode()
-        write(blake2b(body, key=key, digest_size=32).hexdigest().encode() + b" " + body + b"\n")
+        write(sign(body) + b" " + body + b"\n")
 
     kernel = Kernel()
     answer(1, {})
     while True:
         try:
-            question = json.loads(requests.readline() or "null")
+            code, _, body = requests.readline().rstrip(b"\n").partition(b" ")
         except KeyboardInterrupt:  # it came too late for what it was to end
             continue
-        if not question:
+        if code != sign(body):  # or there was nothing to read
             return
+        question = loads(body)
         do, number = question.pop("do"), question.pop("question")
         try:
             content = getattr(kernel, do)(**question)

@@ -43,9 +43,9 @@ class Pristine:
         """Put everything back, Python's own first, as what follows is made of it."""
         BUILTINS.clear()
         BUILTINS.update(self.builtins)
-        self.settle()
         for _ in self._changes([*self.near, *self.far], put_back=True):
             pass
+        self.settle()
 
     def changed(self) -> str:
         """Name of something that is not as it was, if there is; Python's own are put back before one looks."""

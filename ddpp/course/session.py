@@ -1,7 +1,7 @@
 """A process of its own for one submission, watched from outside: its time, memory, files, processes and answers.
 
-Questions and answers are lines of JSON in two pipes. Each answer carries a code made with a key that the process got
-before the submission's first line, so what a submission writes into the pipe is none.
+Questions and answers are lines of JSON in two pipes. Each is signed with a key that the process got before the
+submission's first line, so what a submission writes into a pipe is neither.
 """
 
 import contextlib
@@ -122,7 +122,8 @@ class Session:
         self._count += 1
         question |= {"question": self._count}
         with contextlib.suppress(OSError):  # it has ended: that is seen below
-            _write(self._requests, (json.dumps(question) + "\n").encode(), seconds)
+            body = json.dumps(question).encode()
+            _write(self._requests, (self._sign(body) + b" " + body if self._count > 1 else body) + b"\n", seconds)
         late, now, found = False, time.monotonic(), b""
         looked, end = now, now + seconds
         while True:
@@ -150,13 +151,15 @@ class Session:
     def _read(self, line: bytes, question: dict) -> Answer:
         """The answer in a line, if this process and question made it."""
         code, _, body = line.rstrip(b"\n").partition(b" ")
-        right = hashlib.blake2b(body, key=self._key, digest_size=32).hexdigest().encode()
-        if not hmac.compare_digest(code, right):
+        if not hmac.compare_digest(code, self._sign(body)):
             return self._dead("it wrote into the pipe by which the grader gets its answers")
         answer = json.loads(body)
         if answer.pop("question") != question["question"] or answer.pop("number", None) != question.get("number"):
             return self._dead("it gave the answer to another question")
         return Answer(**answer)
+
+    def _sign(self, body: bytes) -> bytes:
+        return hashlib.blake2b(body, key=self._key, digest_size=32).hexdigest().encode()
 
     def _late(self, seconds: float) -> Answer:
         return Answer(f"not finished after {seconds:.0f} s: is there a loop without end?")

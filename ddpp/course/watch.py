@@ -25,25 +25,26 @@ GO_BETWEENS = (
 
 STILL_RUNNING = "a thread that this notebook started is still running: wait for it with `join`"
 
-getframe = sys._getframe
+getframe, current_frames = sys._getframe, sys._current_frames
 
 
 class Guard:
     """Watches a process from its start. pristine: what should be as it was; asking: a student's function runs now."""
 
     def __init__(self, library: tuple[str, ...]):
-        self.library, self.private, self.pristine = library, {}, None
+        self.library, self.pristine = library, None
+        self.private, self.codes = set(), set()
         self.asking, self._inside = False, False
         sys.addaudithook(self._see)
 
-    def public(self) -> list[ModuleType]:
-        """The student's own copies of the checks, which have the answers in them."""
-        modules = [m for name, m in list(sys.modules.items()) if name.startswith("ddpp.course.")]
-        return [module for module in modules if isinstance(module, ModuleType)]
+    def hide(self, private: dict[str, ModuleType]) -> None:
+        """The grader's copies of the checks; the submission's own, which have the answers in them, are forbidden."""
+        self.private = {id(vars(module)) for module in private.values()}
+        self.codes = {c for module in private.values() for f in _functions(module) for c in _nested(f.__code__)}
 
     def threads(self) -> bool:
         """Whether another thread is in Python."""
-        return len(sys._current_frames()) > 1
+        return len(current_frames()) > 1
 
     def knows(self, kind: type) -> bool:
         """Whether objects of a class compare as a library says, and not as a submission does."""
@@ -84,23 +85,23 @@ guard: Guard | None = None  # in the grader's process only
 @contextlib.contextmanager
 def watching(forbidden: tuple[ModuleType | Callable, ...]) -> Iterator[list[str]]:
     """Collects the names of these functions, and of the functions of these modules, that the block calls."""
-    modules = [x for x in forbidden if isinstance(x, ModuleType)] + (guard.public() if guard else [])
+    modules = [x for x in forbidden if isinstance(x, ModuleType)]
     functions = [x for x in forbidden if not isinstance(x, ModuleType)]
     functions += [f for module in modules for f in _functions(module)]
     names, called = {module.__name__ for module in modules}, []
     codes = {code for function in functions for code in _nested(function.__code__)}
-    private = [id(space) for space in guard.private.values()] if guard else []
+    private, hidden = (guard.private, guard.codes) if guard else (set(), set())
 
     def see(frame, event, _):
         if event != "call" or id(frame.f_globals) in private:
             return
-        if frame.f_globals.get("__name__") in names or frame.f_code in codes:
+        if frame.f_globals.get("__name__") in names or frame.f_code in codes or frame.f_code in hidden:
             called.append(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}")
 
     before = sys.getprofile()
     with _trapped(functions) as traps, _quiet():
         codes |= traps
-        if functions:
+        if functions or guard:
             sys.setprofile(see)
         try:
             yield called
