@@ -37,7 +37,7 @@ try:
 except Error:  # neither namespaces nor Landlock: what must not be confined can still be tested
     WALL = wall.NONE
 TRUST = WALL == wall.NONE
-HIDDEN, KILLED = ("No such file", "3 of 3") if WALL.alone else ("Permission denied", "not permitted")
+HIDDEN = "No such file" if WALL.alone else "Permission denied"
 LONG = 25  # characters of a line that is somebody's own
 
 
@@ -305,7 +305,7 @@ HANDED_IN = {
     "looks at others": (added("import os; os.listdir('{folder}')"), 3, HIDDEN),
     "starts programs": (added("!ls"), 3, "cannot start other programs"),
     "writes elsewhere": (added("open('{folder}/mine', 'w')"), 3, HIDDEN),
-    "kills the grader": (added("import os; os.kill(os.getppid(), 9)"), 3, KILLED),
+    "kills the grader": (added("import os; os.kill(os.getppid(), 9)"), 3, "cannot send signals"),
     "leaves": (added("import os; os._exit(0)"), 3, "it ended its process"),
     "breaks imports": (added("import sys\nsys.modules['ddpp'] = None"), 3, "3 of 3"),
     "uses up its time": (
@@ -316,7 +316,7 @@ HANDED_IN = {
     "says exit": (added("exit()"), 3, "3 of 3"),
     "asks": (added("input('your name?')"), 3, "EOFError"),
 }
-REACHING = ("reads the solution", "looks at others", "writes elsewhere", "kills the grader")
+REACHING = ("reads the solution", "looks at others", "writes elsewhere")
 if TRUST:  # nothing would stop these
     HANDED_IN = {name: case for name, case in HANDED_IN.items() if name not in REACHING}
 REFUSED = {

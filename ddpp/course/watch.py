@@ -58,6 +58,8 @@ class Guard:
             raise PermissionError("while grading, code cannot start other programs (no !, no %pip, no workers)")
         if event in NETWORK:
             raise PermissionError("while grading, there is no network")
+        if event in ("os.kill", "os.killpg") and values[0] != os.getpid():
+            raise PermissionError("while grading, code cannot send signals to other processes")
         if event in THREADS and self.asking:
             raise PermissionError("while a check runs, code cannot start threads")
         looks = event in FRAMES or (event == "object.__getattr__" and values[1] in OF_OBJECTS)
