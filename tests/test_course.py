@@ -454,6 +454,19 @@ def test_what_can_go_wrong_in_any_task_is_said_in_words():
         compare(1.0, 2.0, {"this is half of it": 1.0}, "wrong")
 
 
+def test_what_an_error_says_is_cut_short():
+    def tells(x):
+        raise type("E" * 10**6, (Exception,), {})("x" * 50_000_000)
+
+    def cannot_tell(x):
+        raise type("Odd", (Exception,), {"__str__": lambda self: 1 / 0})
+
+    for function, words in ((tells, "stopped in its line 2 with EEE"), (cannot_tell, "with Odd")):
+        with pytest.raises(Mistake, match=words) as caught:
+            ask(function, 1)
+        assert len(str(caught.value)) < 500
+
+
 def test_an_answer_of_ddpp_does_not_count():
     from ddpp import keep_mask, pruning
 

@@ -69,6 +69,7 @@ ACCIDENTS = {
     "pipes.ipynb": cell("import os\nos.closerange(40, 300)"),
     "long error.ipynb": cell("raise Exception('x' * 50_000_000)"),
     "lone error.ipynb": cell("raise Exception('\\ud83d')"),
+    "error that clears a screen.ipynb": cell("raise Exception('\\x1b[2J\\x1b]0;title\\x07')"),
     "error without words.ipynb": odd_error("def __str__(self): raise KeyError"),
     "error of a number.ipynb": odd_error("def __str__(self): return 3"),
     "error with a page.ipynb": cell("raise Exception('<img src=x>| |\\n\\n# 100 of 100')"),
@@ -122,6 +123,7 @@ def test_an_accident_costs_nothing_and_stops_nobody(graded, name):
     assert (found.refused, found.points) == ("", 2), found.text()
     text = (out / f"{found.submission}.md").read_text()
     assert len(text) < 3000
+    assert all(c.isprintable() or c == "\n" for c in text)
     assert "<img" not in text.replace("\\<img", "")
     assert len([line for line in text.splitlines() if line.startswith("#")]) == 1
 

@@ -70,6 +70,8 @@ def _need(result: int) -> int:
 def main() -> None:
     with open(int(sys.argv[1]), "rb") as requests, open(int(sys.argv[2]), "wb", buffering=0) as answers:
         begin = json.loads(requests.readline())
+        for pipe in (requests, answers):
+            os.set_inheritable(pipe.fileno(), False)  # for nobody else
         if sys.platform.startswith("linux"):
             ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # die with the grader
         if sys.platform != "win32":

@@ -115,7 +115,7 @@ def grade_all(
     """Grade what is in a folder, `jobs` at a time, with reports and the table grades.csv in `out`.
 
     A report that is there already is kept if neither the submission, the assignment, its checks, the limits nor the
-    wall have changed; so the same call goes on after a stop.
+    wall have changed; so the same call resumes after a stop.
     """
     submissions, out = Path(submissions), Path(out)
     grader = Grader(Path(folder), assignments(Path(folder)), name, limits, _wall(trust), (submissions, out))
@@ -138,7 +138,7 @@ def grade_all(
             Session.stopped.clear()
             raise
     ordered = [reports[one.name] for one in found]
-    for sentence in marks.write(ordered, out):
+    for sentence in [*marks.write(ordered, out), *filter(None, [grader.wall.says])]:
         say(sentence)
     return ordered
 

@@ -136,6 +136,8 @@ class Session:
                     return self._late(seconds) if late else self._read(found, question)
                 continue
             now = time.monotonic()
+            if self._process.poll() is not None:
+                return self._dead("it ended its process")
             if self.stopped.is_set():
                 return self._dead("grading was stopped")
             if now - looked > 0.25:
@@ -156,7 +158,7 @@ class Session:
         answer = json.loads(body)
         if answer.pop("question") != question["question"] or answer.pop("number", None) != question.get("number"):
             return self._dead("it gave the answer to another question")
-        return Answer(**answer)
+        return Answer(**{name: _words(value) if isinstance(value, str) else value for name, value in answer.items()})
 
     def _sign(self, body: bytes) -> bytes:
         return hashlib.blake2b(body, key=self._key, digest_size=32).hexdigest().encode()
@@ -203,6 +205,11 @@ class Session:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self._process.wait()
+
+
+def _words(text: str) -> str:
+    """What a process says, as a report and a terminal can show it."""
+    return "".join(c if c.isprintable() else " " for c in text[:1000])
 
 
 def _write(pipe: int, data: bytes, seconds: float) -> None:
