@@ -203,6 +203,27 @@ WANTS = {
         ],
         "the task is to write it yourself",
     ),
+    "finds the grader from a class": (
+        [
+            "def below(c):\n    for s in type.__subclasses__(c):\n        yield s\n        yield from below(s)\n"
+            "spaces = {id(f.__globals__): f.__globals__ for c in set(below(object)) for f in vars(c).values() "
+            "if hasattr(f, '__globals__')}\n"
+            "for s in [*spaces.values()]:\n    spaces |= {id(f.__globals__): f.__globals__ for f in [*s.values()] "
+            "if hasattr(f, '__globals__')}\n"
+            "mine = [s for s in spaces.values() if str(s.get('__name__')).startswith('ddpp.course')]\nfor s in mine:\n"
+            "    s['ask'] = lambda f, *a, **k: 6\n    s['judge'] = s['_run'] = lambda *a: (True, '')\n"
+            "    s['unwatched'] = s['changed'] = lambda: ''\n    s['guard'] = None\n"
+            "def move(x, o):\n    return next(s for s in mine if '_moved' in s)['_moved'](x, o)"
+        ],
+        "no double",
+    ),
+    "calls the checks' own helper": (
+        [
+            "from torch import nn\nspaces = [c.forward.__globals__ for c in nn.Module.__subclasses__()]\n"
+            "moved = [s['_moved'] for s in spaces if '_moved' in s]\ndef move(x, o):\n    return moved[0](x, o)"
+        ],
+        "calls `ddpp.course.assignment1._moved`",
+    ),
     "looks back": (
         [
             "import sys\ndef keep(s, t):\n    f = sys._getframe()\n    while 'right' not in f.f_globals: f = f.f_back\n"

@@ -1,18 +1,16 @@
 """The checks of a submission, inside its process: in a namespace of their own, with what the student wrote put in.
 
 A check is run twice. First with stubs in the student's place, where it has to fail: a check that does not was changed
-by the submission. Then with the student's functions. Before it, what checks rely on is put back as it was.
+by the submission. Then with the student's functions.
 """
 
 import contextlib
 import io
-import time
 
 from ddpp.course import watch
 from ddpp.course.checks import plain, told
 
 LONGEST = 600  # characters that a check may say
-WAIT = 2  # seconds for threads that are about to end
 
 space: dict = {}  # what the setup of the assignment defines
 
@@ -30,11 +28,6 @@ def judge(check: str, functions: list[str], values: list[str], student: dict) ->
 
     functions, values: the names in the check that are the student's, to be found in the namespace `student`.
     """
-    if watch.guard:
-        end = time.monotonic() + WAIT
-        while watch.guard.threads() and time.monotonic() < end:
-            time.sleep(0.05)
-        watch.guard.pristine.restore()
     stubs = {name: _stub(name) for name in functions} | dict.fromkeys(values)
     passed, _ = _run(check, stubs)
     if passed:

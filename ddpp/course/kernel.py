@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from typing import BinaryIO
 
 import matplotlib.pyplot  # noqa: F401  (what the checks draw with is to be there before the submission)
@@ -16,66 +18,26 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 import ddpp
-from ddpp.course import judge, watch
+from ddpp.course import judge, pristine, watch
 from ddpp.course.checks import told
-from ddpp.course.pristine import Pristine
 
 SETTINGS = {"HistoryManager": {"enabled": False}, "InteractiveShell": {"xmode": "Minimal", "colors": "NoColor"}}
-
-
-class Kernel:
-    """A shell for the cells, and the verdict on the last check."""
-
-    def __init__(self):
-        tqdm.tqdm.monitor_interval = 0  # no thread that only watches progress bars
-        library = tuple(os.path.join(path, "") for path in sys.path if os.path.isdir(path))
-        self.shell = InteractiveShell.instance(config=Config(SETTINGS))
-        self.shell.ask_exit = int  # exit() in a cell ends nothing
-        self.verdict = {}
-        watch.guard = watch.Guard((*library, "<frozen "))
-
-    def setup(self, code: str) -> dict:
-        """Run the instructor's setup, then hide the checks and note how everything is."""
-        judge.prepare(code)
-        private = {name: m for name, m in sys.modules.items() if f"{name}.".startswith("ddpp.course.")}
-        for name in private:
-            del sys.modules[name]
-        del ddpp.course
-        watch.guard.hide(private)
-        watch.guard.pristine = Pristine(private)
-        return {}
-
-    def cell(self, code: str) -> dict:
-        """Run a cell as a notebook does."""
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (for each cell, as one may close it)
-        result = InteractiveShell.run_cell(self.shell, code, store_history=True)
-        error = result.error_before_exec or result.error_in_exec
-        return {"error": told(error)} if error else {}
-
-    def check(self, code: str, functions: list[str], values: list[str]) -> dict:
-        """Run a check, and keep what came of it."""
-        self.verdict = {}
-        self.verdict = judge.judge(code, functions, values, self.shell.user_ns)
-        return {}
-
-    def report(self, number: str) -> dict:
-        """The verdict, if nothing else is running that could have written it."""
-        watch.guard.pristine.restore()
-        if watch.guard.threads():
-            self.verdict = {"passed": False, "says": watch.STILL_RUNNING}
-        return self.verdict | {"number": number}
+WAIT = 2  # seconds for threads that are about to end
 
 
 def serve(requests: BinaryIO, answers: BinaryIO, key: bytes) -> None:
-    """Answer questions until there are no more. Both are signed: nobody in between can change them."""
+    """Answer questions until there are no more. Both are signed: nobody in between can change them.
+
+    What it knows is in the frame of this function, where a submission cannot look, and in no class or module.
+    """
     dumps, loads, blake2b, write = json.dumps, json.loads, hashlib.blake2b, answers.write
     sign = lambda body: blake2b(body, key=key, digest_size=32).hexdigest().encode()
+    known = _questions()
 
     def answer(number: int, content: dict) -> None:
         body = dumps(content | {"question": number}).encode()
         write(sign(body) + b" " + body + b"\n")
 
-    kernel = Kernel()
     answer(1, {})
     while True:
         try:
@@ -87,7 +49,66 @@ def serve(requests: BinaryIO, answers: BinaryIO, key: bytes) -> None:
         question = loads(body)
         do, number = question.pop("do"), question.pop("question")
         try:
-            content = getattr(kernel, do)(**question)
+            content = known[do](**question)
         except BaseException as e:
             content = {"error": told(e)}
         answer(number, content)
+
+
+def _questions() -> dict[str, Callable[..., dict]]:
+    """What can be asked: to run the setup, a cell or a check, and to report what came of the check."""
+    shell, guard = _shell()
+    run, verdict, fields = InteractiveShell.run_cell, {}, {}
+    told_of, judged, running, sleep, clock = told, judge.judge, watch.threads, time.sleep, time.monotonic
+    restore = changed = None
+
+    def setup(code: str) -> dict:
+        nonlocal restore, changed
+        judge.prepare(code)
+        private = {name: m for name, m in sys.modules.items() if f"{name}.".startswith("ddpp.course.")}
+        for name in private:
+            del sys.modules[name]
+        del ddpp.course
+        watch.hide(private)
+        restore, changed = pristine.keep(private)
+        guard.classes, guard.changed = pristine.classes(), changed
+        fields.update(vars(guard))
+        return {}
+
+    def put_back() -> None:
+        restore()
+        vars(guard).update(fields)
+
+    def cell(code: str) -> dict:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (for each cell, as one may close it)
+        result = run(shell, code, store_history=True)
+        error = result.error_before_exec or result.error_in_exec
+        return {"error": told_of(error)} if error else {}
+
+    def check(code: str, functions: list[str], values: list[str]) -> dict:
+        verdict.clear()
+        end = clock() + WAIT
+        while running() and clock() < end:
+            sleep(0.05)
+        put_back()
+        verdict.update(judged(code, functions, values, shell.user_ns))
+        if verdict["passed"] and (what := changed()):
+            verdict.update(passed=False, says=f"`{what}` was replaced while the check ran: it must stay as it is")
+        return {}
+
+    def report(number: str) -> dict:
+        put_back()
+        if running():
+            verdict.update(passed=False, says=watch.STILL_RUNNING)
+        return verdict | {"number": number}
+
+    return {"setup": setup, "cell": cell, "check": check, "report": report}
+
+
+def _shell() -> tuple[InteractiveShell, watch.Guard]:
+    """The shell for a submission's cells, in a process that is watched from here on."""
+    tqdm.tqdm.monitor_interval = 0  # no thread that only watches progress bars
+    library = tuple(os.path.join(path, "") for path in sys.path if os.path.isdir(path))
+    shell = InteractiveShell.instance(config=Config(SETTINGS))
+    shell.ask_exit = int  # exit() in a cell ends nothing; and this function leads nowhere
+    return shell, watch.start((*library, "<frozen "))

@@ -22,48 +22,48 @@ HEAP, FIXED = 1 << 9, 1 << 8  # flags of a class: made at run time; cannot be ch
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *(getattr(signal, f"SIG{x}") for x in ("ALRM", "VTALRM", "PROF", "USR1"))]
 
 
-class Pristine:
-    """Modules and classes with what they held; near: those that are looked at after each call of a student's."""
+def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[[], str]]:
+    """Note how everything is; returns what puts it back, and what names something that is not as it was, if there is.
 
-    def __init__(self, private: dict[str, ModuleType]):
-        modules = dict(sys.modules) | private
-        self.builtins = dict(BUILTINS)
-        self.near = [s for name, m in modules.items() if _is_near(name) for s in _spaces(name, m, name in NEAR)]
-        self.far = [
-            s for name, m in modules.items() if not _is_near(name) and name != "__main__" for s in _spaces(name, m)
-        ]
-        self.codes = list(_codes([kept for _, _, kept, _ in self.near]))
-        every = (value for _, _, kept, _ in (*self.near, *self.far) for value in kept.values())
-        self.classes = {value for value in every if type(value) is type}
-        self.rules = [(name, d, dict(d)) for name, d in _tables(modules)]
-        self.signals = {number: signal.getsignal(number) for number in SIGNALS}
-        self.filters, self.recursion, self.errors = list(warnings.filters), sys.getrecursionlimit(), np.geterr()
+    private: modules that are not in sys.modules. Functions and no class: a class can be found from `object`.
+    """
+    modules = dict(sys.modules) | private
+    python = dict(BUILTINS)
+    near = [s for name, m in modules.items() if _is_near(name) for s in _spaces(name, m, name in NEAR)]
+    far = [s for name, m in modules.items() if not _is_near(name) and name != "__main__" for s in _spaces(name, m)]
+    codes = list(_codes([kept for _, _, kept, _ in near]))
+    tables = [(name, table, dict(table)) for name, table in _tables(modules)]
+    settle, handlers = _settings()
 
-    def restore(self) -> None:
-        """Put everything back, Python's own first, as what follows is made of it."""
-        BUILTINS.clear()
-        BUILTINS.update(self.builtins)
-        for _ in self._changes([*self.near, *self.far], put_back=True):
+    def restore() -> None:
+        BUILTINS.clear()  # Python's own first, as what follows is made of it
+        BUILTINS.update(python)
+        for _ in _changes([*near, *far], codes, tables, put_back=True):
             pass
-        self.settle()
+        settle()
 
-    def changed(self) -> str:
-        """Name of something that is not as it was, if there is; Python's own are put back before one looks."""
-        own = BUILTINS.items() - self.builtins.items() if self.builtins != BUILTINS else ()
+    def changed() -> str:
+        own = BUILTINS.items() - python.items() if python != BUILTINS else ()
         BUILTINS.clear()
-        BUILTINS.update(self.builtins)
+        BUILTINS.update(python)
         if own:
             return next(iter(own))[0]
-        modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
-        if modes:
+        if torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack():
             return "the way torch calls its functions"
-        if any(signal.getsignal(number) != handler for number, handler in self.signals.items()):
+        if any(signal.getsignal(number) != handler for number, handler in handlers.items()):
             return "a signal's handler"
-        return next(self._changes(self.near, put_back=False), "")
+        return next(_changes(near, codes, tables, put_back=False), "")
 
-    def settle(self) -> None:
-        """Set anew what changes the meaning of a function without replacing it."""
-        for number, handler in self.signals.items():
+    return restore, changed
+
+
+def _settings() -> tuple[Callable[[], None], dict]:
+    """What sets anew whatever changes the meaning of a function without replacing it; the handlers of signals."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    filters, recursion, errors = list(warnings.filters), sys.getrecursionlimit(), np.geterr()
+
+    def settle() -> None:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
             signal.setitimer(timer, 0)
@@ -73,10 +73,10 @@ class Pristine:
             if sys.monitoring.get_tool(tool):
                 sys.monitoring.set_events(tool, 0)
                 sys.monitoring.free_tool_id(tool)
-        sys.setrecursionlimit(self.recursion)
+        sys.setrecursionlimit(recursion)
         gc.callbacks.clear()
-        warnings.filters[:] = self.filters
-        np.seterr(**self.errors)
+        warnings.filters[:] = filters
+        np.seterr(**errors)
         while torch._C._len_torch_function_stack():
             torch._C._pop_torch_function_stack()
         while torch._C._len_torch_dispatch_stack():
@@ -86,29 +86,39 @@ class Pristine:
         torch.set_num_threads(1)
         torch._C._set_deterministic_algorithms(False)
 
-    def _changes(self, spaces: list, put_back: bool) -> Iterator[str]:
-        for name, space, kept, names in spaces:
-            now = vars(space) if isinstance(space, type) else space
-            for key, value in kept.items():
-                if now.get(key, kept) is not value:
-                    if put_back:
-                        _set(space, key, value)
-                    yield f"{name}.{key}"
-            if len(now) != len(names):
-                for key in [key for key in now if key not in names and _shadows(space, key)]:
-                    if put_back:
-                        _delete(space, key)
-                    yield f"{name}.{key}"
-        for function, *code in self.codes:
-            if function.__code__ is not code[0] or function.__defaults__ is not code[1]:
+    return settle, handlers
+
+
+def classes() -> frozenset[type]:
+    """The classes that are there now."""
+    spaces = (space for name, module in dict(sys.modules).items() for space in _spaces(name, module))
+    return frozenset(value for _, _, kept, _ in spaces for value in kept.values() if type(value) is type)
+
+
+def _changes(spaces: list, codes: list, tables: list, put_back: bool) -> Iterator[str]:
+    """Names of what is not as it was."""
+    for name, space, kept, names in spaces:
+        now = vars(space) if isinstance(space, type) else space
+        for key, value in kept.items():
+            if now.get(key, kept) is not value:
                 if put_back:
-                    function.__code__, function.__defaults__, function.__kwdefaults__ = code
-                yield f"{function.__module__}.{function.__qualname__}"
-        for name, table, kept in self.rules:
-            if any(table.get(key, kept) is not value for key, value in kept.items()):
+                    _set(space, key, value)
+                yield f"{name}.{key}"
+        if len(now) != len(names):
+            for key in [key for key in now if key not in names and _shadows(space, key)]:
                 if put_back:
-                    table.update(kept)
-                yield name
+                    _delete(space, key)
+                yield f"{name}.{key}"
+    for function, *code in codes:
+        if function.__code__ is not code[0] or function.__defaults__ is not code[1]:
+            if put_back:
+                function.__code__, function.__defaults__, function.__kwdefaults__ = code
+            yield f"{function.__module__}.{function.__qualname__}"
+    for name, table, kept in tables:
+        if any(table.get(key, kept) is not value for key, value in kept.items()):
+            if put_back:
+                table.update(kept)
+            yield name
 
 
 def _is_near(name: str) -> bool:
@@ -120,7 +130,8 @@ def _spaces(name: str, module: ModuleType, all_of_it: bool = False) -> Iterator[
     if not isinstance(module, ModuleType):
         return
     space = vars(module)
-    yield name, space, {key: value for key, value in space.items() if _kept(value)}, frozenset(space)
+    whole = name.partition(".")[0] == "ddpp"
+    yield name, space, {key: value for key, value in space.items() if whole or _kept(value)}, frozenset(space)
     for value in [*space.values()]:
         own = issubclass(type(value), type) and value.__flags__ & (HEAP | FIXED) == HEAP
         if own and (all_of_it or vars(value).get("__module__") == name):

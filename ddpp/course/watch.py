@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 
 PROGRAMS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"}
@@ -28,60 +29,81 @@ STILL_RUNNING = "a thread that this notebook started is still running: wait for 
 getframe, current_frames = sys._getframe, sys._current_frames
 
 
+@dataclass
 class Guard:
-    """Watches a process from its start. pristine: what should be as it was; asking: a student's function runs now."""
+    """What is known in the grader's process. It has no functions of its own: from a class one finds to the rest.
 
-    def __init__(self, library: tuple[str, ...]):
-        self.library, self.pristine = library, None
-        self.private, self.codes = set(), set()
-        self.asking, self._inside = False, False
-        sys.addaudithook(self._see)
+    private, codes: the grader's copies of the checks, by the ids of their dictionaries, and their code; classes: that
+    were there before the submission; changed: what names a change; asking: whether a student's function runs now.
+    """
 
-    def hide(self, private: dict[str, ModuleType]) -> None:
-        """The grader's copies of the checks; the submission's own, which have the answers in them, are forbidden."""
-        self.private = {id(vars(module)) for module in private.values()}
-        self.codes = {c for module in private.values() for f in _functions(module) for c in _nested(f.__code__)}
+    library: tuple[str, ...]
+    private: frozenset[int] = frozenset()
+    codes: frozenset[CodeType] = frozenset()
+    classes: frozenset[type] = frozenset()
+    changed: Callable[[], str] = str
+    asking: bool = False
 
-    def threads(self) -> bool:
-        """Whether another thread is in Python."""
-        return len(current_frames()) > 1
 
-    def knows(self, kind: type) -> bool:
-        """Whether objects of a class compare as a library says, and not as a submission does."""
-        if kind in self.pristine.classes:
-            return True
-        own = (getattr(kind, name, None) for name in ("__eq__", "__ne__", "__len__", "__iter__", "__getitem__"))
-        return all(f.__code__.co_filename.startswith(self.library) for f in own if isinstance(f, FunctionType))
+guard: Guard | None = None  # in the grader's process only
 
-    def _see(self, event: str, values: tuple) -> None:
+
+def start(library: tuple[str, ...]) -> Guard:
+    """Watch this process from here on. library: where the files of code lie that is not a submission's."""
+    global guard
+    guard = mine = Guard(library)
+    inside = []
+
+    def see(event: str, values: tuple) -> None:
         if event in PROGRAMS:
             raise PermissionError("while grading, code cannot start other programs (no !, no %pip, no workers)")
         if event in NETWORK:
             raise PermissionError("while grading, there is no network")
         if event in ("os.kill", "os.killpg") and values[0] != os.getpid():
             raise PermissionError("while grading, code cannot send signals to other processes")
-        if event in THREADS and self.asking:
+        if event in THREADS and mine.asking:
             raise PermissionError("while a check runs, code cannot start threads")
         looks = event in FRAMES or (event == "object.__getattr__" and values[1] in OF_OBJECTS)
-        pretends = event == "compile" and isinstance(values[1], str) and values[1].startswith(self.library)
+        pretends = event == "compile" and isinstance(values[1], str) and values[1].startswith(library)
         reads = event == "open" and str(values[0]).startswith("/proc/") and str(values[0]).endswith(("/mem", "/maps"))
-        if (looks or pretends or reads or event.startswith("ctypes.")) and not self._inside:
-            self._inside = True
+        if (looks or pretends or reads or event.startswith("ctypes.")) and not inside:
+            inside.append(event)
             try:
-                theirs = not self._of_library(getframe(1))
+                theirs = not _of_library(getframe(1), library)
             finally:
-                self._inside = False
+                inside.clear()
             if theirs:
                 raise PermissionError(f"while grading, code cannot look into the process that runs it ({event})")
 
-    def _of_library(self, frame) -> bool:
-        """Whether a library asked for something, and not a student's code by way of one."""
-        while frame and (frame.f_code.co_filename.endswith(GO_BETWEENS) or frame.f_code.co_name == "currentframe"):
-            frame = frame.f_back
-        return not frame or frame.f_code.co_filename.startswith(self.library)
+    sys.addaudithook(see)
+    return mine
 
 
-guard: Guard | None = None  # in the grader's process only
+def hide(private: dict[str, ModuleType]) -> None:
+    """The grader's copies of the checks; the submission's own, which have the answers in them, are forbidden."""
+    guard.private = frozenset(id(vars(module)) for module in private.values())
+    functions = [function for module in private.values() for function in _functions(module)]
+    guard.codes = frozenset(code for function in functions for code in _nested(function.__code__))
+
+
+def threads() -> bool:
+    """Whether another thread is in Python."""
+    return len(current_frames()) > 1
+
+
+def known(kind: type) -> bool:
+    """Whether a check may rely on what objects of this class say of themselves."""
+    if not guard or kind in guard.classes:
+        return True
+    own = (getattr(kind, name, None) for name in ("__eq__", "__ne__", "__len__", "__iter__", "__getitem__"))
+    return all(f.__code__.co_filename.startswith(guard.library) for f in own if isinstance(f, FunctionType))
+
+
+def _of_library(frame, library: tuple[str, ...]) -> bool:
+    """Whether a library asked for something, and not a student's code by way of one."""
+    while frame and (frame.f_code.co_filename.endswith(GO_BETWEENS) or frame.f_code.co_name == "currentframe"):
+        frame = frame.f_back
+    return not frame or frame.f_code.co_filename.startswith(library)
 
 
 @contextlib.contextmanager
@@ -92,17 +114,21 @@ def watching(forbidden: tuple[ModuleType | Callable, ...]) -> Iterator[list[str]
     functions += [f for module in modules for f in _functions(module)]
     names, called = {module.__name__ for module in modules}, []
     codes = {code for function in functions for code in _nested(function.__code__)}
-    private, hidden = (guard.private, guard.codes) if guard else (set(), set())
+    private = guard.private if guard else set()
 
     def see(frame, event, _):
-        if event != "call" or id(frame.f_globals) in private:
+        if event != "call":
             return
-        if frame.f_globals.get("__name__") in names or frame.f_code in codes or frame.f_code in hidden:
+        if id(frame.f_globals) in private:  # a check's own function may be called if a check has handed it out
+            direct = frame.f_back and id(frame.f_back.f_globals) not in private and "." not in frame.f_code.co_qualname
+            if not direct or frame.f_back.f_code.co_filename.startswith(guard.library):
+                return
+        if frame.f_globals.get("__name__") in names or frame.f_code in watched:
             called.append(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}")
 
     before = sys.getprofile()
     with _trapped(functions) as traps, _quiet():
-        codes |= traps
+        watched = codes | traps | (guard.codes if guard else frozenset())
         if functions or guard:
             sys.setprofile(see)
         try:
@@ -111,18 +137,13 @@ def watching(forbidden: tuple[ModuleType | Callable, ...]) -> Iterator[list[str]
             sys.setprofile(before)
 
 
-def known(kind: type) -> bool:
-    """Whether a check may rely on what objects of this class say of themselves."""
-    return not guard or guard.knows(kind)
-
-
 def unwatched() -> str:
     """What a student's function left behind, in words, if anything: other threads, other functions in the library."""
     if not guard:
         return ""
-    if guard.threads():
+    if threads():
         return STILL_RUNNING
-    if changed := guard.pristine.changed():
+    if changed := guard.changed():
         return f"`{changed}` was replaced while the check ran: it must stay as it is"
     return ""
 
