@@ -219,7 +219,8 @@ WANTS = {
     ),
     "calls the checks' own helper": (
         [
-            "from torch import nn\nspaces = [c.forward.__globals__ for c in nn.Module.__subclasses__()]\n"
+            "from torch import nn\nfound = [c for c in nn.Module.__subclasses__() if c.__name__ == '_Recorder']\n"
+            "spaces = [vars(c)['forward'].__globals__ for c in found]\n"
             "moved = [s['_moved'] for s in spaces if '_moved' in s]\ndef move(x, o):\n    return moved[0](x, o)"
         ],
         "calls `ddpp.course.assignment1._moved`",

@@ -95,7 +95,7 @@ def libraries() -> list[Path]:
     system = [*map(Path, SYSTEM), *(Path("/etc", name) for name in ETC)]
     places = [*system, Path(sys.prefix), Path(sys.base_prefix), python, *packages, *linked, PACKAGE]
     both = {place for path in places for place in (path.absolute(), path.resolve())}
-    return sorted(path for path in both if path.exists() and path not in (Path("/"), Path.home()))
+    return sorted(path for path in both if path.exists() and path not in (Path("/"), Path(os.path.expanduser("~"))))
 
 
 def environment(work: Path) -> dict[str, str]:
