@@ -38,7 +38,7 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
     before = [a.detach().clone() if isinstance(a, Tensor) else a for a in arguments]
     given = f"called with {', '.join(map(describe, arguments))}" if arguments else "called without arguments"
     result = error = None
-    with watching(forbid) as called:
+    with watching(forbid, arguments) as called:
         try:
             result = function(*arguments)
         except Exception as e:

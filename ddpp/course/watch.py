@@ -107,8 +107,12 @@ def _of_library(frame, library: tuple[str, ...]) -> bool:
 
 
 @contextlib.contextmanager
-def watching(forbidden: tuple[ModuleType | Callable, ...]) -> Iterator[list[str]]:
-    """Collects the names of these functions, and of the functions of these modules, that the block calls."""
+def watching(forbidden: tuple[ModuleType | Callable, ...], given: tuple = ()) -> Iterator[list[str]]:
+    """Collects the names of these functions, and of the functions of these modules, that the block calls.
+
+    given: what a check hands out, and so may be called.
+    """
+    handed_out = {x.__code__ for x in given if isinstance(x, FunctionType)}
     modules = [x for x in forbidden if isinstance(x, ModuleType)]
     functions = [x for x in forbidden if not isinstance(x, ModuleType)]
     functions += [f for module in modules for f in _functions(module)]
@@ -119,9 +123,9 @@ def watching(forbidden: tuple[ModuleType | Callable, ...]) -> Iterator[list[str]
     def see(frame, event, _):
         if event != "call":
             return
-        if id(frame.f_globals) in private:  # a check's own function may be called if a check has handed it out
-            direct = frame.f_back and id(frame.f_back.f_globals) not in private and "." not in frame.f_code.co_qualname
-            if not direct or frame.f_back.f_code.co_filename.startswith(guard.library):
+        if id(frame.f_globals) in private:
+            inner = "." in frame.f_code.co_qualname or id(frame.f_back.f_globals) in private
+            if inner or frame.f_code in handed_out or frame.f_back.f_code.co_filename.startswith(guard.library):
                 return
         if frame.f_globals.get("__name__") in names or frame.f_code in watched:
             called.append(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}")
