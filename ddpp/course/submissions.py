@@ -63,41 +63,38 @@ def handed_in(folder: Path, out: Path) -> list[Submission]:
 
 def _in_one(place: Path, paths: list[Path], top: Path, students: set[str]) -> list[Submission]:
     """The submissions among the files of one folder."""
-    versions, others = defaultdict(list), [path for path in paths if not _is_notebook(path)]
-    for path in paths:
-        if _is_notebook(path):
-            versions[_version(path, paths)[0]].append(path)
-    moodle = bool(MOODLE.search(place.name))
-    if moodle:
-        same = defaultdict(list)
-        for versions_of_one in versions.values():
-            for path in versions_of_one:
-                same[_said(path)].append(path)
-        versions = same
-    order = (lambda p: (p.stat().st_mtime, p.name)) if moodle else (lambda p: _version(p, paths)[1])
+    notebooks, others = [p for p in paths if _is_notebook(p)], [p for p in paths if not _is_notebook(p)]
+    moodle, where = bool(MOODLE.search(place.name)), place.relative_to(top).parts
+    named = lambda stem: "/".join(map(safe, (*where, stem)))
     found = []
-    for versions_of_one in versions.values():
-        *older, path = sorted(versions_of_one, key=order)
-        here = [p for p in others if place != top or p.stem == path.stem]
-        stem = path.name[:-6] if moodle else _version(path, paths)[0]
-        name = "/".join(map(safe, (*place.relative_to(top).parts, stem)))
-        found.append(Submission(name, path, tuple(map(_shown, older)), tuple(map(_shown, here))))
-    if not versions or place == top:
-        stems = {path.stem for versions_of_one in versions.values() for path in versions_of_one}
-        alone = [] if moodle and _student(place) in students else [p for p in others if p.stem not in stems]
-        found += [Submission("/".join(map(safe, p.relative_to(top).with_suffix("").parts)), p) for p in alone]
-    return found
+    for *older, path in _versions(notebooks, moodle):
+        beside = [p for p in others if place != top or p.stem == path.stem]
+        stem = path.name[:-6] if moodle else _numbered(path, notebooks)[0]
+        found.append(Submission(named(stem), path, tuple(map(_shown, older)), tuple(map(_shown, beside))))
+    if (notebooks and place != top) or (moodle and _student(place) in students):
+        return found
+    stems = {path.stem for path in notebooks}
+    return found + [Submission(named(p.stem), p) for p in others if p.stem not in stems]
+
+
+def _versions(notebooks: list[Path], moodle: bool) -> list[list[Path]]:
+    """Notebooks of which only one counts together, and that one last."""
+    together = defaultdict(list)
+    for path in notebooks:
+        together[_said(path) if moodle else _numbered(path, notebooks)[0]].append(path)
+    age = (lambda p: (p.stat().st_mtime, p.name)) if moodle else (lambda p: _numbered(p, notebooks)[1])
+    return [sorted(paths, key=age) for paths in together.values()]
 
 
 def _is_notebook(path: Path) -> bool:
     return path.name.lower().endswith(".ipynb") and not path.name.startswith("._")
 
 
-def _version(path: Path, others: list[Path]) -> tuple[str, int]:
+def _numbered(path: Path, notebooks: list[Path]) -> tuple[str, int]:
     """A name without the number that a browser gave it, if the first one of that name is there, and the number."""
     again = AGAIN.match(path.stem)
-    stems = {other.stem for other in others if _is_notebook(other)}
-    return (again["name"], int(again["number"])) if again and again["name"] in stems else (path.stem, 0)
+    first = again and any(other.stem == again["name"] for other in notebooks)
+    return (again["name"], int(again["number"])) if first else (path.stem, 0)
 
 
 def _said(path: Path) -> str:
