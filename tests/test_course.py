@@ -37,6 +37,7 @@ try:
 except Error:  # neither namespaces nor Landlock: what must not be confined can still be tested
     WALL = wall.NONE
 TRUST = WALL == wall.NONE
+STARTS = "cannot start other programs" if WALL.alone else "stopped: "  # Landlock is faster, and says less
 HIDDEN = "No such file" if WALL.alone else "Permission denied"
 LONG = 25  # characters of a line that is somebody's own
 
@@ -303,7 +304,7 @@ HANDED_IN = {
     "overwritten checks": (overwriting, 1, "3 does not become 6"),
     "reads the solution": (reading, 1, HIDDEN),
     "looks at others": (added("import os; os.listdir('{folder}')"), 3, HIDDEN),
-    "starts programs": (added("!ls"), 3, "cannot start other programs"),
+    "starts programs": (added("!ls"), 3, STARTS),
     "writes elsewhere": (added("open('{folder}/mine', 'w')"), 3, HIDDEN),
     "kills the grader": (added("import os; os.kill(os.getppid(), 9)"), 3, "cannot send signals"),
     "leaves": (added("import os; os._exit(0)"), 3, "it ended its process"),
