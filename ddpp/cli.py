@@ -253,26 +253,28 @@ class GradeCommand:
     jobs: int | None = None  # submissions at a time; default: one per core
     seconds: float | None = None  # for a cell, or a check; default: what the assignment says
     memory: float = 4.0  # GB for a submission
+    trust_submissions: bool = False  # run them without a wall, with all that you can read and write
 
     def __call__(self) -> int:
         try:
             from ddpp.course import grade, session
         except ModuleNotFoundError as e:
-            raise Error(f"grading needs the package {e.name}: pip install nbformat ipykernel") from None
+            raise Error(f"grading needs the package {e.name}: pip install 'ddpp[course]'") from None
 
         if not self.submissions.exists():
             raise Error(f"there is no {self.submissions}: name a notebook, or a folder of them")
         limits = session.Limits(self.seconds, self.memory)
         grade.assignments(self.assignments)  # before anything is written
         store.check_writable(self.out / "grades.csv")
+        options = {"name": self.assignment, "limits": limits, "trust": self.trust_submissions}
         if self.submissions.is_dir():
             jobs = self.jobs or os.cpu_count()
-            reports = grade.grade_all(
-                self.submissions, self.assignments, self.out, name=self.assignment, limits=limits, jobs=jobs
-            )
+            reports = grade.grade_all(self.submissions, self.assignments, self.out, jobs=jobs, **options)
             print(f"written: {self.out / 'grades.csv'}, and a report for each")
+            if refused := [report.submission for report in reports if report.refused]:
+                print(f"{len(refused)} of {len(reports)} could not be graded: {', '.join(refused)}")
         else:
-            reports = [grade.grade(self.submissions, self.assignments, name=self.assignment, limits=limits)]
+            reports = [grade.grade(self.submissions, self.assignments, **options)]
             reports[0].write(self.out)
             print(reports[0].text())
         return 0 if all(not r.refused and r.points == r.of for r in reports) else 3

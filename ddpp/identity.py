@@ -11,6 +11,7 @@ import dis
 import functools
 import hashlib
 import json
+import re
 import sys
 import sysconfig
 import types
@@ -27,8 +28,11 @@ VERSION = "__ddpp_version__"
 LIBRARIES = tuple(str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("stdlib", "purelib", "platlib"))
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...))
 PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype, np.generic)
+SHOWN = (types.MemberDescriptorType, types.GetSetDescriptorType, types.GenericAlias, re.Pattern, Path)
 NOT_CODE = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"}
 NOT_CODE |= {"__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__", "__parameters__"}
+NOT_CODE |= {"__dataclass_params__", "__match_args__", "__slots__", "_abc_impl", "__abstractmethods__"}
+MADE_BY_DATACLASS = {f"__{name}__" for name in "init repr eq hash lt le gt ge setattr delattr replace".split()}
 
 TABLES: dict[str, "Table"] = {}  # by kind
 
@@ -112,24 +116,33 @@ def _describe(value, seen: dict):
         return [str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
     if (version := getattr(value, VERSION, None)) is not None:
         return f"version {version}"
-    if id(value) in seen:  # it contains itself
-        return f"number {seen[id(value)]}"
-    seen[id(value)] = len(seen)
+    if id(value) in seen:  # it contains itself, or is used twice
+        return f"number {seen[id(value)][0]}"
+    seen[id(value)] = len(seen), value  # kept, or another value could get its id
     if isinstance(value, types.ModuleType):
         return f"module {value.__name__}"
     if isinstance(value, (list, tuple)):
         return [type(value).__name__, *(_describe(item, seen) for item in value)]
     if isinstance(value, (set, frozenset)):
         return ["set", *sorted(json.dumps(_describe(item, seen)) for item in value)]
-    if isinstance(value, dict):
+    if isinstance(value, (dict, types.MappingProxyType)):
         return ["dict", *([_describe(k, seen), _describe(v, seen)] for k, v in value.items())]
     if _is_library(value):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, types.FunctionType):
         return _function(value, seen)
     if isinstance(value, type):
-        own = {key: item for key, item in vars(value).items() if key not in NOT_CODE}
-        return ["class", [_describe(base, seen) for base in value.__bases__], _describe(own, seen)]
+        return ["class", [_describe(base, seen) for base in value.__bases__], _describe(_own(value), seen)]
+    if isinstance(value, dataclasses.Field):
+        return ["field", value.name, _describe(value.default, seen), _describe(value.default_factory, seen)]
+    if isinstance(value, (functools.cached_property, functools.partialmethod)):
+        return [type(value).__name__, _describe(value.func, seen)]
+    if hasattr(value, "__wrapped__"):  # such as a function with a cache
+        return ["wrapped", _describe(value.__wrapped__, seen)]
+    if isinstance(
+        value, (types.MemberDescriptorType, types.GetSetDescriptorType, types.GenericAlias, re.Pattern, Path)
+    ):
+        return repr(value)
     if isinstance(value, (staticmethod, classmethod, types.MethodType)):
         return [_describe(value.__func__, seen), _describe(getattr(value, "__self__", None), seen)]
     if isinstance(value, property):
@@ -139,6 +152,21 @@ def _describe(value, seen: dict):
     if dataclasses.is_dataclass(value) or (type(value).__module__ != "builtins" and hasattr(value, "__dict__")):
         return ["object", _describe(type(value), seen), _describe(vars(value), seen)]
     raise _Unseen(f"{getattr(value, '__name__', 'a value')}, a {type(value).__name__}")
+
+
+def _own(kind: type) -> dict:
+    """What a class defines itself, without what Python or `dataclass` adds to it."""
+    own = {key: item for key, item in vars(kind).items() if key not in NOT_CODE}
+    if "__dataclass_fields__" not in own:
+        return own
+    made = {key for key in MADE_BY_DATACLASS & own.keys() if _written_by_dataclass(own[key])}
+    return {key: item for key, item in own.items() if key not in made}
+
+
+def _written_by_dataclass(method) -> bool:
+    while hasattr(method, "__wrapped__"):
+        method = method.__wrapped__
+    return method is None or getattr(getattr(method, "__code__", None), "co_filename", "") == "<string>"
 
 
 def _function(function: types.FunctionType, seen: dict):

@@ -1,11 +1,15 @@
-"""What a class hands in for assignment 1, to see how long grading takes: python tests/class_of.py 200 FOLDER."""
+"""How long a class takes to grade, with the wall and without: python tests/class_of.py STUDENTS FOLDER ROUNDS."""
 
+import os
 import sys
+import time
 from itertools import cycle, islice
 from pathlib import Path
 
 import nbformat
 from wrong_assignment1 import WRONG
+
+from ddpp.course import grade
 
 ASSIGNMENTS = Path(__file__).parents[1] / "assignments"
 
@@ -20,5 +24,21 @@ def hand_in(students: int, folder: Path) -> None:
         nbformat.write(notebook, folder / f"student{student:03}.ipynb")
 
 
+def compare(folder: Path, out: Path, rounds: int) -> None:
+    """Grade a class with the wall and without, in turn, and print how long each took."""
+    took = {False: [], True: []}
+    for number in range(rounds):
+        for trust in (False, True):
+            place, began = out / f"{number}-{'trusted' if trust else 'walled'}", time.monotonic()
+            grade.grade_all(folder, ASSIGNMENTS, place, jobs=os.cpu_count(), trust=trust, say=lambda _: None)
+            took[trust].append(time.monotonic() - began)
+            print(f"{place}: {took[trust][-1]:.0f} s", flush=True)
+    walled, trusted = (sum(took[trust]) for trust in (False, True))
+    each = (walled - trusted) / rounds / len(list(folder.iterdir()))
+    print(f"with the wall {walled / trusted:.2f} times as long, {each:+.2f} s for a submission")
+
+
 if __name__ == "__main__":
-    hand_in(int(sys.argv[1]), Path(sys.argv[2]))
+    students, place, rounds = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    hand_in(students, place / "submissions")
+    compare(place / "submissions", place / "grades", rounds)

@@ -3,7 +3,8 @@
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, make_dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,27 @@ def inner(x):
     return deep(x)
 
 
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 3
+    weights: tuple = field(default_factory=lambda: (1, 2))
+
+    @cached_property
+    def total(self):
+        return sum(self.weights)
+
+
+def fields_of(**defaults):
+    """A dataclass with these fields."""
+    fields = [(name, int, value) for name, value in defaults.items()]
+    return make_dataclass("Made", fields, namespace={"__module__": __name__})
+
+
+@lru_cache
+def cached(x):
+    return x + SCALE
+
+
 class Rule:
     threshold = 0.1
 
@@ -69,6 +91,7 @@ class Rule:
 def test_equal_code_with_equal_values_is_the_same():
     assert fingerprint(keeps(0.5)) == fingerprint(keeps(0.5))
     assert fingerprint(Rule(2)) == fingerprint(Rule(2))
+    assert fingerprint(Settings()) == fingerprint(Settings(3))
     space = {}, {}
     for one in space:  # as when a cell is run again, elsewhere in the notebook
         exec(f"{'# a comment' * len(one)}\n\ndef f(x, k=3):\n    return x ** k", one)
@@ -84,6 +107,10 @@ def test_equal_code_with_equal_values_is_the_same():
         (lambda x, k=1: x * k, lambda x, k=2: x * k),
         (lambda x, *, k=1: x * k, lambda x, *, k=2: x * k),
         (Rule(2), Rule(3)),
+        (Settings(), Settings(4)),
+        (Settings, fields_of(steps=4)),
+        (fields_of(n=3), fields_of(n=4)),
+        (fields_of(n=3), fields_of(m=3)),
         (Rule(2).__call__, Rule(3).__call__),
         (type("Net", (nn.Linear,), {}), type("Net", (nn.Linear,), {"bias": None})),
         (type("Net", (nn.Module,), {}), type("Net", (nn.Linear,), {})),
@@ -98,6 +125,7 @@ def test_other_code_or_other_values_are_another(one, other):
     [
         (with_global, "SCALE", 3.0),
         (inner, "SCALE", 3.0),
+        (cached, "SCALE", 3.0),
         (with_helper, "helper", lambda x: x - 1),
         (with_tensor, "TABLE", torch.arange(3.0) + 1),
         (with_tensor, "TABLE", np.arange(3.0)),
@@ -128,6 +156,18 @@ def test_what_cannot_be_seen_through_asks_for_a_version():
     assert fingerprint(ddpp.custom(rule, version=1)) == "version 1"
     assert fingerprint(ddpp.custom(rule, version=2)) == "version 2"
     assert ddpp.custom(torch.relu, version="a")(torch.tensor(-1.0)) == 0  # a C function
+
+
+def test_two_values_are_told_apart_however_short_they_live():
+    class Counts:
+        def __init__(self, *values):
+            self.values = [list(range(v)) for v in values]
+
+        def __call__(self):
+            return self.values
+
+    found = {fingerprint(Counts(*(i + k for k in range(5)))) for i in range(200)}
+    assert len(found) == 200
 
 
 def test_a_function_that_calls_itself_is_no_endless_loop():

@@ -9,7 +9,7 @@ from ddpp.course.grade import grade
 
 FILES = sorted(Path("submission").glob("*.ipynb"))
 COURSE = Path(os.environ.get("COURSE", "course"), "assignments")
-REPORTS = [grade(path, COURSE) for path in FILES]  # each runs in its kernel
+REPORTS = [grade(path, COURSE) for path in FILES]  # each on its own
 CHECKED = [o for r in REPORTS for o in r.outcomes if o.points is not None]
 
 

@@ -4,13 +4,15 @@ A check is a function that takes what the student wrote, prints one line where i
 is not. It looks at what a function does, never at its text or its helpers.
 """
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from ddpp.course.watch import known, unwatched, watching
 
 
 class Mistake(AssertionError):
@@ -32,21 +34,25 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
         raise Mistake(
             f"a function was expected here, not {describe(function)}: has its name been used for something else?"
         )
-    name = getattr(function, "__name__", "the function")
+    name = str(getattr(function, "__name__", "the function"))[:60]
     before = [a.detach().clone() if isinstance(a, Tensor) else a for a in arguments]
     given = f"called with {', '.join(map(describe, arguments))}" if arguments else "called without arguments"
-    try:
-        with _watching(forbid) as called:
+    result = error = None
+    with watching(forbid, arguments) as called:
+        try:
             result = function(*arguments)
-    except Mistake:
-        raise
-    except NotImplementedError:
-        raise Mistake(f"`{name}` is not written yet: replace `raise NotImplementedError()` by your code") from None
-    except Exception as e:
-        where = _line_of(e, function)
-        raise Mistake(f"`{name}` stopped{where} with {type(e).__name__}: {e} (it was {given})") from e
+        except Exception as e:
+            error = e
     if called:
         raise Mistake(f"`{name}` calls `{called[0]}`: the task is to write it yourself")
+    if left := unwatched():
+        raise Mistake(left)
+    if isinstance(error, Mistake):
+        raise error
+    if isinstance(error, NotImplementedError):
+        raise Mistake(f"`{name}` is not written yet: replace `raise NotImplementedError()` by your code")
+    if error:
+        raise Mistake(f"`{name}` stopped{_line_of(error, function)} with {told(error)} (it was {given})") from error
     for now, then in zip(arguments, before, strict=True):
         if isinstance(now, Tensor) and not torch.equal(now.detach(), then):
             raise Mistake(
@@ -55,7 +61,47 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
             )
     if result is None:
         raise Mistake(f"`{name}` returns nothing: end it with `return ...`")
-    return result
+    return plain(result)
+
+
+def plain(value):
+    """A value without what a class of the student's adds to it: a list, a number or a tensor that is just that.
+
+    A Mistake where nothing is left then.
+    """
+    kind = type(value)
+    if issubclass(kind, Tensor):
+        return value if kind in (Tensor, Parameter) else _as_tensor(value)
+    if issubclass(kind, dict):
+        items = [(plain(key), plain(item)) for key, item in dict.items(value)]
+        same = kind is dict and all(item is value[key] for key, item in items)
+        return value if same else dict(items)
+    for base in (list, tuple):
+        if issubclass(kind, base):
+            items = [plain(item) for item in base.__iter__(value)]
+            same = kind is base and all(map(operator.is_, items, value))
+            return value if same else base(items)
+    for base, exact in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
+        if issubclass(kind, base) and kind not in (bool, base):
+            return exact(value)
+    if not known(kind):
+        raise Mistake(f"{describe(value)} says itself what it equals: return a tensor, a number or a list")
+    return value
+
+
+def _as_tensor(value: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.as_subclass(Tensor)
+
+
+def told(error: BaseException, most: int = 300, name: bool = True) -> str:
+    """An error in one line that is not too long, whatever its class does."""
+    try:
+        text = " ".join(str(error)[: 2 * most].split())
+    except Exception:
+        text = ""
+    text = f"{type(error).__name__[:60]}{': ' if text else ''}{text}" if name else text
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def tensor(value, shape: tuple[int, ...] | None, name: str) -> Tensor:
@@ -98,26 +144,7 @@ def describe(value) -> str:
         return f"a tensor {tuple(value.shape)}"
     if isinstance(value, (int, float, str, bool)) and len(repr(value)) < 40:
         return repr(value)
-    return "None" if value is None else f"a {type(value).__name__}"
-
-
-@contextlib.contextmanager
-def _watching(forbidden: tuple[ModuleType | Callable, ...]) -> Iterator[list[str]]:
-    """Collects the names of these functions, and of the functions of these modules, that the block calls."""
-    names = {x.__name__ for x in forbidden if isinstance(x, ModuleType)}
-    codes, called = {x.__code__ for x in forbidden if not isinstance(x, ModuleType)}, []
-
-    def see(frame, event, _):
-        if event == "call" and (frame.f_globals.get("__name__") in names or frame.f_code in codes):
-            called.append(f"{frame.f_globals['__name__']}.{frame.f_code.co_name}")
-
-    before = sys.getprofile()
-    if forbidden:
-        sys.setprofile(see)
-    try:
-        yield called
-    finally:
-        sys.setprofile(before)
+    return "None" if value is None else f"a {type(value).__name__[:60]}"
 
 
 def _line_of(error: Exception, function: Callable) -> str:

@@ -48,7 +48,7 @@ def read(path: Path) -> NotebookNode:
 def nbgrader(cell: NotebookNode) -> dict:
     """The cell's nbgrader metadata; empty for a cell that the assignment does not know."""
     marks = cell.metadata.get("nbgrader", {})
-    return marks if isinstance(marks, dict) else {}
+    return marks if isinstance(marks, dict) and isinstance(marks.get("grade_id"), str) else {}
 
 
 def sources(folder: Path) -> dict[str, Path]:

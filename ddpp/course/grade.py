@@ -1,4 +1,4 @@
-"""Grading: a submission runs in a fresh kernel, with limits, and each check of the instructor's notebook is put to it.
+"""Grading: a submission runs in a process behind a wall, and each check of the instructor's notebook is put to it.
 
 Nothing that a submission is or does may take the grader down: what cannot be graded is refused with a sentence. Points
 come from the instructor's checks alone, so cells that were moved, doubled, added or edited do no harm.
@@ -6,26 +6,24 @@ come from the instructor's checks alone, so cells that were moved, doubled, adde
 
 import ast
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import nbformat
 from nbformat import NotebookNode
 
-from ddpp.course import copies, report
+from ddpp.course import copies, marks, report, wall
+from ddpp.course.checks import told
 from ddpp.course.report import Outcome, Report
-from ddpp.course.session import Answer, Limits, Session
-from ddpp.errors import Error, choose
+from ddpp.course.session import CourseError, Limits, Session
+from ddpp.course.submissions import Submission, handed_in, names, read, safe, text_of, which
+from ddpp.errors import Error
 
-LARGEST = 200e6  # bytes of a notebook file
 SECONDS = 120  # for a cell, where the assignment does not say
 RESTARTS = 4  # of a kernel that a submission brings down, each time without the cell that did
-FRESH = "import sys; [sys.modules.pop(m) for m in list(sys.modules) if m.startswith('ddpp.course')]; "
-JUDGE = "__import__('ddpp.course.judge', fromlist=['judge'])"
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,7 @@ class Assignment:
     checks: dict[str, str]  # task -> code
     functions: set[str]  # names that the students define
     values: set[str]  # names that the students assign
+    given: set[str]  # all cells as they were handed out
     stubs: set[str]  # the code of the students' cells as they were handed out
     pictures: set[str]  # the code of cells that nothing graded depends on: those with the tag skip-grading
     seconds: float  # for a cell, unless the grader says otherwise
@@ -52,7 +51,8 @@ class Assignment:
         tasks = copies.tasks(notebook)
         checks = {task.name: code[task.name].source for task in tasks if not task.by_hand}
         functions, values = names("\n".join(code[name].source for name in answers))
-        handed_out = {copies.nbgrader(cell).get("grade_id"): cell.source for cell in copies.students(notebook).cells}
+        students = copies.students(notebook).cells
+        handed_out = {copies.nbgrader(cell).get("grade_id"): cell.source for cell in students}
         made_of = [path, *sorted(Path(__file__).parent.glob("*.py"))]
         return Assignment(
             path.stem,
@@ -61,6 +61,7 @@ class Assignment:
             checks,
             functions,
             values,
+            {cell.source.strip() for cell in students},
             {handed_out[name] for name in answers},
             {cell.source for cell in notebook.cells if "skip-grading" in cell.metadata.get("tags", [])},
             notebook.metadata.get("ddpp", {}).get("seconds", SECONDS),
@@ -77,18 +78,6 @@ class Assignment:
         return sorted(used & self.functions), sorted(used & self.values)
 
 
-def names(code: str) -> tuple[set[str], set[str]]:
-    """The functions and classes that code defines at its top level, and the names that it assigns there."""
-    try:
-        body = ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a student's, or with magics
-        return set(), set()
-    functions = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
-    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
-    return functions, {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
-
-
 def assignments(folder: Path) -> dict[str, Assignment]:
     """The assignments in FOLDER/source, by name."""
     return {name: Assignment.read(path) for name, path in copies.sources(folder).items()}
@@ -100,39 +89,16 @@ def grade(
     *,
     name: str | None = None,
     limits: Limits = Limits(),
+    trust: bool = False,
 ) -> Report:
     """Grade one submission with the assignments in FOLDER/source, whatever is in the file.
 
-    name: the assignment, where the notebook itself does not say. Raises Error if the instructor's side is wrong: no
-    assignments, or a setup that fails.
+    name: the assignment, where the notebook itself does not say; trust: run it without a wall. Raises Error if the
+    instructor's side is wrong: no assignments, a setup that fails, or no wall to be had.
     """
-    folder = Path(folder)
-    return _grade(Path(path), folder, assignments(folder), name, limits, closed=())
-
-
-def _grade(
-    path: Path,
-    folder: Path,
-    known: dict[str, Assignment],
-    name: str | None,
-    limits: Limits,
-    closed: tuple[Path, ...],
-    submission: str = "",
-) -> Report:
-    """`grade` with the assignments at hand; closed: more folders that the submission may not look into."""
-    result, began = Report(submission or path.stem), time.monotonic()
-    try:
-        notebook = read(path)
-        assignment = known[which(notebook, known, name)]
-    except Error as e:
-        result.refused = str(e)
-        return result
-    limits = assignment.limits(limits)
-    result.assignment, (result.sha256, result.graded_with) = assignment.name, digests(path, assignment, limits)
-    private = (folder / "source", folder / "solutions", *closed)
-    result.outcomes, result.notes = _Grading(assignment, notebook, limits, private).run()
-    result.seconds = round(time.monotonic() - began, 1)
-    return result
+    path = Path(path)
+    known = assignments(Path(folder))
+    return Grader(Path(folder), known, name, limits, _wall(trust), (path,)).grade(Submission(safe(path.stem), path))
 
 
 def grade_all(
@@ -143,116 +109,115 @@ def grade_all(
     name: str | None = None,
     limits: Limits = Limits(),
     jobs: int = 1,
+    trust: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Report]:
-    """Grade every file in a folder, `jobs` at a time, with reports and the table grades.csv in `out`.
+    """Grade what is in a folder, `jobs` at a time, with reports and the table grades.csv in `out`.
 
-    A report that is there already is kept if neither the submission, the assignment, its checks nor the limits have
-    changed; so the same call goes on after a stop.
+    A report that is there already is kept if neither the submission, the assignment, its checks, the limits nor the
+    wall have changed; so the same call resumes after a stop.
     """
-    submissions, folder, out = Path(submissions), Path(folder), Path(out)
-    known = assignments(folder)
-    files = {str(path.relative_to(submissions).with_suffix("")): path for path in _files(submissions, out)}
-    if not files:
+    submissions, out = Path(submissions), Path(out)
+    grader = Grader(Path(folder), assignments(Path(folder)), name, limits, _wall(trust), (submissions, out))
+    found = handed_in(submissions, out)
+    if not found:
         raise Error(f"there is nothing to grade in {submissions}: put the notebooks there, in folders if you like")
-    reports = {key: _known(path, out / f"{key}.json", known, name, limits) for key, path in files.items()}
-    reports = {key: found for key, found in reports.items() if found}
+    reports = {one.name: known for one in found if (known := grader.known(one, out))}
     if reports:
-        say(f"{len(reports)} of {len(files)} are graded already")
-    closed = (submissions, out)
+        say(f"{len(reports)} of {len(found)} are graded already")
     with ThreadPoolExecutor(jobs) as pool:
-        work = [
-            pool.submit(_grade, path, folder, known, name, limits, closed, key)
-            for key, path in files.items()
-            if key not in reports
-        ]
+        work = [pool.submit(grader.grade_into, one, out) for one in found if one.name not in reports]
         try:
             for done in as_completed(work):
                 result = done.result()
-                result.write(out)
                 reports[result.submission] = result
-                say(f"{len(reports)} of {len(files)}: {result.line()} ({result.seconds:.0f} s)")
+                say(f"{len(reports)} of {len(found)}: {result.line()} ({result.seconds:.0f} s)")
         except BaseException:
             Session.stopped.set()
             pool.shutdown(cancel_futures=True)
             Session.stopped.clear()
             raise
-    ordered = [reports[key] for key in files]
-    report.table(ordered, out / "grades.csv")
+    ordered = [reports[one.name] for one in found]
+    for sentence in [*marks.write(ordered, out), *filter(None, [grader.wall.says])]:
+        say(sentence)
     return ordered
 
 
-def read(path: Path) -> NotebookNode:
-    """A submission as a notebook without its outputs; an Error where it is none."""
-    try:
-        if path.stat().st_size > LARGEST:
-            raise Error(
-                f"the file has {path.stat().st_size / 1e6:.0f} MB: clear the outputs, save, and hand it in again"
-            )
-        content = json.loads(path.read_bytes())
-        if content.get("nbformat") == 4:
-            content["nbformat_minor"] = 4  # without cell ids, which a cell that was copied shares with its original
-        for cell in content.get("cells", []):
-            cell.pop("id", None)
-            cell |= {"outputs": []} if "outputs" in cell else {}
-        notebook = nbformat.reads(json.dumps(content), 4)
-        if not all(isinstance(cell.source, str) and isinstance(cell.metadata, dict) for cell in notebook.cells):
-            raise ValueError
-    except OSError as e:
-        raise Error(f"it cannot be read ({e.strerror})") from None
-    except Error:
-        raise
-    except Exception:  # json and nbformat raise nearly anything
-        raise Error("it is not a Jupyter notebook: hand in the .ipynb file, as saved or downloaded") from None
-    return notebook
+def _wall(trust: bool) -> wall.Wall:
+    return wall.NONE if trust else wall.best()
 
 
-def which(notebook: NotebookNode, known: dict[str, Assignment], name: str | None = None) -> str:
-    """Which assignment a notebook is: as said, as its metadata say, or as its cells show."""
-    if name:
-        return choose("assignment", name, known)
-    said = notebook.metadata.get("ddpp")
-    if isinstance(said, dict) and said.get("assignment") in known:
-        return said["assignment"]
-    cells = {copies.nbgrader(cell).get("grade_id") for cell in notebook.cells}
-    defined = set.union(set(), *(names(cell.source)[0] for cell in notebook.cells if cell.cell_type == "code"))
-    shared = {key: len(cells & a.checks.keys()) + len(defined & a.functions) for key, a in known.items()}
-    best = max(shared, key=shared.get)
-    if not shared[best]:
-        raise Error(f"it is none of the assignments {', '.join(known)}: hand in the notebook that was given out")
-    return best
-
-
-def digests(path: Path, assignment: Assignment, limits: Limits) -> tuple[str, str]:
+def digests(path: Path, assignment: Assignment, limits: Limits, walled: str = "") -> tuple[str, str]:
     """Of the submission, and of what it is graded with."""
-    graded_with = hashlib.sha256(repr((assignment.digest, astuple(limits))).encode()).hexdigest()
+    graded_with = hashlib.sha256(repr((assignment.digest, astuple(limits), walled)).encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest(), graded_with
 
 
-def _files(submissions: Path, out: Path) -> Iterator[Path]:
-    """What was handed in: every file, but for hidden ones and the reports."""
-    for path in sorted(submissions.rglob("*")):
-        hidden = any(part.startswith((".", "__")) for part in path.relative_to(submissions).parts)
-        if path.is_file() and not hidden and not path.resolve().is_relative_to(out.resolve()):
-            yield path
+@dataclass(frozen=True)
+class Grader:
+    """What all submissions of a class are graded with. closed: more that they may not see."""
 
+    folder: Path
+    assignments: dict[str, Assignment]
+    name: str | None
+    limits: Limits
+    wall: wall.Wall
+    closed: tuple[Path, ...]
 
-def _known(path: Path, written: Path, known: dict[str, Assignment], name: str | None, limits: Limits) -> Report | None:
-    """The report of an earlier call, if it holds for this one."""
-    before = report.read(written)
-    if not before or before.refused or before.assignment not in known or name not in (None, before.assignment):
-        return None
-    assignment = known[before.assignment]
-    now = digests(path, assignment, assignment.limits(limits))
-    return before if (before.sha256, before.graded_with) == now else None
+    def grade(self, submission: Submission) -> Report:
+        """A report, whatever happens; an Error only where the course is wrong and not the submission."""
+        result, began = Report(submission.name, notes=submission.notes), time.monotonic()
+        try:
+            self._grade(submission, result)
+        except CourseError:
+            raise
+        except Error as e:
+            result.refused = str(e)
+        except Exception as e:
+            result.refused = f"something in it stopped the grader ({told(e)}): look at the file, and please report this"
+        result.seconds = round(time.monotonic() - began, 1)
+        return result
+
+    def _grade(self, submission: Submission, result: Report) -> None:
+        notebook = read(submission.path)
+        assignment = self.assignments[which(notebook, self.assignments, self.name)]
+        limits = assignment.limits(self.limits)
+        private = tuple(p.resolve() for p in (self.folder / "source", self.folder / "solutions", *self.closed))
+        begin = partial(Session, limits, self.wall, private)
+        outcomes, notes = _Grading(assignment, notebook, limits, begin).run()
+        result.assignment, result.wall = assignment.name, self.wall.says
+        result.outcomes, result.notes = outcomes, [*result.notes, *notes]
+        result.sha256, result.graded_with = digests(submission.path, assignment, limits, self.wall.name)
+
+    def grade_into(self, submission: Submission, out: Path) -> Report:
+        """`grade`, with its files written; what cannot be written is refused in the table, and the others go on."""
+        result = self.grade(submission)
+        try:
+            result.write(out)
+        except (Error, OSError, ValueError) as e:
+            return Report(submission.name, refused=f"its report could not be written: {told(e, name=False)}")
+        return result
+
+    def known(self, submission: Submission, out: Path) -> Report | None:
+        """The report of an earlier call, if it holds for this one."""
+        before = report.read(out / f"{submission.name}.json")
+        if not before or before.refused or before.assignment not in self.assignments:
+            return None
+        if self.name not in (None, before.assignment) or not set(submission.notes) <= set(before.notes):
+            return None
+        assignment = self.assignments[before.assignment]
+        try:
+            now = digests(submission.path, assignment, assignment.limits(self.limits), self.wall.name)
+        except OSError:
+            return None
+        return before if (before.sha256, before.graded_with) == now else None
 
 
 class _Grading:
     """One submission on its way through the kernel."""
 
-    def __init__(self, assignment: Assignment, notebook: NotebookNode, limits: Limits, closed: tuple[Path, ...]):
-        self.assignment, self.notebook, self.limits = assignment, notebook, limits
-        self.closed = tuple(path.resolve() for path in closed)
+    def __init__(self, assignment: Assignment, notebook: NotebookNode, limits: Limits, begin: Callable[[], Session]):
+        self.assignment, self.notebook, self.limits, self.begin = assignment, notebook, limits, begin
         self.end = time.monotonic() + limits.total
         self.notes: list[str] = []
         self.skip: set[int] = set()  # cells that brought the kernel down
@@ -268,15 +233,16 @@ class _Grading:
 
     def _through(self) -> bool:
         """All cells, then all checks, in one kernel; False if it did not survive and should have another."""
-        session = Session(self.limits, self.closed)
+        session = self.begin()
         try:
-            ready = session.run(self.assignment.setup, self.limits.seconds)
+            ready = session.setup(self.assignment.setup, self.limits.seconds)
+            ready = ready if ready.error else session.run(self.assignment.setup, self.limits.seconds)
             if ready.error:  # nothing of the student's has run yet
-                raise Error(f"the setup of {self.assignment.name} fails: {ready.error}")
+                raise CourseError(f"the setup of {self.assignment.name} fails: {ready.error}")
             for number, code in self._cells():
                 if number in self.skip:
                     continue
-                answer = self._ask(session, code)
+                answer = session.run(code, self._seconds())
                 note = f"cell {number} stopped: {answer.error}"
                 if answer.error and not answer.error.startswith("NotImplementedError") and note not in self.notes:
                     self.notes.append(note)
@@ -285,16 +251,11 @@ class _Grading:
                     return self._out_of_time()
                 if self._out_of_time():
                     return True
-            prepared = self._ask(session, FRESH + f"{JUDGE}.prepare({self.assignment.setup!r})")
-            if prepared.error:
-                self.notes.append(f"after its cells had run, the checks could not begin: {prepared.error}")
-                return True
             for name, code in self.assignment.checks.items():
                 if name in self.says:
                     continue
-                answer = self._check(session, code)
-                found = ast.literal_eval(answer.value) if not answer.error else {"passed": False, "says": answer.error}
-                self.says[name] = found["passed"], found["says"]
+                answer = session.check(code, *self.assignment.asks_for(code), self._seconds())
+                self.says[name] = (answer.passed and not answer.error), answer.error or answer.says
                 if not answer.alive:
                     return self._out_of_time()
             return True
@@ -313,13 +274,9 @@ class _Grading:
             if cell.source.strip() and not given and not untouched:
                 yield number, cell.source
 
-    def _ask(self, session: Session, code: str, expression: str | None = None) -> Answer:
-        left = self.end - time.monotonic()
-        return session.run(code, max(1, min(self.limits.seconds, left)), expression)
-
-    def _check(self, session: Session, code: str) -> Answer:
-        functions, values = self.assignment.asks_for(code)
-        return self._ask(session, "", f"{JUDGE}.judge({code!r}, {functions}, {values}, globals())")
+    def _seconds(self) -> float:
+        """What a cell or a check has left."""
+        return max(1, min(self.limits.seconds, self.end - time.monotonic()))
 
     def _out_of_time(self) -> bool:
         if time.monotonic() < self.end:
@@ -329,9 +286,7 @@ class _Grading:
 
     def _outcome(self, task: copies.Task) -> Outcome:
         if task.by_hand:
-            texts = (c.source for c in self.notebook.cells if copies.nbgrader(c).get("grade_id") == task.name)
-            text = next(texts, "")
-            says = "to be graded by hand" if text.strip() not in ("", copies.TEXT_STUB) else "nothing was written"
+            says = text_of(task.name, self.notebook, self.assignment.given)
             return Outcome(task.name, task.title, None, task.points, says)
         passed, says = self.says.get(task.name, (False, "not reached: the notebook did not run to its end"))
         return Outcome(task.name, task.title, task.points if passed else 0, task.points, says)

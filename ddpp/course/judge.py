@@ -1,4 +1,4 @@
-"""The checks of a submission, inside its kernel: in a namespace of their own, with what the student wrote put in.
+"""The checks of a submission, inside its process: in a namespace of their own, with what the student wrote put in.
 
 A check is run twice. First with stubs in the student's place, where it has to fail: a check that does not was changed
 by the submission. Then with the student's functions.
@@ -6,6 +6,11 @@ by the submission. Then with the student's functions.
 
 import contextlib
 import io
+
+from ddpp.course import watch
+from ddpp.course.checks import plain, told
+
+LONGEST = 600  # characters that a check may say
 
 space: dict = {}  # what the setup of the assignment defines
 
@@ -30,7 +35,13 @@ def judge(check: str, functions: list[str], values: list[str], student: dict) ->
     missing = [name for name in functions + values if name not in student]
     if missing:
         return {"passed": False, "says": f"`{missing[0]}` is not there: its cell is missing, or stopped before it"}
-    passed, says = _run(check, {name: student[name] for name in functions + values})
+    try:
+        given = {name: student[name] for name in functions} | {name: plain(student[name]) for name in values}
+    except AssertionError as e:
+        return {"passed": False, "says": told(e, LONGEST, name=False)}
+    passed, says = _run(check, given)
+    if left := passed and watch.unwatched():
+        return {"passed": False, "says": left}
     return {"passed": passed, "says": says}
 
 
@@ -41,14 +52,14 @@ def _run(check: str, given: dict) -> tuple[bool, str]:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
             exec(compile(check, "<check>", "exec"), {**space, **given})
     except AssertionError as e:  # mostly a Mistake
-        return False, str(e) or "an assertion of the check does not hold"
+        return False, told(e, LONGEST, name=False) or "an assertion of the check does not hold"
     except NotImplementedError:
         return False, "not written yet: replace `raise NotImplementedError()` by your code"
     except KeyboardInterrupt:
         raise
     except BaseException as e:  # SystemExit too: it is the student's
-        return False, f"the check stopped with {type(e).__name__}: {e}"
-    return True, " ".join(dict.fromkeys(said.getvalue().split("\n"))).strip()  # each line once
+        return False, f"the check stopped with {told(e)}"
+    return True, " ".join(dict.fromkeys(said.getvalue()[: 2 * LONGEST].split("\n"))).strip()[:LONGEST]  # each line once
 
 
 def _stub(name: str):

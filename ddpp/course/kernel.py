@@ -1,76 +1,114 @@
-"""The process in which a submission runs: a Jupyter kernel behind limits that a submission cannot lift by accident.
+"""The process in which a submission runs, from inside: cells, then checks, then what came of them.
 
-It may write in its own folder only, may not look into the folders that are closed to it, start programs, kill others or
-use the network, and memory beyond its share is refused. These are guards of Python's own (audit hooks), which stop
-mistakes and curiosity. They are no prison: for code from strangers, grade in a container.
+The setup runs first, with copies of the checks that the submission never gets: what it imports is another copy. The
+verdict on a check is kept until the grader has heard that the check is over, and sends the number to report it with.
 """
 
-import contextlib
+import hashlib
+import json
 import os
 import sys
-from pathlib import Path
+import time
+from collections.abc import Callable
+from typing import BinaryIO
 
-PROGRAMS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"}
-NETWORK = {"socket.connect", "socket.getaddrinfo", "socket.sendto"}
-CHANGES = {"os.chmod", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate"}
-LOOKS = {"os.listdir", "os.scandir", "sqlite3.connect"}
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-FILE_LIMIT = 2**30  # bytes that one file may have
+import matplotlib.pyplot  # noqa: F401  (what the checks draw with is to be there before the submission)
+import tqdm
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+import ddpp
+from ddpp.course import judge, pristine, watch
+from ddpp.course.checks import told
+
+SETTINGS = {"HistoryManager": {"enabled": False}, "InteractiveShell": {"xmode": "Minimal", "colors": "NoColor"}}
+WAIT = 2  # seconds for threads that are about to end
 
 
-def guard(work: Path, closed: list[Path], memory: int) -> None:
-    """From here on this process keeps to the folder `work`, stays out of `closed`, and has `memory` bytes."""
-    with contextlib.suppress(ImportError):  # not on Windows
-        import resource
+def serve(requests: BinaryIO, answers: BinaryIO, key: bytes) -> None:
+    """Answer questions until there are no more. Both are signed: nobody in between can change them.
 
-        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    work, closed, me = os.path.realpath(work), [os.path.realpath(folder) for folder in closed], os.getpid()
-    needed = [work, *map(os.path.realpath, (sys.prefix, sys.base_prefix, Path(__file__).parents[1]))]
+    What it knows is in the frame of this function, where a submission cannot look, and in no class or module.
+    """
+    dumps, loads, blake2b, write = json.dumps, json.loads, hashlib.blake2b, answers.write
+    sign = lambda body: blake2b(body, key=key, digest_size=32).hexdigest().encode()
+    known = _questions()
 
-    def within(path: str, folder: str) -> bool:
-        return path == folder or path.startswith(folder + os.sep)
+    def answer(number: int, content: dict) -> None:
+        body = dumps(content | {"question": number}).encode()
+        write(sign(body) + b" " + body + b"\n")
 
-    def look(path, writing: bool) -> None:
-        if isinstance(path, int) or path is None:
+    answer(1, {})
+    while True:
+        try:
+            code, _, body = requests.readline().rstrip(b"\n").partition(b" ")
+        except KeyboardInterrupt:  # it came too late for what it was to end
+            continue
+        if code != sign(body):  # or there was nothing to read
             return
-        path = os.path.realpath(os.fsdecode(path))
-        if any(within(path, folder) for folder in closed) and not any(within(path, folder) for folder in needed):
-            raise PermissionError(f"while grading, code cannot look at {path}: it belongs to the grader")
-        if writing and not within(path, work) and path != os.devnull:
-            raise PermissionError(f"while grading, code can write in its own folder only, not to {path}")
-
-    def hook(event: str, values: tuple) -> None:
-        if event == "open":
-            look(values[0], bool(values[2] & WRITING))
-        elif event in LOOKS:
-            look(values[0], False)
-        elif event in CHANGES:
-            for path in values[: 2 if event in ("os.rename", "os.link") else 1]:
-                look(path, True)
-        elif event in PROGRAMS:
-            raise PermissionError("while grading, code cannot start other programs (no !, no %pip, no workers)")
-        elif event in NETWORK:
-            raise PermissionError("while grading, there is no network")
-        elif event in ("os.kill", "os.killpg") and values[0] != me:
-            raise PermissionError("while grading, code cannot send signals to other processes")
-
-    sys.addaudithook(hook)
+        question = loads(body)
+        do, number = question.pop("do"), question.pop("question")
+        try:
+            content = known[do](**question)
+        except BaseException as e:
+            content = {"error": told(e)}
+        answer(number, content)
 
 
-def main() -> None:
-    """python -m ddpp.course.kernel CONNECTION_FILE MEMORY CLOSED..., in the folder that is the submission's own."""
-    connection, memory, *closed = sys.argv[1:]
-    from ipykernel.kernelapp import IPKernelApp
+def _questions() -> dict[str, Callable[..., dict]]:
+    """What can be asked: to run the setup, a cell or a check, and to report what came of the check."""
+    shell, guard = _shell()
+    run, verdict, fields = InteractiveShell.run_cell, {}, {}
+    told_of, judged, running, sleep, clock = told, judge.judge, watch.threads, time.sleep, time.monotonic
+    restore = changed = None
 
-    import ddpp  # noqa: F401  (what every submission imports, before the guards)
+    def setup(code: str) -> dict:
+        nonlocal restore, changed
+        judge.prepare(code)
+        private = {name: m for name, m in sys.modules.items() if f"{name}.".startswith("ddpp.course.")}
+        for name in private:
+            del sys.modules[name]
+        del ddpp.course
+        watch.hide(private)
+        restore, changed = pristine.keep(private)
+        guard.classes, guard.changed = pristine.classes(), changed
+        fields.update(vars(guard))
+        return {}
 
-    app = IPKernelApp.instance()
-    app.initialize(["-f", connection, "--HistoryManager.enabled=False", "--Application.log_level=50"])
-    app.shell.ask_exit = lambda: None  # exit() in a cell ends nothing
-    guard(Path.cwd(), [Path(folder) for folder in closed], int(memory))
-    app.start()
+    def put_back() -> None:
+        restore()
+        vars(guard).update(fields)
+
+    def cell(code: str) -> dict:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (for each cell, as one may close it)
+        result = run(shell, code, store_history=True)
+        error = result.error_before_exec or result.error_in_exec
+        return {"error": told_of(error)} if error else {}
+
+    def check(code: str, functions: list[str], values: list[str]) -> dict:
+        verdict.clear()
+        end = clock() + WAIT
+        while running() and clock() < end:
+            sleep(0.05)
+        put_back()
+        verdict.update(judged(code, functions, values, shell.user_ns))
+        if verdict["passed"] and (what := changed()):
+            verdict.update(passed=False, says=f"`{what}` was replaced while the check ran: it must stay as it is")
+        return {}
+
+    def report(number: str) -> dict:
+        put_back()
+        if running():
+            verdict.update(passed=False, says=watch.STILL_RUNNING)
+        return verdict | {"number": number}
+
+    return {"setup": setup, "cell": cell, "check": check, "report": report}
 
 
-if __name__ == "__main__":
-    main()
+def _shell() -> tuple[InteractiveShell, watch.Guard]:
+    """The shell for a submission's cells, in a process that is watched from here on."""
+    tqdm.tqdm.monitor_interval = 0  # no thread that only watches progress bars
+    library = tuple(os.path.join(path, "") for path in sys.path if os.path.isdir(path))
+    shell = InteractiveShell.instance(config=Config(SETTINGS))
+    shell.ask_exit = int  # exit() in a cell ends nothing; and this function leads nowhere
+    return shell, watch.start((*library, "<frozen "))

@@ -1,8 +1,11 @@
-"""What a submission earned: for the student to read, for a program, and a class as a table."""
+"""What a submission earned, for the student to read and for a program. A grade that is replaced is kept."""
 
-import csv
-import io
+import itertools
 import json
+import os
+import re
+import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -31,7 +34,8 @@ class Report:
     refused: str = ""
     seconds: float = 0.0
     sha256: str = ""  # of the submission
-    graded_with: str = ""  # digest of the assignment, its checks and the limits
+    graded_with: str = ""  # digest of the assignment, its checks, the limits and the wall
+    wall: str = ""  # what has to be said of what confined it
 
     @property
     def points(self) -> float:
@@ -57,10 +61,11 @@ class Report:
     def text(self) -> str:
         """For the student, in Markdown."""
         if self.refused:
-            return f"# {self.submission}\n\nNot graded: {self.refused}.\n"
+            notes = "".join(f"\n- {_plain(note)}" for note in self.notes)
+            return f"# {_plain(self.submission)}\n\nNot graded: {_plain(self.refused)}.\n{notes}\n"
         more = f"; {self.by_hand:g} more are given by hand" if self.by_hand else ""
         lines = [
-            f"# {self.submission}",
+            f"# {_plain(self.submission)}",
             "",
             f"**{self.points:g} of {self.of:g} points** for {self.assignment}{more}",
             "",
@@ -69,23 +74,38 @@ class Report:
         for outcome in self.outcomes:
             mark = "…" if outcome.points is None else "✓" if outcome.points else "✗"
             points = f"{'?' if outcome.points is None else f'{outcome.points:g}'} of {outcome.of:g}"
-            says = " ".join(outcome.says.replace("|", "\\|").split())
+            says = _plain(outcome.says).replace("|", "\\|")
             lines.append(f"| {mark} | {outcome.title} (`{outcome.task}`) | {points} | {says} |")
         if self.notes:
-            lines += ["", "While the notebook ran:", "", *(f"- {note}" for note in self.notes)]
+            lines += ["", "While the notebook ran:", "", *(f"- {_plain(note)}" for note in self.notes)]
         if self.points < self.of:
             lines += [
                 "",
                 "To go on: restart the notebook and run all cells (Colab: Runtime > Restart session and run all).",
             ]
             lines += ["The first check that complains says what to mend. Then save, and hand in again."]
+        if self.wall:
+            lines += ["", f"For the instructor: {self.wall}."]
         return "\n".join([*lines, ""])
 
     def write(self, out: Path) -> None:
         """OUT/SUBMISSION.md for the student, OUT/SUBMISSION.json for programs."""
         values = {"points": self.points, "of": self.of, "by_hand": self.by_hand} | asdict(self)
-        store.write_json(out / f"{self.submission}.json", values)
-        store.write_bytes(out / f"{self.submission}.md", self.text().encode())
+        files = {".json": json.dumps(values, indent=1) + "\n", ".md": self.text()}
+        write = replace if self._differs(out) else store.write_bytes
+        for ending, text in files.items():
+            write(out / f"{self.submission}{ending}", text.encode(errors="backslashreplace"))
+
+    def _differs(self, out: Path) -> bool:
+        """Whether an earlier report says something else than that it took other seconds."""
+        before = read(out / f"{self.submission}.json")
+        same = ("refused", "assignment", "outcomes", "notes")
+        return before is None or any(getattr(before, name) != getattr(self, name) for name in same)
+
+
+def _plain(text: str) -> str:
+    """In one line, and without HTML: it may be a student's."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", " ".join(text.split()))
 
 
 def read(path: Path) -> Report | None:
@@ -98,16 +118,16 @@ def read(path: Path) -> Report | None:
         return None
 
 
-def table(reports: list[Report], path: Path) -> None:
-    """The class as a CSV file: one line for each submission, one column for each task."""
-    several = len({report.assignment for report in reports if report.assignment}) > 1
-    name = lambda report, outcome: f"{report.assignment} {outcome.task}" if several else outcome.task
-    tasks = dict.fromkeys(name(report, outcome) for report in reports for outcome in report.outcomes)
-    columns = ["submission", "assignment", "points", "of", "by_hand", "refused", "notes", *tasks]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    for report in reports:
-        row = {name: getattr(report, name) for name in columns[:6]} | {"notes": len(report.notes)}
-        writer.writerow(row | {name(report, outcome): outcome.points for outcome in report.outcomes})
-    store.write_bytes(path, text.getvalue().encode())
+def replace(path: Path, data: bytes) -> None:
+    """Write a file, all or nothing; what was there before, if it was different, gets a second name in `before`."""
+    if path.exists() and path.read_bytes() != data:
+        written = time.strftime("%Y-%m-%d-%H%M%S", time.gmtime(path.stat().st_mtime))
+        folder = path.parent / "before"
+        folder.mkdir(exist_ok=True)
+        names = (f"{path.stem}.{written}{f'-{i}' if i else ''}{path.suffix}" for i in itertools.count())
+        kept = next(folder / name for name in names if not (folder / name).exists())
+        try:
+            os.link(path, kept)
+        except OSError:  # a file system without second names
+            shutil.copy2(path, kept)
+    store.write_bytes(path, data)

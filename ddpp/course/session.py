@@ -1,28 +1,40 @@
-"""A Jupyter kernel of its own for one submission, watched from outside: time, memory, and whether it still lives."""
+"""A process of its own for one submission, watched from outside: its time, memory, files, processes and answers.
+
+Questions and answers are lines of JSON in two pipes. Each is signed with a key that the process got before the
+submission's first line, so what a submission writes into a pipe is neither.
+"""
 
 import contextlib
+import hashlib
+import hmac
+import json
 import os
+import secrets
+import select
+import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import psutil
-import zmq
-from jupyter_client.connect import write_connection_file
-from jupyter_client.session import Session as Messages
 
+from ddpp.course import enter, wall
+from ddpp.course.wall import Wall
 from ddpp.errors import Error
 
-KEEP = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")  # of the environment: no secrets
 GRACE = 5  # seconds that a cell has to end after it was interrupted
-START = 120  # seconds that a kernel has to start
+START = 120  # seconds that a process has to start
+LONGEST = 2**16  # bytes of an answer
+ENTER = str(Path(enter.__file__))
+
+
+class CourseError(Error):
+    """What is wrong with the course or the machine, and so with every submission."""
 
 
 @dataclass(frozen=True)
@@ -40,110 +52,180 @@ class Limits:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a piece of code. alive: whether the kernel still is; error: in words, empty if there was none."""
+    """What became of a piece of code. alive: whether the process still is; error: in words, empty if there was none."""
 
     error: str = ""
     alive: bool = True
-    value: str = ""  # repr of the expression asked for
+    passed: bool = False
+    says: str = ""
 
 
 class Session:
-    """A kernel in a folder of its own, which goes when the session is closed."""
+    """A process behind a wall, which ends with all that it started when the session is closed."""
 
     stopped = threading.Event()  # set when grading is broken off: no session runs on
 
-    def __init__(self, limits: Limits, closed: tuple[Path, ...]):
-        self.limits = limits
+    def __init__(self, limits: Limits, walls: Wall, private: tuple[Path, ...] = ()):
+        self.limits, self.wall = limits, walls
         self._folder = tempfile.TemporaryDirectory(prefix="ddpp-", ignore_cleanup_errors=True)
-        work = Path(self._folder.name)
-        connection = str(work / "kernel.json")
-        key = uuid.uuid4().hex.encode()
-        _, ports = write_connection_file(connection, ip=str(work / "k"), key=key, transport="ipc")
-        places = {name: str(work) for name in ("HOME", "TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
-        environment = {name: os.environ[name] for name in KEEP if name in os.environ} | places
-        environment |= {
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)]),
-            "MPLBACKEND": "agg",
-            "MPLCONFIGDIR": matplotlib.get_cachedir(),  # its list of fonts takes seconds to make
-            "OMP_NUM_THREADS": "1",  # one core each: a class is graded side by side
-            "JPY_PARENT_PID": str(os.getpid()),  # the kernel ends with its grader
-        }
-        memory = str(int(limits.memory * 1e9))
+        self._work = wall.INSIDE if walls.alone else Path(os.path.realpath(self._folder.name))
+        self._key, self._count, self._seen = secrets.token_bytes(32), 0, {}
+        fonts = {self._work / "matplotlib" / path.name: path for path in Path(matplotlib.get_cachedir()).glob("font*")}
+        if not walls.alone:
+            (self._work / "matplotlib").mkdir()
+            for place, path in fonts.items():
+                shutil.copy(path, place)
+        requests, self._requests = os.pipe()
+        self._answers, answers = os.pipe()
+        arguments = ["-P", ENTER, str(requests), str(answers)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ddpp.course.kernel", connection, memory, *map(str, closed)],
-            cwd=work,
-            env=environment,
+            walls.command(arguments, private, fonts),
+            cwd="/" if walls.alone else self._work,
+            env=wall.environment(self._work),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            pass_fds=(requests, answers),
             start_new_session=True,
         )
-        self._messages = Messages(key=key)
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.connect(f"ipc://{ports['ip']}-{ports['shell_port']}")  # outputs are not listened to, and so lost
-        started = self._ask("kernel_info_request", {}, START)
-        if isinstance(started, Answer):
+        os.close(requests)
+        os.close(answers)
+        begin = {"key": self._key.hex(), "memory": int(limits.memory * 1e9), "alone": walls.alone}
+        started = self._ask(begin | {"landlock": walls.rules(self._work, private)}, START)
+        if started.error:
             self.close()
-            raise Error(f"no kernel to grade in: {started.error}; is ipykernel installed, and does it start?")
+            raise CourseError(
+                f"no process to grade in: {started.error}; is IPython installed (pip install 'ddpp[course]')?"
+            )
 
-    def run(self, code: str, seconds: float, expression: str | None = None) -> Answer:
-        """Run code as a cell, then evaluate the expression, within so many seconds."""
-        content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False, "stop_on_error": False}
-        content["user_expressions"] = {"value": expression} if expression else {}
-        reply = self._ask("execute_request", content, seconds)
-        if isinstance(reply, Answer):
-            return reply
-        if reply["status"] == "error":
-            return Answer(_words(reply["ename"], reply["evalue"]))
-        found = reply.get("user_expressions", {}).get("value", {})
-        if found.get("status") == "error":
-            return Answer(_words(found["ename"], found["evalue"]))
-        return Answer(value=found.get("data", {}).get("text/plain", ""))
+    def setup(self, code: str, seconds: float) -> Answer:
+        """Run the instructor's setup, before anything of the submission's."""
+        return self._ask({"do": "setup", "code": code}, seconds)
+
+    def run(self, code: str, seconds: float) -> Answer:
+        """Run code as a cell."""
+        return self._ask({"do": "cell", "code": code}, seconds)
+
+    def check(self, code: str, functions: list[str], values: list[str], seconds: float) -> Answer:
+        """Run a check; only when it has ended, tell the process with which number it may report."""
+        answer = self._ask({"do": "check", "code": code, "functions": functions, "values": values}, seconds)
+        return answer if answer.error else self._ask({"do": "report", "number": secrets.token_hex(16)}, GRACE)
 
     def close(self) -> None:
         self._kill()
-        self._context.destroy(linger=0)
+        for pipe in (self._requests, self._answers):
+            os.close(pipe)
         self._folder.cleanup()
 
-    def _ask(self, kind: str, content: dict, seconds: float) -> dict | Answer:
-        """What the kernel replies; an Answer if it does not."""
-        asked = self._messages.send(self._socket, kind, content)["msg_id"]
-        late, end = False, time.monotonic() + seconds
+    def _ask(self, question: dict, seconds: float) -> Answer:
+        """What the process answers, or what kept it from answering."""
+        self._count += 1
+        question |= {"question": self._count}
+        with contextlib.suppress(OSError):  # it has ended: that is seen below
+            body = json.dumps(question).encode()
+            _write(self._requests, (self._sign(body) + b" " + body if self._count > 1 else body) + b"\n", seconds)
+        late, now, found = False, time.monotonic(), b""
+        looked, end = now, now + seconds
         while True:
-            if self._socket.poll(100):
-                _, parts = self._messages.feed_identities(self._socket.recv_multipart())
-                reply = self._messages.deserialize(parts)
-                if reply["parent_header"].get("msg_id") == asked:
-                    never = f"not finished after {seconds:.0f} s: is there a loop without end?"
-                    return Answer(never) if late else reply["content"]
+            if select.select([self._answers], [], [], 0.1)[0]:
+                part = os.read(self._answers, LONGEST)
+                found += part
+                if not part:
+                    return self._dead("it ended its process")
+                if found.endswith(b"\n") or len(found) > LONGEST:
+                    return self._late(seconds) if late else self._read(found, question)
                 continue
-            if self._process.poll() is not None or self.stopped.is_set():
-                return self._dead("it ended the kernel")
-            if self._memory() > 1.25 * self.limits.memory * 1e9:  # where the kernel's own limit did not hold
-                return self._dead(f"it needed more than {self.limits.memory:g} GB of memory")
-            if time.monotonic() > end:
+            now = time.monotonic()
+            if self._process.poll() is not None:
+                return self._dead("it ended its process")
+            if self.stopped.is_set():
+                return self._dead("grading was stopped")
+            if now - looked > 0.25:
+                looked = now
+                if too_much := self._too_much():
+                    return self._dead(too_much)
+            if now > end:
                 if late:
                     return self._dead(f"not finished after {seconds:.0f} s, and it could not be interrupted")
                 late, end = True, end + GRACE
-                self._process.send_signal(signal.SIGINT)
+                self._interrupt()
 
-    def _memory(self) -> int:
-        """Bytes in use."""
+    def _read(self, line: bytes, question: dict) -> Answer:
+        """The answer in a line, if this process and question made it."""
+        code, _, body = line.rstrip(b"\n").partition(b" ")
+        if not hmac.compare_digest(code, self._sign(body)):
+            return self._dead("it wrote into the pipe by which the grader gets its answers")
+        answer = json.loads(body)
+        if answer.pop("question") != question["question"] or answer.pop("number", None) != question.get("number"):
+            return self._dead("it gave the answer to another question")
+        return Answer(**{name: _words(value) if isinstance(value, str) else value for name, value in answer.items()})
+
+    def _sign(self, body: bytes) -> bytes:
+        return hashlib.blake2b(body, key=self._key, digest_size=32).hexdigest().encode()
+
+    def _late(self, seconds: float) -> Answer:
+        return Answer(f"not finished after {seconds:.0f} s: is there a loop without end?")
+
+    def _family(self) -> list[psutil.Process]:
+        """The process and what it started, and what left its family but was seen in it."""
         with contextlib.suppress(psutil.Error):
-            return psutil.Process(self._process.pid).memory_info().rss
-        return 0
+            first = psutil.Process(self._process.pid)
+            self._seen |= {process.pid: process for process in (first, *first.children(recursive=True))}
+        return [process for process in self._seen.values() if process.is_running()]
+
+    def _too_much(self) -> str:
+        """What the family uses beyond its limits: in words, or nothing."""
+        family, memory = self._family(), 0
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                memory += process.memory_info().rss
+        if memory > 1.25 * self.limits.memory * 1e9:  # where the limit of each process did not hold
+            return f"it needed more than {self.limits.memory:g} GB of memory"
+        if len(family) > enter.PROCESSES:
+            return f"it started more than {enter.PROCESSES} processes"
+        if not self.wall.alone and _size(self._work) > wall.ROOM:
+            return f"it wrote more than {wall.ROOM / 1e9:.1f} GB into its folder"
+        return ""
+
+    def _interrupt(self) -> None:
+        """As Ctrl-C in a notebook: to the process itself, which bubblewrap has as its child."""
+        family = self._family()[: 2 if self.wall.alone else 1]
+        with contextlib.suppress(psutil.Error, IndexError):
+            family[-1].send_signal(signal.SIGINT)
 
     def _dead(self, why: str) -> Answer:
         self._kill()
         return Answer(why, alive=False)
 
     def _kill(self) -> None:
+        family = self._family()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         self._process.wait()
 
 
-def _words(name: str, value: str) -> str:
-    value = " ".join(value.split())
-    return f"{name}: {value[:300]}" if value else name
+def _words(text: str) -> str:
+    """What a process says, as a report and a terminal can show it."""
+    return "".join(c if c.isprintable() else " " for c in text[:1000])
+
+
+def _write(pipe: int, data: bytes, seconds: float) -> None:
+    """All of it, unless nobody reads for so many seconds."""
+    os.set_blocking(pipe, False)
+    while data and select.select([], [pipe], [], seconds)[1]:
+        data = data[os.write(pipe, data) :]
+
+
+def _size(folder: Path) -> int:
+    """Bytes below a folder, as far as ten thousand files tell."""
+    total = 0
+    for count, (where, _, names) in enumerate(os.walk(folder)):
+        if count > 10_000:
+            return 2 * wall.ROOM
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(where, name)).st_blocks * 512
+    return total

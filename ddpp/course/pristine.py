@@ -1,0 +1,183 @@
+"""What the checks rely on, as it was before a submission's first line, to be put back before each of them.
+
+A notebook may replace functions of torch, of ddpp, of Python itself, by accident or to be given points. Functions,
+classes and their code are compared and put back; settings that change what functions do are set anew.
+"""
+
+import builtins
+import gc
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from types import FunctionType, ModuleType
+
+import numpy as np
+import torch
+
+BUILTINS = vars(builtins)
+NEAR = {"builtins", "math", "numpy", "torch", "torch.nn.functional", "torch.linalg", "torch.autograd", "torch.nn.init"}
+KINDS = (property, staticmethod, classmethod, ModuleType)  # besides what can be called
+HEAP, FIXED = 1 << 9, 1 << 8  # flags of a class: made at run time; cannot be changed
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *(getattr(signal, f"SIG{x}") for x in ("ALRM", "VTALRM", "PROF", "USR1"))]
+
+
+def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[[], str]]:
+    """Note how everything is; returns what puts it back, and what names something that is not as it was, if there is.
+
+    private: modules that are not in sys.modules. Functions and no class: a class can be found from `object`.
+    """
+    modules = dict(sys.modules) | private
+    python = dict(BUILTINS)
+    near = [s for name, m in modules.items() if _is_near(name) for s in _spaces(name, m, name in NEAR)]
+    far = [s for name, m in modules.items() if not _is_near(name) and name != "__main__" for s in _spaces(name, m)]
+    codes = list(_codes([kept for _, _, kept, _ in near]))
+    tables = [(name, table, dict(table)) for name, table in _tables(modules)]
+    settle, handlers = _settings()
+
+    def restore() -> None:
+        BUILTINS.clear()  # Python's own first, as what follows is made of it
+        BUILTINS.update(python)
+        for _ in _changes([*near, *far], codes, tables, put_back=True):
+            pass
+        settle()
+
+    def changed() -> str:
+        own = BUILTINS.items() - python.items() if python != BUILTINS else ()
+        BUILTINS.clear()
+        BUILTINS.update(python)
+        if own:
+            return next(iter(own))[0]
+        if torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack():
+            return "the way torch calls its functions"
+        if any(signal.getsignal(number) != handler for number, handler in handlers.items()):
+            return "a signal's handler"
+        return next(_changes(near, codes, tables, put_back=False), "")
+
+    return restore, changed
+
+
+def _settings() -> tuple[Callable[[], None], dict]:
+    """What sets anew whatever changes the meaning of a function without replacing it; the handlers of signals."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    filters, recursion, errors = list(warnings.filters), sys.getrecursionlimit(), np.geterr()
+
+    def settle() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            signal.setitimer(timer, 0)
+        sys.settrace(None)
+        sys.setprofile(None)
+        for tool in range(6 if hasattr(sys, "monitoring") else 0):
+            if sys.monitoring.get_tool(tool):
+                sys.monitoring.set_events(tool, 0)
+                sys.monitoring.free_tool_id(tool)
+        sys.setrecursionlimit(recursion)
+        gc.callbacks.clear()
+        warnings.filters[:] = filters
+        np.seterr(**errors)
+        while torch._C._len_torch_function_stack():
+            torch._C._pop_torch_function_stack()
+        while torch._C._len_torch_dispatch_stack():
+            torch._C._pop_torch_dispatch_stack(None)
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+        torch.set_num_threads(1)
+        torch._C._set_deterministic_algorithms(False)
+
+    return settle, handlers
+
+
+def classes() -> frozenset[type]:
+    """The classes that are there now."""
+    spaces = (space for name, module in dict(sys.modules).items() for space in _spaces(name, module))
+    return frozenset(value for _, _, kept, _ in spaces for value in kept.values() if type(value) is type)
+
+
+def _changes(spaces: list, codes: list, tables: list, put_back: bool) -> Iterator[str]:
+    """Names of what is not as it was."""
+    for name, space, kept, names in spaces:
+        now = vars(space) if isinstance(space, type) else space
+        for key, value in kept.items():
+            if now.get(key, kept) is not value:
+                if put_back:
+                    _set(space, key, value)
+                yield f"{name}.{key}"
+        if len(now) != len(names):
+            for key in [key for key in now if key not in names and _shadows(space, key)]:
+                if put_back:
+                    _delete(space, key)
+                yield f"{name}.{key}"
+    for function, *code in codes:
+        if function.__code__ is not code[0] or function.__defaults__ is not code[1]:
+            if put_back:
+                function.__code__, function.__defaults__, function.__kwdefaults__ = code
+            yield f"{function.__module__}.{function.__qualname__}"
+    for name, table, kept in tables:
+        if any(table.get(key, kept) is not value for key, value in kept.items()):
+            if put_back:
+                table.update(kept)
+            yield name
+
+
+def _is_near(name: str) -> bool:
+    return name in NEAR or name.partition(".")[0] == "ddpp" or name.startswith(("torch.nn.modules.", "torch._tensor"))
+
+
+def _spaces(name: str, module: ModuleType, all_of_it: bool = False) -> Iterator[tuple]:
+    """A module's own dictionary, and the classes that are made in it: name, what it is, what is kept, all names."""
+    if not isinstance(module, ModuleType):
+        return
+    space = vars(module)
+    whole = name.partition(".")[0] == "ddpp"
+    yield name, space, {key: value for key, value in space.items() if whole or _kept(value)}, frozenset(space)
+    for value in [*space.values()]:
+        own = issubclass(type(value), type) and value.__flags__ & (HEAP | FIXED) == HEAP
+        if own and (all_of_it or vars(value).get("__module__") == name):
+            held = vars(value)
+            yield f"{name}.{value.__name__}", value, {k: v for k, v in held.items() if _kept(v)}, frozenset(held)
+
+
+def _kept(value) -> bool:
+    return callable(value) or issubclass(type(value), KINDS)
+
+
+def _codes(kept: list[dict]) -> Iterator[tuple]:
+    """Each Python function with its code and defaults."""
+    seen = set()
+    for value in (value for space in kept for value in space.values()):
+        function = getattr(value, "__func__", getattr(value, "fget", value))
+        if isinstance(function, FunctionType) and id(function) not in seen:
+            seen.add(id(function))
+            yield function, function.__code__, function.__defaults__, function.__kwdefaults__
+
+
+def _tables(modules: dict[str, ModuleType]) -> Iterator[tuple[str, dict]]:
+    """ddpp's own tables of functions, such as the pruning rules: a notebook may add to them."""
+    for name, module in modules.items():
+        if name.partition(".")[0] == "ddpp":
+            for key, value in vars(module).items():
+                if type(value) is dict and value and not key.startswith("__") and all(map(callable, value.values())):
+                    yield f"{name}.{key}", value
+
+
+def _shadows(space: dict | type, key: str) -> bool:
+    """Whether a new name hides an old one: an inherited one, or one of Python's own."""
+    if isinstance(space, type):
+        return any(key in vars(base) for base in space.__mro__[1:])
+    return key in BUILTINS and not key.startswith("__")
+
+
+def _set(space: dict | type, key: str, value: Callable) -> None:
+    if isinstance(space, type):
+        type.__setattr__(space, key, value)
+    else:
+        space[key] = value
+
+
+def _delete(space: dict | type, key: str) -> None:
+    if isinstance(space, type):
+        type.__delattr__(space, key)
+    else:
+        del space[key]

@@ -1,0 +1,323 @@
+"""What lies in a folder of submissions: every file has a rule, none stops the class, and no mark by hand is lost."""
+
+import csv
+import json
+import os
+import time
+
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_raw_cell
+from small_course import cell_of, make, solved
+
+from ddpp.course import copies, grade, marks, wall
+from ddpp.course.report import Outcome, Report
+from ddpp.course.session import Limits
+from ddpp.course.submissions import handed_in, safe, text_of
+from ddpp.errors import Error
+
+try:
+    TRUST = wall.best() == wall.NONE
+except Error:  # no wall can be built here, and these need none
+    TRUST = True
+ANSWER = "Pruning helps, as the interval is above 0."
+TASKS = [
+    ("double", 2, "def double(x):\n    return 2 * x", "if ask(double, 3) != 6:\n    raise Mistake('no double')"),
+    ("conclude", 3, ANSWER, None),
+]
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    setup = "from ddpp.course.checks import Mistake, ask"
+    return make(tmp_path_factory.mktemp("course"), "texts", setup, TASKS)
+
+
+def cell(code):
+    return lambda notebook: notebook.cells.insert(2, new_code_cell(code))
+
+
+def of_cell(**changes):
+    def change(notebook):
+        cell_of(notebook, "double").metadata["nbgrader"].update(changes)
+
+    return change
+
+
+def metadata(**changes):
+    return lambda notebook: notebook.metadata.update(changes)
+
+
+def emoji(notebook):
+    cell_of(notebook, "double").source += "  # \ud83d"
+
+
+def odd_error(code):
+    return cell(f"class Odd(Exception):\n    {code}\nraise Odd")
+
+
+# What once stopped the class, or the report: each is worth its points. Name of the file -> what was done to it
+ACCIDENTS = {
+    "emoji.ipynb": emoji,
+    "id list.ipynb": of_cell(grade_id=["double"]),
+    "points text.ipynb": of_cell(points="many", grade="yes"),
+    "assignment list.ipynb": metadata(ddpp={"assignment": ["texts"]}),
+    "assignment dict.ipynb": metadata(ddpp={"assignment": {}}),
+    "formatter.ipynb": cell(
+        "get_ipython().display_formatter.formatters['text/plain'].for_type(dict, lambda d, p, c: p.text('?'))"
+    ),
+    "key.ipynb": cell("get_ipython().kernel.session.key = b'mine'"),
+    "pipes.ipynb": cell("import os\nos.closerange(40, 300)"),
+    "long error.ipynb": cell("raise Exception('x' * 50_000_000)"),
+    "lone error.ipynb": cell("raise Exception('\\ud83d')"),
+    "error that clears a screen.ipynb": cell("raise Exception('\\x1b[2J\\x1b]0;title\\x07')"),
+    "error without words.ipynb": odd_error("def __str__(self): raise KeyError"),
+    "error of a number.ipynb": odd_error("def __str__(self): return 3"),
+    "error with a page.ipynb": cell("raise Exception('<img src=x>| |\\n\\n# 100 of 100')"),
+    "long name of an error.ipynb": cell("raise type('E' * 10_000_000, (Exception,), {})"),
+    "warnings.ipynb": cell("import warnings\nwarnings.simplefilter('error')"),
+    "no grad.ipynb": cell("import torch\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float64)"),
+    "recursion.ipynb": cell("import sys\nsys.setrecursionlimit(60)"),
+    "no output.ipynb": cell("import sys\nsys.stdout.close(); sys.stdout = sys.stderr = None"),
+    "waits.ipynb": cell("import asyncio\nawait asyncio.sleep(0.01)"),
+    "folder.ipynb": cell("import os\nos.chdir('/'); os.environ.clear()"),
+    "=1+1.ipynb": cell(""),
+    "@SUM(A1).ipynb": cell(""),
+    ".ipynb": cell(""),
+    ".hidden.ipynb": cell(""),
+    "\udcff\udcfe.ipynb": cell(""),
+    "two\nlines.ipynb": cell(""),
+    f"{'n' * 246}.ipynb": cell(""),
+    f"{'ü' * 124}.ipynb": cell(""),
+    "CAPITALS.IPYNB": cell(""),
+    "twice.ipynb": cell(""),
+    "TWICE.ipynb": cell(""),
+}
+BESIDE = ("emoji.pdf", "key.html", "warnings.png")
+
+
+@pytest.fixture(scope="module")
+def graded(course, tmp_path_factory):
+    folder, out = tmp_path_factory.mktemp("class"), tmp_path_factory.mktemp("grades")
+    for name, change in ACCIDENTS.items():
+        notebook = solved(course)
+        change(notebook)
+        (folder / name).write_text(json.dumps(notebook))
+    for name in BESIDE:
+        (folder / name).write_bytes(b"%PDF")
+    (folder / "scan.pdf").write_bytes(b"%PDF")
+    (folder / "nowhere.ipynb").symlink_to("gone")
+    (folder / "directory.ipynb").mkdir()
+    os.mkfifo(folder / "pipe.ipynb")
+    reports = grade.grade_all(folder, course, out, limits=Limits(seconds=60), jobs=2, trust=TRUST)
+    return {r.submission: r for r in reports}, folder, out
+
+
+def graded_as(name, folder):
+    return next(s.name for s in handed_in(folder, folder / "out") if s.path.name == name)
+
+
+@pytest.mark.parametrize("name", ACCIDENTS)
+def test_an_accident_costs_nothing_and_stops_nobody(graded, name):
+    reports, folder, out = graded
+    found = reports[graded_as(name, folder)]
+    assert (found.refused, found.points) == ("", 2), found.text()
+    text = (out / f"{found.submission}.md").read_text()
+    assert len(text) < 3000
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert "<img" not in text.replace("\\<img", "")
+    assert len([line for line in text.splitlines() if line.startswith("#")]) == 1
+
+
+def test_what_is_no_notebook_is_refused_where_there_is_none(graded):
+    reports, *_ = graded
+    assert {name for name, report in reports.items() if report.refused} == {"scan"}
+    assert "hand in the .ipynb file" in reports["scan"].refused
+    assert reports["emoji"].notes[0] == "not looked at, as there is a notebook: emoji.pdf"
+    assert len(reports) == len(ACCIDENTS) + 1
+
+
+def test_no_cell_of_the_table_is_a_formula(graded):
+    _, _, out = graded
+    rows = list(csv.reader((out / "grades.csv").read_text().splitlines()))
+    assert not [x for row in rows for x in row if x.startswith(("=", "@", "+", "-"))]
+    assert "'=1+1" in {row[0] for row in rows}
+
+
+def test_which_files_are_graded(tmp_path):
+    (tmp_path / "ann_1_assignsubmission_file_").mkdir()
+    (tmp_path / "ann_1_assignsubmission_onlinetext_").mkdir()
+    (tmp_path / "ben_2_assignsubmission_onlinetext_").mkdir()
+    (tmp_path / "cleo").mkdir()
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "out").mkdir()
+    names = [
+        "ann_1_assignsubmission_file_/old.ipynb",
+        "ann_1_assignsubmission_file_/new.ipynb",
+        "ann_1_assignsubmission_onlinetext_/onlinetext.html",
+        "ben_2_assignsubmission_onlinetext_/onlinetext.html",
+        "cleo/work.ipynb",
+        "cleo/figure.png",
+        "dan.ipynb",
+        "dan (1).ipynb",
+        "dan (10).ipynb",
+        "dan(9).ipynb",
+        "eve (2).ipynb",
+        ".DS_Store",
+        "._dan.ipynb",
+        ".ipynb_checkpoints/dan.ipynb",
+        "out/dan.md",
+    ]
+    for i, name in enumerate(names):
+        (tmp_path / name).write_text("{}")
+        os.utime(tmp_path / name, (i, i))
+    found = {s.name: s for s in handed_in(tmp_path, tmp_path / "out")}
+    assert list(found) == [
+        "ann_1_assignsubmission_file_/new",
+        "ben_2_assignsubmission_onlinetext_/onlinetext",
+        "cleo/work",
+        "dan",
+        "eve (2)",
+    ]
+    assert found["ann_1_assignsubmission_file_/new"].older == ("old.ipynb",)
+    assert found["cleo/work"].beside == ("figure.png",)
+    assert found["dan"].path.name == "dan (10).ipynb"
+    assert set(found["dan"].older) == {"dan.ipynb", "dan (1).ipynb", "dan(9).ipynb"}
+    assert "an older version was not graded: dan.ipynb" in found["dan"].notes
+
+
+def test_names_of_reports_are_safe_and_apart():
+    names = ["ann", ".ann", "=1", "a\nb", "a\x00b", "\udcff", "\udcfe", "x" * 252, "ü" * 126, "x" * 251 + "y"]
+    made = [safe(name) for name in names]
+    assert made[0] == "ann"
+    assert len(set(made)) == len(names)
+    for name in made:
+        assert len(f"{name}.json.part".encode()) < 255
+        assert name.isprintable()
+        assert not name.startswith(".")
+
+
+def test_a_submission_that_stops_the_grader_itself_is_one_row(course, tmp_path, monkeypatch):
+    folder, out = tmp_path / "class", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.ipynb").write_text(json.dumps(solved(course)))
+    whole = grade.read
+    monkeypatch.setattr(grade, "read", lambda path: 1 / 0 if path.stem == "a" else whole(path))
+    (out / "b.json").mkdir(parents=True)  # its report cannot be written
+    reports = grade.grade_all(folder, course, out, limits=Limits(seconds=60), trust=TRUST)
+    assert "ZeroDivisionError" in reports[0].refused
+    assert "could not be written" in reports[1].refused
+    rows = list(csv.DictReader((out / "grades.csv").read_text().splitlines()))
+    assert [row["refused"][:20] for row in rows] == ["something in it stop", "its report could not"]
+
+
+# Texts, which a person grades
+
+
+def test_a_text_is_found_where_it_stands(course):
+    given = grade.assignments(course)["texts"].given
+    says = lambda notebook: text_of("conclude", notebook, given)
+    release = lambda: copies.read(course / "release" / "texts" / "texts.ipynb")
+    assert says(solved(course)) == "to be graded by hand"
+    assert says(release()) == "nothing was written"
+    below = release()
+    below.cells += [new_code_cell("1"), new_markdown_cell(ANSWER), new_raw_cell("and more")]
+    assert says(below) == "to be graded by hand: the text is not in its place but below it, in cell 9, 10"
+    above = release()
+    above.cells.insert(0, new_markdown_cell(ANSWER))
+    assert says(above) == "nothing was written in its place; there is other text in cell 1"
+    bare = solved(course)
+    for one in bare.cells:
+        one.metadata = {}
+    assert says(bare) == "nothing was written in its place; there is other text in cell 7"
+    more = solved(course)
+    more.cells.append(new_markdown_cell("PS"))
+    assert says(more).startswith("to be graded by hand (there is more in cell")
+
+
+def outcomes(points=2.0):
+    return [Outcome("check", "Doubling", points, 2, "fine"), Outcome("conclude", "Text", None, 3, "by hand")]
+
+
+def report_of(name, points=2.0):
+    return Report(name, "texts", outcomes(points), sha256=name * 64)
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_marks_by_hand_are_never_written_again(tmp_path):
+    ann, ben = report_of("ann"), report_of("=ben")
+    assert marks.write([ann, ben], tmp_path) == []
+    hand = tmp_path / "by_hand.csv"
+    rows = rows_of(hand)
+    assert [(row["submission"], row["task"], row["of"]) for row in rows] == [
+        ("ann", "conclude", "3"),
+        ("'=ben", "conclude", "3"),
+    ]
+    assert [row["total"] for row in rows_of(tmp_path / "grades.csv")] == ["", ""]
+    text = hand.read_text().replace(",", ";").replace("conclude;Text;;", "conclude;Text;2,5;", 1)
+    hand.write_bytes(text.encode("utf-8-sig"))  # as a spreadsheet saves it elsewhere
+    written = hand.read_bytes(), hand.stat().st_mtime_ns
+    said = marks.write([ann, ben, report_of("cleo")], tmp_path)
+    assert (hand.read_bytes(), hand.stat().st_mtime_ns) == written
+    assert said == [f"{hand} has no line for cleo: copy the lines from {tmp_path / 'by_hand.new.csv'}"]
+    assert [row["submission"] for row in rows_of(tmp_path / "by_hand.new.csv")] == ["cleo"]
+    assert [row["total"] for row in rows_of(tmp_path / "grades.csv")] == ["4.5", "", ""]
+    assert rows_of(tmp_path / "grades.csv")[0]["conclude"] == "2.5"
+
+
+def test_a_mark_by_hand_that_cannot_be_meant_is_named(tmp_path):
+    marks.write([report_of("ann")], tmp_path)
+    hand = tmp_path / "by_hand.csv"
+    (row,) = rows_of(hand)
+    lines = [row | {"points": points} for points in ("7", "two", "nan", "-1", "1", "2")]
+    lines.append(row | {"submission": "nobody", "points": "1"})
+    with hand.open("w", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerows(lines)
+    said = marks.write([report_of("ann")], tmp_path)
+    assert [sentence.split(": ")[1][:7] for sentence in said] == [
+        "line 2 ",
+        "line 3 ",
+        "line 4 ",
+        "line 5 ",
+        "line 7 ",
+        "line 8 ",
+    ]
+    assert rows_of(tmp_path / "grades.csv")[0]["total"] == "3.0"
+    hand.write_text("a,b\n1,2\n")
+    with pytest.raises(Error, match="lacks one of the columns"):
+        marks.write([report_of("ann")], tmp_path)
+    assert hand.read_text() == "a,b\n1,2\n"
+
+
+def test_a_mark_of_an_older_version_is_named(tmp_path):
+    marks.write([report_of("ann")], tmp_path)
+    hand = tmp_path / "by_hand.csv"
+    hand.write_text(hand.read_text().replace("Text,,", "Text,2,"))
+    changed = report_of("ann")
+    changed.sha256 = "f" * 64
+    (said,) = marks.write([changed], tmp_path)
+    assert "another version of the file" in said
+    assert rows_of(tmp_path / "grades.csv")[0]["total"] == "4.0"
+
+
+def test_a_grade_that_is_replaced_is_kept(tmp_path):
+    report_of("ann").write(tmp_path)
+    marks.write([report_of("ann")], tmp_path)
+    again = report_of("ann")
+    again.seconds = 9.0
+    again.write(tmp_path)
+    marks.write([again], tmp_path)
+    assert not (tmp_path / "before").exists()
+    for points in (1.0, 0.0):
+        time.sleep(0.01)
+        report_of("ann", points).write(tmp_path)
+        marks.write([report_of("ann", points)], tmp_path)
+    kept = sorted(path.name.split(".")[0] + path.suffix for path in (tmp_path / "before").iterdir())
+    assert kept == ["ann.json", "ann.json", "ann.md", "ann.md", "grades.csv", "grades.csv"]
+    points = {json.loads(path.read_text())["points"] for path in (tmp_path / "before").glob("ann*.json")}
+    assert points == {2.0, 1.0}
