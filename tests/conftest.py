@@ -15,14 +15,15 @@ import pytest
 matplotlib.use("Agg")
 
 
-SLOW = {"graded", "handed_in", "course", "mistake", "smoke"}  # tests that ask for one of these take long
+SLOW = {"graded", "handed_in", "course", "mistake", "smoke"}  # tests that ask for one of these take long,
+SLOW_MODULES = {"test_course_attacks", "test_course_files"}  # and those that start a process for each submission
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Where tests run in several processes, those that share something which is made once stay in one of them."""
     for item in (item for item in items if isinstance(item, pytest.Function)):  # not the cells of notebooks
-        if SLOW & {*item.fixturenames}:
+        if SLOW & {*item.fixturenames} or item.module.__name__ in SLOW_MODULES:
             item.add_marker(pytest.mark.slow)
         fixtures = item._fixtureinfo.name2fixturedefs
         shared = [name for name, made in fixtures.items() if made[-1].scope == "module"]
