@@ -158,7 +158,8 @@ def _tables(modules: dict[str, ModuleType]) -> Iterator[tuple[str, dict]]:
     for name, module in modules.items():
         if name.partition(".")[0] == "ddpp":
             for key, value in vars(module).items():
-                if type(value) is dict and value and not key.startswith("__") and all(map(callable, value.values())):
+                own = isinstance(value, dict) and value and not key.startswith("__")
+                if own and all(map(callable, value.values())):
                     yield f"{name}.{key}", value
 
 
