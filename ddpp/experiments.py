@@ -426,12 +426,12 @@ def read_result(each: Run, results: str | Path) -> dict | None:
     now = {"recipe": asdict(each.recipe)} | ({"of": each.of} if each.of else {}) | _marks(each)
     try:
         then = {"recipe": asdict(from_dict(row["recipe"]))} | {key: row[key] for key in ("of", "custom") if key in row}
+        other = differences(then, now)
     except (Error, TypeError):
-        then = {}
-    if then != now:
+        other = "which this version of ddpp cannot read"
+    if other:
         raise Error(
-            f"{path} is the result of other settings ({differences(then, now)}): move it away, or choose another "
-            "folder for results"
+            f"{path} is the result of other settings ({other}): move it away, or choose another folder for results"
         )
     return row
 

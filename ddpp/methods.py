@@ -28,16 +28,6 @@ class Method:
     first: bool = False  # whether the first teacher is all it needs
     reach: tuple[str, ...] = ()  # the settings that decide how many epochs the teachers need
     settings: Mapping[str, object] = field(default_factory=dict)  # where they are not the config's defaults
-    fixed: Mapping[str, object] = field(default_factory=dict)  # of these, what makes the method what it is
-
-    def check_fixed(self, name: str, config) -> None:
-        """Raise an Error for settings with which it would be another method under this one's name."""
-        for key, value in self.fixed.items():
-            if getattr(config, key) != value:
-                raise Error(
-                    f"{key} is {getattr(config, key)}, but {name} has {value}, or it would be another method: leave it "
-                    f"out, or choose the method that has it"
-                )
 
 
 def _match_trajectories(data, teachers, config, saving):
@@ -63,16 +53,16 @@ _CHOICE = {"config": SelectionConfig, "check": selection.check_config}
 _ONE_TEACHER = {"teachers": True, "first": True, "reach": ("epochs",)}
 _BATCHES = {"check": common.check}
 _GRADIENTS = {"config": dsa.DSAConfig, "run": dsa.distill, **_BATCHES}
-_MTT = {"rule": "none"}
+FIXED = {"mtt": {"rule": "none"}, "dc": {"augment": False}, "dsa": {"augment": True}}  # or it is another method
 
 METHODS = Table(
     "method",
     {
         "ddpp": Method("training trajectories, without the parameters that are difficult to match", **_TRAJECTORIES),
-        "mtt": Method("training trajectories", **_TRAJECTORIES, settings=_MTT, fixed=_MTT),
+        "mtt": Method("training trajectories", **_TRAJECTORIES, settings=FIXED["mtt"]),
         "iadd": Method("training trajectories, with a learned weight for each parameter", **_TRAJECTORIES | _IADD),
-        "dc": Method("gradients", **_GRADIENTS, settings={"augment": False, "init": "noise"}, fixed={"augment": False}),
-        "dsa": Method("gradients, under the same augmentation", **_GRADIENTS, fixed={"augment": True}),
+        "dc": Method("gradients", **_GRADIENTS, settings=FIXED["dc"] | {"init": "noise"}),
+        "dsa": Method("gradients, under the same augmentation", **_GRADIENTS),
         "dm": Method("mean features in random networks", dm.DMConfig, dm.distill, **_BATCHES),
         "cafe": Method("mean features after each layer, and class centres", cafe.CAFEConfig, cafe.distill, **_BATCHES),
         "kip": Method("the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check),
@@ -81,3 +71,14 @@ METHODS = Table(
         "forgetting": Method("nothing: images often forgotten", run=_choose_forgotten, **_CHOICE, **_ONE_TEACHER),
     },
 )
+
+
+def check_settings(name: str, config) -> None:
+    """Raise an Error for settings with which a method cannot work, or would be another one under its name."""
+    METHODS[name].check(config)
+    for key, value in FIXED.get(name, {}).items():
+        if getattr(config, key) != value:
+            raise Error(
+                f"{key} is {getattr(config, key)}, but {name} has {value}, or it would be another method: leave it "
+                "out, or choose the method that has it"
+            )

@@ -13,7 +13,7 @@ from ddpp.baselines.dsa import LOOPS
 from ddpp.distill import DistillConfig
 from ddpp.errors import Error, choose
 from ddpp.evaluate import Protocol, check_protocol
-from ddpp.methods import METHODS
+from ddpp.methods import METHODS, check_settings
 from ddpp.networks import NetworkConfig
 from ddpp.teachers import TeacherConfig
 
@@ -70,8 +70,7 @@ class Recipe:
         Raises Error where the settings cannot work, before any work is done.
         """
         method = METHODS[choose("method", self.method, METHODS)]
-        method.check(self.distill)
-        method.check_fixed(self.method, self.distill)
+        check_settings(self.method, self.distill)
         check_protocol(self.protocol, self.repeats)
         if not method.teachers:
             return self.teachers

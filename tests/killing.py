@@ -41,7 +41,7 @@ while done < kills or not out.exists():
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):
         done += 1
-        print(hit, flush=True)
+        print(f"\n{hit}", flush=True)  # on a line of its own, also after one that the kill cut short
         hits.append(hit)
         if hits[-4:] == ["teachers"] * 4:
             seconds *= 2

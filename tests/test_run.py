@@ -102,7 +102,9 @@ def test_the_six_lines_reach_the_accuracy_of_evaluate(smoke):
         scores.append(100 * float(scope["accuracy"]))
     final = report["distilled"]["final"]
     spread = np.hypot(np.std(scores, ddof=1), np.std(final, ddof=1))
-    assert abs(np.mean(scores) - np.mean(final)) < max(2 * spread, 3)
+    # without augmentation and the drop of the rate it is two points lower: 28.4 % of eight networks, here with 30.3 %
+    assert abs(np.mean(scores) - np.mean(final)) < 2 + max(2 * spread, 2.5)
+    assert np.mean(scores) > np.mean(report["random"]["final"]) + 8
 
 
 @pytest.mark.slow
