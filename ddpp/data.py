@@ -322,7 +322,7 @@ def _pixels(x: np.ndarray) -> Tensor:
     """uint8 or float (N, H, W[, C]) -> float32 (N, C, H, W) in [0, 1]."""
     x = x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
     images = torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
-    images = images.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves one channel as it lies in x
+    images = images.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves one channel as it lies there
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 

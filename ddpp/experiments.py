@@ -35,7 +35,7 @@ from ddpp.pipeline import beside, clock, commit, provenance, run, stopwatch
 from ddpp.recipes import Recipe, from_dict, recipe
 from ddpp.results import describe, read_row, read_set, summary, write_set
 
-if TYPE_CHECKING:  # takes no subscript when the program runs
+if TYPE_CHECKING:  # a class that takes no subscript when the program runs
     from multiprocessing.sharedctypes import SynchronizedArray
 
 SEEDS = (0, 1, 2)
@@ -317,9 +317,9 @@ def _job(threads: int, todo: list[Run], failed: "SynchronizedArray[int]", option
 def _end_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
-    while True:  # until one of them is not lost
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)
+        while True:  # until one of them is not lost
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
 
 
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:
@@ -334,8 +334,8 @@ def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list
         elif (checkpoint := beside(_out(each, work), "checkpoint")).exists():
             state = "begun"
             with contextlib.suppress(Error, KeyError):  # it may end at this moment, or not count steps
-                made = store.Lazy(checkpoint, CHECKPOINT).meta["step"]
-                state += f": {made} of {asdict(each.recipe.distill)['steps']} steps"
+                step = store.Lazy(checkpoint, CHECKPOINT).meta["step"]
+                state += f": {step} of {asdict(each.recipe.distill)['steps']} steps"
         lines.append(f"{each.name:{width}} {state}")
     return [*lines, f"{finished} of {len(todo)} runs are finished"]
 

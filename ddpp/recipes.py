@@ -76,7 +76,7 @@ class Recipe:
         check_protocol(self.protocol, self.repeats)
         if not method.teachers:
             return self.teachers
-        used = cast(GivenTeachers, self.distill).teacher_epochs
+        used = cast(GivenTeachers, self.distill).teacher_epochs  # as of every method with `teachers`
         if used > self.teachers.epochs:
             reach = " and ".join(f"{name} {getattr(self.distill, name)}" for name in method.reach)
             many = len(method.reach) > 1

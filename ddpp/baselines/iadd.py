@@ -56,8 +56,7 @@ def step(state: State, labels: Tensor, teachers: Teachers, config: IADDConfig, e
     weights = torch.ones_like(start) if state.weights is None else state.weights
     loss = lambda student: weighted_loss(student, teacher, start, weights)
     out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)
-    descended = descend(state, out.grad_images, out.grad_alpha, out.loss, config)
-    after = cast(State, descended)  # `state` with other values
+    after = cast(State, descend(state, out.grad_images, out.grad_alpha, out.loss, config))  # a copy, with its weights
     if not after.skipped:
         varied = weights.clone().requires_grad_()
         (slope,) = torch.autograd.grad(weighted_loss(out.student, teacher, start, varied), varied)
