@@ -18,7 +18,7 @@ test: $(READY)  ## the module's tests, then the notebooks' cells against their s
 	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup --cov=ddpp --cov-report=term-missing:skip-covered --cov-fail-under=90 $(OPTIONS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
 
-check: lint  ## the style, and the tests that are not slow: about a minute
+check: lint  ## style, types, and the tests that are not slow: about a minute
 	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup -m "not slow" $(OPTIONS)
 
 # An error of oneDNN's overwrites memory on processors without AVX-512; glibc looks at every block that is freed.
@@ -34,9 +34,10 @@ book: $(READY)  ## build the HTML from the notebooks with their stored outputs, 
 lab: $(READY)  ## JupyterLab, to run the chapters and change them
 	$(BIN)/jupyter-lab notebooks $(OPTIONS)
 
-lint: $(READY)
+lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 notebooks: $(READY)  ## run the notebooks and keep their outputs in them
 	$(BIN)/python book/run.py

@@ -7,7 +7,9 @@ import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -20,7 +22,9 @@ WAYS = ("autograd", "adjoint")  # the graph of all updates, and the walk back, b
 ON_A_CPU = ("step-cifar10-ipc1", "teacher-epoch", "evaluate-cifar10-ipc10")  # the jobs, unless others are asked for
 
 
-def bench(steps: tuple[int, ...], width: int, images: int, rounds: int, device: str, say=print) -> dict:
+def bench(
+    steps: tuple[int, ...], width: int, images: int, rounds: int, device: str, say: Callable[[str], None] = print
+) -> dict:
     """Measure both ways for each J in `steps`, `rounds` times in turn; print a table with ratios and return it."""
     for name, value in (
         ("student_steps", min(steps, default=0)),
@@ -67,7 +71,7 @@ def choose_jobs(names: tuple[str, ...] | None, device: str) -> dict[str, Job]:
     return {name: JOBS[choose("job", name, JOBS)] for name in names}
 
 
-def bench_jobs(jobs: dict[str, Job], width: int, device: str, say=print) -> dict:
+def bench_jobs(jobs: dict[str, Job], width: int, device: str, say: Callable[[str], None] = print) -> dict:
     """Measure each job, steps with every engine; print a table of what was measured beside the least, and return it.
 
     On a CPU a share of each job is measured and scaled to all of it.
@@ -138,7 +142,7 @@ def _measure(job: Job, engine: str, width: int, count: int, device: str) -> dict
     return _child("measure", job=asdict(job), engine=engine, width=width, count=count, device=device)
 
 
-def _child(function: str, **arguments):
+def _child(function: str, **arguments: object) -> Any:
     """What a function of ddpp/jobs.py returns in a process of its own."""
     command = [sys.executable, "-m", "ddpp.jobs", function, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True)

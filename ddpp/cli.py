@@ -5,8 +5,10 @@ import contextlib
 import os
 import sys
 from dataclasses import dataclass, field, fields, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 try:
     import tyro
@@ -21,12 +23,17 @@ from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error, choose
 from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
 from ddpp.folder import pack_folder
+from ddpp.loop import MethodConfig
 from ddpp.networks import accuracy
 from ddpp.pipeline import commit, provenance, report_path, run, teachers_in
 from ddpp.recipes import PROFILES, Recipe, recipe
 from ddpp.teachers import train_teachers
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:  # matplotlib takes seconds to import
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+Config = TypeVar("Config", bound=MethodConfig)
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,15 @@ class ReproduceCommand:
         if self.list:
             print("\n".join(experiments.overview(todo, self.results, self.work)))
             return
-        places = {"results": self.results, "work": self.work, "root": self.root}
-        experiments.reproduce(todo, **places, device=self.device, minutes=self.minutes, jobs=self.jobs)
+        experiments.reproduce(
+            todo,
+            results=self.results,
+            work=self.work,
+            root=self.root,
+            device=self.device,
+            minutes=self.minutes,
+            jobs=self.jobs,
+        )
 
 
 @dataclass
@@ -268,7 +282,7 @@ class GradeCommand:
         store.check_writable(self.out / "grades.csv")
         options = {"name": self.assignment, "limits": limits, "trust": self.trust_submissions}
         if self.submissions.is_dir():
-            jobs = self.jobs or os.cpu_count()
+            jobs = self.jobs or os.cpu_count() or 1
             reports = grade.grade_all(self.submissions, self.assignments, self.out, jobs=jobs, **options)
             print(f"written: {self.out / 'grades.csv'}, and a report for each")
             if refused := [report.submission for report in reports if report.refused]:
@@ -296,7 +310,7 @@ def show_report(out: Path, distilled: DistilledDataset, report: dict) -> None:
     print(f"written: {out} (images, alpha, preprocessing) and {report_path(out)} (report)")
 
 
-def save_picture(picture, path: Path) -> None:
+def save_picture(picture: "Image | Figure", path: Path) -> None:
     """Save a PIL image or a Figure, with a sentence where that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -305,20 +319,21 @@ def save_picture(picture, path: Path) -> None:
         raise Error(f"cannot write {path}: {getattr(e, 'strerror', None) or e}; choose another place or .png") from e
 
 
-def commands(base: Recipe):
-    """The command line, with a recipe's values as the defaults."""
+def commands(base: Recipe) -> Any:
+    """The command line, a union of the commands, with a recipe's values as the defaults."""
     settings = type(base.distill)
-    return (
-        Annotated[TeachersCommand[settings], subcommand("teachers", default=TeachersCommand(**vars(base)))]
-        | Annotated[DistillCommand[settings], subcommand("distill", default=DistillCommand(**vars(base)))]
-        | Annotated[ReproduceCommand, subcommand("reproduce")]
-        | Annotated[EvaluateCommand, subcommand("evaluate")]
-        | Annotated[ShowCommand, subcommand("show")]
-        | Annotated[PackCommand, subcommand("pack")]
-        | Annotated[AssignCommand, subcommand("assign")]
-        | Annotated[GradeCommand, subcommand("grade")]
-        | Annotated[BenchCommand, subcommand("bench")]
-    )
+    choices: list[Any] = [
+        Annotated[TeachersCommand[settings], subcommand("teachers", default=TeachersCommand(**vars(base)))],
+        Annotated[DistillCommand[settings], subcommand("distill", default=DistillCommand(**vars(base)))],
+        Annotated[ReproduceCommand, subcommand("reproduce")],
+        Annotated[EvaluateCommand, subcommand("evaluate")],
+        Annotated[ShowCommand, subcommand("show")],
+        Annotated[PackCommand, subcommand("pack")],
+        Annotated[AssignCommand, subcommand("assign")],
+        Annotated[GradeCommand, subcommand("grade")],
+        Annotated[BenchCommand, subcommand("bench")],
+    ]
+    return reduce(or_, choices)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddpp import store
 from ddpp.errors import Error, choose
+from ddpp.networks import Flat, NetworkConfig
 from ddpp.seeds import generator
 from ddpp.whitening import Whitening, fit_channels, fit_zca
 
@@ -58,7 +59,7 @@ class Split(NamedTuple):
     images: Tensor
     labels: Tensor
 
-    def to(self, device) -> "Split":
+    def to(self, device: torch.device | str) -> "Split":
         return Split(self.images.to(device), self.labels.to(device))
 
 
@@ -87,7 +88,8 @@ class ImageData:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        return tuple(self.train.images.shape[1:])
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +105,7 @@ class ImageData:
         """What a distilled file says of its data."""
         return {"data": {"name": self.name, **self.identity}}
 
-    def network(self, config):
+    def network(self, config: NetworkConfig) -> Flat:
         """The network of a NetworkConfig, sized for these images and classes."""
         return config.build(self.shape[0], len(self.classes), self.shape[1], self.device)
 
@@ -319,9 +321,9 @@ def _check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, 
 def _pixels(x: np.ndarray) -> Tensor:
     """uint8 or float (N, H, W[, C]) -> float32 (N, C, H, W) in [0, 1]."""
     x = x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
-    x = torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
-    x = x.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves one channel as it lies in the file
-    return x.float().div_(255) if x.dtype == torch.uint8 else x
+    images = torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
+    images = images.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves one channel as it lies there
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 def _hold_out(labels: Tensor, classes: int, share: float) -> Tensor:

@@ -1,9 +1,10 @@
 """Stage C: Algorithm 1, line by line. Stoppable at any moment, and proof against steps that cannot be taken."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -59,6 +60,10 @@ class State:
     skipped: int = 0  # in a row
 
 
+Config = TypeVar("Config", bound=DistillConfig)
+S = TypeVar("S", bound=State)
+
+
 def distill(
     data: ImageData,
     teachers: Teachers,
@@ -86,7 +91,16 @@ def distill(
     return run("ddpp", data, teachers, config, begin, step, columns, saving)
 
 
-def run(method, data, teachers, config, begin, step, columns, saving: loop.Saving) -> DistilledDataset:
+def run(
+    method: str,
+    data: ImageData,
+    teachers: Teachers,
+    config: Config,
+    begin: Callable[[Split, Config], S],
+    step: Callable[[S, Tensor, Teachers, Config, str], tuple[S, dict]],
+    columns: Mapping[str, tuple[int, ...]],
+    saving: loop.Saving,
+) -> DistilledDataset:
     """The loop of a method that matches trajectories: from the state `begin` makes, with the function `step`."""
     check(config, data, teachers)
     start_set = data.draw(config.ipc, config.seed)

@@ -95,7 +95,7 @@ class DistilledDataset(Dataset):
         until = {at: iterate for at, iterate in self.iterates.items() if at <= step}  # later ones are not its past
         return dataclasses.replace(self, images=images, alpha=alpha, iterates=until)
 
-    def to(self, device) -> "DistilledDataset":
+    def to(self, device: torch.device | str) -> "DistilledDataset":
         moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "alpha", "whitening")}
         iterates = {step: (images.to(device), alpha.to(device)) for step, (images, alpha) in self.iterates.items()}
         return dataclasses.replace(self, iterates=iterates, **moved)
@@ -139,7 +139,7 @@ class DistilledDataset(Dataset):
         big = self.natural()[by_rank].repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
         return _pil(make_grid(big, nrow=min(len(self.classes), 20), padding=zoom, pad_value=1))
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> bytes | None:
         return self.picture()._repr_png_()
 
     def export_png(self, folder: str | Path) -> int:

@@ -1,13 +1,14 @@
 """What the caller can mend: one exception, whose message is a sentence that says how."""
 
 import difflib
+from collections.abc import Iterable, Iterator
 
 
 class Error(ValueError):
     """Bad input, a damaged file or a run that cannot go on; the message says what is wrong and what to do."""
 
 
-def choose(kind: str, name: str, options) -> str:
+def choose(kind: str, name: str, options: Iterable[str]) -> str:
     """`name` if it is one of `options`; otherwise an Error that offers the nearest right name."""
     options = list(options)
     if name in options:
@@ -30,7 +31,7 @@ def differences(then: dict, now: dict) -> str:
     return "; ".join(found[:3]) + more
 
 
-def _flat(settings, path: tuple[str, ...] = ()):
+def _flat(settings: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
     if isinstance(settings, dict):
         for key, value in settings.items():
             yield from _flat(value, (*path, key))

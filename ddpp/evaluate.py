@@ -7,6 +7,7 @@ chosen on a split held out from training are the results; the best on the test s
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -76,7 +77,7 @@ class Evaluation:
         return asdict(self)
 
 
-def spread(values: list[float]) -> float:
+def spread(values: Sequence[float]) -> float:
     """Sample standard deviation; 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
@@ -116,7 +117,8 @@ def evaluate(
     network = data.network(config)
     sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}  # 0 is where it started: real images
     last = max(sets, default=0)
-    validate = data.validation is not None and len(sets) > 1
+    held_out = data.validation if len(sets) > 1 else None
+    validate = held_out is not None
     trainings = repeats * (len(sets) if best_on_test and sets else 1 + validate) + len(sets) * validate
     how = {"data": data.identity, "network": asdict(config), "protocol": asdict(protocol), "seed": seed}
     how |= marks(network=config.name, augmentation=protocol.augment)
@@ -144,16 +146,16 @@ def evaluate(
                 tested[step] = score(sets[step], data.test, repeats, "test")
             return tested[step]
 
-        result = {"final": tested[last]}
-        if validate:
-            validation = {at: score(on, data.validation, 1, "validation")[0] for at, on in sets.items()}
-            step = max(validation, key=validation.get)
-            result |= {"selected": test(step), "selected_step": step, "validation": validation}
+        result = Evaluation(tested[last])
+        if held_out is not None:
+            validation = {at: score(on, held_out, 1, "validation")[0] for at, on in sets.items()}
+            step = max(validation, key=lambda at: validation[at])
+            result = replace(result, selected=test(step), selected_step=step, validation=validation)
         if best_on_test and sets:
             step = max(sets, key=lambda at: statistics.fmean(test(at)))
-            result |= {"best_on_test": test(step), "best_on_test_step": step}
+            result = replace(result, best_on_test=test(step), best_on_test_step=step)
         bar.total = bar.n  # fewer than foreseen where one iterate is chosen twice
-    return Evaluation(**result)
+    return result
 
 
 def _add_score(path: str | Path | None, key: str, score: float) -> None:
@@ -182,7 +184,7 @@ def check_protocol(protocol: Protocol, repeats: int) -> None:
         raise Error("the evaluation's momentum and weight_decay must be at least 0 and below 1")
 
 
-def train(network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: int, *path) -> Tensor:
+def train(network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: int, *path: int | str) -> Tensor:
     """A fresh network trained on the distilled set: its parameters (p,)."""
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
     theta = network.initial(derive(seed, *path))
@@ -203,6 +205,6 @@ def train(network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: 
     return theta
 
 
-def loss_on(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
+def loss_on(logits: Tensor, labels: Tensor, kind: str | None) -> Tensor:
     """The cross-entropy with labels (n,) or soft ones (n, classes), or the squared error: kind is the set's `loss`."""
     return F.mse_loss(logits, labels) if kind == SQUARED_ERROR else F.cross_entropy(logits, labels)

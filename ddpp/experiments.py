@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ddpp import store
-from ddpp.data import load_data
+from ddpp.data import ImageData, load_data
 from ddpp.errors import Error, differences
 from ddpp.evaluate import evaluate
 from ddpp.loop import KIND as CHECKPOINT
@@ -33,6 +34,9 @@ from ddpp.networks import NetworkConfig
 from ddpp.pipeline import beside, clock, commit, provenance, run, stopwatch
 from ddpp.recipes import Recipe, from_dict, recipe
 from ddpp.results import describe, read_row, read_set, summary, write_set
+
+if TYPE_CHECKING:  # a class that takes no subscript when the program runs
+    from multiprocessing.sharedctypes import SynchronizedArray
 
 SEEDS = (0, 1, 2)
 MTT, PRUNED = ("none", 0.0), ("signed", 0.1)  # (rule, epsilon) of Table I's two rows
@@ -74,7 +78,7 @@ def runs(profile: str) -> list[Run]:
     smoke = profile == "smoke"
     sets = {"smoke": [("cifar10-sample", n) for n in (1, 10, 50)], "cpu": [("cifar10", 1)]}.get(profile, SETS)
 
-    def one(name: str, data: str, ipc: int, method: str, seed: int, **settings) -> Run:
+    def one(name: str, data: str, ipc: int, method: str, seed: int, **settings: object) -> Run:
         base = recipe(profile, data, ipc, method)
         teachers = replace(base.teachers, seed=seed if smoke else 0)
         distill = replace(base.distill, seed=seed, **settings)
@@ -218,7 +222,16 @@ def reproduce(
     return rows
 
 
-def _one_by_one(todo: list[Run], failed, results: Path, work: Path, root, device, progress: bool, say) -> None:
+def _one_by_one(
+    todo: list[Run],
+    failed: "bytearray | SynchronizedArray[int]",
+    results: Path,
+    work: Path,
+    root: str | Path,
+    device: str | None,
+    progress: bool,
+    say: Callable[[str], None],
+) -> None:
     """Do what has no result and no other process is at, until there is no more of it; mark in `failed`, an array that
     the processes share, the runs whose own fault stopped them."""
     load = lru_cache(1)(lambda *which: load_data(which[0], root=root, zca=which[1], validation=which[2], device=device))
@@ -230,7 +243,8 @@ def _one_by_one(todo: list[Run], failed, results: Path, work: Path, root, device
             if failed[i] or read_result(each, results):
                 continue
             missing.append((i, each))
-            if each.of and not _base(each, results):  # perhaps in the next round
+            base = _base(each, results)
+            if each.of and not base:  # perhaps in the next round
                 continue
             claim = beside(_out(each, work), "claim")
             store.check_writable(claim)
@@ -240,7 +254,7 @@ def _one_by_one(todo: list[Run], failed, results: Path, work: Path, root, device
                     store.check_writable(each.report(results))
                     data = load(each.recipe.data, each.recipe.zca, each.recipe.validation)
                     try:
-                        row = _do(each, data, results, work, progress, say if progress else lambda line: None)
+                        row = _do(each, base, data, results, work, progress, say if progress else lambda line: None)
                         say(f"{each.name}: {describe(row)}")
                     except Error as e:
                         failed[i] = 1
@@ -272,7 +286,7 @@ def _side_by_side(jobs: int, todo: list[Run], options: dict) -> Sequence[int]:
         raise
     if any(each.exitcode for each in processes):
         raise Error("not all processes came to the end; the reasons are above, and what was done is saved")
-    return list(failed)
+    return failed[:]
 
 
 @contextlib.contextmanager
@@ -284,7 +298,7 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def _job(threads: int, todo: list[Run], failed, options: dict) -> None:
+def _job(threads: int, todo: list[Run], failed: "SynchronizedArray[int]", options: dict) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell in the background has it ignored
     os.setsid()  # a Ctrl-C at the terminal is its parent's, who passes it on, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -301,10 +315,11 @@ def _job(threads: int, todo: list[Run], failed, options: dict) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    while True:  # until one of them is not lost
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        while True:  # until one of them is not lost
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
 
 
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:
@@ -319,7 +334,8 @@ def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list
         elif (checkpoint := beside(_out(each, work), "checkpoint")).exists():
             state = "begun"
             with contextlib.suppress(Error, KeyError):  # it may end at this moment, or not count steps
-                state += f": {store.Lazy(checkpoint, CHECKPOINT).meta['step']} of {each.recipe.distill.steps} steps"
+                step = store.Lazy(checkpoint, CHECKPOINT).meta["step"]
+                state += f": {step} of {asdict(each.recipe.distill)['steps']} steps"
         lines.append(f"{each.name:{width}} {state}")
     return [*lines, f"{finished} of {len(todo)} runs are finished"]
 
@@ -348,26 +364,36 @@ def time_limit(minutes: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict:
-    """Run it, and write its result."""
+def _do(
+    each: Run,
+    base: tuple[Path, dict] | None,
+    data: ImageData,
+    results: Path,
+    work: Path,
+    progress: bool,
+    say: Callable[[str], None],
+) -> dict:
+    """Run it, and write its result; `base`: see `_base`."""
     path, distill = each.report(results), each.recipe.distill
     row = {"name": each.name, "method": each.recipe.method, "seed": distill.seed, "error": None}
     row |= {key: getattr(distill, key) for key in ("rule", "epsilon") if each.recipe.method in ("ddpp", "mtt")}
     row |= _marks(each)
     scores = work / f"{each.recipe.profile}-scores.json"  # of all runs: those of a seed share their real images
-    if each.of:
-        row |= _transfer(each, data, results, work, scores, progress)
+    if base:
+        row |= _transfer(each, base, data, work, scores, progress)
         store.write_json(path, row)
         return row
-    options = {
-        "data": data,
-        "best_on_test": each.recipe.profile != "smoke",
-        "save_minutes": 0.5,
-        "progress": progress,
-        "say": say,
-    }
     try:
-        distilled, report = run(each.recipe, _out(each, work), scores=scores, **options)
+        distilled, report = run(
+            each.recipe,
+            _out(each, work),
+            data=data,
+            scores=scores,
+            best_on_test=each.recipe.profile != "smoke",
+            save_minutes=0.5,
+            progress=progress,
+            say=say,
+        )
     except Stopped as e:  # pruning too much is a result, too
         row |= {"error": str(e), "recipe": asdict(each.recipe)} | provenance(data.device)
         distilled, report = None, {}
@@ -381,15 +407,16 @@ def _do(each: Run, data, results: Path, work: Path, progress: bool, say) -> dict
     return row
 
 
-def _transfer(each: Run, data, results: Path, work: Path, scores: Path, progress: bool) -> dict:
+def _transfer(each: Run, base: tuple[Path, dict], data: ImageData, work: Path, scores: Path, progress: bool) -> dict:
     """The evaluation of another run's set in each.network."""
+    network = _network(each)
     with clock(_out(each, work)) as seconds, stopwatch(seconds, "evaluate"):
         found = evaluate(
-            read_set(*_base(each, results), data),
+            read_set(*base, data),
             data,
-            each.network.name,
+            network.name,
             each.recipe.repeats,
-            width=each.network.width,
+            width=network.width,
             protocol=each.recipe.protocol,
             seed=each.recipe.distill.seed,
             scores=scores,
@@ -397,7 +424,7 @@ def _transfer(each: Run, data, results: Path, work: Path, scores: Path, progress
         )
     return {
         "of": each.of,
-        "network": asdict(each.network),
+        "network": asdict(network),
         "accuracy": found.mean,
         "distilled": found.to_dict(),
         "recipe": asdict(each.recipe),
@@ -406,7 +433,9 @@ def _transfer(each: Run, data, results: Path, work: Path, scores: Path, progress
 
 
 def _base(each: Run, results: str | Path) -> tuple[Path, dict] | None:
-    """The path and the report of the run each.of, if it is finished and its images are there."""
+    """The path and the report of the run each.of, if there is one, it is finished, and its images are there."""
+    if not each.of:
+        return None
     base = _origin(each)
     row = read_result(base, results)
     return (base.report(results), row) if row and row.get("set") else None
@@ -438,7 +467,12 @@ def read_result(each: Run, results: str | Path) -> dict | None:
 
 def _marks(each: Run) -> dict:
     """What its method, settings and network name that is not ddpp's own."""
-    return marks_of(each.recipe.method, each.recipe.distill, each.network or each.recipe.teachers.network)
+    return marks_of(each.recipe.method, each.recipe.distill, _network(each))
+
+
+def _network(each: Run) -> NetworkConfig:
+    """The network that it evaluates a set in."""
+    return each.network or each.recipe.teachers.network
 
 
 def read(results: str | Path, profile: str, experiment: str) -> list[dict]:

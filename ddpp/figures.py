@@ -3,18 +3,25 @@
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 import torch
 from matplotlib.animation import FuncAnimation
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.evaluate import spread
 from ddpp.pruning import keep_mask
+
+if TYPE_CHECKING:  # figures need no notebook
+    from IPython.display import HTML
 
 WIDTH = 7.0  # inches: fits the book's column
 
@@ -30,8 +37,8 @@ def pictures(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
     columns = max(len(images) for images in rows.values())
     side = min(WIDTH / columns, 1.4)
     size = (side * columns + 0.8, side * len(rows) + (0.3 if titles else 0.05))
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    close = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout=close)
     for row, (name, images) in zip(axes, rows.items(), strict=True):
         for axis in row:
             axis.set(xticks=[], yticks=[])
@@ -120,7 +127,7 @@ def plane(trajectories: Mapping[str, Tensor]) -> Figure:
         x, y = (path.double() @ axes[:2].T).T
         axis.plot(x, y, "o-", ms=4, label=name)
         for epoch in range(1, len(x)):
-            axis.annotate(epoch, (x[epoch], y[epoch]), xytext=(3, 3), textcoords="offset points", fontsize=7)
+            axis.annotate(str(epoch), (x[epoch], y[epoch]), xytext=(3, 3), textcoords="offset points", fontsize=7)
     axis.plot(0, 0, "k*", ms=10, label="start")
     axis.set(xlabel=f"direction 1 ({share[0]:.0%})", ylabel=f"direction 2 ({share[1]:.0%})")
     axis.set_aspect("equal", adjustable="datalim")
@@ -168,7 +175,7 @@ def pairs(student: Tensor, teacher: Tensor, epsilons: Sequence[float], rules: Se
     return figure
 
 
-def draw_pairs(axis, student: Tensor, teacher: Tensor, epsilon: float, rule: str, points: int = 2000) -> None:
+def draw_pairs(axis: Axes, student: Tensor, teacher: Tensor, epsilon: float, rule: str, points: int = 2000) -> None:
     """One panel of `pairs`: the middle, where pairs leave the cone; all are counted, at most `points` are drawn."""
     axis.clear()
     keep = keep_mask(student, teacher, epsilon, rule).cpu()
@@ -215,7 +222,7 @@ def layers(distilled: DistilledDataset, names: list[str]) -> Figure:
     """The share of parameters kept in each layer, averaged over the distillation steps, by start epoch."""
     epochs = distilled.history["epoch"]
     columns = {
-        f"start epoch {epoch:.0f}": distilled.history["layers"][epochs == epoch].mean(0)
+        f"start epoch {epoch:.0f}": distilled.history["layers"][epochs == epoch].mean(0).tolist()
         for epoch in sorted(epochs.unique().tolist())
     }
     return shares(names, columns, "parameters kept (%), mean over steps")
@@ -244,7 +251,7 @@ def ablation(lines: Sequence[dict]) -> Figure:
     return figure
 
 
-def play(figure: Figure, draw: Callable[[int], object], frames: int, alt: str, seconds: float = 0.5):
+def play(figure: Figure, draw: Callable[[int], object], frames: int, alt: str, seconds: float = 0.5) -> "HTML":
     """draw(0) ... draw(frames - 1) on the figure, as a player that needs no kernel and no network.
 
     matplotlib's own player, which waits for a click; what it lacks is put in: a text for those who do not see the
@@ -253,7 +260,12 @@ def play(figure: Figure, draw: Callable[[int], object], frames: int, alt: str, s
     from IPython.display import HTML
 
     with plt.rc_context({"savefig.dpi": 90, "animation.embed_limit": 6}):
-        player = FuncAnimation(figure, draw, frames=frames, interval=1000 * seconds)
+        player = FuncAnimation(
+            figure,
+            draw,  # pyright: ignore[reportArgumentType] what it returns is of use with `blit` alone
+            frames=frames,
+            interval=1000 * seconds,
+        )
         html = player.to_jshtml(default_mode="once")
     plt.close(figure)
     html = re.sub(r'<link rel="stylesheet"[^>]*>', "", html)
@@ -277,6 +289,6 @@ ICONS = {
 }
 
 
-def _channels_last(image: Tensor):
+def _channels_last(image: Tensor) -> np.ndarray:
     """(C, H, W) -> what imshow takes: an array (H, W, 3), or (H, W) for fewer than three channels."""
     return (image[:3].permute(1, 2, 0) if len(image) >= 3 else image[0]).numpy()

@@ -45,7 +45,7 @@ class Table(dict):
         self.kind, self._built_in = kind, dict(things)
         TABLES[kind] = self
 
-    def marks(self, *names: str) -> dict[str, str]:
+    def marks(self, *names: object) -> dict[str, str]:
         """{"KIND NAME": fingerprint} of those of the names that are not ddpp's own; empty for all that are."""
         found = {f"{self.kind} {name}": self[name] for name in names if name in self}
         own = {f"{self.kind} {name}": thing for name, thing in self._built_in.items()}
@@ -57,7 +57,7 @@ class Table(dict):
         return self.marks(*self) | order
 
 
-def marks(**names: str) -> dict[str, dict[str, str]]:
+def marks(**names: str | bool) -> dict[str, dict[str, str]]:
     """{"custom": ...}, to be added to an identity: what is not ddpp's own of the names, given as KIND=NAME; for
     augmentation=True of all operations. Empty, and so no change to the identity, where all of it is ddpp's own."""
     found: dict[str, str] = {}

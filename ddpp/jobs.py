@@ -156,7 +156,8 @@ def _unrolling(job: Job, engine: str, config: NetworkConfig, count: int, device:
     teacher = start + 0.01 * torch.randn(start.shape, generator=generator(0, "teacher")).to(device)
     loss = lambda student: matching_loss(student, teacher, start, 0.1)
     updates = draw_updates(job.images, job.batch, count, generator(0, "updates"))
-    first = {how.operation: j for j, how in reversed(list(enumerate(updates.draws)))}  # one update of each operation
+    backwards = reversed(list(enumerate(updates.draws)))
+    first = {how.operation: j for j, how in backwards if how}  # one update of each operation
     few = Updates([updates.batches[j] for j in first.values()], [updates.draws[j] for j in first.values()])
     make = lambda updates: unroll(network, start, images, labels, alpha, updates, loss, engine)
     return Work(lambda: make(updates), lambda: make(few), kept=graph if engine == "autograd" else 0)

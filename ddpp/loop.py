@@ -8,10 +8,11 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import Field, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,11 +27,49 @@ from ddpp.networks import NetworkConfig
 from ddpp.teachers import TeacherConfig
 
 KIND = "checkpoint"
+Iterates = dict[int, tuple[Tensor, Tensor]]  # {step: (images, alpha)}
 SHOWN = {"loss": ".3f", "kept": ".1%", "alpha": ".4f"}  # of what a step records, in the progress bar
 
 
 class Stopped(Error):
     """A run that can make no more steps: of pruning too much, say. Its checkpoint and settings are in order."""
+
+
+class MethodConfig(Protocol):
+    """The settings of a method: a frozen dataclass with at least these."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def ipc(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+class GivenTeachers(MethodConfig, Protocol):
+    """The settings of a method that is given teachers."""
+
+    @property
+    def teacher_epochs(self) -> int: ...  # the last epoch of theirs that it needs
+
+
+class State(Protocol):
+    """Where a run is, a dataclass with at least these: all that a step reads from the steps before it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def alpha(self) -> Tensor: ...
+
+
+S = TypeVar("S", bound=State)
 
 
 @dataclass(frozen=True)
@@ -47,17 +86,17 @@ class Saving:
 def run(
     data: ImageData,
     labels: Tensor,
-    state: object,
-    step: Callable[[object], tuple[object, dict]],
+    state: S,
+    step: Callable[[S], tuple[S, dict]],
     *,
     steps: int,
     iterates: int,
-    columns: dict[str, tuple[int, ...]],
+    columns: Mapping[str, tuple[int, ...]],
     identity: dict,
     network: dict,
     saving: Saving,
     here: dict,
-    check: Callable[[object, dict], None] = lambda state, history: None,
+    check: Callable[[S, dict], None] = lambda state, history: None,
 ) -> DistilledDataset:
     """Take `steps` steps from `state`, or go on from the checkpoint, and keep `iterates` states along the way.
 
@@ -77,13 +116,13 @@ def run(
     machines += [here] if here not in machines else []
     check(state, history)
 
-    def save():
+    def save() -> None:
         if path is not None and ranks.rank() == 0:
             _save(path, identity, machines, state, kept, history)
 
     saved = time.monotonic()
-    bar = tqdm(total=steps, initial=state.step, desc="distil", unit="step", disable=not saving.progress or ranks.rank())
-    with bar:
+    quiet = not saving.progress or ranks.rank() > 0
+    with tqdm(total=steps, initial=state.step, desc="distil", unit="step", disable=quiet) as bar:
         try:
             while state.step < steps:
                 after, record = step(state)
@@ -118,7 +157,7 @@ def run(
     )
 
 
-def identity(method: str, config, source: TeacherConfig | NetworkConfig, data: ImageData) -> dict:
+def identity(method: str, config: MethodConfig, source: TeacherConfig | NetworkConfig, data: ImageData) -> dict:
     """What a run's outcome is a function of; its checkpoint and its result carry it. config: the method's settings;
     source: the teachers', for a method that has them, else the kind of network."""
     if isinstance(source, TeacherConfig):
@@ -129,7 +168,7 @@ def identity(method: str, config, source: TeacherConfig | NetworkConfig, data: I
     return json.loads(json.dumps({"method": method, "config": asdict(config)} | made_from))  # as files give it back
 
 
-def marks_of(method: str, config, network: NetworkConfig) -> dict:
+def marks_of(method: str, config: MethodConfig, network: NetworkConfig) -> dict:
     """What a method, its settings and a network name that is not ddpp's own, see `marks`."""
     named = {field.name: getattr(config, field.name) for field in fields(config) if field.name in TABLES}
     return marks(method=method, network=network.name, augmentation=getattr(config, "augment", True), **named)
@@ -144,7 +183,9 @@ def made_on(device: torch.device) -> dict:
     }
 
 
-def _save(path, identity, machines, state, kept, history) -> None:
+def _save(
+    path: str | Path, identity: dict, machines: list[dict], state: State, kept: Iterates, history: dict[str, Tensor]
+) -> None:
     values = {field.name: getattr(state, field.name) for field in fields(state)}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     numbers = {name: value for name, value in values.items() if name not in tensors}
@@ -164,7 +205,10 @@ def read_checkpoint(path: str | Path, identity: dict) -> tuple[dict[str, Tensor]
     return tensors, meta
 
 
-def _load(path, identity, begin, device):
+def _load(
+    path: str | Path, identity: dict, begin: S, device: torch.device
+) -> tuple[S, Iterates, dict[str, Tensor], list[dict]]:
+    """What `_save` wrote: the state, as one of the kind of `begin`, the iterates, the history and the machines."""
     tensors, meta = read_checkpoint(path, identity)
     values = {f.name: tensors[f.name].to(device) if f.name in tensors else meta[f.name] for f in fields(begin)}
     kept, history = unpack(tensors)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
 
 from ddpp import selection
 from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
@@ -10,7 +12,7 @@ from ddpp.distill import DistillConfig, check_config, distill
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.identity import Table
-from ddpp.loop import Saving
+from ddpp.loop import MethodConfig, Saving
 from ddpp.networks import NetworkConfig
 from ddpp.selection import SelectionConfig
 from ddpp.teachers import Teachers
@@ -22,58 +24,71 @@ class Method:
 
     matches: str  # in words, what is made equal
     config: type  # its settings, a dataclass with at least ipc and seed
-    run: Callable[[ImageData, Teachers | NetworkConfig, object, Saving], DistilledDataset]
-    check: Callable[[object], None]  # raises an Error for settings that cannot work
+    run: Callable[[ImageData, Any, Any, Saving], DistilledDataset]  # of teachers or a NetworkConfig, and a config
+    check: Callable[[Any], None]  # raises an Error for settings that cannot work
     teachers: bool = False  # whether it is given trained teachers, or only the kind of network
     first: bool = False  # whether the first teacher is all it needs
     reach: tuple[str, ...] = ()  # the settings that decide how many epochs the teachers need
     settings: Mapping[str, object] = field(default_factory=dict)  # where they are not the config's defaults
 
 
-def _match_trajectories(data, teachers, config, saving):
+def _match_trajectories(data: ImageData, teachers: Teachers, config: DistillConfig, saving: Saving) -> DistilledDataset:
     return distill(data, teachers, config, **vars(saving))
 
 
-def _choose_random(data, network, config, saving):
+def _choose_random(
+    data: ImageData, network: NetworkConfig, config: SelectionConfig, saving: Saving
+) -> DistilledDataset:
     return selection.random(data, config.ipc, asdict(network), config.seed)
 
 
-def _herd(data, teachers, config, saving):
+def _herd(data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving) -> DistilledDataset:
     return selection.herding(data, teachers, config)
 
 
-def _choose_forgotten(data, teachers, config, saving):
+def _choose_forgotten(data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving) -> DistilledDataset:
     return selection.forgetting(data, teachers, config, saving)
 
 
-_TRAJECTORIES = {"config": DistillConfig, "run": _match_trajectories, "check": check_config, "teachers": True}
-_TRAJECTORIES |= {"reach": ("max_start_epoch", "expert_epochs")}
-_IADD = {"config": iadd.IADDConfig, "run": iadd.distill, "check": iadd.check}
-_CHOICE = {"config": SelectionConfig, "check": selection.check_config}
-_ONE_TEACHER = {"teachers": True, "first": True, "reach": ("epochs",)}
-_BATCHES = {"check": common.check}
-_GRADIENTS = {"config": dsa.DSAConfig, "run": dsa.distill, **_BATCHES}
+_trajectories = partial(
+    Method,
+    config=DistillConfig,
+    run=_match_trajectories,
+    check=check_config,
+    teachers=True,
+    reach=("max_start_epoch", "expert_epochs"),
+)
+_gradients = partial(Method, config=dsa.DSAConfig, run=dsa.distill, check=common.check)
+_choice = partial(Method, config=SelectionConfig, check=selection.check_config)
+_one_teacher = partial(_choice, teachers=True, first=True, reach=("epochs",))
 FIXED = {"mtt": {"rule": "none"}, "dc": {"augment": False}, "dsa": {"augment": True}}  # or it is another method
 
 METHODS = Table(
     "method",
     {
-        "ddpp": Method("training trajectories, without the parameters that are difficult to match", **_TRAJECTORIES),
-        "mtt": Method("training trajectories", **_TRAJECTORIES, settings=FIXED["mtt"]),
-        "iadd": Method("training trajectories, with a learned weight for each parameter", **_TRAJECTORIES | _IADD),
-        "dc": Method("gradients", **_GRADIENTS, settings=FIXED["dc"] | {"init": "noise"}),
-        "dsa": Method("gradients, under the same augmentation", **_GRADIENTS),
-        "dm": Method("mean features in random networks", dm.DMConfig, dm.distill, **_BATCHES),
-        "cafe": Method("mean features after each layer, and class centres", cafe.CAFEConfig, cafe.distill, **_BATCHES),
+        "ddpp": _trajectories("training trajectories, without the parameters that are difficult to match"),
+        "mtt": _trajectories("training trajectories", settings=FIXED["mtt"]),
+        "iadd": _trajectories(
+            "training trajectories, with a learned weight for each parameter",
+            config=iadd.IADDConfig,
+            run=iadd.distill,
+            check=iadd.check,
+        ),
+        "dc": _gradients("gradients", settings=FIXED["dc"] | {"init": "noise"}),
+        "dsa": _gradients("gradients, under the same augmentation"),
+        "dm": Method("mean features in random networks", dm.DMConfig, dm.distill, common.check),
+        "cafe": Method(
+            "mean features after each layer, and class centres", cafe.CAFEConfig, cafe.distill, common.check
+        ),
         "kip": Method("the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check),
-        "random": Method("nothing: random real images", run=_choose_random, **_CHOICE),
-        "herding": Method("mean features, by choosing real images", run=_herd, **_CHOICE, **_ONE_TEACHER),
-        "forgetting": Method("nothing: images often forgotten", run=_choose_forgotten, **_CHOICE, **_ONE_TEACHER),
+        "random": _choice("nothing: random real images", run=_choose_random),
+        "herding": _one_teacher("mean features, by choosing real images", run=_herd),
+        "forgetting": _one_teacher("nothing: images often forgotten", run=_choose_forgotten),
     },
 )
 
 
-def check_settings(name: str, config) -> None:
+def check_settings(name: str, config: MethodConfig) -> None:
     """Raise an Error for settings with which a method cannot work, or would be another one under its name."""
     METHODS[name].check(config)
     for key, value in FIXED.get(name, {}).items():

@@ -121,7 +121,7 @@ class NetworkConfig:
     width: int = 128  # 128: every layer as wide as published; others in proportion, as 32: a quarter of the channels
     depth: int = 3  # blocks of the ConvNet; the others have a depth of their own
 
-    def build(self, channels: int, classes: int, image_size: int, device="cpu") -> "Flat":
+    def build(self, channels: int, classes: int, image_size: int, device: torch.device | str = "cpu") -> "Flat":
         """The network for images (n, channels, image_size, image_size). Raises Error for one that cannot be used here,
         see `Flat`."""
         architecture = ARCHITECTURES[choose("network", self.name, ARCHITECTURES)]
@@ -133,7 +133,12 @@ class NetworkConfig:
 
 @lru_cache(maxsize=8)  # few and small; runs of one network share it, with what was compiled for it
 def _build(
-    config: NetworkConfig, architecture: Callable[..., nn.Module], channels: int, classes: int, image_size: int, device
+    config: NetworkConfig,
+    architecture: Callable[..., nn.Module],
+    channels: int,
+    classes: int,
+    image_size: int,
+    device: torch.device | str,
 ) -> "Flat":
     """config's network, made by the class that bears its name at the moment."""
     sizes = {"channels": channels, "classes": classes, "width": config.width, "image_size": image_size}
@@ -151,7 +156,7 @@ class Flat:
     dropout and running averages that are in use. Parameters that are frozen are refused, as theta has them all.
     """
 
-    def __init__(self, make: Callable[[], nn.Module], device="cpu", name: str = "network"):
+    def __init__(self, make: Callable[[], nn.Module], device: torch.device | str = "cpu", name: str = "network"):
         self._make, self.name = make, name
         self._module = self._fresh(0).to(device)
         self.device = device
@@ -166,7 +171,9 @@ class Flat:
         """What the last linear layer sees, (n, d)."""
         return self.activations(theta, images, kinds=())[-1]
 
-    def activations(self, theta: Tensor, images: Tensor, kinds=(nn.ReLU,)) -> list[Tensor]:
+    def activations(
+        self, theta: Tensor, images: Tensor, kinds: tuple[type[nn.Module], ...] = (nn.ReLU,)
+    ) -> list[Tensor]:
         """The output of each layer of these kinds, in order, then what the last linear layer sees, (n, d)."""
         seen, modules = [], list(self._module.modules())
         last = [module for module in modules if isinstance(module, nn.Linear)][-1]

@@ -34,7 +34,7 @@ def begin(drive: bool = False) -> Path:
     if not colab:
         print("Google Drive can be mounted on Colab only: keeping results in runs/")
         return Path("runs")
-    from google.colab import drive as google_drive
+    from google.colab import drive as google_drive  # pyright: ignore[reportMissingImports]
 
     google_drive.mount(str(DRIVE))
     return DRIVE / "MyDrive" / "ddpp"

@@ -6,12 +6,17 @@ derivatives of an output, in the limit of infinitely many channels. The expectat
 kernels (Cho & Saul, 2009). These are neural-tangents' kernels at W_std = sqrt(2), b_std = 0.1.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ddpp.errors import Error, choose
 from ddpp.identity import Table
+
+Map = Callable[[Tensor], Tensor]
 
 WEIGHTS, BIASES = 2.0, 0.01  # as KIP's code; its paper of ICLR 2021 says 1e-4 for the biases
 
@@ -55,7 +60,7 @@ def _check(x: Tensor, y: Tensor, depth: int) -> None:
         raise Error(f"the kernel's depth is {depth}: it must be at least 1")
 
 
-def _recursion(x: Tensor, y: Tensor, depth: int, mix, readout) -> Tensor:
+def _recursion(x: Tensor, y: Tensor, depth: int, mix: Map, readout: Map) -> Tensor:
     """From x (..., n, k) and y (..., m, k), k values at each place, to the kernel (n, m).
 
     `mix` averages over the places that a unit of the next layer sees, `readout` over all. At each place q and p are the
@@ -84,7 +89,7 @@ class _Relu(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, d, q, p):
+    def forward(ctx: Any, d: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         covariance = (q + p - d) / 2
         heron = (d - (q.sqrt() - p.sqrt()).square()) * ((q.sqrt() + p.sqrt()).square() - d)
         area = heron.clamp(min=0).sqrt() / 2  # of the parallelogram of u and v: sqrt(q p) times the sine of their angle
@@ -95,7 +100,7 @@ class _Relu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_d, of_both):
+    def backward(ctx: Any, of_d: Tensor, of_both: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, p, covariance, area, both = ctx.saved_tensors
         turn = torch.where(area > 0, of_both / (-4 * torch.pi * area), 0)
         shared = of_d * (0.5 - both) - turn

@@ -8,8 +8,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+
+import torch
 
 from ddpp import ranks, selection, store
 from ddpp.data import ImageData, load_data
@@ -140,7 +142,7 @@ def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - began, 1)
 
 
-def provenance(device) -> dict:
+def provenance(device: torch.device) -> dict:
     """When, on what, and with which code and versions a run was made."""
     return {"finished": f"{datetime.datetime.now(datetime.UTC):%F %R UTC}", "commit": commit(), **made_on(device)}
 
@@ -180,13 +182,22 @@ def _known_report(out: Path) -> dict | None:
         raise Error(f"{path} is where the report belongs, but is another file: move it away") from None
 
 
-def _accuracies(distilled, data, recipe, best_on_test, scores, progress) -> dict:
+def _accuracies(
+    distilled: DistilledDataset, data: ImageData, recipe: Recipe, best_on_test: bool, scores: str | Path, progress: bool
+) -> dict:
     """Of the set, and of the real images that it started from."""
-    options = {"repeats": recipe.repeats, "protocol": recipe.protocol, "seed": recipe.distill.seed}
-    options |= {"scores": scores, "progress": progress}
-    result = evaluate(distilled, data, best_on_test=best_on_test, **options)
-    real = selection.random(data, distilled.ipc, distilled.network, recipe.distill.seed)
-    baseline = evaluate(real, data, **options)
+    seed = recipe.distill.seed
+    test = partial(
+        evaluate,
+        data=data,
+        repeats=recipe.repeats,
+        protocol=recipe.protocol,
+        seed=seed,
+        scores=scores,
+        progress=progress,
+    )
+    result = test(distilled, best_on_test=best_on_test)
+    baseline = test(selection.random(data, distilled.ipc, distilled.network, seed))
     return {"distilled": result.to_dict(), "random": baseline.to_dict()}
 
 

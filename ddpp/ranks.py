@@ -25,10 +25,12 @@ def join() -> None:
         return
     if missing := {"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
         raise Error(f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}: start with torchrun, or unset it")
+    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage] public, by its manual
+
     number, attempt = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosts = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts)
-    store = dist.PrefixStore(f"attempt {attempt}", store)  # else, after a restart, ranks read addresses of dead ones
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts)
+    store = PrefixStore(f"attempt {attempt}", store)  # else, after a restart, ranks read addresses of dead ones
     dist.init_process_group("gloo", store=store, rank=number, world_size=world, timeout=PATIENCE)
 
 

@@ -7,12 +7,13 @@ MTT for the rest; J, K, I+ and the learning rates below are MTT's published ones
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, cast, get_type_hints
 
 from ddpp.baselines.dsa import LOOPS
 from ddpp.distill import DistillConfig
 from ddpp.errors import Error, choose
 from ddpp.evaluate import Protocol, check_protocol
+from ddpp.loop import GivenTeachers, MethodConfig
 from ddpp.methods import METHODS, check_settings
 from ddpp.networks import NetworkConfig
 from ddpp.teachers import TeacherConfig
@@ -56,7 +57,7 @@ class Recipe:
     profile: str  # smoke, cpu, colab or paper: where the other defaults come from
     data: str  # cifar10-sample, cifar10, cifar100, or the path of an .npz
     teachers: TeacherConfig
-    distill: object  # the settings of the method
+    distill: MethodConfig  # the settings of the method
     protocol: Protocol
     method: str = "ddpp"  # a name in METHODS
     zca: bool | None = None  # None: wherever it is affordable (see load_data)
@@ -74,7 +75,7 @@ class Recipe:
         check_protocol(self.protocol, self.repeats)
         if not method.teachers:
             return self.teachers
-        used = self.distill.teacher_epochs
+        used = cast(GivenTeachers, self.distill).teacher_epochs  # as of every method with `teachers`
         if used > self.teachers.epochs:
             reach = " and ".join(f"{name} {getattr(self.distill, name)}" for name in method.reach)
             many = len(method.reach) > 1
@@ -132,7 +133,7 @@ def _smaller(ipc: int, sizes: Iterable[int]) -> int:
     return max((n for n in sizes if n <= ipc), default=1)
 
 
-def from_dict(stored: dict, kind: type = Recipe):
+def from_dict(stored: dict, kind: type = Recipe) -> Any:
     """The recipe that `asdict` turned into `stored`; settings that are newer than it have their defaults."""
     hints = get_type_hints(kind)
     names = {f.name for f in fields(kind)}
@@ -142,4 +143,5 @@ def from_dict(stored: dict, kind: type = Recipe):
         raise Error("these are not the settings of a run of this version of ddpp")
     inner = {name: from_dict(value, hints[name]) for name, value in stored.items() if is_dataclass(hints[name])}
     lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}  # JSON has no tuples
-    return kind(**stored | inner | lists)
+    values: dict[str, Any] = stored | inner | lists
+    return kind(**values)

@@ -53,7 +53,9 @@ def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
     if {key: made_from[key] for key in data.identity} != data.identity:
         raise Error(f"{path} was made from {made_from['name']}, or from other preprocessing: load that data")
     return DistilledDataset(
-        **{name: tensors[name].to(data.device) for name in ("images", "labels", "alpha")},
+        images=tensors["images"].to(data.device),
+        labels=tensors["labels"].to(data.device),
+        alpha=tensors["alpha"].to(data.device),
         whitening=data.whitening,
         classes=data.classes,
         network=row["recipe"]["teachers"]["network"],

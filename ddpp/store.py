@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import psutil
 import safetensors.torch
@@ -59,7 +60,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         raise _cannot_write(path, e) from e
 
 
-def write_json(path: str | Path, value) -> None:
+def write_json(path: str | Path, value: object) -> None:
     """Write a JSON-able value for people and programs to read, all or nothing."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
@@ -87,7 +88,7 @@ def lock(path: str | Path, wait: bool) -> Iterator[None]:
                 return
 
 
-def _is_at(path: Path, file) -> bool:
+def _is_at(path: Path, file: IO) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -186,7 +187,7 @@ class Lazy(Mapping):
         )
 
 
-def _canonical(value) -> str:
+def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 

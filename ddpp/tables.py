@@ -145,9 +145,10 @@ def _key(row: dict) -> tuple[str, int, str]:
 
 def _accuracy(seeds: list[list[float] | None]) -> str:
     """Mean and deviation, as text, of the accuracies of each seed's networks."""
-    if not seeds or None in seeds:
+    known = [networks for networks in seeds if networks is not None]
+    if not known or len(known) < len(seeds):
         return "–"
-    values = seeds[0] if len(seeds) == 1 else [statistics.fmean(networks) for networks in seeds]
+    values = known[0] if len(known) == 1 else [statistics.fmean(networks) for networks in known]
     return _show(statistics.fmean(values), spread(values))
 
 
@@ -177,9 +178,9 @@ def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TA
     for data, ipc in sets:
         paper = TABLE_1[data, ipc]
         group = [row for row in rows if _key(row)[:2] == (data, ipc)]
-        *final, seeds = paired(group)
-        ours = [_show(*gain, "+", "–") for gain in (final, paired(group, "selected")[:2])]
-        lines.append([_name(data, ipc), f"{paper['signed'][0] - paper['none'][0]:+.1f}", *ours, str(seeds or "–")])
+        final, selected = paired(group), paired(group, "selected")
+        ours = [_show(mean, half, "+", "–") for mean, half, _ in (final, selected)]
+        lines.append([_name(data, ipc), f"{paper['signed'][0] - paper['none'][0]:+.1f}", *ours, str(final[2] or "–")])
     return _markdown(lines)
 
 

@@ -101,10 +101,11 @@ def train_teachers(
         for k, wait in [(k, False) for k in mine] + [(k, True) for k in mine]:  # runs side by side share them:
             if k in trained:  # first those that no other run is at, then the others' when they are done
                 continue
-            if paths[k]:
-                store.check_writable(paths[k])
-            with contextlib.suppress(store.Busy), store.lock(paths[k], wait) if paths[k] else contextlib.nullcontext():
-                trained[k] = _train(network, data, config, identity, k, paths[k], bar)
+            path = paths[k]
+            if path:
+                store.check_writable(path)
+            with contextlib.suppress(store.Busy), store.lock(path, wait) if path else contextlib.nullcontext():
+                trained[k] = _train(network, data, config, identity, k, path, bar)
     ranks.wait()
     others = {k: _open(paths[k], _meta(identity, k)) for k in range(config.count) if k not in trained}
     if not all(others.values()):
@@ -117,7 +118,9 @@ def _meta(identity: dict, k: int) -> dict:
     return {"identity": identity, "teacher": k}
 
 
-def _train(network, data, config, identity, k, path, bar) -> Mapping[str, Tensor]:
+def _train(
+    network: Flat, data: ImageData, config: TeacherConfig, identity: dict, k: int, path: Path | None, bar: tqdm
+) -> Mapping[str, Tensor]:
     """One teacher's snapshots and losses, from the file at `path` as far as it goes."""
     meta = _meta(identity, k)
     stored = _open(path, meta)

@@ -31,6 +31,8 @@ from ddpp.networks import Flat
 
 TOLERANCE = 0.05  # of _compare: rounding, by which a ReLU may cross its kink, cost 0.008; a walk without H costs 0.2
 
+Loss = Callable[[Tensor], Tensor]  # of the student's parameters (p,), a scalar
+
 
 class Updates(NamedTuple):
     """All that is fixed before the student starts: its J batches b_{i,j} of Eq. (1) and their augmentations."""
@@ -69,7 +71,7 @@ def unroll(
     labels: Tensor,
     alpha: Tensor,
     updates: Updates,
-    loss: Callable[[Tensor], Tensor],
+    loss: Loss,
     engine: str,
 ) -> Unrolled:
     """Train the student from `start` (p,) and differentiate loss(student), a scalar, through its whole training."""
@@ -107,7 +109,9 @@ def _adjoint(network, start, images, labels, alpha, updates, loss) -> Unrolled:
     return Unrolled(student.detach(), value.detach(), grad_images, grad_alpha)
 
 
-def _compiled(network, start, images, labels, alpha, updates, loss) -> Unrolled:
+def _compiled(
+    network: Flat, start: Tensor, images: Tensor, labels: Tensor, alpha: Tensor, updates: Updates, loss: Loss
+) -> Unrolled:
     problem = (start, images, labels, alpha, updates, loss)
     student = fast.student(network, len(updates.batches[0]), images.shape[1:], images.dtype, images.device)
     if student.usable:
@@ -127,7 +131,9 @@ def _compiled(network, start, images, labels, alpha, updates, loss) -> Unrolled:
     return _adjoint(network, *problem)
 
 
-def _walk(student, start, images, labels, alpha, updates, loss) -> Unrolled:
+def _walk(
+    student: fast.Student, start: Tensor, images: Tensor, labels: Tensor, alpha: Tensor, updates: Updates, loss: Loss
+) -> Unrolled:
     """As `_adjoint`, in a fast.Student; all draws move to the device at once, so that no update waits for the host."""
     images, batches = images.detach(), torch.stack([*updates.batches]).to(images.device)
     names = [None if how is None else how.operation for how in updates.draws]
@@ -143,7 +149,8 @@ def _walk(student, start, images, labels, alpha, updates, loss) -> Unrolled:
 
         end = student.theta.clone().requires_grad_()
         value = loss(end)
-        student.adjoint.copy_(*grad(value, end))
+        (adjoint,) = grad(value, end)
+        student.adjoint.copy_(adjoint)
         grad_images, grad_alpha = torch.zeros_like(images), torch.zeros_like(student.alpha)
         for batch, u, name in reversed(moves):
             student.theta.copy_(path.pop(start))
@@ -154,7 +161,9 @@ def _walk(student, start, images, labels, alpha, updates, loss) -> Unrolled:
     return Unrolled(end.detach(), value.detach(), grad_images, grad_alpha)
 
 
-def _compare(student, start, images, labels, alpha, updates) -> None:
+def _compare(
+    student: fast.Student, start: Tensor, images: Tensor, labels: Tensor, alpha: Tensor, updates: Updates
+) -> None:
     """Make two updates with each operation that is new to this student, also with `adjoint`; raise where they differ.
 
     Two, for H to have a part in the result, and with a learning rate of 0.1, for that part to be large; and with a
@@ -177,7 +186,8 @@ def _compare(student, start, images, labels, alpha, updates) -> None:
         student.trusted.add(name)
 
 
-ENGINES = {"autograd": _autograd, "adjoint": _adjoint, "compiled": _compiled}
+Engine = Callable[[Flat, Tensor, Tensor, Tensor, Tensor, Updates, Loss], Unrolled]
+ENGINES: dict[str, Engine] = {"autograd": _autograd, "adjoint": _adjoint, "compiled": _compiled}
 
 
 def _gradient(network, theta, x, y, how, create_graph=False) -> Tensor:
@@ -190,7 +200,7 @@ class _Path:
     """theta_0 ... theta_{J-1}, last in first out. On a CPU they wait in an unnamed temporary file, so that the memory
     does not grow with J even for networks larger than the images' graph; on a GPU they stay on it."""
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device):
         self.file = tempfile.TemporaryFile() if device.type == "cpu" else None  # noqa: SIM115
         self.vectors: list[Tensor] = []
 
@@ -216,7 +226,7 @@ class _Path:
             return self.vectors.pop()
         end = self.file.seek(-like.numel() * like.element_size(), 1)
         theta = torch.empty(like.shape, dtype=like.dtype)  # aligned as `theta` was: numpy's memory would not be
-        self.file.readinto(theta.numpy())
+        self.file.readinto(theta.numpy().data)
         self.file.seek(end)
         return theta
 

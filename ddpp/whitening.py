@@ -36,19 +36,20 @@ class Whitening:
                 f"{tuple(self.mean.shape)}: use the data set that it belongs to"
             )
         if self.kind == "channels":
-            return (images - self.mean) / self.std
-        return self._product(images - self.mean, self.matrix)
+            return (images - self.mean) / self.tensors()["std"]
+        return self._product(images - self.mean, self.tensors()["matrix"])
 
     def invert(self, images: Tensor) -> Tensor:
         """Undo `apply`: back to natural colours (values may leave [0, 1] for images that were learned)."""
         if self.kind == "channels":
-            return images * self.std + self.mean
+            return images * self.tensors()["std"] + self.mean
         return self._product(images, self.inverse) + self.mean
 
     @cached_property
     def inverse(self) -> Tensor:
         """matrix^-1 (D, D); well conditioned, because eps bounds the smallest eigenvalue."""
-        return torch.linalg.inv(self.matrix.double()).to(self.matrix)
+        matrix = self.tensors()["matrix"]
+        return torch.linalg.inv(matrix.double()).to(matrix)
 
     def _product(self, images: Tensor, matrix: Tensor) -> Tensor:
         return torch.cat([(part.flatten(1) @ matrix).view_as(part) for part in images.split(CHUNK)])
@@ -59,13 +60,13 @@ class Whitening:
         alike = mine.keys() == its.keys() and all(mine[key].shape == its[key].shape for key in mine)
         return alike and all(torch.allclose(mine[key], its[key], atol=1e-3) for key in mine)
 
-    def to(self, device) -> "Whitening":
-        move = lambda t: None if t is None else t.to(device)
-        return Whitening(self.kind, move(self.mean), move(self.matrix), move(self.std))
+    def to(self, device: torch.device | str) -> "Whitening":
+        return Whitening.from_tensors({name: t.to(device) for name, t in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file needs to rebuild this: mean with matrix, or mean with std."""
-        return {"mean": self.mean} | ({"matrix": self.matrix} if self.kind == "zca" else {"std": self.std})
+        named = {"mean": self.mean} | ({"matrix": self.matrix} if self.kind == "zca" else {"std": self.std})
+        return {name: t for name, t in named.items() if t is not None}
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> "Whitening":

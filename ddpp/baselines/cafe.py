@@ -50,7 +50,7 @@ def distill(data: ImageData, network: NetworkConfig, config: CAFEConfig, saving:
     return common.distill("cafe", step, data, network, config, saving)
 
 
-def step(state: State, problem: Problem) -> tuple[State, dict]:
+def step(state: State, problem: Problem[CAFEConfig]) -> tuple[State, dict]:
     """Image updates with one network until its accuracy no longer changes; the mean of their losses is recorded."""
     config = problem.config
     rng = generator(config.seed, "cafe", state.step)
@@ -68,7 +68,7 @@ def step(state: State, problem: Problem) -> tuple[State, dict]:
     return replace(state, step=state.step + 1), {"loss": torch.stack(losses).mean()}
 
 
-def align(theta: Tensor, images: Tensor, problem: Problem, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def align(theta: Tensor, images: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """The loss of the features and of the discrimination, and its gradient for the distilled images."""
     images = images.detach().requires_grad_()
     pairs = [problem.pair(images, label, rng) for label in range(len(problem.members))]
@@ -88,7 +88,8 @@ def align(theta: Tensor, images: Tensor, problem: Problem, rng: torch.Generator)
 
 def feature_loss(real: list[Tensor], centres: list[Tensor], weights: tuple[float, ...]) -> Tensor:
     """The squared distances between class means (classes, ...) of each layer, weighted and summed."""
-    return sum(w * (a - b).square().sum() for w, a, b in zip(weights, real, centres, strict=True))
+    parts = (w * (a - b).square().sum() for w, a, b in zip(weights, real, centres, strict=True))
+    return sum(parts, centres[0].new_zeros(()))
 
 
 def discrimination_loss(features: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def discrimination_loss(features: Tensor, labels: Tensor, centres: Tensor) -> Te
     return F.cross_entropy(features @ centres.T, labels, reduction="sum")
 
 
-def look(theta: Tensor, problem: Problem, rng: torch.Generator) -> float:
+def look(theta: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator) -> float:
     """The share of real images, as many of each class, that the network classifies rightly."""
     hits = total = 0
     with torch.no_grad():
@@ -107,7 +108,7 @@ def look(theta: Tensor, problem: Problem, rng: torch.Generator) -> float:
     return float(hits / total)
 
 
-def train_until_changed(theta: Tensor, images: Tensor, problem: Problem, rng: torch.Generator) -> Tensor:
+def train_until_changed(theta: Tensor, images: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator) -> Tensor:
     """Train the network on the distilled images until its accuracy has changed, or is unlikely to."""
     config, looks = problem.config, deque(maxlen=problem.config.window)
     for _ in range(config.most):

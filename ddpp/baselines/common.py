@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ class BatchConfig:
     seed: int = 0
 
 
+class Started(loop.MethodConfig, Protocol):
+    """Settings that say what the images start from."""
+
+    @property
+    def init(self) -> str: ...
+
+
 @dataclass
 class State:
     """Where a run is: all that a step reads from the steps before it."""
@@ -41,10 +49,13 @@ class State:
     velocity: Tensor
 
 
-class Problem:
+Config = TypeVar("Config", bound=BatchConfig)
+
+
+class Problem(Generic[Config]):
     """What every step of a run has before it: the data by class, the network, and the settings."""
 
-    def __init__(self, data: ImageData, network: NetworkConfig, config: BatchConfig):
+    def __init__(self, data: ImageData, network: NetworkConfig, config: Config):
         self.data, self.config = data, config
         self.network: Flat = data.network(network)
         labels = data.train.labels
@@ -63,7 +74,8 @@ class Problem:
         if not self.config.augment:
             return real, mine
         operation, u = draw(1, rng)  # one strength for all images of both: "siamese"
-        return tuple(augment(x, Draw(operation, u.expand(len(x), -1))) for x in (real, mine))
+        vary = lambda x: augment(x, Draw(operation, u.expand(len(x), -1)))
+        return vary(real), vary(mine)
 
 
 def descend(state: State, gradient: Tensor, config: BatchConfig) -> State:
@@ -85,10 +97,10 @@ def adam(x: Tensor, gradient: Tensor, moments: Tensor, lr: float, step: int) -> 
 
 def distill(
     name: str,
-    step: Callable[[State, Problem], tuple[State, dict]],
+    step: Callable[[State, Problem[Config]], tuple[State, dict]],
     data: ImageData,
     network: NetworkConfig,
-    config: BatchConfig,
+    config: Config,
     saving: loop.Saving,
 ) -> DistilledDataset:
     """Run the method `name` on the data: `step` takes a state to the next, and says what there is to record."""
@@ -110,7 +122,7 @@ def distill(
     )
 
 
-def begin(start: Split, config) -> Tensor:
+def begin(start: Split, config: Started) -> Tensor:
     """The images that a run starts from: real ones, or noise."""
     if config.init == "real":
         return start.images.clone()
@@ -124,7 +136,7 @@ def alpha(data: ImageData) -> Tensor:
     return torch.tensor(LEARNING_RATE, dtype=torch.float32, device=data.device)
 
 
-def check(config) -> None:
+def check(config: Started) -> None:
     """Raise an Error for settings that cannot work; also for settings of a method that are made like BatchConfig."""
     if ranks.size() > 1:
         raise Error("only the matching of trajectories can be shared out by torchrun: start without it")
@@ -134,6 +146,7 @@ def check(config) -> None:
             raise Error(f"{field.name} is {value}: it must be at least 1")
         if field.name.endswith("_lr") and not 0 < value < float("inf"):
             raise Error(f"{field.name} is {value}: it must be positive")
-    if hasattr(config, "momentum") and not 0 <= config.momentum < 1:
-        raise Error(f"momentum is {config.momentum}: it must be at least 0 and below 1")
+    momentum = getattr(config, "momentum", 0)
+    if not 0 <= momentum < 1:
+        raise Error(f"momentum is {momentum}: it must be at least 0 and below 1")
     choose("init", config.init, ("real", "noise"))

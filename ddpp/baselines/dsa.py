@@ -3,6 +3,7 @@
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ def distill(data: ImageData, network: NetworkConfig, config: DSAConfig, saving: 
     return common.distill("dsa" if config.augment else "dc", step, data, network, config, saving)
 
 
-def step(state: State, problem: Problem) -> tuple[State, dict]:
+def step(state: State, problem: Problem[DSAConfig]) -> tuple[State, dict]:
     """`outer` image updates with one network. The loss that is recorded is the mean over updates and classes."""
     config, network = problem.config, problem.network
     rng = generator(config.seed, "dsa", state.step)
@@ -51,7 +52,7 @@ def step(state: State, problem: Problem) -> tuple[State, dict]:
     return replace(state, step=state.step + 1), {"loss": torch.stack(losses).mean() / len(problem.members)}
 
 
-def match(theta: Tensor, images: Tensor, problem: Problem, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def match(theta: Tensor, images: Tensor, problem: Problem[DSAConfig], rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """The distance between gradients, summed over classes, and its gradient for the distilled images."""
     images, theta = images.detach().requires_grad_(), theta.detach().requires_grad_()
     total, towards = images.new_zeros(()), torch.zeros_like(images)
@@ -84,8 +85,9 @@ def distance(network: Flat, goal: Tensor, ours: Tensor) -> Tensor:
     return total
 
 
-def train(theta: Tensor, images: Tensor, problem: Problem, rng: torch.Generator) -> Tensor:
-    """`inner` epochs of plain SGD on the distilled images, augmented if the method augments."""
+def train(theta: Tensor, images: Tensor, problem: Problem[Any], rng: torch.Generator) -> Tensor:
+    """`inner` epochs of plain SGD on the distilled images, augmented if the method augments: DC and DSA, or CAFE, whose
+    settings say as much of the network's training."""
     config = problem.config
     for _ in range(config.inner):
         for index in torch.randperm(len(images), generator=rng).split(config.batch):

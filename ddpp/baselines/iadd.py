@@ -8,6 +8,7 @@ their mean stays 1.
 """
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def step(state: State, labels: Tensor, teachers: Teachers, config: IADDConfig, e
     weights = torch.ones_like(start) if state.weights is None else state.weights
     loss = lambda student: weighted_loss(student, teacher, start, weights)
     out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)
-    after = descend(state, out.grad_images, out.grad_alpha, out.loss, config)
+    after = cast(State, descend(state, out.grad_images, out.grad_alpha, out.loss, config))  # a copy, with its weights
     if not after.skipped:
         varied = weights.clone().requires_grad_()
         (slope,) = torch.autograd.grad(weighted_loss(out.student, teacher, start, varied), varied)

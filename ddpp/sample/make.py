@@ -12,7 +12,9 @@ from PIL import Image
 from ddpp.data import SAMPLE, _find, _sha256
 
 
-def sample_of(arrays: dict[str, np.ndarray], train_per_class=500, test_per_class=100) -> dict[str, np.ndarray]:
+def sample_of(
+    arrays: dict[str, np.ndarray], train_per_class: int = 500, test_per_class: int = 100
+) -> dict[str, np.ndarray]:
     """The bundled sample's rule: the first images of each class in the official order, class by class."""
     first = lambda y, n: np.concatenate([np.flatnonzero(y == c)[:n] for c in range(10)])
     train, test = first(arrays["y_train"], train_per_class), first(arrays["y_test"], test_per_class)
