@@ -25,7 +25,7 @@ def join() -> None:
         return
     if missing := {"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
         raise Error(f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}: start with torchrun, or unset it")
-    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage] public, by its manual
+    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage] documented
 
     number, attempt = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosts = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
