@@ -361,6 +361,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nddpp: stopped; what was done is saved. Run the same command again to go on", file=sys.stderr)
         return 130
+    finally:
+        ranks.leave()
 
 
 if __name__ == "__main__":

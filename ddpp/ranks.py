@@ -34,6 +34,12 @@ def join() -> None:
     dist.init_process_group("gloo", store=store, rank=number, world_size=world, timeout=PATIENCE)
 
 
+def leave() -> None:
+    """Part from the others. A process that ends without it may abort, as its threads still listen to them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
