@@ -27,6 +27,7 @@ memory: $(READY)  ## the networks' tests as on a processor with AVX2 alone, on a
 	  $(BIN)/python -m pytest --quiet tests/test_modules.py tests/test_networks.py $(OPTIONS)
 
 book: $(READY)  ## build the HTML from the notebooks with their stored outputs, warnings as errors
+	rm -rf _build/html _build/.doctrees # a second build repeats no warning of the first, and would pass
 	$(BIN)/jupyter-book build . --nitpick --warningiserror --keep-going
 	$(BIN)/python book/built.py
 	@echo "Open $(CURDIR)/_build/html/index.html"
