@@ -196,7 +196,7 @@ class Flat:
         return {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
 
     def check(self, shape: tuple[int, int, int], classes: int) -> None:
-        """Raise an Error unless images `(n, *shape)` become logits `(n, classes)`, the same each time, and change nothing.
+        """Raise an Error unless images `(n, *shape)` become logits `(n, classes)`, twice the same, and change nothing.
 
         Made for networks of a user's own: what goes wrong here would go wrong silently, or late, in a run.
         """
