@@ -38,7 +38,7 @@ lab: $(READY)  ## JupyterLab, to run the chapters and change them
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/basedpyright --project . --pythonpath $(BIN)/python
 
 notebooks: $(READY)  ## run the notebooks and keep their outputs in them
 	$(BIN)/python book/run.py
