@@ -277,7 +277,7 @@ class GradeCommand:
 
         if not self.submissions.exists():
             raise Error(f"there is no {self.submissions}: name a notebook, or a folder of them")
-        limits = session.Limits(self.seconds, self.memory)
+        limits = session.Limits(self.seconds or 0.0, self.memory)
         grade.assignments(self.assignments)  # before anything is written
         store.check_writable(self.out / "grades.csv")
         options = {"name": self.assignment, "limits": limits, "trust": self.trust_submissions}

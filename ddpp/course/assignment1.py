@@ -301,7 +301,7 @@ def accuracy(function: Callable, seed: int = 0) -> None:
         network = _Recorder()
         value = ask(function, network, images, labels, batch, forbid=(networks,))
         try:
-            number = float(value)
+            number = float(value)  # pyright: ignore[reportArgumentType]  (whatever a student returns)
         except Exception:  # of a student's object, it may be any
             raise Mistake(f"`accuracy` should return one number, not {describe(value)}") from None
         if network.graph:

@@ -4,7 +4,7 @@ student's updates, a distillation step.
 Each draws its cases from `seed`: small, smooth networks, for which the right answers are computed here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ def vector(flatten: Callable, load: Callable, seed: int = 0) -> None:
     good("a network becomes a vector and a vector a network, in the same order, and neither hangs on the other")
 
 
-def _judge_flatten(function: Callable, network: nn.Module, parameters: list[Tensor]) -> None:
+def _judge_flatten(function: Callable, network: nn.Module, parameters: Sequence[Tensor]) -> None:
     size = sum(p.numel() for p in parameters)
     value = tensor(ask(function, network, forbid=(networks,)), None, "flatten")
     if value.numel() != size and value.numel() == size + sum(b.numel() for b in network.buffers()):
@@ -58,7 +58,7 @@ def _judge_flatten(function: Callable, network: nn.Module, parameters: list[Tens
         raise Mistake("when the network trains on, your vector changes with it: return a copy")
 
 
-def _judge_load(function: Callable, network: nn.Module, parameters: list[Tensor], theta: Tensor) -> None:
+def _judge_load(function: Callable, network: nn.Module, parameters: Sequence[Tensor], theta: Tensor) -> None:
     old, sizes = _cat(parameters), [p.numel() for p in parameters]
     ask(function, network, theta, forbid=(networks,))
     now = list(network.parameters())
@@ -265,7 +265,7 @@ def loss(function: Callable, seed: int = 0) -> None:
     start, way, astray = torch.randn(3, p, generator=rng)
     target, student = start + 0.3 * way, start + 0.2 * way + 0.2 * astray
     for scale in (1, 1e-4, 30):
-        _judge_loss(function, *(scale * v for v in (student, target, start)), scale)
+        _judge_loss(function, scale * student, scale * target, scale * start, scale)
     for s, right, where in ((target, 0.0, "has arrived at the target"), (start, 1.0, "has not moved")):
         value = _ask_loss(function, s.clone().requires_grad_(), target, start)
         if (value.detach() - right).abs() > 1e-5:
@@ -413,7 +413,8 @@ def step(function: Callable, seed: int = 0) -> None:
     def measure(x: Tensor, rate: Tensor, begin=start, goal=target, origin=start) -> tuple[Tensor, Tensor, Tensor]:
         x, rate = x.detach().clone().requires_grad_(), rate.detach().clone().requires_grad_()
         value = _loss(train(begin, x, rate), goal, origin)
-        return (value.detach(), *grad(value, (x, rate)))
+        for_x, for_rate = grad(value, (x, rate))
+        return value.detach(), for_x, for_rate
 
     for _ in range(2):
         arguments = (train, _loss, (start, target), images, alpha, image_lr, alpha_lr)
@@ -499,7 +500,7 @@ def _by_name(network: nn.Module) -> list[Tensor]:
     return [p for _, p in sorted(network.named_parameters(), key=lambda named: named[0])]
 
 
-def _cat(parameters: list[Tensor]) -> Tensor:
+def _cat(parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat([p.detach().flatten() for p in parameters]).cpu()
 
 

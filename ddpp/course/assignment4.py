@@ -6,6 +6,7 @@ small_images and pair are not checks: they give the study its data, and the rule
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from ddpp import pruning, tables
 from ddpp.course.checks import Mistake, ask, close, compare, describe, good, tensor
 from ddpp.data import ImageData, Split, load_data
-from ddpp.distill import distill
+from ddpp.distill import DistillConfig, distill
 from ddpp.evaluate import Evaluation, evaluate
 from ddpp.recipes import Recipe
 from ddpp.seeds import generator
@@ -43,7 +44,7 @@ def small_images() -> ImageData:
 
 def pair(data: ImageData, teachers: Teachers, recipe: Recipe, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A student after its J updates on real images, and its teacher K epochs on: two vectors (p,)."""
-    config, rng = recipe.distill, generator(seed, "pair")
+    config, rng = _settings(recipe), generator(seed, "pair")
     images, labels = data.draw(config.ipc, seed)
     k, epoch = seed % len(teachers), (seed + 1) % config.max_start_epoch
     start, teacher = (teachers.snapshot(k, e) for e in (epoch, epoch + config.expert_epochs))
@@ -51,6 +52,11 @@ def pair(data: ImageData, teachers: Teachers, recipe: Recipe, seed: int = 0) -> 
     loss = lambda student: (student - teacher).square().sum()
     alpha = torch.tensor(config.alpha0)
     return unroll(teachers.network, start, images, labels, alpha, updates, loss, "autograd").student.detach(), teacher
+
+
+def _settings(recipe: Recipe) -> DistillConfig:
+    """The settings of a recipe for ddpp."""
+    return cast(DistillConfig, recipe.distill)
 
 
 def rule(my_rule: Callable, epsilon: float, student: Tensor, teacher: Tensor) -> None:
@@ -111,7 +117,7 @@ def run_once(run_once: Callable, data: ImageData, teachers: Teachers, recipe: Re
             "should come from `seed`"
         )
     if first != unpaired:
-        if close(unpaired, _run((short.distill.rule, 0.7), short, one, one, data, teachers).mean):
+        if close(unpaired, _run((_settings(short).rule, 0.7), short, one, one, data, teachers).mean):
             raise Mistake(NO_RULE)
         raise Mistake(
             "the rule none prunes nothing at every epsilon, and yet `run_once` gives "
@@ -127,7 +133,7 @@ def run_once(run_once: Callable, data: ImageData, teachers: Teachers, recipe: Re
 
 def _run(setting: Setting, recipe: Recipe, seed: int, tested: int, data: ImageData, teachers: Teachers) -> Evaluation:
     """One run; tested: the seed of its evaluation."""
-    config = replace(recipe.distill, rule=setting[0], epsilon=setting[1], seed=seed)
+    config = replace(_settings(recipe), rule=setting[0], epsilon=setting[1], seed=seed)
     distilled = distill(data, teachers, config, progress=False)
     return evaluate(distilled, data, repeats=recipe.repeats, protocol=recipe.protocol, seed=tested, progress=False)
 
@@ -138,22 +144,29 @@ def _what_is_wrong(value, right: Evaluation, setting, seed, short: Recipe, whole
         return "your accuracy is a fraction: percent are asked for"
     if close(value, right.final[0]):
         return "your accuracy is that of the first network: the mean over all of them is asked for"
-    (rule, epsilon), default = setting, short.distill
-    wrong = {
-        NO_RULE: ((default.rule, epsilon), short),
-        "`run_once` takes no notice of epsilon: how does it get into the config?": ((rule, default.epsilon), short),
-        "`run_once` takes no notice of the setting": ((default.rule, default.epsilon), short),
+    (rule, epsilon), default = setting, _settings(short)
+    wrong: dict[str, tuple[Setting, Recipe, int, int]] = {
+        NO_RULE: ((default.rule, epsilon), short, seed, seed),
+        "`run_once` takes no notice of epsilon: how does it get into the config?": (
+            (rule, default.epsilon),
+            short,
+            seed,
+            seed,
+        ),
+        "`run_once` takes no notice of the setting": ((default.rule, default.epsilon), short, seed, seed),
         "the seed does not reach the distillation: the config has a seed, too": (setting, short, default.seed, seed),
         "the seed does not reach the evaluation: `evaluate` has an argument `seed`": (setting, short, seed, 0),
         "the seed reaches neither the distillation nor the evaluation": (setting, short, default.seed, 0),
         "`evaluate` trains five networks unless told otherwise: give it the recipe's `repeats`": (
             setting,
             replace(short, repeats=5),
+            seed,
+            seed,
         ),
-        "`run_once` uses the notebook's recipe: it should use the one that it is given": (setting, whole),
+        "`run_once` uses the notebook's recipe: it should use the one that it is given": (setting, whole, seed, seed),
     }
-    for sentence, (actual, recipe, *seeds) in wrong.items():
-        if close(value, _run(actual, recipe, *(seeds or (seed, seed)), data, teachers).mean):
+    for sentence, (actual, recipe, distilled, tested) in wrong.items():
+        if close(value, _run(actual, recipe, distilled, tested, data, teachers).mean):
             return sentence
     return (
         f"`run_once` gives {value:.2f} % for {setting} and seed {seed}, where the recipe gives {right.mean:.2f} %: do "

@@ -5,7 +5,7 @@ is not. It looks at what a function does, never at its text or its helpers.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import torch
@@ -125,7 +125,7 @@ def close(value, right, tolerance: float = 1e-4) -> bool:
     return bool((value - right).abs().max() <= tolerance * right.abs().max().clamp(min=1e-12))
 
 
-def compare(value, right, wrong: dict[str, object], otherwise: str, tolerance: float = 1e-4) -> None:
+def compare(value, right, wrong: Mapping[str, object], otherwise: str, tolerance: float = 1e-4) -> None:
     """A Mistake unless value is right: the sentence of the first wrong answer that it equals, or `otherwise`.
 
     wrong: what is said -> the answer that this mistake would give.
@@ -150,7 +150,7 @@ def describe(value) -> str:
 def _line_of(error: Exception, function: Callable) -> str:
     """Where in the student's function an error came up, as ' in its line 3'."""
     code, trace = getattr(function, "__code__", None), error.__traceback__
-    while trace:
+    while code and trace:
         if trace.tb_frame.f_code is code:
             return f" in its line {trace.tb_lineno - code.co_firstlineno + 1}"
         trace = trace.tb_next

@@ -60,7 +60,8 @@ def _questions() -> dict[str, Callable[..., dict]]:
     shell, guard = _shell()
     run, verdict, fields = InteractiveShell.run_cell, {}, {}
     told_of, judged, running, sleep, clock = told, judge.judge, watch.threads, time.sleep, time.monotonic
-    restore = changed = None
+    restore: Callable[[], object] = dict  # until there is something to put back
+    changed: Callable[[], str] = str
 
     def setup(code: str) -> dict:
         nonlocal restore, changed
@@ -68,8 +69,8 @@ def _questions() -> dict[str, Callable[..., dict]]:
         private = {name: m for name, m in sys.modules.items() if f"{name}.".startswith("ddpp.course.")}
         for name in private:
             del sys.modules[name]
-        del ddpp.course
-        watch.hide(private)
+        delattr(ddpp, "course")
+        watch.hide(guard, private)
         restore, changed = pristine.keep(private)
         guard.classes, guard.changed = pristine.classes(), changed
         fields.update(vars(guard))
@@ -110,5 +111,5 @@ def _shell() -> tuple[InteractiveShell, watch.Guard]:
     tqdm.tqdm.monitor_interval = 0  # no thread that only watches progress bars
     library = tuple(os.path.join(path, "") for path in sys.path if os.path.isdir(path))
     shell = InteractiveShell.instance(config=Config(SETTINGS))
-    shell.ask_exit = int  # exit() in a cell ends nothing; and this function leads nowhere
+    shell.ask_exit = int  # pyright: ignore[reportAttributeAccessIssue]  exit() in a cell ends nothing; and this function leads nowhere
     return shell, watch.start((*library, "<frozen "))

@@ -47,7 +47,7 @@ def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
     """The points in by_hand.csv, as any spreadsheet saves it. asked: what can be given -> points at most, version."""
     points, complaints = {}, []
     for number, row in enumerate(_rows(path), 2):
-        key = tuple(_bare(row.get(name)) for name in BY_HAND[:3])
+        key = (_bare(row.get("submission")), _bare(row.get("assignment")), _bare(row.get("task")))
         written = (row.get("points") or "").strip().replace(",", ".")
         if not written:
             continue
@@ -86,7 +86,8 @@ def _table(reports: list[Report], given: dict[Key, float]) -> bytes:
     rows = []
     for one in reports:
         each = [given.get((one.submission, one.assignment, o.task), o.points) for o in one.outcomes]
-        total = None if one.refused or None in each else sum(each)
+        marked = [points for points in each if points is not None]
+        total = None if one.refused or len(marked) < len(each) else sum(marked)
         row = {key: getattr(one, key) for key in FIRST if key not in ("total", "notes")}
         row |= {"total": total, "notes": len(one.notes)}
         rows.append(row | {name(one, o): points for o, points in zip(one.outcomes, each, strict=True)})

@@ -11,11 +11,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-BUILTINS = vars(builtins)
+BUILTINS = cast(dict[str, Any], vars(builtins))
 NEAR = {"builtins", "math", "numpy", "torch", "torch.nn.functional", "torch.linalg", "torch.autograd", "torch.nn.init"}
 KINDS = (property, staticmethod, classmethod, ModuleType)  # besides what can be called
 HEAP, FIXED = 1 << 9, 1 << 8  # flags of a class: made at run time; cannot be changed
@@ -61,6 +62,7 @@ def _settings() -> tuple[Callable[[], None], dict]:
     """What sets anew whatever changes the meaning of a function without replacing it; the handlers of signals."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     filters, recursion, errors = list(warnings.filters), sys.getrecursionlimit(), np.geterr()
+    monitoring: Any = getattr(sys, "monitoring", None)  # from Python 3.12 on
 
     def settle() -> None:
         for number, handler in handlers.items():
@@ -69,13 +71,13 @@ def _settings() -> tuple[Callable[[], None], dict]:
             signal.setitimer(timer, 0)
         sys.settrace(None)
         sys.setprofile(None)
-        for tool in range(6 if hasattr(sys, "monitoring") else 0):
-            if sys.monitoring.get_tool(tool):
-                sys.monitoring.set_events(tool, 0)
-                sys.monitoring.free_tool_id(tool)
+        for tool in range(6 if monitoring else 0):
+            if monitoring.get_tool(tool):
+                monitoring.set_events(tool, 0)
+                monitoring.free_tool_id(tool)
         sys.setrecursionlimit(recursion)
         gc.callbacks.clear()
-        warnings.filters[:] = filters
+        warnings.filters[:] = filters  # pyright: ignore[reportIndexIssue]  (it is a list)
         np.seterr(**errors)
         while torch._C._len_torch_function_stack():
             torch._C._pop_torch_function_stack()

@@ -93,8 +93,9 @@ def _is_notebook(path: Path) -> bool:
 def _numbered(path: Path, notebooks: list[Path]) -> tuple[str, int]:
     """A name without the number that a browser gave it, if the first one of that name is there, and the number."""
     again = AGAIN.match(path.stem)
-    first = again and any(other.stem == again["name"] for other in notebooks)
-    return (again["name"], int(again["number"])) if first else (path.stem, 0)
+    if again and any(other.stem == again["name"] for other in notebooks):
+        return again["name"], int(again["number"])
+    return path.stem, 0
 
 
 def _said(path: Path) -> str:
@@ -189,7 +190,7 @@ def which(notebook: NotebookNode, known: dict, name: str | None = None) -> str:
     cells = {copies.nbgrader(cell).get("grade_id") for cell in notebook.cells}
     defined = set.union(set(), *(names(cell.source)[0] for cell in notebook.cells if cell.cell_type == "code"))
     shared = {key: len(cells & a.checks.keys()) + len(defined & a.functions) for key, a in known.items()}
-    best = max(shared, key=shared.get)
+    best = max(shared, key=shared.__getitem__)
     if not shared[best]:
         raise Error(f"it is none of the assignments {', '.join(known)}: hand in the notebook that was given out")
     return best

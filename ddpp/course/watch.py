@@ -79,7 +79,7 @@ def start(library: tuple[str, ...]) -> Guard:
     return mine
 
 
-def hide(private: dict[str, ModuleType]) -> None:
+def hide(guard: Guard, private: dict[str, ModuleType]) -> None:
     """The grader's copies of the checks; the submission's own, which have the answers in them, are forbidden."""
     guard.private = frozenset(id(vars(module)) for module in private.values())
     functions = [function for module in private.values() for function in _functions(module)]
@@ -118,14 +118,14 @@ def watching(forbidden: tuple[ModuleType | Callable, ...], given: tuple = ()) ->
     functions += [f for module in modules for f in _functions(module)]
     names, called = {module.__name__ for module in modules}, []
     codes = {code for function in functions for code in _nested(function.__code__)}
-    private = guard.private if guard else set()
+    private, library = (guard.private, guard.library) if guard else (frozenset(), ())
 
     def see(frame, event, _):
         if event != "call":
             return
         if id(frame.f_globals) in private:
             inner = "." in frame.f_code.co_qualname or id(frame.f_back.f_globals) in private
-            if inner or frame.f_code in handed_out or frame.f_back.f_code.co_filename.startswith(guard.library):
+            if inner or frame.f_code in handed_out or frame.f_back.f_code.co_filename.startswith(library):
                 return
         if frame.f_globals.get("__name__") in names or frame.f_code in watched:
             called.append(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}")
