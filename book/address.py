@@ -1,10 +1,11 @@
 """Write this project's address wherever it stands: python book/address.py [URL [BRANCH]]
 
-The one place to change is `repository` in _config.yml; with a URL, that is set first. Made from it are, in each chapter
-and in the instructor's notebook of each assignment, the cells with the ids colab-badge and colab-install; in the README
-and the book's pages, links to Colab and what follows `git clone`; the course in the template of a student's repository;
-and the citation. Colab opens notebooks from GitHub only, so an address elsewhere changes where the code is fetched
-from, and leaves the links and the citation as they are.
+The one place to change is `repository` in _config.yml; with a URL, that is set first. Made from it
+are, in each chapter and in the instructor's notebook of each assignment, the cells with the ids
+colab-badge and colab-install; in the README and the book's pages, links to Colab and what follows
+`git clone`; the course in the template of a student's repository; and the citation. Colab opens
+notebooks from GitHub only, so an address elsewhere changes where the code is fetched from, and
+leaves the links and the citation as they are.
 """
 
 import re
@@ -17,7 +18,9 @@ import yaml
 ROOT = Path(__file__).parents[1]
 URL = re.compile(r"\w+://[\w.~:/@+-]+")
 GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?")
-COLAB = re.compile(r"https://colab\.research\.google\.com/github/[^\s()]+?/(?=notebooks/|assignments/)")
+COLAB = re.compile(
+    r"https://colab\.research\.google\.com/github/[^\s()]+?/(?=notebooks/|assignments/)"
+)
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
 INSTALL = """\
 # Only on Colab: fetch ddpp and install it; no other package changes.
@@ -35,7 +38,9 @@ if "google.colab" in sys.modules:
 
 
 def stale(root: Path = ROOT) -> dict[Path, str]:
-    """The files that do not have the address of _config.yml, with the text that they should have."""
+    """The files that do not have the address of _config.yml, with the text that they should
+    have.
+    """
     repository = yaml.safe_load((root / "_config.yml").read_text())["repository"]
     url, branch = repository["url"], repository["branch"]
     on_github = GITHUB.fullmatch(url)
@@ -47,20 +52,31 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
     if on_github:
         workflow = root / "assignments" / "template" / ".github" / "workflows" / "grade.yml"
         if workflow.exists():
-            texts[workflow] = re.sub(r'(repository: )".*?"', rf'\g<1>"{on_github[1]}"', workflow.read_text())
+            texts[workflow] = re.sub(
+                r'(repository: )".*?"', rf'\g<1>"{on_github[1]}"', workflow.read_text()
+            )
         citation = root / "CITATION.cff"
-        texts[citation] = re.sub("(?m)^repository-code:.*", f'repository-code: "{url}"', citation.read_text())
+        texts[citation] = re.sub(
+            "(?m)^repository-code:.*", f'repository-code: "{url}"', citation.read_text()
+        )
     changed = {path: text for path, text in texts.items() if text != path.read_text()}
-    for path in [*sorted(root.glob("notebooks/*.ipynb")), *sorted(root.glob("assignments/source/*/*.ipynb"))]:
+    for path in [
+        *sorted(root.glob("notebooks/*.ipynb")),
+        *sorted(root.glob("assignments/source/*/*.ipynb")),
+    ]:
         chapter = path.parent == root / "notebooks"
-        opened = f"notebooks/{path.name}" if chapter else f"assignments/release/{path.stem}/{path.name}"
+        opened = (
+            f"notebooks/{path.name}" if chapter else f"assignments/release/{path.stem}/{path.name}"
+        )
         folder = "ddpp/notebooks" if chapter else "/content"
         notebook = nbformat.read(path, 4)
         cells = {cell.get("id"): cell for cell in notebook.cells}
         wanted = {"colab-install": INSTALL.format(url=url, branch=branch, folder=folder)}
         wanted |= {"colab-badge": BADGE.format(link=colab + opened)} if colab else {}
         if missing := wanted.keys() - cells.keys():
-            raise ValueError(f"{path.relative_to(root)} has no cell with the id {' or '.join(sorted(missing))}")
+            raise ValueError(
+                f"{path.relative_to(root)} has no cell with the id {' or '.join(sorted(missing))}"
+            )
         if any(cells[name].source != source for name, source in wanted.items()):
             for name, source in wanted.items():
                 cells[name].source = source
@@ -80,9 +96,13 @@ def set_address(url: str, branch: str | None = None, root: Path = ROOT) -> None:
     text = path.read_text()
     for key, value in (("url", url), ("branch", branch)):
         if value:
-            text = re.sub(rf"(?m)^(repository:.*\n(?:[ #].*\n)*?  {key}: )\S+", rf"\g<1>{value}", text)
+            text = re.sub(
+                rf"(?m)^(repository:.*\n(?:[ #].*\n)*?  {key}: )\S+", rf"\g<1>{value}", text
+            )
             if yaml.safe_load(text)["repository"][key] != value:
-                raise ValueError(f"cannot find {key} under repository in _config.yml: set it there by hand")
+                raise ValueError(
+                    f"cannot find {key} under repository in _config.yml: set it there by hand"
+                )
     path.write_text(text)
 
 

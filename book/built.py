@@ -1,4 +1,5 @@
-"""Is every page of _toc.yml in the built book? python book/built.py [HTML]; make book asks it after each build.
+"""Is every page of _toc.yml in the built book? python book/built.py [HTML]; make book asks it after
+each build.
 
 A Jupyter Book of another major version builds nothing of this, and ends as if all were well.
 """
@@ -27,12 +28,17 @@ def problems(html: Path, root: Path = ROOT) -> list[str]:
     names = entries(yaml.safe_load((root / "_toc.yml").read_text()))
     found = [] if (html / "index.html").is_file() else [f"{html / 'index.html'} is missing"]
     for name in names:
-        page, sources = html / f"{name}.html", [root / f"{name}{ending}" for ending in (".md", ".ipynb")]
+        page, sources = (
+            html / f"{name}.html",
+            [root / f"{name}{ending}" for ending in (".md", ".ipynb")],
+        )
         if not page.is_file():
             found.append(f"{page} is missing")
         elif page.stat().st_size < LEAST:
             found.append(f"{page} is nearly empty")
-        elif any(source.is_file() and source.stat().st_mtime > page.stat().st_mtime for source in sources):
+        elif any(
+            source.is_file() and source.stat().st_mtime > page.stat().st_mtime for source in sources
+        ):
             found.append(f"{page} is older than its source")
     return found
 

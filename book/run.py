@@ -1,8 +1,10 @@
-"""Run the notebooks from top to bottom and store their outputs in them: python book/run.py [NOTEBOOK ...]
+"""Run the notebooks from top to bottom and store their outputs in them: python book/run.py
+[NOTEBOOK ...]
 
-Each starts without a runs/ folder, so that what its outputs say was computed was computed, as for a reader who opens
-this chapter first. Progress bars and sliders are dropped from what is stored: without a kernel they would be dead.
-Prints the seconds that each notebook took, and the peak memory of its kernel, for the cards at the chapters' heads.
+Each starts without a runs/ folder, so that what its outputs say was computed was computed, as for a
+reader who opens this chapter first. Progress bars and sliders are dropped from what is stored:
+without a kernel they would be dead. Prints the seconds that each notebook took, and the peak memory
+of its kernel, for the cards at the chapters' heads.
 """
 
 import re
@@ -23,9 +25,13 @@ def run(path: Path) -> str:
     """Run one notebook and store its outputs; returns seconds and memory in words."""
     shutil.rmtree(path.parent / "runs", ignore_errors=True)
     notebook = nbformat.read(path, 4)
-    notebook.metadata = {key: notebook.metadata[key] for key in ("accelerator", "colab") if key in notebook.metadata}
+    notebook.metadata = {
+        key: notebook.metadata[key] for key in ("accelerator", "colab") if key in notebook.metadata
+    }
     notebook.metadata |= {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    client = NotebookClient(notebook, timeout=900, record_timing=False, resources={"metadata": {"path": path.parent}})
+    client = NotebookClient(
+        notebook, timeout=900, record_timing=False, resources={"metadata": {"path": path.parent}}
+    )
     memory = [""]
     client.on_cell_executed = lambda **cell: memory.append(peak(client.km.provisioner.pid))
     began = time.monotonic()
@@ -64,5 +70,7 @@ def joined(outputs) -> list:
 
 
 if __name__ == "__main__":
-    for path in [Path(name).resolve() for name in sys.argv[1:]] or sorted(NOTEBOOKS.glob("*.ipynb")):
+    for path in [Path(name).resolve() for name in sys.argv[1:]] or sorted(
+        NOTEBOOKS.glob("*.ipynb")
+    ):
         print(f"{path.name}: {run(path)}", flush=True)

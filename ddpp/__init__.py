@@ -1,4 +1,6 @@
-"""Dataset Distillation Using Parameter Pruning (Li, Togo, Ogawa, Haseyama), from the teachers to the distilled file."""
+"""Dataset Distillation Using Parameter Pruning (Li, Togo, Ogawa, Haseyama), from the teachers to
+the distilled file.
+"""
 
 from ddpp.data import ImageData, load_data
 from ddpp.distill import DistillConfig, distill

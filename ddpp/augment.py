@@ -1,8 +1,9 @@
 """The differentiable augmentation A of Eq. (2): DSA (Zhao & Bilen, ICML 2021), its full
 strategy color_crop_cutout_flip_scale_rotate.
 
-One of the six operations is drawn per batch, its strength per image. Drawing (`draw`) and applying (`augment`) are
-separate, so that a student step can be replayed exactly on the way back through training.
+One of the six operations is drawn per batch, its strength per image. Drawing (`draw`) and applying
+(`augment`) are separate, so that a student step can be replayed exactly on the way back through
+training.
 """
 
 import math
@@ -15,11 +16,19 @@ from torch import Tensor
 from ddpp.identity import Table
 
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5  # DSA's published strengths
-CROP, CUTOUT, SCALE, ROTATE = 0.125, 0.5, 1.2, 15.0  # share of the side, share of the side, factor, degrees
+# share of the side, share of the side, factor, degrees
+CROP, CUTOUT, SCALE, ROTATE = (
+    0.125,
+    0.5,
+    1.2,
+    15.0,
+)
 
 
 class Draw(NamedTuple):
-    """The randomness of one augmented batch: which operation, and three numbers in [0, 1) per image."""
+    """The randomness of one augmented batch: which operation, and three numbers in [0, 1) per
+    image.
+    """
 
     operation: str
     u: Tensor  # (n, 3)
@@ -87,7 +96,9 @@ def rotate(x: Tensor, u: Tensor) -> Tensor:
 
 
 def _integers(u: Tensor, n: int) -> Tensor:
-    """Two integers below n per image; clamped, as u just below 1 may have been rounded to 1 in float32."""
+    """Two integers below n per image; clamped, as u just below 1 may have been rounded to 1 in
+    float32.
+    """
     return (u[:, :2] * n).long().clamp(max=n - 1)
 
 
@@ -99,5 +110,12 @@ def _resample(x: Tensor, linear: Tensor) -> Tensor:
 
 OPERATIONS = Table(
     "augmentation",
-    {"color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate},
+    {
+        "color": color,
+        "crop": crop,
+        "cutout": cutout,
+        "flip": flip,
+        "scale": scale,
+        "rotate": rotate,
+    },
 )

@@ -1,4 +1,5 @@
-"""Seconds and memory of a distillation step with each way back, and of the jobs of a full-scale run; every measurement
+"""Seconds and memory of a distillation step with each way back, and of the jobs of a full-scale
+run; every measurement
 in a process of its own."""
 
 import json
@@ -18,14 +19,23 @@ from ddpp.jobs import JOBS, Job, arithmetic, least_bytes
 from ddpp.unroll import ENGINES
 
 MIB = 2**20
-WAYS = ("autograd", "adjoint")  # the graph of all updates, and the walk back, both as PyTorch runs them
-ON_A_CPU = ("step-cifar10-ipc1", "teacher-epoch", "evaluate-cifar10-ipc10")  # the jobs, unless others are asked for
+# the graph of all updates, and the walk back, both as PyTorch runs them
+WAYS = ("autograd", "adjoint")
+# the jobs, unless others are asked for
+ON_A_CPU = ("step-cifar10-ipc1", "teacher-epoch", "evaluate-cifar10-ipc10")
 
 
 def bench(
-    steps: tuple[int, ...], width: int, images: int, rounds: int, device: str, say: Callable[[str], None] = print
+    steps: tuple[int, ...],
+    width: int,
+    images: int,
+    rounds: int,
+    device: str,
+    say: Callable[[str], None] = print,
 ) -> dict:
-    """Measure both ways for each J in `steps`, `rounds` times in turn; print a table with ratios and return it."""
+    """Measure both ways for each J in `steps`, `rounds` times in turn; print a table with ratios
+    and return it.
+    """
     for name, value in (
         ("student_steps", min(steps, default=0)),
         ("width", width),
@@ -34,8 +44,14 @@ def bench(
     ):
         if value < 1:
             raise Error(f"the bench's {name} is {value}: it must be at least 1")
-    say(f"one distillation step: ConvNet width {width}, {images} images, epsilon 0.1, not compiled; {_machine(device)}")
-    say(f"median of {rounds} runs, in turn, each in its own process; memory: peak above the idle process, and in all\n")
+    say(
+        f"one distillation step: ConvNet width {width}, {images} images, epsilon 0.1, not "
+        f"compiled; {_machine(device)}"
+    )
+    say(
+        f"median of {rounds} runs, in turn, each in its own process; memory: peak above the idle "
+        "process, and in all\n"
+    )
     say(f"{'J':>3}  {'engine':9} {'s/step':>8} {'MiB':>8} {'in all':>8}   adjoint / autograd")
     rows = []
     for j in steps:
@@ -44,25 +60,43 @@ def bench(
         for _ in range(rounds):
             for engine, into in runs.items():
                 into.append(_measure(job, engine, width, j, device))
-        failed = next((run["failed"] for results in runs.values() for run in results if "failed" in run), None)
+        failed = next(
+            (run["failed"] for results in runs.values() for run in results if "failed" in run), None
+        )
         if failed:
             raise Error(f"a measurement failed ({failed}): try fewer images or a smaller width")
         pair = [_row(engine, j, results) for engine, results in runs.items()]
         rows += pair
         for row in pair:
             ratio = ""
-            if row["engine"] == "adjoint":  # time: the median of neighbours' ratios, as the machine's speed may drift
+            # time: the median of neighbours' ratios, as the machine's speed may drift
+            if row["engine"] == "adjoint":
                 times = zip(runs["adjoint"], runs["autograd"], strict=True)
                 row["time_ratio"] = statistics.median(a["seconds"] / b["seconds"] for a, b in times)
                 memory = {key: row[key] / max(pair[0][key], 1) for key in ("above", "total")}
-                ratio = f"   time {row['time_ratio']:.2f}, memory {memory['above']:.2f} ({memory['total']:.2f} in all)"
-            say(f"{j:3}  {row['engine']:9} {row['seconds']:8.3f} {row['above']:8.0f} {row['total']:8.0f}{ratio}")
+                ratio = (
+                    f"   time {row['time_ratio']:.2f}, memory {memory['above']:.2f} "
+                    f"({memory['total']:.2f} in all)"
+                )
+            say(
+                f"{j:3}  {row['engine']:9} {row['seconds']:8.3f} {row['above']:8.0f} "
+                f"{row['total']:8.0f}{ratio}"
+            )
     if len(steps) > 1:
-        first, last = (next(r for r in rows if r["engine"] == "adjoint" and r["J"] == j) for j in (steps[0], steps[-1]))
+        first, last = (
+            next(r for r in rows if r["engine"] == "adjoint" and r["J"] == j)
+            for j in (steps[0], steps[-1])
+        )
         growth = {key: last[key] / max(first[key], 1) - 1 for key in ("above", "total")}
         span = f"J = {first['J']} to {last['J']}"
         say(f"\nadjoint from {span}: memory {growth['above']:+.1%} ({growth['total']:+.1%} in all)")
-    return {"machine": _machine(device), "torch": torch.__version__, "width": width, "images": images, "rows": rows}
+    return {
+        "machine": _machine(device),
+        "torch": torch.__version__,
+        "width": width,
+        "images": images,
+        "rows": rows,
+    }
 
 
 def choose_jobs(names: tuple[str, ...] | None, device: str) -> dict[str, Job]:
@@ -71,25 +105,45 @@ def choose_jobs(names: tuple[str, ...] | None, device: str) -> dict[str, Job]:
     return {name: JOBS[choose("job", name, JOBS)] for name in names}
 
 
-def bench_jobs(jobs: dict[str, Job], width: int, device: str, say: Callable[[str], None] = print) -> dict:
-    """Measure each job, steps with every engine; print a table of what was measured beside the least, and return it.
+def bench_jobs(
+    jobs: dict[str, Job], width: int, device: str, say: Callable[[str], None] = print
+) -> dict:
+    """Measure each job, steps with every engine; print a table of what was measured beside the
+    least, and return it.
 
     On a CPU a share of each job is measured and scaled to all of it.
     """
     rate = _child("matmul_rate", device=device)
     say(f"\njobs of a full-scale run: ConvNet width {width}, float32; {_machine(device)}")
-    say(f"floor: the arithmetic at {rate / 1e9:,.0f} GFLOP/s, the rate of a large matrix product on this device")
-    say("least MiB: the parameter vectors (J of a step) and the images (of a step, also their gradient)")
-    say("autograd: the way of the implementations before; it keeps every update, and those left out are added\n")
     say(
-        f"{'job':23} {'engine':9} {'s':>9} {'floor':>9} {'ratio':>6} {'/autograd':>9} {'MiB':>9} {'least':>7}  measured"
+        f"floor: the arithmetic at {rate / 1e9:,.0f} GFLOP/s, the rate of a large matrix product "
+        "on this device"
+    )
+    say(
+        "least MiB: the parameter vectors (J of a step) and the images (of a step, also their "
+        "gradient)"
+    )
+    say(
+        "autograd: the way of the implementations before; it keeps every update, and those left "
+        "out are added\n"
+    )
+    say(
+        f"{'job':23} {'engine':9} {'s':>9} {'floor':>9} {'ratio':>6} {'/autograd':>9} {'MiB':>9} "
+        f"{'least':>7}  measured"
     )
     rows = []
     for name, job in jobs.items():
         flop, reference = arithmetic(job, width), None
         for engine in ENGINES if job.kind == "step" else ["-"]:
             count = job.share if device == "cpu" else job.repeats
-            row = {"job": name, "engine": engine, "measured": count, "of": job.repeats, "unit": job.unit, "flop": flop}
+            row = {
+                "job": name,
+                "engine": engine,
+                "measured": count,
+                "of": job.repeats,
+                "unit": job.unit,
+                "flop": flop,
+            }
             row |= {"floor_seconds": flop / rate, "least": least_bytes(job, width) / MIB}
             row |= _scaled(_measure(job, engine, width, count, device), count, job.repeats)
             if "seconds" in row:
@@ -115,9 +169,14 @@ def _line(row: dict) -> str:
     if "failed" in row:
         return f"{start} {row['failed']}"
     versus = f"{row['autograd_ratio']:9.2f}" if row["autograd_ratio"] else f"{'':9}"
-    share = "whole" if row["measured"] == row["of"] else f"{row['measured']} of {row['of']:,} {row['unit']}, scaled"
+    share = (
+        "whole"
+        if row["measured"] == row["of"]
+        else f"{row['measured']} of {row['of']:,} {row['unit']}, scaled"
+    )
     return (
-        f"{start} {row['seconds']:9,.2f} {row['floor_seconds']:9,.2f} {row['floor_ratio']:6.1f} {versus} "
+        f"{start} {row['seconds']:9,.2f} {row['floor_seconds']:9,.2f} {row['floor_ratio']:6.1f} "
+        f"{versus} "
         f"{row['above']:9,.0f} {row['least']:7,.0f}  {share}"
     )
 
@@ -125,7 +184,9 @@ def _line(row: dict) -> str:
 def _machine(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
+    return (
+        f"cpu, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
+    )
 
 
 def _row(engine: str, j: int, runs: list[dict]) -> dict:
@@ -139,7 +200,9 @@ def _row(engine: str, j: int, runs: list[dict]) -> dict:
 
 
 def _measure(job: Job, engine: str, width: int, count: int, device: str) -> dict:
-    return _child("measure", job=asdict(job), engine=engine, width=width, count=count, device=device)
+    return _child(
+        "measure", job=asdict(job), engine=engine, width=width, count=count, device=device
+    )
 
 
 def _child(function: str, **arguments: object) -> Any:

@@ -14,7 +14,9 @@ try:
     import tyro
     from tyro.conf import arg, subcommand
 except ModuleNotFoundError:  # where ddpp was installed without its dependencies, as on Colab
-    raise SystemExit("the command line needs the package tyro: install it with 'pip install tyro'") from None
+    raise SystemExit(
+        "the command line needs the package tyro: install it with 'pip install tyro'"
+    ) from None
 
 from ddpp import experiments, ranks, store
 from ddpp.data import SHA256, find_device, load_data
@@ -59,17 +61,27 @@ class TeachersCommand(Settings[Config]):
         config = self.stored_teachers()
         store.check_writable(self.out / "teachers")
         with ranks.in_turn():
-            data = load_data(self.data, root=self.root, zca=self.zca, validation=self.validation, device=self.device)
+            data = load_data(
+                self.data,
+                root=self.root,
+                zca=self.zca,
+                validation=self.validation,
+                device=self.device,
+            )
         print(data)
         folder = teachers_in(self.out, config, data)
         teachers = train_teachers(data, config, folder)
         if ranks.rank():
             return
         scores = [
-            accuracy(teachers.network, teachers.snapshot(k, teachers.epochs), *data.test) for k in range(len(teachers))
+            accuracy(teachers.network, teachers.snapshot(k, teachers.epochs), *data.test)
+            for k in range(len(teachers))
         ]
         print(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {folder}")
-        print(f"test accuracy after the last epoch: {sum(scores) / len(scores):.1f} ± {spread(scores):.1f} %")
+        print(
+            f"test accuracy after the last epoch: {sum(scores) / len(scores):.1f} ± "
+            f"{spread(scores):.1f} %"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,8 @@ class DistillCommand(Settings[Config]):
     """All three stages: train the teachers, distil, and compare with as many random real images."""
 
     out: Path = tyro.MISSING  # the distilled file to write, ending in .safetensors
-    teachers_dir: Path | None = None  # folder of the teachers; default: beside the output, named by their configuration
+    # folder of the teachers; default: beside the output, named by their configuration
+    teachers_dir: Path | None = None
     save_steps: int | None = None  # save the state every so many distillation steps
     save_minutes: float = 1.0  # and whenever so many minutes have passed
     best_on_test: bool = False  # also report the best iterate on the test set, as papers do
@@ -99,7 +112,9 @@ class DistillCommand(Settings[Config]):
 
 @dataclass
 class ReproduceCommand:
-    """The paper's experiments, and the ablation of epsilon: do those that are missing, most valuable first."""
+    """The paper's experiments, and the ablation of epsilon: do those that are missing, most
+    valuable first.
+    """
 
     profile: str = "paper"  # smoke, cpu, colab or paper: the scale
     only: str | None = None  # those with such a name, as 'table1/cifar10-ipc10-*'
@@ -136,8 +151,10 @@ class EvaluateCommand:
     data: str | None = None  # default: the data set that it was distilled from
     root: Path = Path("data")
     device: str | None = None
-    architecture: str | None = None  # convnet, alexnet, vgg11 or resnet18; default: the one it was distilled with
-    width: int | None = None  # of the network, 128 as published; default: the one it was distilled with
+    # convnet, alexnet, vgg11 or resnet18; default: the one it was distilled with
+    architecture: str | None = None
+    # of the network, 128 as published; default: the one it was distilled with
+    width: int | None = None
     repeats: int = 5  # networks
     seed: int = 0
     best_on_test: bool = False  # also report the best iterate on the test set, as papers do
@@ -148,7 +165,11 @@ class EvaluateCommand:
         source = distilled.provenance.get("data", {})
         made_from = source.get("name")
         if self.data is None and made_from not in SHA256:
-            what = f"was distilled from '{made_from}', a file of your own" if made_from else "names no data set"
+            what = (
+                f"was distilled from '{made_from}', a file of your own"
+                if made_from
+                else "names no data set"
+            )
             raise Error(f"{self.file} {what}: say where it is with --data")
         data = load_data(
             self.data or made_from,
@@ -177,8 +198,10 @@ class ShowCommand:
 
     file: tyro.conf.Positional[Path]  # the distilled file
     out: Path | None = None  # the picture of all images; default: beside the file
-    progress: Path | None = None  # also a figure of the first image of each class, from the real one to the final one
-    before_after: Path | None = None  # also a figure: left the real images, right what became of them
+    # also a figure of the first image of each class, from the real one to the final one
+    progress: Path | None = None
+    # also a figure: left the real images, right what became of them
+    before_after: Path | None = None
     folder: Path | None = None  # also every image as a PNG of its own, in a folder per class
 
     def __call__(self) -> None:
@@ -186,7 +209,11 @@ class ShowCommand:
         out = self.out or self.file.with_suffix(".png")
         save_picture(distilled.picture(), out)
         counts = {len(members) for members in distilled.by_class()}
-        each = f"{min(counts)} per class" if len(counts) == 1 else f"{min(counts)} to {max(counts)} per class"
+        each = (
+            f"{min(counts)} per class"
+            if len(counts) == 1
+            else f"{min(counts)} to {max(counts)} per class"
+        )
         print(f"{len(distilled)} images, {each}: {out}")
         for name, path in (("progress", self.progress), ("before_after", self.before_after)):
             if path:
@@ -203,10 +230,12 @@ class ShowCommand:
 class PackCommand:
     """A folder of your pictures, FOLDER/CLASS/PICTURE, as an .npz file for --data."""
 
-    folder: tyro.conf.Positional[Path]  # the folder of class folders, or of train and test, each with class folders
+    # the folder of class folders, or of train and test, each with class folders
+    folder: tyro.conf.Positional[Path]
     out: Path  # the file to write, ending in .npz
     size: int = 32  # pixels along each side
-    test: float = 0.2  # share of each class that becomes test images, if there are no folders train and test
+    # share of each class that becomes test images, if there are no folders train and test
+    test: float = 0.2
 
     def __call__(self) -> None:
         counts = pack_folder(self.folder, self.out, self.size, self.test)
@@ -217,7 +246,9 @@ class PackCommand:
 
 @dataclass
 class BenchCommand:
-    """Time and memory of a distillation step, as ratios, and of the jobs that a full-scale run consists of."""
+    """Time and memory of a distillation step, as ratios, and of the jobs that a full-scale run
+    consists of.
+    """
 
     student_steps: tuple[int, ...] = (10, 30, 50)  # J
     width: int = 128
@@ -230,7 +261,8 @@ class BenchCommand:
     def __call__(self) -> None:
         from ddpp.bench import bench, bench_jobs, choose_jobs
 
-        device = find_device(self.device)  # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
+        # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
+        device = find_device(self.device)
         jobs = choose_jobs(self.jobs, device.type)
         commit()  # what is measured, also where the tree moves on in the meantime
         if self.out:
@@ -245,9 +277,12 @@ class BenchCommand:
 
 @dataclass
 class AssignCommand:
-    """Make the students' copies, the solutions and the points table from the instructor's notebooks."""
+    """Make the students' copies, the solutions and the points table from the instructor's
+    notebooks.
+    """
 
-    folder: tyro.conf.Positional[Path] = Path("assignments")  # the instructor's are in FOLDER/source/NAME/NAME.ipynb
+    # the instructor's are in FOLDER/source/NAME/NAME.ipynb
+    folder: tyro.conf.Positional[Path] = Path("assignments")
 
     def __call__(self) -> None:
         from ddpp.course import copies  # here, as ddpp itself does without notebooks
@@ -258,9 +293,12 @@ class AssignCommand:
 
 @dataclass
 class GradeCommand:
-    """Grade a submission, or a folder of them; the exit code is 0 if no point is missing, else 3."""
+    """Grade a submission, or a folder of them; the exit code is 0 if no point is missing, else
+    3.
+    """
 
-    submissions: tyro.conf.Positional[Path]  # a notebook, or a folder with one file per student, or one folder each
+    # a notebook, or a folder with one file per student, or one folder each
+    submissions: tyro.conf.Positional[Path]
     out: Path = Path("grades")  # the reports, and for a folder grades.csv
     assignments: Path = Path("assignments")  # the instructor's notebooks are in its folder source
     assignment: str | None = None  # its name; default: the notebook says
@@ -283,7 +321,9 @@ class GradeCommand:
         options = {"name": self.assignment, "limits": limits, "trust": self.trust_submissions}
         if self.submissions.is_dir():
             jobs = self.jobs or os.cpu_count() or 1
-            reports = grade.grade_all(self.submissions, self.assignments, self.out, jobs=jobs, **options)
+            reports = grade.grade_all(
+                self.submissions, self.assignments, self.out, jobs=jobs, **options
+            )
             print(f"written: {self.out / 'grades.csv'}, and a report for each")
             if refused := [report.submission for report in reports if report.refused]:
                 print(f"{len(refused)} of {len(reports)} could not be graded: {', '.join(refused)}")
@@ -316,15 +356,22 @@ def save_picture(picture: "Image | Figure", path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         getattr(picture, "savefig" if hasattr(picture, "savefig") else "save")(path)
     except (OSError, ValueError) as e:  # ValueError: an ending that is no picture's
-        raise Error(f"cannot write {path}: {getattr(e, 'strerror', None) or e}; choose another place or .png") from e
+        raise Error(
+            f"cannot write {path}: {getattr(e, 'strerror', None) or e}; choose another place or "
+            ".png"
+        ) from e
 
 
 def commands(base: Recipe) -> Any:
     """The command line, a union of the commands, with a recipe's values as the defaults."""
     settings = type(base.distill)
     choices: list[Any] = [
-        Annotated[TeachersCommand[settings], subcommand("teachers", default=TeachersCommand(**vars(base)))],
-        Annotated[DistillCommand[settings], subcommand("distill", default=DistillCommand(**vars(base)))],
+        Annotated[
+            TeachersCommand[settings], subcommand("teachers", default=TeachersCommand(**vars(base)))
+        ],
+        Annotated[
+            DistillCommand[settings], subcommand("distill", default=DistillCommand(**vars(base)))
+        ],
         Annotated[ReproduceCommand, subcommand("reproduce")],
         Annotated[EvaluateCommand, subcommand("evaluate")],
         Annotated[ShowCommand, subcommand("show")],
@@ -337,9 +384,12 @@ def commands(base: Recipe) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit code is 0 (or what the command says), 1 for an Error, in a sentence, 130 after Ctrl-C."""
+    """Run a command; the exit code is 0 (or what the command says), 1 for an Error, in a sentence,
+    130 after Ctrl-C.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # these four decide the other options
+    # these four decide the other options
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--profile", default="smoke")
     chooser.add_argument("--data")
     chooser.add_argument("--ipc", type=int, default=1)
@@ -348,18 +398,27 @@ def main(argv: list[str] | None = None) -> int:
         chosen, _ = chooser.parse_known_args(argv)
         base = recipe(chosen.profile, chosen.data, chosen.ipc, chosen.method)
         if isinstance(base.distill, DistillConfig):
-            base = replace(base, distill=replace(base.distill, trajectories=int(os.environ.get("WORLD_SIZE", 1))))
+            base = replace(
+                base,
+                distill=replace(base.distill, trajectories=int(os.environ.get("WORLD_SIZE", 1))),
+            )
         command = tyro.cli(commands(base), args=argv, prog="ddpp")
         ranks.join()
         if ranks.size() > 1 and not isinstance(command, TeachersCommand | DistillCommand):
-            raise Error("only teachers and distill can be shared out by torchrun: start this command without it")
+            raise Error(
+                "only teachers and distill can be shared out by torchrun: start this command "
+                "without it"
+            )
         with contextlib.redirect_stdout(None) if ranks.rank() else contextlib.nullcontext():
             return command() or 0
     except Error as e:
         print(f"ddpp: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nddpp: stopped; what was done is saved. Run the same command again to go on", file=sys.stderr)
+        print(
+            "\nddpp: stopped; what was done is saved. Run the same command again to go on",
+            file=sys.stderr,
+        )
         return 130
     finally:
         ranks.leave()

@@ -1,4 +1,6 @@
-"""Data sets as whole tensors on one device: CIFAR-10 (bundled sample or complete), CIFAR-100, or any .npz file."""
+"""Data sets as whole tensors on one device: CIFAR-10 (bundled sample or complete), CIFAR-100, or
+any .npz file.
+"""
 
 import contextlib
 import ctypes
@@ -21,16 +23,22 @@ from ddpp.whitening import Whitening, fit_channels, fit_zca
 
 SAMPLE = Path(__file__).parent / "sample" / "cifar10-sample.webp"
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
-CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
-    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-    wardrobe whale willow_tree wolf woman worm"""
-CLASSES = {"cifar10-sample": CIFAR10.split(), "cifar10": CIFAR10.split(), "cifar100": CIFAR100.split()}
+CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
+    crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+    lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm"""
+CLASSES = {
+    "cifar10-sample": CIFAR10.split(),
+    "cifar10": CIFAR10.split(),
+    "cifar100": CIFAR100.split(),
+}
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-ZCA_LIMIT = 3 * 32 * 32  # pixels x channels up to which ZCA is fitted unless told otherwise: its cost is cubic
+# pixels x channels up to which ZCA is fitted unless told otherwise: its cost is cubic
+ZCA_LIMIT = 3 * 32 * 32
 SHA256 = {  # of the arrays' bytes: uint8 images (N, H, W, C) and labels (N,) in the official order
     "cifar10-sample": {
         "x_train": "2bdb8845b4c545aa96aa32c15b131996650eb6b4584728d18da23488e0135cc0",
@@ -65,7 +73,9 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class ImageData:
-    """A data set on one device. `validation` is held out from training, and thereby from the teachers and the ZCA."""
+    """A data set on one device. `validation` is held out from training, and thereby from the
+    teachers and the ZCA.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -78,11 +88,14 @@ class ImageData:
 
     def __repr__(self) -> str:
         held_out = f", {len(self.validation.labels):,} held out" if self.validation else ""
-        kind = {"zca": "ZCA whitening", "channels": "mean and deviation per channel"}[self.whitening.kind]
+        kind = {"zca": "ZCA whitening", "channels": "mean and deviation per channel"}[
+            self.whitening.kind
+        ]
         return (
             f"{self.name}: {len(self.train.labels):,} images to train on{held_out}, "
             f"{len(self.test.labels):,} to test on, "
-            f"{len(self.classes)} classes, {'x'.join(map(str, self.shape))}; {kind}; on {self.device.type}"
+            f"{len(self.classes)} classes, {'x'.join(map(str, self.shape))}; {kind}; on "
+            f"{self.device.type}"
         )
 
     @property
@@ -98,7 +111,11 @@ class ImageData:
     @property
     def identity(self) -> dict:
         """What a file derived from this data records, and is checked against."""
-        return {"sha256": self.sha256, "whitening": self.whitening.kind, "validation": self.held_out}
+        return {
+            "sha256": self.sha256,
+            "whitening": self.whitening.kind,
+            "validation": self.held_out,
+        }
 
     @property
     def provenance(self) -> dict:
@@ -118,7 +135,8 @@ class ImageData:
             members = (self.train.labels == label).nonzero().flatten().cpu()
             if len(members) < ipc:
                 raise Error(
-                    f"class '{name}' has {len(members)} training images, fewer than the {ipc} images per class asked "
+                    f"class '{name}' has {len(members)} training images, fewer than the {ipc} "
+                    "images per class asked "
                     "for: lower the images per class"
                 )
             picks.append(members[torch.randperm(len(members), generator=rng)[:ipc]])
@@ -137,11 +155,14 @@ def load_data(
 ) -> ImageData:
     """Load and preprocess a data set, all of it, on one device (the GPU if there is one).
 
-    - name_or_path: "cifar10-sample" (bundled: 5,000 + 1,000 images), "cifar10", "cifar100" (from ROOT/NAME.npz if that
-      exists, else torchvision's download into ROOT), or an .npz file with x_train, y_train, x_test, y_test and
-      optionally `classes`; images (N, S, S) or (N, S, S, C), uint8 or floats in [0, 1]; labels integers from 0.
-    - zca: ZCA (True) or mean and deviation per channel (False); None: ZCA up to 3 x 32 x 32 values an image.
-    - validation: the share of each class's training images that is held out, for choosing among iterates.
+    - name_or_path: "cifar10-sample" (bundled: 5,000 + 1,000 images), "cifar10", "cifar100" (from
+      ROOT/NAME.npz if that exists, else torchvision's download into ROOT), or an .npz file with
+      x_train, y_train, x_test, y_test and optionally `classes`; images (N, S, S) or (N, S, S, C),
+      uint8 or floats in [0, 1]; labels integers from 0.
+    - zca: ZCA (True) or mean and deviation per channel (False); None: ZCA up to 3 x 32 x 32 values
+      an image.
+    - validation: the share of each class's training images that is held out, for choosing among
+      iterates.
     - whitening: use this preprocessing (of a distilled file, say) instead of fitting one.
     """
     name, arrays = _find(name_or_path, Path(root or "data"))
@@ -154,7 +175,10 @@ def load_data(
 
     device = find_device(device)
     images = {key: _pixels(arrays[key]).to(device) for key in ("x_train", "x_test")}
-    labels = {key: torch.from_numpy(arrays[key].astype(np.int64)).to(device) for key in ("y_train", "y_test")}
+    labels = {
+        key: torch.from_numpy(arrays[key].astype(np.int64)).to(device)
+        for key in ("y_train", "y_test")
+    }
     held_out = _hold_out(labels["y_train"], len(classes), validation)
     if whitening is None:
         use_zca = images["x_train"][0].numel() <= ZCA_LIMIT if zca is None else zca
@@ -165,7 +189,9 @@ def load_data(
         name=name,
         classes=classes,
         train=Split(train.images[~held_out], train.labels[~held_out]),
-        validation=Split(train.images[held_out], train.labels[held_out]) if held_out.any() else None,
+        validation=Split(train.images[held_out], train.labels[held_out])
+        if held_out.any()
+        else None,
         test=Split(whitening.apply(images["x_test"]), labels["y_test"]),
         whitening=whitening,
         held_out=validation,
@@ -175,7 +201,8 @@ def load_data(
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
     """The device asked for, or the GPU if there is one, else the CPU."""
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32: on by default, TF32 would round convolutions
+    # float32 means float32: on by default, TF32 would round convolutions
+    torch.backends.cudnn.allow_tf32 = False
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
         device = torch.device(("cuda" if found else "cpu") if device is None else device)
@@ -196,7 +223,8 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def _keep_memory() -> None:
-    """Let the C library keep freed memory for the next tensor, instead of handing each large block back to the system
+    """Let the C library keep freed memory for the next tensor, instead of handing each large block
+    back to the system
     and taking it anew, page by page: on a CPU that doubles the speed of a teacher."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
         mallopt = ctypes.CDLL(None).mallopt
@@ -221,7 +249,12 @@ def _unpack_sample() -> dict[str, np.ndarray]:
     mosaic = np.asarray(Image.open(SAMPLE).convert("RGB"))  # 75 x 80 tiles of 32 x 32, row by row
     tiles = mosaic.reshape(75, 32, 80, 32, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)
     label = lambda per_class: np.repeat(np.arange(10, dtype=np.uint8), per_class)
-    return {"x_train": tiles[:5000], "y_train": label(500), "x_test": tiles[5000:], "y_test": label(100)}
+    return {
+        "x_train": tiles[:5000],
+        "y_train": label(500),
+        "x_test": tiles[5000:],
+        "y_test": label(100),
+    }
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -238,15 +271,21 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     except Exception as e:
         reason = getattr(e, "strerror", None) or "it is damaged, or not an .npz"
         if "Object arrays" in str(e):
-            reason = "images of several sizes, or names that are Python objects, cannot be one array"
-        raise Error(f"{path} cannot be read: {reason}. Write it with numpy.savez, all images of one size") from e
+            reason = (
+                "images of several sizes, or names that are Python objects, cannot be one array"
+            )
+        raise Error(
+            f"{path} cannot be read: {reason}. Write it with numpy.savez, all images of one size"
+        ) from e
 
 
 def _download(name: str, root: Path) -> dict[str, np.ndarray]:
     from torchvision import datasets
 
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    both = lambda download: [dataset(str(root), train=part, download=download) for part in (True, False)]
+    both = lambda download: [
+        dataset(str(root), train=part, download=download) for part in (True, False)
+    ]
     try:
         train, test = both(False)  # where it is complete, nothing need be written
     except Exception:  # missing, or in part
@@ -256,11 +295,17 @@ def _download(name: str, root: Path) -> dict[str, np.ndarray]:
                 train, test = both(True)
         except Exception as e:
             raise Error(
-                f"{name} could not be downloaded into {root} ({e}): try again, or put {name}.npz there, "
+                f"{name} could not be downloaded into {root} ({e}): try again, or put {name}.npz "
+                "there, "
                 f"with {', '.join(ARRAYS)}"
             ) from e
     label = lambda part: np.asarray(part.targets, dtype=np.uint8)
-    return {"x_train": train.data, "y_train": label(train), "x_test": test.data, "y_test": label(test)}
+    return {
+        "x_train": train.data,
+        "y_train": label(train),
+        "x_test": test.data,
+        "y_test": label(test),
+    }
 
 
 def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
@@ -275,32 +320,50 @@ def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if x.ndim not in (3, 4) or x.shape[1] != x.shape[2]:
             raise Error(
-                f"x_{part} has the shape {x.shape}: images must be square and lie as (N, S, S) or (N, S, S, C), "
+                f"x_{part} has the shape {x.shape}: images must be square and lie as (N, S, S) "
+                "or (N, S, S, C), "
                 "channels last; crop or transpose them"
             )
         if not x.size:
-            raise Error(f"x_{part} has the shape {x.shape}, without a single pixel: give at least one image")
+            raise Error(
+                f"x_{part} has the shape {x.shape}, without a single pixel: give at least one image"
+            )
         if x.dtype != np.uint8:
             if not np.issubdtype(x.dtype, np.floating):
-                raise Error(f"x_{part} has the type {x.dtype}: give uint8, or floats between 0 and 1")
+                raise Error(
+                    f"x_{part} has the type {x.dtype}: give uint8, or floats between 0 and 1"
+                )
             if not np.isfinite(x).all():
-                raise Error(f"x_{part} holds values that are not finite: replace or drop those images")
+                raise Error(
+                    f"x_{part} holds values that are not finite: replace or drop those images"
+                )
             if x.min() < 0 or x.max() > 1:
-                raise Error(f"x_{part} has values from {x.min():g} to {x.max():g}: scale the floats to between 0 and 1")
+                raise Error(
+                    f"x_{part} has values from {x.min():g} to {x.max():g}: scale the floats to "
+                    "between 0 and 1"
+                )
         if not np.issubdtype(y.dtype, np.integer):
-            raise Error(f"y_{part} has the type {y.dtype}: labels must be integers from 0 to the number of classes - 1")
+            raise Error(
+                f"y_{part} has the type {y.dtype}: labels must be integers from 0 to the number "
+                "of classes - 1"
+            )
         if y.shape != (len(x),):
             raise Error(
-                f"x_{part} has {len(x)} images but y_{part} has the shape {y.shape}: one label per image is needed"
+                f"x_{part} has {len(x)} images but y_{part} has the shape {y.shape}: one label "
+                "per image is needed"
             )
     if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
         raise Error(
-            f"training images are {arrays['x_train'].shape[1:]} and test images {arrays['x_test'].shape[1:]}: "
+            f"training images are {arrays['x_train'].shape[1:]} and test images "
+            f"{arrays['x_test'].shape[1:]}: "
             "bring all images to one size"
         )
     names = arrays.get("classes")
     if names is not None and (names.ndim != 1 or len(np.unique(names)) < len(names)):
-        raise Error(f"the `classes` of {name} must be a list of different names, one per class: correct them")
+        raise Error(
+            f"the `classes` of {name} must be a list of different names, one per class: correct "
+            "them"
+        )
 
 
 def _check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...]) -> None:
@@ -308,21 +371,28 @@ def _check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, 
         y = arrays[key]
         if y.min() < 0 or y.max() >= len(classes):
             raise Error(
-                f"{key} of {name} has labels from {y.min()} to {y.max()}, but there are {len(classes)} classes: "
+                f"{key} of {name} has labels from {y.min()} to {y.max()}, but there are "
+                f"{len(classes)} classes: "
                 f"labels must be integers from 0 to {len(classes) - 1}, without gaps"
             )
     if len(classes) < 2:
-        raise Error(f"{name} has one class only: give images of at least 2, or there is nothing to learn")
+        raise Error(
+            f"{name} has one class only: give images of at least 2, or there is nothing to learn"
+        )
     missing = sorted(set(range(len(classes))) - set(np.unique(arrays["y_train"]).tolist()))
     if missing:
-        raise Error(f"class {missing[0]} of {name} has no training image: number the classes from 0 without gaps")
+        raise Error(
+            f"class {missing[0]} of {name} has no training image: number the classes from 0 "
+            "without gaps"
+        )
 
 
 def _pixels(x: np.ndarray) -> Tensor:
     """uint8 or float (N, H, W[, C]) -> float32 (N, C, H, W) in [0, 1]."""
     x = x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
     images = torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
-    images = images.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves one channel as it lies there
+    # `contiguous` leaves one channel as it lies there
+    images = images.clone(memory_format=torch.contiguous_format)
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 

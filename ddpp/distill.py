@@ -1,4 +1,6 @@
-"""Stage C: Algorithm 1, line by line. Stoppable at any moment, and proof against steps that cannot be taken."""
+"""Stage C: Algorithm 1, line by line. Stoppable at any moment, and proof against steps that cannot
+be taken.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -31,7 +33,8 @@ class DistillConfig:
     expert_epochs: int = 2  # K, epochs of the teacher that J updates are to match
     max_start_epoch: int = 2  # I+, start epochs are drawn from 0 ... I+ - 1
     epsilon: float = 0.1  # similarity below which a parameter is difficult to match
-    rule: str = "signed"  # how similarity is read: signed or magnitude; none (= MTT); a control (see ddpp/pruning.py)
+    # how similarity is read: signed or magnitude; none (= MTT); a control (see ddpp/pruning.py)
+    rule: str = "signed"
     image_lr: float = 100.0  # learning rate of the images
     alpha0: float = 0.01  # initial learning rate of the student
     alpha_lr: float = 1e-7  # learning rate of alpha
@@ -50,7 +53,9 @@ class DistillConfig:
 
 @dataclass
 class State:
-    """Where a run is: all that a step reads from the steps before it. Replaced as a whole, never half."""
+    """Where a run is: all that a step reads from the steps before it. Replaced as a whole, never
+    half.
+    """
 
     step: int
     images: Tensor
@@ -77,13 +82,15 @@ def distill(
 ) -> DistilledDataset:
     """Distil `data` with its `teachers` into config.ipc images per class.
 
-    With a `checkpoint` path, the state is saved there every `save_steps` steps or `save_minutes` minutes, and on
-    Ctrl-C; the same call goes on from it, on one machine's CPU to the same bits as a run that was never stopped (on a
-    GPU, sums run in no fixed order). `report` hears which engine was taken and why. The result's history has, per
-    step: start epoch, teacher, loss, the unmasked (MTT) loss, kept fraction, alpha, skipped, and the kept fraction of
-    each layer, `layers` (steps, layers); of several trajectories the mean, but start epoch and teacher of the first.
-    Under torchrun every rank matches its share of config.trajectories, and rank 0 saves.
-    Raises Error for settings that cannot work, a checkpoint of another run, and a run that has stopped making steps.
+    With a `checkpoint` path, the state is saved there every `save_steps` steps or `save_minutes`
+    minutes, and on Ctrl-C; the same call goes on from it, on one machine's CPU to the same bits as
+    a run that was never stopped (on a GPU, sums run in no fixed order). `report` hears which engine
+    was taken and why. The result's history has, per
+    step: start epoch, teacher, loss, the unmasked (MTT) loss, kept fraction, alpha, skipped, and
+    the kept fraction of each layer, `layers` (steps, layers); of several trajectories the mean, but
+    start epoch and teacher of the first. Under torchrun every rank matches its share of
+    config.trajectories, and rank 0 saves. Raises Error for settings that cannot work, a checkpoint
+    of another run, and a run that has stopped making steps.
     """
     columns = ("epoch", "teacher", "loss", "unmasked", "kept", "alpha", "skipped")
     columns = dict.fromkeys(columns, ()) | {"layers": (len(teachers.network.shapes),)}
@@ -101,12 +108,16 @@ def run(
     columns: Mapping[str, tuple[int, ...]],
     saving: loop.Saving,
 ) -> DistilledDataset:
-    """The loop of a method that matches trajectories: from the state `begin` makes, with the function `step`."""
+    """The loop of a method that matches trajectories: from the state `begin` makes, with the
+    function `step`.
+    """
     check(config, data, teachers)
     start_set = data.draw(config.ipc, config.seed)
     engine, why = config.engine, "as asked for"
     if engine == "auto":
-        engine, why = choose_engine(teachers.network, *start_set, config.batch, config.student_steps)
+        engine, why = choose_engine(
+            teachers.network, *start_set, config.batch, config.student_steps
+        )
     saving.report(f"engine: {engine} ({why})")
     return loop.run(  # line 3
         data,
@@ -124,9 +135,15 @@ def run(
     )
 
 
-def step(state: State, labels: Tensor, teachers: Teachers, config: DistillConfig, engine: str) -> tuple[State, dict]:
-    """Lines 4 to 16 of Algorithm 1: one distillation step. Returns the state after it and what there is to record."""
-    mine = [match(state, labels, teachers, config, engine, m) for m in ranks.share(config.trajectories)]
+def step(
+    state: State, labels: Tensor, teachers: Teachers, config: DistillConfig, engine: str
+) -> tuple[State, dict]:
+    """Lines 4 to 16 of Algorithm 1: one distillation step. Returns the state after it and what
+    there is to record.
+    """
+    mine = [
+        match(state, labels, teachers, config, engine, m) for m in ranks.share(config.trajectories)
+    ]
     mean = ranks.average(mine, config.trajectories)
     grads = (mean.pop("grad_images"), mean.pop("grad_alpha"))
     after = descend(state, *grads, mean["loss"], config)  # line 16
@@ -135,8 +152,12 @@ def step(state: State, labels: Tensor, teachers: Teachers, config: DistillConfig
     return after, mean | first | skipped
 
 
-def descend(state: State, grad_images: Tensor, grad_alpha: Tensor, loss: Tensor, config: DistillConfig) -> State:
-    """Line 16: gradient descent with momentum for the images and alpha; a step that cannot be taken is skipped."""
+def descend(
+    state: State, grad_images: Tensor, grad_alpha: Tensor, loss: Tensor, config: DistillConfig
+) -> State:
+    """Line 16: gradient descent with momentum for the images and alpha; a step that cannot be taken
+    is skipped.
+    """
     images_velocity = config.momentum * state.images_velocity + grad_images
     alpha_velocity = config.momentum * state.alpha_velocity + grad_alpha
     images = state.images - config.image_lr * images_velocity
@@ -159,7 +180,8 @@ def descend(state: State, grad_images: Tensor, grad_alpha: Tensor, loss: Tensor,
 def draw_piece(
     step: int, size: int, teachers: Teachers, config: DistillConfig, trajectory: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Updates]:
-    """Lines 4, 5 and 7, drawn anew for each step: the start epoch, the number of a teacher, its parameters there and K
+    """Lines 4, 5 and 7, drawn anew for each step: the start epoch, the number of a teacher, its
+    parameters there and K
     epochs on, (p,) each, and the student's updates on a set of `size` images."""
     rng = generator(config.seed, "step", step, *([trajectory] if trajectory else []))
     epoch = torch.randint(config.max_start_epoch, (), generator=rng)  # line 4: i < I+
@@ -171,16 +193,27 @@ def draw_piece(
 
 
 def match(
-    state: State, labels: Tensor, teachers: Teachers, config: DistillConfig, engine: str, trajectory: int = 0
+    state: State,
+    labels: Tensor,
+    teachers: Teachers,
+    config: DistillConfig,
+    engine: str,
+    trajectory: int = 0,
 ) -> dict[str, Tensor]:
-    """Lines 4 to 15 for one trajectory: the gradients of Eq. (8) for images and alpha, and what there is to record."""
-    epoch, k, start, teacher, updates = draw_piece(state.step, len(labels), teachers, config, trajectory)
+    """Lines 4 to 15 for one trajectory: the gradients of Eq. (8) for images and alpha, and what
+    there is to record.
+    """
+    epoch, k, start, teacher, updates = draw_piece(
+        state.step, len(labels), teachers, config, trajectory
+    )
 
     def loss(student: Tensor) -> Tensor:
-        keep = keep_mask(student, teacher, config.epsilon, config.rule)  # lines 11 to 13: Eqs. (3)-(7)
+        # lines 11 to 13: Eqs. (3)-(7)
+        keep = keep_mask(student, teacher, config.epsilon, config.rule)
         return masked_loss(student, teacher, start, keep)  # lines 14, 15: Eq. (8)
 
-    out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)  # lines 6 to 10
+    # lines 6 to 10
+    out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)
 
     keep = keep_mask(out.student, teacher, config.epsilon, config.rule)
     return {
@@ -191,7 +224,9 @@ def match(
         "loss": out.loss,
         "unmasked": masked_loss(out.student, teacher, start, torch.ones_like(keep)),
         "kept": keep.float().mean(),
-        "layers": torch.stack([part.float().mean() for part in teachers.network.unflatten(keep).values()]),
+        "layers": torch.stack(
+            [part.float().mean() for part in teachers.network.unflatten(keep).values()]
+        ),
     }
 
 
@@ -200,21 +235,35 @@ def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
     check_config(config)
     if config.teacher_epochs > teachers.epochs:
         raise Error(
-            f"max_start_epoch {config.max_start_epoch} and expert_epochs {config.expert_epochs} reach epoch "
-            f"{config.teacher_epochs}, but these teachers stop at {teachers.epochs}: train them longer or lower either"
+            f"max_start_epoch {config.max_start_epoch} and expert_epochs {config.expert_epochs} "
+            "reach epoch "
+            f"{config.teacher_epochs}, but these teachers stop at {teachers.epochs}: train them "
+            "longer or lower either"
         )
     if teachers.identity["data"] != data.identity:
-        raise Error("these teachers were trained on another data set or preprocessing: train teachers on this one")
+        raise Error(
+            "these teachers were trained on another data set or preprocessing: train teachers on "
+            "this one"
+        )
 
 
 def check_config(config: DistillConfig) -> None:
     """The part of `check` that needs neither data nor teachers."""
-    for name in ("ipc", "steps", "student_steps", "expert_epochs", "max_start_epoch", "iterates", "trajectories"):
+    for name in (
+        "ipc",
+        "steps",
+        "student_steps",
+        "expert_epochs",
+        "max_start_epoch",
+        "iterates",
+        "trajectories",
+    ):
         if getattr(config, name) < 1:
             raise Error(f"{name} is {getattr(config, name)}: it must be at least 1")
     if config.trajectories % ranks.size():
         raise Error(
-            f"{config.trajectories} trajectories per step cannot be shared evenly by {ranks.size()} processes: "
+            f"{config.trajectories} trajectories per step cannot be shared evenly by "
+            f"{ranks.size()} processes: "
             f"choose a multiple of {ranks.size()}, or start another number of processes"
         )
     for name in ("image_lr", "alpha0"):
@@ -225,10 +274,13 @@ def check_config(config: DistillConfig) -> None:
     if not 0 <= config.momentum < 1:
         raise Error(f"momentum is {config.momentum}: it must be at least 0 and below 1")
     if config.batch is not None and config.batch < 1:
-        raise Error(f"batch is {config.batch}: it must be at least 1, or left out for all images at once")
+        raise Error(
+            f"batch is {config.batch}: it must be at least 1, or left out for all images at once"
+        )
     choose("rule", config.rule, RULES)
     choose("engine", config.engine, ["auto", *ENGINES])
-    keep_mask(torch.zeros(1), torch.zeros(1), config.epsilon, config.rule)  # says what is wrong with epsilon
+    # says what is wrong with epsilon
+    keep_mask(torch.zeros(1), torch.zeros(1), config.epsilon, config.rule)
 
 
 def begin(start_set: Split, config: DistillConfig) -> State:
@@ -240,7 +292,11 @@ def begin(start_set: Split, config: DistillConfig) -> State:
 
 def _check_moving(state: State, history: dict[str, Tensor]) -> None:
     if state.skipped > MAX_SKIPPED or state.skipped == state.step == len(history["loss"]):
-        raise loop.Stopped(_advice(state, {name: float(history[name][state.step - 1]) for name in ("kept", "loss")}))
+        raise loop.Stopped(
+            _advice(
+                state, {name: float(history[name][state.step - 1]) for name in ("kept", "loss")}
+            )
+        )
 
 
 def _advice(state: State, record: dict) -> str:
@@ -248,10 +304,12 @@ def _advice(state: State, record: dict) -> str:
         return f"every parameter was pruned in {state.skipped} steps in a row: lower epsilon"
     if math.isfinite(record["loss"]):
         return (
-            f"alpha or the images left the numbers in {state.skipped} steps in a row (alpha is {state.alpha:.2g}): "
+            f"alpha or the images left the numbers in {state.skipped} steps in a row (alpha is "
+            f"{state.alpha:.2g}): "
             "lower alpha_lr and image_lr"
         )
     return (
-        f"the loss was not finite in {state.skipped} steps in a row: lower image_lr, alpha_lr or alpha0, or check that "
+        f"the loss was not finite in {state.skipped} steps in a row: lower image_lr, alpha_lr or "
+        "alpha0, or check that "
         "the teachers move from epoch to epoch"
     )

@@ -1,4 +1,6 @@
-"""A distilled dataset: what stage C produces, in one file that is enough to train on and to test correctly."""
+"""A distilled dataset: what stage C produces, in one file that is enough to train on and to test
+correctly.
+"""
 
 import dataclasses
 import re
@@ -17,23 +19,32 @@ from ddpp.errors import Error, choose
 from ddpp.whitening import Whitening
 
 KIND = "distilled dataset"
-CROSS_ENTROPY, SQUARED_ERROR = "cross-entropy", "squared error"  # what networks are trained on the labels with
+# what networks are trained on the labels with
+CROSS_ENTROPY, SQUARED_ERROR = (
+    "cross-entropy",
+    "squared error",
+)
 
 
 @dataclass(repr=False)
 class DistilledDataset(Dataset):
-    """Distilled images with all that belongs to them. As a torch Dataset it yields (image, label), preprocessed.
+    """Distilled images with all that belongs to them. As a torch Dataset it yields (image, label),
+    preprocessed.
 
     images: (N, C, H, W) float32, preprocessed as `whitening` says.
-    labels: (N,) int64, classes; or (N, classes) float32, soft labels or targets of a regression, see `loss`.
+    labels: (N,) int64, classes; or (N, classes) float32, soft labels or targets of a regression,
+    see `loss`.
     alpha: the learned learning rate, a positive scalar.
     classes: their names. network: the NetworkConfig it was distilled with, as a dict.
-    iterates: {step: (images, alpha)} along the way: step 0, the real images it started from, to the final one.
-    history: per distillation step, see `distill`; provenance: config, data, versions, device; both may be empty.
-    loss: what networks are trained on the labels with, "cross-entropy" or "squared error". None: cross-entropy, which
-    needs labels (N, classes) to be distributions.
+    iterates: {step: (images, alpha)} along the way: step 0, the real images it started from, to the
+    final one.
+    history: per distillation step, see `distill`; provenance: config, data, versions, device; both
+    may be empty.
+    loss: what networks are trained on the labels with, "cross-entropy" or "squared error". None:
+    cross-entropy, which needs labels (N, classes) to be distributions.
 
-    Made by hand or read from a file, it is checked: Error for shapes, types and values that do not fit.
+    Made by hand or read from a file, it is checked: Error for shapes, types and values that do not
+    fit.
     """
 
     images: Tensor
@@ -58,12 +69,18 @@ class DistilledDataset(Dataset):
         _check_alpha(self.alpha, "alpha")
         for step, (images, alpha) in self.iterates.items():
             if images.shape != self.images.shape or not images.isfinite().all():
-                raise Error(f"the images of step {step} have another shape than the last ones, or are not all finite")
+                raise Error(
+                    f"the images of step {step} have another shape than the last ones, or are "
+                    "not all finite"
+                )
             _check_alpha(alpha, f"the alpha of step {step}")
 
     def __repr__(self) -> str:
         shape, alpha = "x".join(map(str, self.images.shape[1:])), float(self.alpha)
-        return f"{len(self)} distilled images of {len(self.classes)} classes, {shape}; alpha {alpha:.4f}"
+        return (
+            f"{len(self)} distilled images of {len(self.classes)} classes, {shape}; alpha "
+            f"{alpha:.4f}"
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,32 +102,56 @@ class DistilledDataset(Dataset):
     def by_class(self) -> list[list[int]]:
         """For each class the indices of its images, in their order."""
         found = self.hard_labels.tolist()
-        return [[i for i, label in enumerate(found) if label == each] for each in range(len(self.classes))]
+        return [
+            [i for i, label in enumerate(found) if label == each]
+            for each in range(len(self.classes))
+        ]
 
     def at(self, step: int) -> "DistilledDataset":
         """The set as it was after `step` distillation steps, one of `iterates`."""
         if step not in self.iterates:
-            raise Error(f"step {step} was not kept: the choices are {', '.join(map(str, self.iterates))}")
+            raise Error(
+                f"step {step} was not kept: the choices are {', '.join(map(str, self.iterates))}"
+            )
         images, alpha = self.iterates[step]
-        until = {at: iterate for at, iterate in self.iterates.items() if at <= step}  # later ones are not its past
+        # later ones are not its past
+        until = {at: iterate for at, iterate in self.iterates.items() if at <= step}
         return dataclasses.replace(self, images=images, alpha=alpha, iterates=until)
 
     def to(self, device: torch.device | str) -> "DistilledDataset":
-        moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "alpha", "whitening")}
-        iterates = {step: (images.to(device), alpha.to(device)) for step, (images, alpha) in self.iterates.items()}
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("images", "labels", "alpha", "whitening")
+        }
+        iterates = {
+            step: (images.to(device), alpha.to(device))
+            for step, (images, alpha) in self.iterates.items()
+        }
         return dataclasses.replace(self, iterates=iterates, **moved)
 
     def save(self, path: str | Path) -> None:
-        """Write one .safetensors file, all or nothing. Equal sets give equal bytes: no clock time is in it."""
-        tensors = {"images": self.images, "labels": self.labels, "alpha": self.alpha} | self.whitening.tensors()
+        """Write one .safetensors file, all or nothing. Equal sets give equal bytes: no clock time
+        is in it.
+        """
+        tensors = {
+            "images": self.images,
+            "labels": self.labels,
+            "alpha": self.alpha,
+        } | self.whitening.tensors()
         tensors |= pack(self.iterates, self.history)
-        meta = {"classes": list(self.classes), "network": self.network, "provenance": self.provenance}
+        meta = {
+            "classes": list(self.classes),
+            "network": self.network,
+            "provenance": self.provenance,
+        }
         meta |= {"loss": self.loss} if self.labels.is_floating_point() else {}
         store.write(path, KIND, tensors, meta)
 
     @staticmethod
     def load(path: str | Path) -> "DistilledDataset":
-        """Read a file written by `save`; a damaged one, or one of another kind, is refused with an Error."""
+        """Read a file written by `save`; a damaged one, or one of another kind, is refused with an
+        Error.
+        """
         tensors, meta = store.read(path, KIND)
         iterates, history = unpack(tensors)
         return DistilledDataset(
@@ -131,7 +172,9 @@ class DistilledDataset(Dataset):
         return self.whitening.invert(self.images).clamp(0, 1).cpu()
 
     def picture(self, zoom: int = 3) -> Image.Image:
-        """All images in natural colours as one picture: the first of every class, the second ...; at most 20 a row."""
+        """All images in natural colours as one picture: the first of every class, the second ...;
+        at most 20 a row.
+        """
         from torchvision.utils import make_grid  # here, as importing torchvision takes seconds
 
         ranks = zip_longest(*self.by_class())
@@ -143,7 +186,9 @@ class DistilledDataset(Dataset):
         return self.picture()._repr_png_()
 
     def export_png(self, folder: str | Path) -> int:
-        """Write every image in natural colours as FOLDER/LABEL_CLASS/NUMBER.png; returns how many."""
+        """Write every image in natural colours as FOLDER/LABEL_CLASS/NUMBER.png; returns how
+        many.
+        """
         images = self.natural()
         for label, members in enumerate(self.by_class()):
             name = re.sub(r"[^\w.-]", "_", self.classes[label])
@@ -159,7 +204,11 @@ class DistilledDataset(Dataset):
 
 def _check_images(images: Tensor, whitening: Whitening) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or images.dtype != torch.float32:
-        what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        what = (
+            f"{images.dtype} {tuple(images.shape)}"
+            if isinstance(images, Tensor)
+            else f"a {type(images).__name__}"
+        )
         raise Error(f"the images are {what}: they must be a float32 tensor (N, C, H, W)")
     if not len(images):
         raise Error("there are no images: a set needs at least one")
@@ -167,24 +216,39 @@ def _check_images(images: Tensor, whitening: Whitening) -> None:
         raise Error("the images hold values that are not finite: a run that ended so has no result")
     if images.shape[1:] != whitening.mean.shape:
         raise Error(
-            f"the images are {tuple(images.shape[1:])}, but the preprocessing is for {tuple(whitening.mean.shape)}: "
+            f"the images are {tuple(images.shape[1:])}, but the preprocessing is for "
+            f"{tuple(whitening.mean.shape)}: "
             "give the whitening of the data that the images belong to"
         )
 
 
-def _check_labels(labels: Tensor, images: Tensor, classes: tuple[str, ...], loss: str | None) -> str:
+def _check_labels(
+    labels: Tensor, images: Tensor, classes: tuple[str, ...], loss: str | None
+) -> str:
     """The loss that goes with the labels, if they are right; otherwise an Error."""
     if loss is not None:
         choose("loss", loss, (CROSS_ENTROPY, SQUARED_ERROR))
     n, soft = len(images), (len(images), len(classes))
     if not isinstance(labels, Tensor) or tuple(labels.shape) not in ((n,), soft):
-        what = f"have the shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else f"are {type(labels).__name__}"
-        raise Error(f"the labels {what}: for {n} images of {soft[1]} classes give (N,) = ({n},), or (N, classes)")
+        what = (
+            f"have the shape {tuple(labels.shape)}"
+            if isinstance(labels, Tensor)
+            else f"are {type(labels).__name__}"
+        )
+        raise Error(
+            f"the labels {what}: for {n} images of {soft[1]} classes give (N,) = ({n},), or (N, "
+            "classes)"
+        )
     if labels.ndim == 1:
         if labels.dtype != torch.int64:
-            raise Error(f"the labels are {labels.dtype}: classes must be int64, from 0 to {soft[1] - 1}")
+            raise Error(
+                f"the labels are {labels.dtype}: classes must be int64, from 0 to {soft[1] - 1}"
+            )
         if labels.min() < 0 or labels.max() >= soft[1]:
-            raise Error(f"the labels go from {labels.min()} to {labels.max()}: there are {soft[1]} classes, from 0")
+            raise Error(
+                f"the labels go from {labels.min()} to {labels.max()}: there are {soft[1]} "
+                "classes, from 0"
+            )
         if loss == SQUARED_ERROR:
             raise Error("the squared error needs labels (N, classes), float32: these are classes")
         return CROSS_ENTROPY
@@ -194,7 +258,8 @@ def _check_labels(labels: Tensor, images: Tensor, classes: tuple[str, ...], loss
     distributions = (labels >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
     if loss != SQUARED_ERROR and not distributions:
         raise Error(
-            "the labels (N, classes) are no distributions, as some are negative or do not add up to 1: take their "
+            "the labels (N, classes) are no distributions, as some are negative or do not add up "
+            "to 1: take their "
             "softmax for soft labels, or say loss='squared error' for targets of a regression"
         )
     return loss or CROSS_ENTROPY
@@ -202,15 +267,23 @@ def _check_labels(labels: Tensor, images: Tensor, classes: tuple[str, ...], loss
 
 def _check_alpha(alpha: Tensor, name: str) -> None:
     if not isinstance(alpha, Tensor) or alpha.numel() != 1 or not 0 < float(alpha) < float("inf"):
-        raise Error(f"{name} is {alpha}: it must be one positive number, the learning rate to train with")
+        raise Error(
+            f"{name} is {alpha}: it must be one positive number, the learning rate to train with"
+        )
 
 
 def loss_in(tensors: dict[str, Tensor], meta: dict) -> str:
-    """What a file says of its labels; the first files did not, and had learned labels from regressions only."""
-    return meta.get("loss", SQUARED_ERROR if tensors["labels"].is_floating_point() else CROSS_ENTROPY)
+    """What a file says of its labels; the first files did not, and had learned labels from
+    regressions only.
+    """
+    return meta.get(
+        "loss", SQUARED_ERROR if tensors["labels"].is_floating_point() else CROSS_ENTROPY
+    )
 
 
-def pack(iterates: dict[int, tuple[Tensor, Tensor]], history: dict[str, Tensor]) -> dict[str, Tensor]:
+def pack(
+    iterates: dict[int, tuple[Tensor, Tensor]], history: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Iterates and history as named tensors for a file."""
     tensors = {f"history.{name}": column for name, column in history.items()}
     for step, (images, alpha) in iterates.items():
@@ -218,12 +291,21 @@ def pack(iterates: dict[int, tuple[Tensor, Tensor]], history: dict[str, Tensor])
     return tensors
 
 
-def unpack(tensors: dict[str, Tensor]) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+def unpack(
+    tensors: dict[str, Tensor],
+) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[str, Tensor]]:
     """The iterates and the history that `pack` named."""
-    steps = sorted(int(m[1]) for name in tensors if (m := re.fullmatch(r"iterate\.(\d+)\.images", name)))
-    iterates = {step: (tensors[f"iterate.{step}.images"], tensors[f"iterate.{step}.alpha"]) for step in steps}
+    steps = sorted(
+        int(m[1]) for name in tensors if (m := re.fullmatch(r"iterate\.(\d+)\.images", name))
+    )
+    iterates = {
+        step: (tensors[f"iterate.{step}.images"], tensors[f"iterate.{step}.alpha"])
+        for step in steps
+    }
     prefix = "history."
-    return iterates, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return iterates, {
+        name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
+    }
 
 
 def _pil(image: Tensor) -> Image.Image:

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator
 
 
 class Error(ValueError):
-    """Bad input, a damaged file or a run that cannot go on; the message says what is wrong and what to do."""
+    """Bad input, a damaged file or a run that cannot go on; the message says what is wrong and what
+    to do.
+    """
 
 
 def choose(kind: str, name: str, options: Iterable[str]) -> str:
@@ -19,7 +21,9 @@ def choose(kind: str, name: str, options: Iterable[str]) -> str:
 
 
 def differences(then: dict, now: dict) -> str:
-    """What differs between two nested dictionaries of settings, in words: at most three of them, by their path."""
+    """What differs between two nested dictionaries of settings, in words: at most three of them, by
+    their path.
+    """
     before, after = dict(_flat(then)), dict(_flat(now))
     found = []
     for path in dict.fromkeys([*before, *after]):

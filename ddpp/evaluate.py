@@ -1,8 +1,10 @@
 """How good a distilled set is: train fresh networks on it and test them on real images.
 
-The paper's protocol is the average of five networks trained from scratch. Which iterate of a distillation is tested
-makes a difference: MTT and its followers report the best of many on the test set. Here the final iterate and the one
-chosen on a split held out from training are the results; the best on the test set is an extra, named as what it is.
+The paper's protocol is the average of five networks trained from scratch. Which iterate of a
+distillation is tested
+makes a difference: MTT and its followers report the best of many on the test set. Here the final
+iterate and the one chosen on a split held out from training are the results; the best on the test
+set is an extra, named as what it is.
 """
 
 import json
@@ -42,13 +44,16 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Test accuracies in percent, one per network: of the final iterate, and of the one chosen on held-out images."""
+    """Test accuracies in percent, one per network: of the final iterate, and of the one chosen on
+    held-out images.
+    """
 
     final: list[float]
     selected: list[float] | None = None
     selected_step: int | None = None
     validation: dict[int, float] | None = None  # the held-out accuracy of each iterate
-    best_on_test: list[float] | None = None  # chosen on the test set: optimistic, for comparing with papers
+    # chosen on the test set: optimistic, for comparing with papers
+    best_on_test: list[float] | None = None
     best_on_test_step: int | None = None
 
     @property
@@ -65,10 +70,13 @@ class Evaluation:
         show = lambda values: f"{statistics.fmean(values):.1f} ± {spread(values):.1f} %"
         lines = [f"final iterate:            {show(self.final)} of {len(self.final)} networks"]
         if self.selected:
-            lines.append(f"selected on validation:   {show(self.selected)} (step {self.selected_step})")
+            lines.append(
+                f"selected on validation:   {show(self.selected)} (step {self.selected_step})"
+            )
         if self.best_on_test:
             lines.append(
-                f"best on the test set:     {show(self.best_on_test)} (step {self.best_on_test_step}, the best of the "
+                f"best on the test set:     {show(self.best_on_test)} (step "
+                f"{self.best_on_test_step}, the best of the "
                 "kept iterates; how papers choose, optimistic)"
             )
         return lines
@@ -97,43 +105,64 @@ def evaluate(
 ) -> Evaluation:
     """Train `repeats` fresh networks on the distilled set and test each on data.test.
 
-    Where the set has several iterates and the data a validation split, also the iterate on which one network reaches
-    the highest validation accuracy. `data` must be preprocessed with the set's own whitening. With a path `scores`, the
-    accuracy of each network is kept there, so that a stopped evaluation goes on with the next network. The networks
-    are of the architecture and width that the set was distilled with, unless others are named.
+    Where the set has several iterates and the data a validation split, also the iterate on which
+    one network reaches the highest validation accuracy. `data` must be preprocessed with the set's
+    own whitening. With a path `scores`, the accuracy of each network is kept there, so that a
+    stopped evaluation goes on with the next network. The networks are of the architecture and width
+    that the set was distilled with, unless others are named.
     """
     protocol = protocol or Protocol()
     check_protocol(protocol, repeats)
     if distilled.classes != data.classes:
         raise Error(
-            f"the distilled set has {len(distilled.classes)} classes, the data {len(data.classes)}, or other names: "
+            f"the distilled set has {len(distilled.classes)} classes, the data "
+            f"{len(data.classes)}, or other names: "
             "evaluate on the data set that it was distilled from"
         )
     distilled = distilled.to(data.device)
     if not distilled.whitening.equals(data.whitening):
-        raise Error("the data was preprocessed in another way: load it with whitening=distilled.whitening")
+        raise Error(
+            "the data was preprocessed in another way: load it with whitening=distilled.whitening"
+        )
     own = NetworkConfig(**distilled.network)
-    config = replace(own, name=architecture or own.name, width=own.width if width is None else width)
+    config = replace(
+        own, name=architecture or own.name, width=own.width if width is None else width
+    )
     network = data.network(config)
-    sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}  # 0 is where it started: real images
+    # 0 is where it started: real images
+    sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}
     last = max(sets, default=0)
     held_out = data.validation if len(sets) > 1 else None
     validate = held_out is not None
-    trainings = repeats * (len(sets) if best_on_test and sets else 1 + validate) + len(sets) * validate
-    how = {"data": data.identity, "network": asdict(config), "protocol": asdict(protocol), "seed": seed}
+    trainings = (
+        repeats * (len(sets) if best_on_test and sets else 1 + validate) + len(sets) * validate
+    )
+    how = {
+        "data": data.identity,
+        "network": asdict(config),
+        "protocol": asdict(protocol),
+        "seed": seed,
+    }
     how |= marks(network=config.name, augmentation=protocol.augment)
     known = _read_scores(scores)
     with tqdm(total=trainings, desc="evaluate", unit="network", disable=not progress) as bar:
 
         def score(on: DistilledDataset, split: Split, count: int, role: str) -> list[float]:
             tensors = [store.fingerprint(tensor) for tensor in (on.images, on.labels, on.alpha)]
-            tensors += [on.loss] if on.labels.is_floating_point() and on.loss != SQUARED_ERROR else []
-            keys = [store.identity({"how": how, "set": tensors, "role": role, "number": r}) for r in range(count)]
+            tensors += (
+                [on.loss] if on.labels.is_floating_point() and on.loss != SQUARED_ERROR else []
+            )
+            keys = [
+                store.identity({"how": how, "set": tensors, "role": role, "number": r})
+                for r in range(count)
+            ]
             for r, key in enumerate(keys):
                 if key not in known:
                     known.update(_read_scores(scores))  # perhaps a run beside this one was faster
                 if key not in known:
-                    known[key] = accuracy(network, train(network, on, protocol, seed, role, r), *split)
+                    known[key] = accuracy(
+                        network, train(network, on, protocol, seed, role, r), *split
+                    )
                     _add_score(scores, key, known[key])
                 bar.update()
                 bar.set_postfix(accuracy=f"{known[key]:.1f} %")
@@ -177,14 +206,20 @@ def _read_scores(path: str | Path | None) -> dict[str, float]:
 
 def check_protocol(protocol: Protocol, repeats: int) -> None:
     """Raise an Error for an evaluation that cannot work."""
-    for name, value in (("repeats", repeats), ("epochs", protocol.epochs), ("batch", protocol.batch)):
+    for name, value in (
+        ("repeats", repeats),
+        ("epochs", protocol.epochs),
+        ("batch", protocol.batch),
+    ):
         if value < 1:
             raise Error(f"the evaluation's {name} is {value}: it must be at least 1")
     if not (0 <= protocol.momentum < 1 and 0 <= protocol.weight_decay < 1):
         raise Error("the evaluation's momentum and weight_decay must be at least 0 and below 1")
 
 
-def train(network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: int, *path: int | str) -> Tensor:
+def train(
+    network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: int, *path: int | str
+) -> Tensor:
     """A fresh network trained on the distilled set: its parameters (p,)."""
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
     theta = network.initial(derive(seed, *path))
@@ -206,5 +241,7 @@ def train(network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: 
 
 
 def loss_on(logits: Tensor, labels: Tensor, kind: str | None) -> Tensor:
-    """The cross-entropy with labels (n,) or soft ones (n, classes), or the squared error: kind is the set's `loss`."""
+    """The cross-entropy with labels (n,) or soft ones (n, classes), or the squared error: kind is
+    the set's `loss`.
+    """
     return F.mse_loss(logits, labels) if kind == SQUARED_ERROR else F.cross_entropy(logits, labels)

@@ -1,9 +1,11 @@
-"""One update of a student and the way back through it, as whole functions of fixed shapes: compiled, and on a GPU
+"""One update of a student and the way back through it, as whole functions of fixed shapes:
+compiled, and on a GPU
 replayed as CUDA graphs, so that the time goes into arithmetic and not into starting it.
 
-Autograd cannot differentiate twice through a compiled function. Here it need not: `gradient` and `curvature` contain
-all derivatives with respect to theta, written with torch.func, and are compiled as they stand. The augmentation stays
-outside, because grid_sample has no second derivative; the way back needs its first one only.
+Autograd cannot differentiate twice through a compiled function. Here it need not: `gradient` and
+`curvature` contain all derivatives with respect to theta, written with torch.func, and are compiled
+as they stand. The augmentation stays outside, because grid_sample has no second derivative; the way
+back needs its first one only.
 """
 
 from collections.abc import Callable
@@ -18,16 +20,22 @@ from torch.func import grad, grad_and_value
 from ddpp.augment import Draw, augment
 from ddpp.networks import Flat, plain
 
-WARM_UPS = 3  # runs before a capture, in which libraries choose their algorithms and make their workspaces
+# runs before a capture, in which libraries choose their algorithms and make their workspaces
+WARM_UPS = 3
 
 
 def gradient(network: Flat, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """g (p,), the gradient of the cross-entropy on a batch that is augmented already, with respect to theta."""
+    """g (p,), the gradient of the cross-entropy on a batch that is augmented already, with respect
+    to theta.
+    """
     return grad(lambda theta: F.cross_entropy(network(theta, x), y))(theta)
 
 
-def curvature(network: Flat, theta: Tensor, x: Tensor, y: Tensor, along: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """H @ along (p,), d<g, along>/dx (n, C, H, W) and <g, along> (), with H the Hessian of the same cross-entropy.
+def curvature(
+    network: Flat, theta: Tensor, x: Tensor, y: Tensor, along: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """H @ along (p,), d<g, along>/dx (n, C, H, W) and <g, along> (), with H the Hessian of the same
+    cross-entropy.
 
     Reverse mode twice: on a CPU, compiled, it was faster than forward over reverse.
     """
@@ -37,16 +45,25 @@ def curvature(network: Flat, theta: Tensor, x: Tensor, y: Tensor, along: Tensor)
 
 
 class Student:
-    """A student in training. `update` and `back` move its buffers in place, by one update of Eq. (2) or one back.
+    """A student in training. `update` and `back` move its buffers in place, by one update of Eq.
+    (2) or one back.
 
-    theta (p,); alpha (); adjoint (p,), lambda = dL/dtheta; the batch: x (n, C, H, W), y (n,), the numbers u (n, 3) of
-    its augmentation; what `back` leaves of it: pixels, the batch's part of dL/dX, and along (), <g, lambda>.
+    theta (p,); alpha (); adjoint (p,), lambda = dL/dtheta; the batch: x (n, C, H, W), y (n,), the
+    numbers u (n, 3) of its augmentation; what `back` leaves of it: pixels, the batch's part of
+    dL/dX, and along (), <g, lambda>.
     """
 
-    def __init__(self, network: Flat, n: int, image: torch.Size, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self, network: Flat, n: int, image: torch.Size, dtype: torch.dtype, device: torch.device
+    ):
         self.network = network
         new = lambda *shape: torch.zeros(shape, dtype=dtype, device=device)
-        self.theta, self.adjoint, self.alpha, self.along = new(network.size), new(network.size), new(), new()
+        self.theta, self.adjoint, self.alpha, self.along = (
+            new(network.size),
+            new(network.size),
+            new(),
+            new(),
+        )
         self.x, self.pixels, self.u = new(n, *image), new(n, *image), new(n, 3)
         self.y = torch.zeros(n, dtype=torch.int64, device=device)
         self.trusted = set()  # the operations whose results were compared with another engine's
@@ -63,7 +80,9 @@ class Student:
         return _compiled(curvature)
 
     def load(self, images: Tensor, labels: Tensor, batch: Tensor, u: Tensor) -> None:
-        """Take the images (N, C, H, W) and labels (N,) at the indices `batch` (n,), and the numbers u (n, 3)."""
+        """Take the images (N, C, H, W) and labels (N,) at the indices `batch` (n,), and the numbers
+        u (n, 3).
+        """
         torch.index_select(images, 0, batch, out=self.x)
         torch.index_select(labels, 0, batch, out=self.y)
         self.u.copy_(u)
@@ -73,7 +92,9 @@ class Student:
         self._run(self._update, operation)
 
     def back(self, operation: str | None) -> None:
-        """With theta as it was before the update: pixels, along, and adjoint -= alpha * H adjoint."""
+        """With theta as it was before the update: pixels, along, and adjoint -= alpha * H
+        adjoint.
+        """
         self._run(self._back, operation)
 
     def give_up(self) -> None:
@@ -88,7 +109,9 @@ class Student:
     def _back(self, operation: str | None) -> None:
         x = self.x.detach().requires_grad_()
         augmented = self._augmented(x, operation)
-        curved, pixels, along = self._curvature(self.network, self.theta, augmented.detach(), self.y, self.adjoint)
+        curved, pixels, along = self._curvature(
+            self.network, self.theta, augmented.detach(), self.y, self.adjoint
+        )
         (pixels,) = torch.autograd.grad(augmented, x, pixels)
         self.pixels.copy_(-self.alpha * pixels)
         self.along.copy_(along)
@@ -96,7 +119,8 @@ class Student:
 
     def _augmented(self, x: Tensor, operation: str | None) -> Tensor:
         x = x if operation is None else augment(x, Draw(operation, self.u))
-        return plain(x)  # a crop lies otherwise in memory, for which the functions would be compiled again
+        # a crop lies otherwise in memory, for which the functions would be compiled again
+        return plain(x)
 
     def _run(self, function: Callable, operation: str | None) -> None:
         if self._pool is None:
@@ -107,7 +131,9 @@ class Student:
         self._graphs[key].replay()
 
     def _capture(self, function: Callable, operation: str | None) -> torch.cuda.CUDAGraph:
-        """All graphs share one pool of memory: what they leave is in the buffers, outside it, so any order is right."""
+        """All graphs share one pool of memory: what they leave is in the buffers, outside it, so
+        any order is right.
+        """
         buffers = [value for value in vars(self).values() if isinstance(value, Tensor)]
         before = [buffer.clone() for buffer in buffers]
         with torch.cuda.device(self.theta.device):
@@ -126,7 +152,9 @@ class Student:
 
 
 @lru_cache(maxsize=1)  # a run needs one, and the graphs of another would keep their memory
-def student(network: Flat, n: int, image: torch.Size, dtype: torch.dtype, device: torch.device) -> Student:
+def student(
+    network: Flat, n: int, image: torch.Size, dtype: torch.dtype, device: torch.device
+) -> Student:
     """The student for this network and batches of n images, made once."""
     return Student(network, n, image, dtype, device)
 
@@ -134,7 +162,8 @@ def student(network: Flat, n: int, image: torch.Size, dtype: torch.dtype, device
 def _compiled(function: Callable) -> Callable:
     """`function`, compiled at its first call.
 
-    torch.compile counts what it compiles per code object and stops at eight: each student gets a copy of its own.
+    torch.compile counts what it compiles per code object and stops at eight: each student gets a
+    copy of its own.
     """
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     return torch.compile(own, fullgraph=True, dynamic=False)

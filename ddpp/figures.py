@@ -1,4 +1,6 @@
-"""Every figure of the book: a function from data to a matplotlib Figure, in one style and one palette."""
+"""Every figure of the book: a function from data to a matplotlib Figure, in one style and one
+palette.
+"""
 
 import re
 import statistics
@@ -29,11 +31,18 @@ WIDTH = 7.0  # inches: fits the book's column
 def use_style() -> None:
     """Set the book's style: colour-blind palette, quiet axes, readable on a phone."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
-    plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "savefig.dpi": 150}
+    plt.rcParams |= {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.dpi": 110,
+        "savefig.dpi": 150,
+    }
 
 
 def pictures(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
-    """Rows of images (n, C, H, W) in [0, 1], each row with its name; `titles` stand over the columns."""
+    """Rows of images (n, C, H, W) in [0, 1], each row with its name; `titles` stand over the
+    columns.
+    """
     columns = max(len(images) for images in rows.values())
     side = min(WIDTH / columns, 1.4)
     size = (side * columns + 0.8, side * len(rows) + (0.3 if titles else 0.05))
@@ -52,18 +61,26 @@ def pictures(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
 
 
 def progress(distilled: DistilledDataset) -> Figure:
-    """The first image of each class (ten at most) at every kept iterate, from the real image to the final one."""
+    """The first image of each class (ten at most) at every kept iterate, from the real image to the
+    final one.
+    """
     if not distilled.iterates:
         raise Error("this set has no iterates to show: it was not distilled")
     name = lambda step: f"step {step}" if step else "real"
-    first = {name: members[0] for name, members in zip(distilled.classes, distilled.by_class(), strict=True) if members}
+    first = {
+        name: members[0]
+        for name, members in zip(distilled.classes, distilled.by_class(), strict=True)
+        if members
+    }
     shown = list(first.values())[:10]
     rows = {name(step): distilled.at(step).natural()[shown] for step in distilled.iterates}
     return pictures(rows, list(first)[:10])
 
 
 def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
-    """The first `count` images of each class (ten at most): left the real ones, right what became of them."""
+    """The first `count` images of each class (ten at most): left the real ones, right what became
+    of them.
+    """
     if 0 not in distilled.iterates:
         raise Error("this set has no images from before to show: it was not distilled")
     sides = {"real": distilled.at(0), f"after {max(distilled.iterates)} steps": distilled}
@@ -73,7 +90,8 @@ def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained")
     for axis, (name, side) in zip(axes, sides.items(), strict=True):
         images = side.natural()
-        tiles = images.new_ones(classes, count, *images.shape[1:])  # white where a class has fewer images
+        # white where a class has fewer images
+        tiles = images.new_ones(classes, count, *images.shape[1:])
         for row, members in zip(tiles, by_class, strict=True):
             row[: len(members)] = images[members]
         tiles = torch.nn.functional.pad(tiles, (1, 1, 1, 1), value=1)  # a white line between images
@@ -83,12 +101,16 @@ def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
         axis.grid(False)
         sns.despine(ax=axis, left=True, bottom=True)
     height = tiles.shape[-2]
-    axes[0].set_yticks([height * (c + 0.5) for c in range(classes)], distilled.classes[:classes], fontsize=8)
+    axes[0].set_yticks(
+        [height * (c + 0.5) for c in range(classes)], distilled.classes[:classes], fontsize=8
+    )
     return figure
 
 
 def history(distilled: DistilledDataset) -> Figure:
-    """Loss with and without pruning, the share of parameters kept, and alpha, over the distillation steps."""
+    """Loss with and without pruning, the share of parameters kept, and alpha, over the distillation
+    steps.
+    """
     figure, (losses, kept, alpha) = plt.subplots(1, 3, figsize=(WIDTH, 2.4), layout="constrained")
     column = distilled.history
     losses.plot(column["unmasked"], lw=1, label="all parameters (MTT)")
@@ -106,7 +128,9 @@ def history(distilled: DistilledDataset) -> Figure:
 
 def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]) -> Figure:
     """Panels side by side, each (title, x label, y label) with its lines {name: (x, y)}."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(WIDTH, 2.6), squeeze=False, layout="constrained"
+    )
     for axis, (title, xlabel, ylabel), lines in zip(axes[0], panels, columns, strict=True):
         for name, (x, y) in lines.items():
             axis.plot(x, y, marker="o", ms=3, lw=1.2, label=name)
@@ -117,7 +141,9 @@ def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]
 
 
 def plane(trajectories: Mapping[str, Tensor]) -> Figure:
-    """Trajectories {name: (epochs, p)}, seen from their starts, in the plane in which they differ most."""
+    """Trajectories {name: (epochs, p)}, seen from their starts, in the plane in which they differ
+    most.
+    """
     paths = {name: path - path[0] for name, path in trajectories.items()}
     points = torch.cat(list(paths.values())).double()
     _, _, axes = torch.linalg.svd(points, full_matrices=False)
@@ -127,7 +153,13 @@ def plane(trajectories: Mapping[str, Tensor]) -> Figure:
         x, y = (path.double() @ axes[:2].T).T
         axis.plot(x, y, "o-", ms=4, label=name)
         for epoch in range(1, len(x)):
-            axis.annotate(str(epoch), (x[epoch], y[epoch]), xytext=(3, 3), textcoords="offset points", fontsize=7)
+            axis.annotate(
+                str(epoch),
+                (x[epoch], y[epoch]),
+                xytext=(3, 3),
+                textcoords="offset points",
+                fontsize=7,
+            )
     axis.plot(0, 0, "k*", ms=10, label="start")
     axis.set(xlabel=f"direction 1 ({share[0]:.0%})", ylabel=f"direction 2 ({share[1]:.0%})")
     axis.set_aspect("equal", adjustable="datalim")
@@ -136,7 +168,8 @@ def plane(trajectories: Mapping[str, Tensor]) -> Figure:
 
 
 def means(points: Tensor, orders: Mapping[str, Tensor]) -> Figure:
-    """Points (N, 2) and their mean; of each order, the points that come first, numbered, and the way of their running
+    """Points (N, 2) and their mean; of each order, the points that come first, numbered, and the
+    way of their running
     mean. The last panel: how far that is from the mean of all."""
     size = (WIDTH, WIDTH / (len(orders) + 1))
     figure, axes = plt.subplots(1, len(orders) + 1, figsize=size, layout="constrained")
@@ -147,23 +180,37 @@ def means(points: Tensor, orders: Mapping[str, Tensor]) -> Figure:
         axis.scatter(*points.T, s=4, color="0.8")
         axis.plot(*running.T, lw=1, color=f"C{i}")
         for k, (x, y) in zip(counts, points[order].tolist(), strict=True):
-            axis.annotate(k, (x, y), ha="center", va="center", fontsize=8, color=f"C{i}", weight="bold")
+            axis.annotate(
+                k, (x, y), ha="center", va="center", fontsize=8, color=f"C{i}", weight="bold"
+            )
         axis.plot(*mean, "k*", ms=9)
         axis.set(title=name, xticks=[], yticks=[])
         axis.set_aspect("equal", adjustable="datalim")
         sns.despine(ax=axis, left=True, bottom=True)
-        axes[-1].plot(counts, (running - mean).norm(dim=1), "o-", ms=3, lw=1.2, color=f"C{i}", label=name)
+        axes[-1].plot(
+            counts, (running - mean).norm(dim=1), "o-", ms=3, lw=1.2, color=f"C{i}", label=name
+        )
     axes[-1].set(title="distance from the mean", xlabel="points taken", ylim=(0, None))
     axes[-1].locator_params("x", integer=True)
     axes[-1].legend(fontsize=7)
     return figure
 
 
-def pairs(student: Tensor, teacher: Tensor, epsilons: Sequence[float], rules: Sequence[str]) -> Figure:
-    """Parameter pairs as points, the pruned ones in another colour; a row per rule, a column per epsilon."""
+def pairs(
+    student: Tensor, teacher: Tensor, epsilons: Sequence[float], rules: Sequence[str]
+) -> Figure:
+    """Parameter pairs as points, the pruned ones in another colour; a row per rule, a column per
+    epsilon.
+    """
     size = (WIDTH, WIDTH / len(epsilons) * len(rules) + 0.5)
     figure, axes = plt.subplots(
-        len(rules), len(epsilons), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+        len(rules),
+        len(epsilons),
+        figsize=size,
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
     for row, rule in zip(axes, rules, strict=True):
         for axis, epsilon in zip(row, epsilons, strict=True):
@@ -175,8 +222,12 @@ def pairs(student: Tensor, teacher: Tensor, epsilons: Sequence[float], rules: Se
     return figure
 
 
-def draw_pairs(axis: Axes, student: Tensor, teacher: Tensor, epsilon: float, rule: str, points: int = 2000) -> None:
-    """One panel of `pairs`: the middle, where pairs leave the cone; all are counted, at most `points` are drawn."""
+def draw_pairs(
+    axis: Axes, student: Tensor, teacher: Tensor, epsilon: float, rule: str, points: int = 2000
+) -> None:
+    """One panel of `pairs`: the middle, where pairs leave the cone; all are counted, at most
+    `points` are drawn.
+    """
     axis.clear()
     keep = keep_mask(student, teacher, epsilon, rule).cpu()
     x, y = student.cpu(), teacher.cpu()
@@ -196,15 +247,24 @@ def shares(names: Sequence[str], columns: Mapping[str, Sequence[float]], xlabel:
     """A share in percent for each name (a layer, say), a marker per column."""
     figure, axis = plt.subplots(figsize=(WIDTH, 0.26 * len(names) + 0.8), layout="constrained")
     for i, (label, values) in enumerate(columns.items()):
-        axis.plot([100 * float(v) for v in values], range(len(names)), "os^Dv"[i % 5], color=f"C{i}", label=label)
+        axis.plot(
+            [100 * float(v) for v in values],
+            range(len(names)),
+            "os^Dv"[i % 5],
+            color=f"C{i}",
+            label=label,
+        )
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
     axis.invert_yaxis()
     axis.legend(fontsize=8)
     return figure
 
 
-def scores(columns: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str = "test accuracy (%)") -> Figure:
-    """For each name the values of several sets, {name: {set: values}}: their mean, and their standard deviation as an
+def scores(
+    columns: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str = "test accuracy (%)"
+) -> Figure:
+    """For each name the values of several sets, {name: {set: values}}: their mean, and their
+    standard deviation as an
     error bar."""
     figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 3), layout="constrained")
     sets = list(next(iter(columns.values())))
@@ -213,13 +273,20 @@ def scores(columns: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str = "
         values = [each[label] for each in columns.values()]
         y, bars = [statistics.fmean(v) for v in values], [spread(v) for v in values]
         axis.errorbar(x, y, bars, fmt="os^Dv"[i % 5], ms=5, capsize=3, color=f"C{i}", label=label)
-    axis.set(xticks=range(len(columns)), xticklabels=list(columns), ylabel=ylabel, xlim=(-0.5, len(columns) - 0.5))
+    axis.set(
+        xticks=range(len(columns)),
+        xticklabels=list(columns),
+        ylabel=ylabel,
+        xlim=(-0.5, len(columns) - 0.5),
+    )
     axis.legend(fontsize=8)
     return figure
 
 
 def layers(distilled: DistilledDataset, names: list[str]) -> Figure:
-    """The share of parameters kept in each layer, averaged over the distillation steps, by start epoch."""
+    """The share of parameters kept in each layer, averaged over the distillation steps, by start
+    epoch.
+    """
     epochs = distilled.history["epoch"]
     columns = {
         f"start epoch {epoch:.0f}": distilled.history["layers"][epochs == epoch].mean(0).tolist()
@@ -229,17 +296,34 @@ def layers(distilled: DistilledDataset, names: list[str]) -> Figure:
 
 
 def ablation(lines: Sequence[dict]) -> Figure:
-    """Accuracy, share kept and final unmasked loss against epsilon (see `tables.summarize`); the band is rule
+    """Accuracy, share kept and final unmasked loss against epsilon (see `tables.summarize`); the
+    band is rule
     none, that is MTT. Error bars and band: standard deviation over seeds."""
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.9), layout="constrained")
-    values = (("mean", "test accuracy (%)", 1), ("kept", "effective parameters (%)", 100), ("unmasked", "MTT loss", 1))
+    values = (
+        ("mean", "test accuracy (%)", 1),
+        ("kept", "effective parameters (%)", 100),
+        ("unmasked", "MTT loss", 1),
+    )
     for axis, (key, title, scale) in zip(axes, values, strict=True):
-        for i, rule in enumerate(dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none")):
+        for i, rule in enumerate(
+            dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none")
+        ):
             points = [line for line in lines if line["rule"] == rule and line["mean"] is not None]
             x, y = [p["epsilon"] for p in points], [scale * p[key] for p in points]
             bars = [p["std"] or 0 for p in points] if key == "mean" else None
             style = "-" if rule in ("signed", "magnitude") else ":"
-            axis.errorbar(x, y, bars, fmt="os^Dv"[i % 5] + style, ms=4, lw=1.2, capsize=2, color=f"C{i}", label=rule)
+            axis.errorbar(
+                x,
+                y,
+                bars,
+                fmt="os^Dv"[i % 5] + style,
+                ms=4,
+                lw=1.2,
+                capsize=2,
+                color=f"C{i}",
+                label=rule,
+            )
         axis.set(title=title, xlabel="epsilon")
     base = next((line for line in lines if line["rule"] == "none"), None)
     if base:
@@ -247,15 +331,19 @@ def ablation(lines: Sequence[dict]) -> Figure:
         axes[0].axhspan(base["mean"] - half, base["mean"] + half, color="grey", alpha=0.2, lw=0)
         axes[0].axhline(base["mean"], color="grey", lw=1, label="none (MTT)")
         axes[2].axhline(base["unmasked"], color="grey", lw=1)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7
+    )
     return figure
 
 
-def play(figure: Figure, draw: Callable[[int], object], frames: int, alt: str, seconds: float = 0.5) -> "HTML":
+def play(
+    figure: Figure, draw: Callable[[int], object], frames: int, alt: str, seconds: float = 0.5
+) -> "HTML":
     """draw(0) ... draw(frames - 1) on the figure, as a player that needs no kernel and no network.
 
-    matplotlib's own player, which waits for a click; what it lacks is put in: a text for those who do not see the
-    image, a name for the slider, and buttons that need no icon font.
+    matplotlib's own player, which waits for a click; what it lacks is put in: a text for those who
+    do not see the image, a name for the slider, and buttons that need no icon font.
     """
     from IPython.display import HTML
 
@@ -290,5 +378,7 @@ ICONS = {
 
 
 def _channels_last(image: Tensor) -> np.ndarray:
-    """(C, H, W) -> what imshow takes: an array (H, W, 3), or (H, W) for fewer than three channels."""
+    """(C, H, W) -> what imshow takes: an array (H, W, 3), or (H, W) for fewer than three
+    channels.
+    """
     return (image[:3].permute(1, 2, 0) if len(image) >= 3 else image[0]).numpy()

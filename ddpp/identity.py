@@ -1,9 +1,11 @@
-"""What a user brings under a name, and how it is known again: a file made with a function must not pass for one made
+"""What a user brings under a name, and how it is known again: a file made with a function must not
+pass for one made
 with another function of the same name.
 
-Rules, augmentations, networks and methods are looked up by name in a Table. What ddpp itself put there is known by its
-name. Whatever is put there later also has a fingerprint: of its code, of the values and functions that this code uses,
-and of theirs. Teachers, checkpoints, results and accuracies carry it.
+Rules, augmentations, networks and methods are looked up by name in a Table. What ddpp itself put
+there is known by its name. Whatever is put there later also has a fingerprint: of its code, of the
+values and functions that this code uses, and of theirs. Teachers, checkpoints, results and
+accuracies carry it.
 """
 
 import dataclasses
@@ -25,20 +27,44 @@ from torch import Tensor
 from ddpp.errors import Error
 
 VERSION = "__ddpp_version__"
-LIBRARIES = tuple(str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("stdlib", "purelib", "platlib"))
+LIBRARIES = tuple(
+    str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("stdlib", "purelib", "platlib")
+)
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...))
 PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype, np.generic)
-SHOWN = (types.MemberDescriptorType, types.GetSetDescriptorType, types.GenericAlias, re.Pattern, Path)
+SHOWN = (
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+    types.GenericAlias,
+    re.Pattern,
+    Path,
+)
 NOT_CODE = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"}
-NOT_CODE |= {"__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__", "__parameters__"}
-NOT_CODE |= {"__dataclass_params__", "__match_args__", "__slots__", "_abc_impl", "__abstractmethods__"}
-MADE_BY_DATACLASS = {f"__{name}__" for name in "init repr eq hash lt le gt ge setattr delattr replace".split()}
+NOT_CODE |= {
+    "__firstlineno__",
+    "__static_attributes__",
+    "__annotate__",
+    "__annotations_cache__",
+    "__parameters__",
+}
+NOT_CODE |= {
+    "__dataclass_params__",
+    "__match_args__",
+    "__slots__",
+    "_abc_impl",
+    "__abstractmethods__",
+}
+MADE_BY_DATACLASS = {
+    f"__{name}__" for name in "init repr eq hash lt le gt ge setattr delattr replace".split()
+}
 
 TABLES: dict[str, "Table"] = {}  # by kind
 
 
 class Table(dict):
-    """Functions or classes of one kind by name, with those that were there from the start kept in mind."""
+    """Functions or classes of one kind by name, with those that were there from the start kept in
+    mind.
+    """
 
     def __init__(self, kind: str, things: dict):
         super().__init__(things)
@@ -46,20 +72,30 @@ class Table(dict):
         TABLES[kind] = self
 
     def marks(self, *names: object) -> dict[str, str]:
-        """{"KIND NAME": fingerprint} of those of the names that are not ddpp's own; empty for all that are."""
+        """{"KIND NAME": fingerprint} of those of the names that are not ddpp's own; empty for all
+        that are.
+        """
         found = {f"{self.kind} {name}": self[name] for name in names if name in self}
         own = {f"{self.kind} {name}": thing for name, thing in self._built_in.items()}
-        return {name: fingerprint(thing, name) for name, thing in found.items() if thing is not own.get(name)}
+        return {
+            name: fingerprint(thing, name)
+            for name, thing in found.items()
+            if thing is not own.get(name)
+        }
 
     def marks_of_all(self) -> dict[str, str]:
         """`marks` of the whole table, and its names in order where these are not ddpp's own."""
-        order = {} if list(self) == list(self._built_in) else {f"list of {self.kind}s": ", ".join(self)}
+        order = (
+            {} if list(self) == list(self._built_in) else {f"list of {self.kind}s": ", ".join(self)}
+        )
         return self.marks(*self) | order
 
 
 def marks(**names: str | bool) -> dict[str, dict[str, str]]:
-    """{"custom": ...}, to be added to an identity: what is not ddpp's own of the names, given as KIND=NAME; for
-    augmentation=True of all operations. Empty, and so no change to the identity, where all of it is ddpp's own."""
+    """{"custom": ...}, to be added to an identity: what is not ddpp's own of the names, given as
+    KIND=NAME; for
+    augmentation=True of all operations. Empty, and so no change to the identity, where all of it is
+    ddpp's own."""
     found: dict[str, str] = {}
     for kind, name in names.items():
         if kind == "augmentation":
@@ -70,9 +106,11 @@ def marks(**names: str | bool) -> dict[str, dict[str, str]]:
 
 
 def custom(thing, version: str | int):
-    """`thing`, known by this version instead of by its code; for what has no code to be seen, or uses such values.
+    """`thing`, known by this version instead of by its code; for what has no code to be seen, or
+    uses such values.
 
-    Change the version whenever the thing changes: files made with another version are not taken for its own.
+    Change the version whenever the thing changes: files made with another version are not taken for
+    its own.
 
         RULES["mine"] = ddpp.custom(my_rule, version=2)
     """
@@ -87,7 +125,8 @@ def custom(thing, version: str | int):
 def fingerprint(thing, name: str = "this") -> str:
     """A short name for what a function or class does: equal for equal code that uses equal values.
 
-    Raises Error where something that it uses cannot be seen through, and says how to give it a version instead.
+    Raises Error where something that it uses cannot be seen through, and says how to give it a
+    version instead.
     """
     if (version := getattr(thing, VERSION, None)) is not None:
         return f"version {version}"
@@ -95,7 +134,8 @@ def fingerprint(thing, name: str = "this") -> str:
         text = json.dumps(_describe(thing, {}))
     except _Unseen as e:
         raise Error(
-            f"the {name} uses {e}, of which ddpp cannot tell whether it has changed: say which version it is, with "
+            f"the {name} uses {e}, of which ddpp cannot tell whether it has changed: say which "
+            "version it is, with "
             "ddpp.custom(..., version=1), and give it another number whenever it changes"
         ) from None
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -113,7 +153,11 @@ def _describe(value, seen: dict):
         array = value.detach().cpu().resolve_conj().numpy() if isinstance(value, Tensor) else value
         if array.dtype == object:
             raise _Unseen("an array of Python objects")
-        return [str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
+        return [
+            str(array.dtype),
+            array.shape,
+            hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest(),
+        ]
     if (version := getattr(value, VERSION, None)) is not None:
         return f"version {version}"
     if id(value) in seen:  # it contains itself, or is used twice
@@ -132,24 +176,48 @@ def _describe(value, seen: dict):
     if isinstance(value, types.FunctionType):
         return _function(value, seen)
     if isinstance(value, type):
-        return ["class", [_describe(base, seen) for base in value.__bases__], _describe(_own(value), seen)]
+        return [
+            "class",
+            [_describe(base, seen) for base in value.__bases__],
+            _describe(_own(value), seen),
+        ]
     if isinstance(value, dataclasses.Field):
-        return ["field", value.name, _describe(value.default, seen), _describe(value.default_factory, seen)]
+        return [
+            "field",
+            value.name,
+            _describe(value.default, seen),
+            _describe(value.default_factory, seen),
+        ]
     if isinstance(value, (functools.cached_property, functools.partialmethod)):
         return [type(value).__name__, _describe(value.func, seen)]
     if hasattr(value, "__wrapped__"):  # such as a function with a cache
         return ["wrapped", _describe(value.__wrapped__, seen)]
     if isinstance(
-        value, (types.MemberDescriptorType, types.GetSetDescriptorType, types.GenericAlias, re.Pattern, Path)
+        value,
+        (
+            types.MemberDescriptorType,
+            types.GetSetDescriptorType,
+            types.GenericAlias,
+            re.Pattern,
+            Path,
+        ),
     ):
         return repr(value)
     if isinstance(value, (staticmethod, classmethod, types.MethodType)):
         return [_describe(value.__func__, seen), _describe(getattr(value, "__self__", None), seen)]
     if isinstance(value, property):
-        return ["property", *(_describe(part, seen) for part in (value.fget, value.fset, value.fdel))]
+        return [
+            "property",
+            *(_describe(part, seen) for part in (value.fget, value.fset, value.fdel)),
+        ]
     if isinstance(value, functools.partial):
-        return ["partial", *(_describe(part, seen) for part in (value.func, value.args, value.keywords))]
-    if dataclasses.is_dataclass(value) or (type(value).__module__ != "builtins" and hasattr(value, "__dict__")):
+        return [
+            "partial",
+            *(_describe(part, seen) for part in (value.func, value.args, value.keywords)),
+        ]
+    if dataclasses.is_dataclass(value) or (
+        type(value).__module__ != "builtins" and hasattr(value, "__dict__")
+    ):
         return ["object", _describe(type(value), seen), _describe(vars(value), seen)]
     raise _Unseen(f"{getattr(value, '__name__', 'a value')}, a {type(value).__name__}")
 
@@ -166,13 +234,18 @@ def _own(kind: type) -> dict:
 def _written_by_dataclass(method) -> bool:
     while hasattr(method, "__wrapped__"):
         method = method.__wrapped__
-    return method is None or getattr(getattr(method, "__code__", None), "co_filename", "") == "<string>"
+    return (
+        method is None
+        or getattr(getattr(method, "__code__", None), "co_filename", "") == "<string>"
+    )
 
 
 def _function(function: types.FunctionType, seen: dict):
     used = {}
     for code in _codes(function.__code__):
-        for name in dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"):
+        for name in dict.fromkeys(
+            i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"
+        ):
             if name in function.__globals__:
                 used[name] = _with_attributes(function.__globals__[name], code.co_names, seen)
     closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -180,7 +253,10 @@ def _function(function: types.FunctionType, seen: dict):
         "function",
         _code(function.__code__),
         _describe([function.__defaults__, function.__kwdefaults__], seen),
-        [[name, _describe(cell.cell_contents, seen) if _filled(cell) else "empty"] for name, cell in closure.items()],
+        [
+            [name, _describe(cell.cell_contents, seen) if _filled(cell) else "empty"]
+            for name, cell in closure.items()
+        ],
         sorted(used.items()),
     ]
 
@@ -188,14 +264,24 @@ def _function(function: types.FunctionType, seen: dict):
 def _with_attributes(value, names: tuple[str, ...], seen: dict):
     """A global value; of a user's own module also what the code may take from it."""
     if isinstance(value, types.ModuleType) and not _in_library(value):
-        return [_describe(value, seen), [[n, _describe(getattr(value, n), seen)] for n in names if hasattr(value, n)]]
+        return [
+            _describe(value, seen),
+            [[n, _describe(getattr(value, n), seen)] for n in names if hasattr(value, n)],
+        ]
     return _describe(value, seen)
 
 
 def _code(code: types.CodeType) -> list:
     """What a code object does, without where it stands and what its text looks like."""
     constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return [code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars]
+    return [
+        code.co_code.hex(),
+        constants,
+        code.co_names,
+        code.co_varnames,
+        code.co_freevars,
+        code.co_cellvars,
+    ]
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -214,7 +300,9 @@ def _filled(cell: types.CellType) -> bool:
 
 
 def _is_library(value) -> bool:
-    """Whether it is a function or class of the standard library, of ddpp, or of an installed package."""
+    """Whether it is a function or class of the standard library, of ddpp, or of an installed
+    package.
+    """
     if not (hasattr(value, "__module__") and hasattr(value, "__qualname__")):
         return False
     return value.__module__ is not None and _in_library(sys.modules.get(value.__module__))

@@ -1,5 +1,7 @@
-"""The jobs that a full-scale run consists of, on made-up images: how long one takes in this process, in how much
-memory, and the least that it could take. `python -m ddpp.jobs FUNCTION JSON` calls a function here in its own process.
+"""The jobs that a full-scale run consists of, on made-up images: how long one takes in this
+process, in how much
+memory, and the least that it could take. `python -m ddpp.jobs FUNCTION JSON` calls a function here
+in its own process.
 """
 
 import json
@@ -33,7 +35,8 @@ SHAPE = (3, 32, 32)  # of an image
 
 @dataclass(frozen=True)
 class Job:
-    """One distillation step, one epoch of a teacher, or the training of an evaluation's networks (without their test).
+    """One distillation step, one epoch of a teacher, or the training of an evaluation's networks
+    (without their test).
 
     `repeats` is what it does over and over: J updates, the batches of an epoch, epochs.
     """
@@ -49,7 +52,9 @@ class Job:
 
 
 class Work(NamedTuple):
-    """What is measured, what is done once before, and the bytes that each repeat keeps to the end."""
+    """What is measured, what is done once before, and the bytes that each repeat keeps to the
+    end.
+    """
 
     run: Callable[[], object]
     warm_up: Callable[[], object]
@@ -75,24 +80,32 @@ JOBS = {
 def arithmetic(job: Job, width: int) -> int:
     """Floating-point operations of a job, counted by making them for one image.
 
-    A gradient takes about three times a forward pass. An update of a step takes one on the way there, and on the way
-    back one more, to be differentiated: with a forward pass of 0.1 GFLOP at width 128, about twelve times that.
+    A gradient takes about three times a forward pass. An update of a step takes one on the way
+    there, and on the way back one more, to be differentiated: with a forward pass of 0.1 GFLOP at
+    width 128, about twelve times that.
     """
     network = NetworkConfig(width=width).build(SHAPE[0], job.classes, SHAPE[1])
-    theta, image, label = network.initial(0), torch.zeros(1, *SHAPE), torch.zeros(1, dtype=torch.int64)
+    theta, image, label = (
+        network.initial(0),
+        torch.zeros(1, *SHAPE),
+        torch.zeros(1, dtype=torch.int64),
+    )
     with Arithmetic() as made:
         if job.kind == "step":
             once = Updates([torch.arange(1)], [None])
             unroll(network, theta, image, label, torch.tensor(0.01), once, torch.sum, "adjoint")
         else:
-            torch.autograd.grad(F.cross_entropy(network(theta.requires_grad_(), image), label), theta)
+            torch.autograd.grad(
+                F.cross_entropy(network(theta.requires_grad_(), image), label), theta
+            )
     epochs = job.repeats if job.kind == "evaluate" else 1
     images = job.repeats * job.batch if job.kind == "step" else epochs * job.images * job.networks
     return made.flop * images
 
 
 class Arithmetic(TorchDispatchMode):
-    """Counts the floating-point operations of convolutions and matrix products. (PyTorch's own counter, which keeps
+    """Counts the floating-point operations of convolutions and matrix products. (PyTorch's own
+    counter, which keeps
     books on modules besides, cannot see through the derivative of a gradient.)"""
 
     flop = 0
@@ -105,7 +118,8 @@ class Arithmetic(TorchDispatchMode):
 
 
 def least_bytes(job: Job, width: int) -> int:
-    """Bytes of the parameter vectors (J of a step; of an evaluation, also the velocity) and of the images (of a step,
+    """Bytes of the parameter vectors (J of a step; of an evaluation, also the velocity) and of the
+    images (of a step,
     also their gradient)."""
     p = NetworkConfig(width=width).build(SHAPE[0], job.classes, SHAPE[1]).size
     vectors = {"step": job.repeats, "teacher": 1, "evaluate": 2}[job.kind]
@@ -114,7 +128,9 @@ def least_bytes(job: Job, width: int) -> int:
 
 
 def matmul_rate(device: str) -> float:
-    """Floating-point operations per second in the product of two large float32 matrices, the fastest of five."""
+    """Floating-point operations per second in the product of two large float32 matrices, the
+    fastest of five.
+    """
     find_device(device)  # it decides what float32 means
     n = 2048 if device == "cpu" else 8192
     a, b = torch.randn(2, n, n, device=device)
@@ -122,14 +138,17 @@ def matmul_rate(device: str) -> float:
 
 
 def measure(job: dict, engine: str, width: int, count: int, device: str) -> dict:
-    """Seconds of `count` repeats of a job (given by its fields), and bytes: their peak above the idle process, and in
-    all, and what each further repeat would add. Where it cannot be measured, the reason stands under `failed`."""
+    """Seconds of `count` repeats of a job (given by its fields), and bytes: their peak above the
+    idle process, and in
+    all, and what each further repeat would add. Where it cannot be measured, the reason stands
+    under `failed`."""
     find_device(device)
     prepare = {"step": _unrolling, "teacher": _training, "evaluate": _evaluating}[job["kind"]]
     idle = _reset_peak(device)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="the engine compiled")  # what took its place is measured already
+            # what took its place is measured already
+            warnings.filterwarnings("error", message="the engine compiled")
             work = prepare(Job(**job), engine, NetworkConfig(width=width), count, device)
             work.warm_up()
             seconds = _seconds(work.run, device)
@@ -150,7 +169,8 @@ def _unrolling(job: Job, engine: str, config: NetworkConfig, count: int, device:
     images, labels = _images(job.images, job.classes, device)
     graph = graph_bytes(network, images[: job.batch], labels[: job.batch]) if device == "cpu" else 0
     needed = graph * (count if engine == "autograd" else 1)
-    if needed > 0.8 * psutil.virtual_memory().available:  # a GPU says so itself, a CPU takes the machine down with it
+    # a GPU says so itself, a CPU takes the machine down with it
+    if needed > 0.8 * psutil.virtual_memory().available:
         raise MemoryError(f"the graph takes {needed / 2**20:,.0f} MiB")
     start, alpha = network.initial(0), torch.tensor(0.01, device=device)
     teacher = start + 0.01 * torch.randn(start.shape, generator=generator(0, "teacher")).to(device)
@@ -158,7 +178,9 @@ def _unrolling(job: Job, engine: str, config: NetworkConfig, count: int, device:
     updates = draw_updates(job.images, job.batch, count, generator(0, "updates"))
     backwards = reversed(list(enumerate(updates.draws)))
     first = {how.operation: j for j, how in backwards if how}  # one update of each operation
-    few = Updates([updates.batches[j] for j in first.values()], [updates.draws[j] for j in first.values()])
+    few = Updates(
+        [updates.batches[j] for j in first.values()], [updates.draws[j] for j in first.values()]
+    )
     make = lambda updates: unroll(network, start, images, labels, alpha, updates, loss, engine)
     return Work(lambda: make(updates), lambda: make(few), kept=graph if engine == "autograd" else 0)
 
@@ -166,16 +188,24 @@ def _unrolling(job: Job, engine: str, config: NetworkConfig, count: int, device:
 def _training(job: Job, engine: str, config: NetworkConfig, count: int, device: str) -> Work:
     images, labels = _images(job.images, job.classes, device)
     how = TeacherConfig(count=1, epochs=1, batch=job.batch, network=config)
-    train = lambda n: train_teachers(_data(Split(images[:n], labels[:n]), job.classes), how, progress=False)
+    train = lambda n: train_teachers(
+        _data(Split(images[:n], labels[:n]), job.classes), how, progress=False
+    )
     return Work(lambda: train(count * job.batch), lambda: train(job.batch))
 
 
 def _evaluating(job: Job, engine: str, config: NetworkConfig, count: int, device: str) -> Work:
     images, labels = _images(job.images, job.classes, device)
     data, alpha = _data(Split(images, labels), job.classes), torch.tensor(0.01, device=device)
-    distilled = DistilledDataset(images, labels, alpha, data.whitening, data.classes, asdict(config))
+    distilled = DistilledDataset(
+        images, labels, alpha, data.whitening, data.classes, asdict(config)
+    )
     train = lambda networks, epochs: evaluate(
-        distilled, data, repeats=networks, protocol=Protocol(epochs=epochs, batch=job.batch), progress=False
+        distilled,
+        data,
+        repeats=networks,
+        protocol=Protocol(epochs=epochs, batch=job.batch),
+        progress=False,
     )
     return Work(lambda: train(job.networks, count), lambda: train(1, 1))
 
@@ -186,9 +216,19 @@ def _images(n: int, classes: int, device: str) -> Split:
 
 
 def _data(train: Split, classes: int) -> ImageData:
-    test = Split(train.images[:classes], train.labels[:classes])  # almost nothing, as it is not what is measured
+    # almost nothing, as it is not what is measured
+    test = Split(train.images[:classes], train.labels[:classes])
     names = tuple(map(str, range(classes)))
-    return ImageData("made up", names, train, None, test, fit_channels(train.images[:100]), held_out=0.0, sha256="")
+    return ImageData(
+        "made up",
+        names,
+        train,
+        None,
+        test,
+        fit_channels(train.images[:100]),
+        held_out=0.0,
+        sha256="",
+    )
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:
@@ -212,15 +252,27 @@ def _reset_peak(device: str) -> int:
 
 def _peak(device: str) -> int:
     if device == "cuda":
-        return torch.cuda.max_memory_reserved()  # not allocated: what a CUDA graph works in counts as free there
-    if Path("/proc/self/status").exists():  # not getrusage: there a child starts with its parent's peak
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        # not allocated: what a CUDA graph works in counts as free there
+        return torch.cuda.max_memory_reserved()
+    # not getrusage: there a child starts with its parent's peak
+    if Path("/proc/self/status").exists():
+        line = next(
+            line
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
         return int(line.split()[1]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 if __name__ == "__main__":
     function, arguments = sys.argv[1:]
-    print(json.dumps({"measure": measure, "matmul_rate": matmul_rate}[function](**json.loads(arguments))))
+    print(
+        json.dumps(
+            {"measure": measure, "matmul_rate": matmul_rate}[function](**json.loads(arguments))
+        )
+    )

@@ -1,7 +1,9 @@
-"""The loop that all methods share: from real images, step by step, to a distilled dataset. Stoppable at any moment.
+"""The loop that all methods share: from real images, step by step, to a distilled dataset.
+Stoppable at any moment.
 
-A method brings the state it begins with and a function from one state to the next. A state is a dataclass with the
-fields `step` (int), `images` and `alpha`, and whatever else a step reads from the steps before it: tensors and numbers.
+A method brings the state it begins with and a function from one state to the next. A state is a
+dataclass with the fields `step` (int), `images` and `alpha`, and whatever else a step reads from
+the steps before it: tensors and numbers.
 """
 
 import json
@@ -28,11 +30,14 @@ from ddpp.teachers import TeacherConfig
 
 KIND = "checkpoint"
 Iterates = dict[int, tuple[Tensor, Tensor]]  # {step: (images, alpha)}
-SHOWN = {"loss": ".3f", "kept": ".1%", "alpha": ".4f"}  # of what a step records, in the progress bar
+# of what a step records, in the progress bar
+SHOWN = {"loss": ".3f", "kept": ".1%", "alpha": ".4f"}
 
 
 class Stopped(Error):
-    """A run that can make no more steps: of pruning too much, say. Its checkpoint and settings are in order."""
+    """A run that can make no more steps: of pruning too much, say. Its checkpoint and settings are
+    in order.
+    """
 
 
 class MethodConfig(Protocol):
@@ -55,7 +60,9 @@ class GivenTeachers(MethodConfig, Protocol):
 
 
 class State(Protocol):
-    """Where a run is, a dataclass with at least these: all that a step reads from the steps before it."""
+    """Where a run is, a dataclass with at least these: all that a step reads from the steps before
+    it.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -98,21 +105,29 @@ def run(
     here: dict,
     check: Callable[[S, dict], None] = lambda state, history: None,
 ) -> DistilledDataset:
-    """Take `steps` steps from `state`, or go on from the checkpoint, and keep `iterates` states along the way.
+    """Take `steps` steps from `state`, or go on from the checkpoint, and keep `iterates` states
+    along the way.
 
-    labels (N,), class by class; columns: the shape of each value that a step records; identity: what the outcome is a
-    function of; network: a NetworkConfig as a dict; here: what the steps are made on, see `made_on`; `check` may raise
-    Stopped after a step. Raises Error for a checkpoint of another identity.
+    labels (N,), class by class; columns: the shape of each value that a step records; identity:
+    what the outcome is a function of; network: a NetworkConfig as a dict; here: what the steps are
+    made on, see `made_on`; `check` may raise Stopped after a step. Raises Error for a checkpoint of
+    another identity.
     """
     milestones = {math.ceil(steps * (i + 1) / iterates) for i in range(iterates)} | {steps}
-    history = {name: torch.full((steps, *shape), math.nan, dtype=torch.float32) for name, shape in columns.items()}
+    history = {
+        name: torch.full((steps, *shape), math.nan, dtype=torch.float32)
+        for name, shape in columns.items()
+    }
     kept, machines = {0: (state.images, state.alpha)}, []
     path, report = saving.checkpoint, saving.report
     if path is not None and Path(path).exists():
         state, kept, history, machines = _load(path, identity, state, data.device)
         report(f"going on from step {state.step} of {steps}, saved in {path}")
         if here not in machines:
-            report("the steps before were made elsewhere: the bits may differ from a run on one machine alone")
+            report(
+                "the steps before were made elsewhere: the bits may differ from a run on one "
+                "machine alone"
+            )
     machines += [here] if here not in machines else []
     check(state, history)
 
@@ -131,7 +146,9 @@ def run(
                 for name, value in record.items():
                     history[name][state.step] = value
                 state = after
-                shown = {name: f"{record[name]:{form}}" for name, form in SHOWN.items() if name in record}
+                shown = {
+                    name: f"{record[name]:{form}}" for name, form in SHOWN.items() if name in record
+                }
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
                 check(state, history)
@@ -146,7 +163,9 @@ def run(
     return DistilledDataset(
         images=state.images,
         labels=getattr(state, "labels", labels),
-        loss=SQUARED_ERROR if getattr(state, "labels", labels).is_floating_point() else None,  # learned by KIP
+        loss=SQUARED_ERROR
+        if getattr(state, "labels", labels).is_floating_point()
+        else None,  # learned by KIP
         alpha=state.alpha,
         whitening=data.whitening,
         classes=data.classes,
@@ -157,34 +176,58 @@ def run(
     )
 
 
-def identity(method: str, config: MethodConfig, source: TeacherConfig | NetworkConfig, data: ImageData) -> dict:
-    """What a run's outcome is a function of; its checkpoint and its result carry it. config: the method's settings;
+def identity(
+    method: str, config: MethodConfig, source: TeacherConfig | NetworkConfig, data: ImageData
+) -> dict:
+    """What a run's outcome is a function of; its checkpoint and its result carry it. config: the
+    method's settings;
     source: the teachers', for a method that has them, else the kind of network."""
     if isinstance(source, TeacherConfig):
-        made_from, network = {"teachers": source.identity(data), "teacher_count": source.count}, source.network
+        made_from, network = (
+            {"teachers": source.identity(data), "teacher_count": source.count},
+            source.network,
+        )
     else:
         made_from, network = {"network": asdict(source), "images": data.identity}, source
     made_from |= marks_of(method, config, network)
-    return json.loads(json.dumps({"method": method, "config": asdict(config)} | made_from))  # as files give it back
+    # as files give it back
+    return json.loads(json.dumps({"method": method, "config": asdict(config)} | made_from))
 
 
 def marks_of(method: str, config: MethodConfig, network: NetworkConfig) -> dict:
     """What a method, its settings and a network name that is not ddpp's own, see `marks`."""
-    named = {field.name: getattr(config, field.name) for field in fields(config) if field.name in TABLES}
-    return marks(method=method, network=network.name, augmentation=getattr(config, "augment", True), **named)
+    named = {
+        field.name: getattr(config, field.name) for field in fields(config) if field.name in TABLES
+    }
+    return marks(
+        method=method, network=network.name, augmentation=getattr(config, "augment", True), **named
+    )
 
 
 def made_on(device: torch.device) -> dict:
     """The device and the versions that a run depends on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     return {
         "device": f"{device.type}: {name}",
-        "versions": {"ddpp": version("ddpp"), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "ddpp": version("ddpp"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 
 def _save(
-    path: str | Path, identity: dict, machines: list[dict], state: State, kept: Iterates, history: dict[str, Tensor]
+    path: str | Path,
+    identity: dict,
+    machines: list[dict],
+    state: State,
+    kept: Iterates,
+    history: dict[str, Tensor],
 ) -> None:
     values = {field.name: getattr(state, field.name) for field in fields(state)}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -199,7 +242,8 @@ def read_checkpoint(path: str | Path, identity: dict) -> tuple[dict[str, Tensor]
     if meta["identity"] != identity:
         raise Error(
             f"the checkpoint {path} belongs to a run with other settings, data or teachers "
-            f"({differences(meta['identity'], identity)}): repeat that run's settings to go on with it, or choose "
+            f"({differences(meta['identity'], identity)}): repeat that run's settings to go on "
+            "with it, or choose "
             "another output"
         )
     return tensors, meta
@@ -208,9 +252,14 @@ def read_checkpoint(path: str | Path, identity: dict) -> tuple[dict[str, Tensor]
 def _load(
     path: str | Path, identity: dict, begin: S, device: torch.device
 ) -> tuple[S, Iterates, dict[str, Tensor], list[dict]]:
-    """What `_save` wrote: the state, as one of the kind of `begin`, the iterates, the history and the machines."""
+    """What `_save` wrote: the state, as one of the kind of `begin`, the iterates, the history and
+    the machines.
+    """
     tensors, meta = read_checkpoint(path, identity)
-    values = {f.name: tensors[f.name].to(device) if f.name in tensors else meta[f.name] for f in fields(begin)}
+    values = {
+        f.name: tensors[f.name].to(device) if f.name in tensors else meta[f.name]
+        for f in fields(begin)
+    }
     kept, history = unpack(tensors)
     kept = {at: (images.to(device), alpha.to(device)) for at, (images, alpha) in kept.items()}
     return type(begin)(**values), kept, history, meta["made_on"]

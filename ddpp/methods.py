@@ -24,15 +24,19 @@ class Method:
 
     matches: str  # in words, what is made equal
     config: type  # its settings, a dataclass with at least ipc and seed
-    run: Callable[[ImageData, Any, Any, Saving], DistilledDataset]  # of teachers or a NetworkConfig, and a config
+    # of teachers or a NetworkConfig, and a config
+    run: Callable[[ImageData, Any, Any, Saving], DistilledDataset]
     check: Callable[[Any], None]  # raises an Error for settings that cannot work
     teachers: bool = False  # whether it is given trained teachers, or only the kind of network
     first: bool = False  # whether the first teacher is all it needs
     reach: tuple[str, ...] = ()  # the settings that decide how many epochs the teachers need
-    settings: Mapping[str, object] = field(default_factory=dict)  # where they are not the config's defaults
+    # where they are not the config's defaults
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
-def _match_trajectories(data: ImageData, teachers: Teachers, config: DistillConfig, saving: Saving) -> DistilledDataset:
+def _match_trajectories(
+    data: ImageData, teachers: Teachers, config: DistillConfig, saving: Saving
+) -> DistilledDataset:
     return distill(data, teachers, config, **vars(saving))
 
 
@@ -42,11 +46,15 @@ def _choose_random(
     return selection.random(data, config.ipc, asdict(network), config.seed)
 
 
-def _herd(data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving) -> DistilledDataset:
+def _herd(
+    data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving
+) -> DistilledDataset:
     return selection.herding(data, teachers, config)
 
 
-def _choose_forgotten(data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving) -> DistilledDataset:
+def _choose_forgotten(
+    data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving
+) -> DistilledDataset:
     return selection.forgetting(data, teachers, config, saving)
 
 
@@ -61,12 +69,15 @@ _trajectories = partial(
 _gradients = partial(Method, config=dsa.DSAConfig, run=dsa.distill, check=common.check)
 _choice = partial(Method, config=SelectionConfig, check=selection.check_config)
 _one_teacher = partial(_choice, teachers=True, first=True, reach=("epochs",))
-FIXED = {"mtt": {"rule": "none"}, "dc": {"augment": False}, "dsa": {"augment": True}}  # or it is another method
+# or it is another method
+FIXED = {"mtt": {"rule": "none"}, "dc": {"augment": False}, "dsa": {"augment": True}}
 
 METHODS = Table(
     "method",
     {
-        "ddpp": _trajectories("training trajectories, without the parameters that are difficult to match"),
+        "ddpp": _trajectories(
+            "training trajectories, without the parameters that are difficult to match"
+        ),
         "mtt": _trajectories("training trajectories", settings=FIXED["mtt"]),
         "iadd": _trajectories(
             "training trajectories, with a learned weight for each parameter",
@@ -78,9 +89,14 @@ METHODS = Table(
         "dsa": _gradients("gradients, under the same augmentation"),
         "dm": Method("mean features in random networks", dm.DMConfig, dm.distill, common.check),
         "cafe": Method(
-            "mean features after each layer, and class centres", cafe.CAFEConfig, cafe.distill, common.check
+            "mean features after each layer, and class centres",
+            cafe.CAFEConfig,
+            cafe.distill,
+            common.check,
         ),
-        "kip": Method("the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check),
+        "kip": Method(
+            "the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check
+        ),
         "random": _choice("nothing: random real images", run=_choose_random),
         "herding": _one_teacher("mean features, by choosing real images", run=_herd),
         "forgetting": _one_teacher("nothing: images often forgotten", run=_choose_forgotten),
@@ -89,11 +105,14 @@ METHODS = Table(
 
 
 def check_settings(name: str, config: MethodConfig) -> None:
-    """Raise an Error for settings with which a method cannot work, or would be another one under its name."""
+    """Raise an Error for settings with which a method cannot work, or would be another one under
+    its name.
+    """
     METHODS[name].check(config)
     for key, value in FIXED.get(name, {}).items():
         if getattr(config, key) != value:
             raise Error(
-                f"{key} is {getattr(config, key)}, but {name} has {value}, or it would be another method: leave it "
+                f"{key} is {getattr(config, key)}, but {name} has {value}, or it would be "
+                "another method: leave it "
                 "out, or choose the method that has it"
             )

@@ -1,4 +1,6 @@
-"""What the chapters of the book start with: style, a word on the device, and things computed once."""
+"""What the chapters of the book start with: style, a word on the device, and things computed
+once.
+"""
 
 import sys
 import time
@@ -18,9 +20,11 @@ DRIVE = Path("/content/drive")
 
 
 def begin(drive: bool = False) -> Path:
-    """Set the figures' style and say what this notebook runs on; returns the folder where results are kept.
+    """Set the figures' style and say what this notebook runs on; returns the folder where results
+    are kept.
 
-    With `drive`, on Colab, that is a folder in the reader's Google Drive, which outlives the session.
+    With `drive`, on Colab, that is a folder in the reader's Google Drive, which outlives the
+    session.
     """
     figures.use_style()
     colab = "google.colab" in sys.modules
@@ -41,7 +45,8 @@ def begin(drive: bool = False) -> Path:
 
 
 def teachers(data: ImageData, recipe: Recipe, runs: Path, count: int | None = None) -> Teachers:
-    """The recipe's teachers from `runs`, or the first `count` of them, trained as far as they are missing; says which
+    """The recipe's teachers from `runs`, or the first `count` of them, trained as far as they are
+    missing; says which
     of the two happened."""
     config = recipe.stored_teachers()
     config = replace(config, count=count or config.count)
@@ -49,12 +54,17 @@ def teachers(data: ImageData, recipe: Recipe, runs: Path, count: int | None = No
     there, began = folder.exists(), time.monotonic()
     trained = train_teachers(data, config, folder)
     seconds = time.monotonic() - began
-    print(f"{'loaded' if there else 'trained'} {len(trained)} teachers of {trained.epochs} epochs ({seconds:.0f} s)")
+    print(
+        f"{'loaded' if there else 'trained'} {len(trained)} teachers of {trained.epochs} epochs "
+        f"({seconds:.0f} s)"
+    )
     return trained
 
 
 def distilled(path: Path, make: Callable[[Path], DistilledDataset]) -> DistilledDataset:
-    """The set in the file `path`, or else make(checkpoint), saved there; says which of the two happened."""
+    """The set in the file `path`, or else make(checkpoint), saved there; says which of the two
+    happened.
+    """
     if path.exists():
         print(f"loaded from {path}")
         return DistilledDataset.load(path)

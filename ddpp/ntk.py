@@ -1,9 +1,11 @@
-"""Neural tangent kernels of infinitely wide ReLU networks, in closed form and differentiable in the images.
+"""Neural tangent kernels of infinitely wide ReLU networks, in closed form and differentiable in the
+images.
 
-NTK parameterization (Jacot et al., 2018): a layer is sqrt(WEIGHTS / fan_in) W h + sqrt(BIASES) b with standard normal
-W and b, the last layer too. The kernel of two images is the sum over all entries of W and b of the product of the two
-derivatives of an output, in the limit of infinitely many channels. The expectations over ReLU units are the arc-cosine
-kernels (Cho & Saul, 2009). These are neural-tangents' kernels at W_std = sqrt(2), b_std = 0.1.
+NTK parameterization (Jacot et al., 2018): a layer is sqrt(WEIGHTS / fan_in) W h + sqrt(BIASES) b
+with standard normal W and b, the last layer too. The kernel of two images is the sum over all
+entries of W and b of the product of the two derivatives of an output, in the limit of infinitely
+many channels. The expectations over ReLU units are the arc-cosine kernels (Cho & Saul, 2009). These
+are neural-tangents' kernels at W_std = sqrt(2), b_std = 0.1.
 """
 
 from collections.abc import Callable
@@ -22,16 +24,20 @@ WEIGHTS, BIASES = 2.0, 0.01  # as KIP's code; its paper of ICLR 2021 says 1e-4 f
 
 
 def fully_connected(x: Tensor, y: Tensor, depth: int) -> Tensor:
-    """NTK of a network of `depth` hidden layers, between images x (n, C, H, W) and y (m, C, H, W): (n, m)."""
+    """NTK of a network of `depth` hidden layers, between images x (n, C, H, W) and y (m, C, H, W):
+    (n, m).
+    """
     _check(x, y, depth)
     same = lambda t: t
     return _recursion(x.flatten(1), y.flatten(1), depth, same, same)
 
 
 def convolutional(x: Tensor, y: Tensor, depth: int) -> Tensor:
-    """NTK of `depth` 3x3 convolutions (zero padding, stride 1) and a linear layer on all they put out: (n, m).
+    """NTK of `depth` 3x3 convolutions (zero padding, stride 1) and a linear layer on all they put
+    out: (n, m).
 
-    Without pooling a pixel meets only the pixels of its own place: n m H W numbers. Average pooling would need every
+    Without pooling a pixel meets only the pixels of its own place: n m H W numbers. Average pooling
+    would need every
     pixel against every other: n m (H W)^2.
     """
     _check(x, y, depth)
@@ -42,10 +48,13 @@ def convolutional(x: Tensor, y: Tensor, depth: int) -> Tensor:
 KERNELS = Table("kernel", {"fc": fully_connected, "conv": convolutional})
 
 
-def bytes_needed(kind: str, n: int, m: int, shape: tuple[int, int, int], depth: int, itemsize: int = 4) -> int:
+def bytes_needed(
+    kind: str, n: int, m: int, shape: tuple[int, int, int], depth: int, itemsize: int = 4
+) -> int:
     """Memory at the peak of KERNELS[kind] and its gradient, for n and m images of shape (C, H, W).
 
-    What a process was measured to grow by on a CPU: two to three times the arrays that it holds, as memory fragments.
+    What a process was measured to grow by on a CPU: two to three times the arrays that it holds, as
+    memory fragments.
     """
     channels, height, width = shape
     places = {"fc": 1, "conv": height * width}[choose("kernel", kind, KERNELS)]
@@ -55,7 +64,10 @@ def bytes_needed(kind: str, n: int, m: int, shape: tuple[int, int, int], depth: 
 
 def _check(x: Tensor, y: Tensor, depth: int) -> None:
     if x.shape[1:] != y.shape[1:]:
-        raise Error(f"the images are {tuple(x.shape[1:])} and {tuple(y.shape[1:])}: a kernel needs them of one shape")
+        raise Error(
+            f"the images are {tuple(x.shape[1:])} and {tuple(y.shape[1:])}: a kernel needs them "
+            "of one shape"
+        )
     if depth < 1:
         raise Error(f"the kernel's depth is {depth}: it must be at least 1")
 
@@ -63,13 +75,15 @@ def _check(x: Tensor, y: Tensor, depth: int) -> None:
 def _recursion(x: Tensor, y: Tensor, depth: int, mix: Map, readout: Map) -> Tensor:
     """From x (..., n, k) and y (..., m, k), k values at each place, to the kernel (n, m).
 
-    `mix` averages over the places that a unit of the next layer sees, `readout` over all. At each place q and p are the
-    variances at x and at y and d that of the difference. Carrying d, not the covariance, keeps the angle between equal
-    images at 0; from a covariance it would be as large as the square root of the rounding.
+    `mix` averages over the places that a unit of the next layer sees, `readout` over all. At each
+    place q and p are the variances at x and at y and d that of the difference. Carrying d, not the
+    covariance, keeps the angle between equal images at 0; from a covariance it would be as large as
+    the square root of the rounding.
     """
     q, p = x.square().mean(-1)[..., :, None], y.square().mean(-1)[..., None, :]
     d = q + p - 2 / x.shape[-1] * (x @ y.mT)
-    d = torch.where(d > 32 * torch.finfo(d.dtype).eps * (q + p), d, 0)  # less is the rounding of equal images
+    # less is the rounding of equal images
+    d = torch.where(d > 32 * torch.finfo(d.dtype).eps * (q + p), d, 0)
     kernel = (q + p - d) / 2
     for _ in range(depth):
         q, p = WEIGHTS * mix(q) + BIASES, WEIGHTS * mix(p) + BIASES
@@ -81,18 +95,20 @@ def _recursion(x: Tensor, y: Tensor, depth: int, mix: Map, readout: Map) -> Tens
 
 
 class _Relu(torch.autograd.Function):
-    """For Gaussians u and v of variances q and p with E (u - v)^2 = d: E (relu u - relu v)^2, and the chance that both
+    """For Gaussians u and v of variances q and p with E (u - v)^2 = d: E (relu u - relu v)^2, and
+    the chance that both
     are positive.
 
-    The chance has a cusp at d = 0. Its slope there is taken as 0: right where both images move as one, as on a kernel's
-    diagonal, and the mean over directions elsewhere.
+    The chance has a cusp at d = 0. Its slope there is taken as 0: right where both images move as
+    one, as on a kernel's diagonal, and the mean over directions elsewhere.
     """
 
     @staticmethod
     def forward(ctx: Any, d: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         covariance = (q + p - d) / 2
         heron = (d - (q.sqrt() - p.sqrt()).square()) * ((q.sqrt() + p.sqrt()).square() - d)
-        area = heron.clamp(min=0).sqrt() / 2  # of the parallelogram of u and v: sqrt(q p) times the sine of their angle
+        # of the parallelogram of u and v: sqrt(q p) times the sine of their angle
+        area = heron.clamp(min=0).sqrt() / 2
         angle = torch.atan2(area, covariance)
         both = 0.5 - angle / (2 * torch.pi)
         ctx.save_for_backward(q, p, covariance, area, both)
@@ -111,7 +127,11 @@ class _Relu(torch.autograd.Function):
 
 
 def _patches(t: Tensor) -> Tensor:
-    """Mean over 3x3 neighbourhoods of t (H, W, n, m), zeros outside: by band matrices, faster than pooling."""
-    rows, columns = (torch.ones(k, k, dtype=t.dtype, device=t.device).tril(1).triu(-1) / 3 for k in t.shape[:2])
+    """Mean over 3x3 neighbourhoods of t (H, W, n, m), zeros outside: by band matrices, faster than
+    pooling.
+    """
+    rows, columns = (
+        torch.ones(k, k, dtype=t.dtype, device=t.device).tril(1).triu(-1) / 3 for k in t.shape[:2]
+    )
     t = (rows @ t.flatten(1)).view_as(t)
     return (columns @ t.flatten(2)).view_as(t)

@@ -1,4 +1,6 @@
-"""The three stages and the evaluation as one run, from nothing to a distilled file with a report beside it."""
+"""The three stages and the evaluation as one run, from nothing to a distilled file with a report
+beside it.
+"""
 
 import contextlib
 import datetime
@@ -39,15 +41,17 @@ def run(
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> tuple[DistilledDataset, dict]:
-    """Train teachers where the method has them, distil, evaluate: write the distilled file `out` and, beside it, a
+    """Train teachers where the method has them, distil, evaluate: write the distilled file `out`
+    and, beside it, a
     report (.json).
 
-    Whatever exists already is taken: teachers in `teachers_folder` (default: a folder beside `out`, named by their
-    configuration), the checkpoint `out`.checkpoint, a finished `out`, its report. So the same call goes on after any
-    stop. Raises Error where a file belongs to another run; nothing is overwritten. Returns the set and the report.
-    `data`: what the recipe names, if it is loaded already; `scores`: a file of accuracies that several runs share, for
-    the sets that they have in common. Under torchrun all ranks work, rank 0 writes and evaluates;
-    to the others the report is empty.
+    Whatever exists already is taken: teachers in `teachers_folder` (default: a folder beside `out`,
+    named by their configuration), the checkpoint `out`.checkpoint, a finished `out`, its report. So
+    the same call goes on after any stop. Raises Error where a file belongs to another run; nothing
+    is overwritten. Returns the set and the report. `data`: what the recipe names, if it is loaded
+    already; `scores`: a file of accuracies that several runs share, for the sets that they have in
+    common. Under torchrun all ranks work, rank 0 writes and evaluates; to the others the report is
+    empty.
     """
     commit()
     out, method, config = Path(out), METHODS[recipe.method], recipe.stored_teachers()
@@ -57,15 +61,20 @@ def run(
         say = lambda line: None
     else:
         store.check_writable(out)
-    restarted = ranks.size() > 1  # perhaps: then the rank 0 before this one may still be about to end
-    with contextlib.nullcontext() if ranks.rank() else store.lock(out, wait=restarted), clock(out) as seconds:
+    # perhaps: then the rank 0 before this one may still be about to end
+    restarted = ranks.size() > 1
+    with (
+        contextlib.nullcontext() if ranks.rank() else store.lock(out, wait=restarted),
+        clock(out) as seconds,
+    ):
         known = _known_report(out)
         with stopwatch(seconds, "data"), ranks.in_turn():
             data = data or load_data(
                 recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device
             )
         say(str(data))
-        data.draw(recipe.distill.ipc, recipe.distill.seed)  # too few images of a class: say so before the teachers
+        # too few images of a class: say so before the teachers
+        data.draw(recipe.distill.ipc, recipe.distill.seed)
         folder = Path(teachers_folder) if teachers_folder else teachers_in(out.parent, config, data)
         checkpoint, own_scores = beside(out, "checkpoint"), beside(out, "scores")
         resumed = out.exists() or checkpoint.exists() or (method.teachers and folder.exists())
@@ -75,7 +84,10 @@ def run(
         if distilled is not None:
             say(f"{out} is finished already, by a run with these settings")
         elif known:
-            raise Error(f"{report_path(out)} reports on a set that is gone: move it away, or choose another output")
+            raise Error(
+                f"{report_path(out)} reports on a set that is gone: move it away, or choose "
+                "another output"
+            )
         else:
             if method.teachers:
                 with stopwatch(seconds, "teachers"):
@@ -91,16 +103,23 @@ def run(
             distilled.save(out)
         checkpoint.unlink(missing_ok=True)
 
-        protocol = {"protocol": asdict(recipe.protocol), "repeats": recipe.repeats, "best_on_test": best_on_test}
+        protocol = {
+            "protocol": asdict(recipe.protocol),
+            "repeats": recipe.repeats,
+            "best_on_test": best_on_test,
+        }
         asked = {"sha256": hashlib.sha256(out.read_bytes()).hexdigest(), **protocol}
         if known and known["asked"] != asked:
             raise Error(
-                f"{report_path(out)} has another evaluation: move it away for a new one, or use 'ddpp evaluate'"
+                f"{report_path(out)} has another evaluation: move it away for a new one, or use "
+                "'ddpp evaluate'"
             )
         if known:
             return distilled, known
         with stopwatch(seconds, "evaluate"):
-            accuracies = _accuracies(distilled, data, recipe, best_on_test, scores or own_scores, progress)
+            accuracies = _accuracies(
+                distilled, data, recipe, best_on_test, scores or own_scores, progress
+            )
         report = {"file": out.name, "asked": asked, "recipe": asdict(recipe), **accuracies}
         report |= {"seconds": seconds, "resumed": resumed} | provenance(data.device)
         store.write_json(report_path(out), report)
@@ -115,7 +134,9 @@ def beside(out: Path, ending: str) -> Path:
 
 @contextlib.contextmanager
 def clock(out: Path) -> Iterator[dict[str, float]]:
-    """The seconds of each stage, which a run that is stopped leaves in a file for the run that goes on."""
+    """The seconds of each stage, which a run that is stopped leaves in a file for the run that goes
+    on.
+    """
     path = beside(out, "seconds")
     seconds = {}
     with contextlib.suppress(OSError, ValueError, TypeError):  # lost or damaged, it is only a clock
@@ -144,11 +165,17 @@ def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 def provenance(device: torch.device) -> dict:
     """When, on what, and with which code and versions a run was made."""
-    return {"finished": f"{datetime.datetime.now(datetime.UTC):%F %R UTC}", "commit": commit(), **made_on(device)}
+    return {
+        "finished": f"{datetime.datetime.now(datetime.UTC):%F %R UTC}",
+        "commit": commit(),
+        **made_on(device),
+    }
 
 
 def teachers_in(folder: Path, config: TeacherConfig, data: ImageData) -> Path:
-    """The folder for these teachers in `folder`: runs with equal teachers share it, others never meet in it."""
+    """The folder for these teachers in `folder`: runs with equal teachers share it, others never
+    meet in it.
+    """
     return folder / f"teachers-{store.identity(config.identity(data))[:8]}"
 
 
@@ -161,10 +188,15 @@ def _finished(out: Path, made_from: dict, data: ImageData) -> DistilledDataset |
     if not out.exists():
         return None
     distilled = DistilledDataset.load(out)
-    kept = {key: distilled.provenance[key] for key in (*made_from, "custom") if key in distilled.provenance}
+    kept = {
+        key: distilled.provenance[key]
+        for key in (*made_from, "custom")
+        if key in distilled.provenance
+    }
     if kept != made_from:
         raise Error(
-            f"{out} holds the result of another run ({differences(kept, made_from)}): choose another output, or move "
+            f"{out} holds the result of another run ({differences(kept, made_from)}): choose "
+            "another output, or move "
             "that file away"
         )
     return distilled.to(data.device)
@@ -179,11 +211,18 @@ def _known_report(out: Path) -> dict | None:
         report = json.loads(path.read_text())
         return {"asked": report["asked"]} | report
     except (OSError, ValueError, KeyError, TypeError):
-        raise Error(f"{path} is where the report belongs, but is another file: move it away") from None
+        raise Error(
+            f"{path} is where the report belongs, but is another file: move it away"
+        ) from None
 
 
 def _accuracies(
-    distilled: DistilledDataset, data: ImageData, recipe: Recipe, best_on_test: bool, scores: str | Path, progress: bool
+    distilled: DistilledDataset,
+    data: ImageData,
+    recipe: Recipe,
+    best_on_test: bool,
+    scores: str | Path,
+    progress: bool,
 ) -> dict:
     """Of the set, and of the real images that it started from."""
     seed = recipe.distill.seed
@@ -203,13 +242,16 @@ def _accuracies(
 
 @cache
 def commit() -> str | None:
-    """The commit of this source tree, with + for uncommitted changes; None for an installed copy. Asked for when a run
+    """The commit of this source tree, with + for uncommitted changes; None for an installed copy.
+    Asked for when a run
     begins, it is what runs, also where the tree moves on before the run ends."""
     git = lambda *words: subprocess.run(
         ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     ).stdout.strip()
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain", "--", ".") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,7 +1,8 @@
-"""Several processes as one: torchrun starts them, each is a rank. A process on its own is rank 0 of 1.
+"""Several processes as one: torchrun starts them, each is a rank. A process on its own is rank 0 of
+1.
 
-Ranks talk through the CPU (gloo), whatever they compute on: what they exchange, one gradient of the images per step, is
-small beside the work behind it.
+Ranks talk through the CPU (gloo), whatever they compute on: what they exchange, one gradient of the
+images per step, is small beside the work behind it.
 """
 
 import contextlib
@@ -24,18 +25,24 @@ def join() -> None:
     if world == 1 or dist.is_initialized():
         return
     if missing := {"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
-        raise Error(f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}: start with torchrun, or unset it")
+        raise Error(
+            f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}: start with torchrun, or "
+            "unset it"
+        )
     from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage] documented
 
     number, attempt = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosts = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts)
-    store = PrefixStore(f"attempt {attempt}", store)  # else, after a restart, ranks read addresses of dead ones
+    # else, after a restart, ranks read addresses of dead ones
+    store = PrefixStore(f"attempt {attempt}", store)
     dist.init_process_group("gloo", store=store, rank=number, world_size=world, timeout=PATIENCE)
 
 
 def leave() -> None:
-    """Part from the others. A process that ends without it may abort, as its threads still listen to them."""
+    """Part from the others. A process that ends without it may abort, as its threads still listen
+    to them.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -61,7 +68,9 @@ def wait() -> None:
 
 @contextlib.contextmanager
 def in_turn() -> Iterator[None]:
-    """Rank 0 enters the block first, the others when it has left: for what one must fetch and all can then read."""
+    """Rank 0 enters the block first, the others when it has left: for what one must fetch and all
+    can then read.
+    """
     if rank() > 0:
         wait()
     try:
@@ -72,19 +81,28 @@ def in_turn() -> Iterator[None]:
 
 
 def average(parts: Sequence[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
-    """The mean of `count` dicts of tensors, of which `parts` are those in this rank's `share`; on every rank the same.
+    """The mean of `count` dicts of tensors, of which `parts` are those in this rank's `share`; on
+    every rank the same.
 
-    Summed in the order of the whole, so that the bits do not depend on the number of ranks, which must divide `count`.
+    Summed in the order of the whole, so that the bits do not depend on the number of ranks, which
+    must divide `count`.
     """
     if size() > 1:
-        mine = torch.stack([torch.cat([value.flatten().cpu() for value in part.values()]) for part in parts])
+        mine = torch.stack(
+            [torch.cat([value.flatten().cpu() for value in part.values()]) for part in parts]
+        )
         shares = [torch.empty_like(mine) for _ in range(size())]
         dist.all_gather(shares, mine)
-        rows = torch.stack(shares, dim=1).flatten(0, 1).to(next(iter(parts[0].values())).device)  # as `share` deals
+        # as `share` deals
+        rows = torch.stack(shares, dim=1).flatten(0, 1).to(next(iter(parts[0].values())).device)
         lengths = [value.numel() for value in parts[0].values()]
         shapes = {name: value.shape for name, value in parts[0].items()}
         parts = [
-            {name: v.view(s) for v, (name, s) in zip(row.split(lengths), shapes.items(), strict=True)} for row in rows
+            {
+                name: v.view(s)
+                for v, (name, s) in zip(row.split(lengths), shapes.items(), strict=True)
+            }
+            for row in rows
         ]
     total = dict(parts[0])
     for part in parts[1:]:

@@ -1,7 +1,9 @@
-"""Every setting in one table: the paper's runs, with their sources, and the profiles smoke, cpu, colab and paper.
+"""Every setting in one table: the paper's runs, with their sources, and the profiles smoke, cpu,
+colab and paper.
 
-The letter prints epsilon = 0.1, 200 teachers of 50 epochs, T = 5,000 and "ZCA with default parameters", and refers to
-MTT for the rest; J, K, I+ and the learning rates below are MTT's published ones for each data set and size.
+The letter prints epsilon = 0.1, 200 teachers of 50 epochs, T = 5,000 and "ZCA with default
+parameters", and refers to MTT for the rest; J, K, I+ and the learning rates below are MTT's
+published ones for each data set and size.
 """
 
 from collections.abc import Iterable
@@ -20,16 +22,29 @@ from ddpp.teachers import TeacherConfig
 
 PROFILES = ("smoke", "cpu", "colab", "paper")
 
-SCALES = {"cpu": (3, 500, 2), "colab": (20, 1000, 5), "paper": (200, 5000, 5)}  # teachers, T, iterates
+# teachers, T, iterates
+SCALES = {"cpu": (3, 500, 2), "colab": (20, 1000, 5), "paper": (200, 5000, 5)}
 
-# The trajectories' settings for (data set, images per class): MTT's commands as DC-BENCH lists them, for all but a few.
-NAMES = ("student_steps", "expert_epochs", "max_start_epoch", "image_lr", "alpha_lr", "alpha0", "batch")  # J, K, I+ ...
+# The trajectories' settings for (data set, images per class): MTT's commands as DC-BENCH lists
+# them, for all but a few.
+NAMES = (
+    "student_steps",
+    "expert_epochs",
+    "max_start_epoch",
+    "image_lr",
+    "alpha_lr",
+    "alpha0",
+    "batch",
+)  # J, K, I+ ...
 PAPER = {
     ("cifar10", 1): (50, 2, 2, 100.0, 1e-7, 0.01, None),
-    ("cifar10", 10): (30, 2, 20, 100.0, 1e-5, 1e-3, None),  # MTT's README says 1e5, 1e-4, 0.01, and diverges (its #31)
-    ("cifar10", 50): (30, 2, 20, 100.0, 1e-5, 1e-3, None),  # MTT's ZCA run; its best was without ZCA, I+ = 40
+    # MTT's README says 1e5, 1e-4, 0.01, and diverges (its #31)
+    ("cifar10", 10): (30, 2, 20, 100.0, 1e-5, 1e-3, None),
+    # MTT's ZCA run; its best was without ZCA, I+ = 40
+    ("cifar10", 50): (30, 2, 20, 100.0, 1e-5, 1e-3, None),
     ("cifar100", 1): (20, 3, 20, 1000.0, 1e-5, 0.01, None),
-    ("cifar100", 10): (20, 2, 20, 1000.0, 1e-5, 0.01, None),  # MTT's without ZCA; the paper says ZCA
+    # MTT's without ZCA; the paper says ZCA
+    ("cifar100", 10): (20, 2, 20, 1000.0, 1e-5, 0.01, None),
     ("cifar100", 50): (80, 2, 40, 1000.0, 1e-5, 0.01, 125),
 }
 
@@ -63,10 +78,12 @@ class Recipe:
     zca: bool | None = None  # None: wherever it is affordable (see load_data)
     validation: float = 0.1  # share of the training images held out for choosing an iterate
     repeats: int = 5  # networks per evaluation
-    all_epochs: bool = False  # train the teachers to the end, also over epochs that the run cannot use
+    # train the teachers to the end, also over epochs that the run cannot use
+    all_epochs: bool = False
 
     def stored_teachers(self) -> TeacherConfig:
-        """The teachers to train: only up to epoch I+ - 1 + K, the last that can be drawn, unless all are asked for.
+        """The teachers to train: only up to epoch I+ - 1 + K, the last that can be drawn, unless
+        all are asked for.
 
         Raises Error where the settings cannot work, before any work is done.
         """
@@ -75,29 +92,39 @@ class Recipe:
         check_protocol(self.protocol, self.repeats)
         if not method.teachers:
             return self.teachers
-        used = cast(GivenTeachers, self.distill).teacher_epochs  # as of every method with `teachers`
+        # as of every method with `teachers`
+        used = cast(GivenTeachers, self.distill).teacher_epochs
         if used > self.teachers.epochs:
             reach = " and ".join(f"{name} {getattr(self.distill, name)}" for name in method.reach)
             many = len(method.reach) > 1
             raise Error(
-                f"{reach} reach{'' if many else 'es'} epoch {used}, but the teachers stop at {self.teachers.epochs}: "
+                f"{reach} reach{'' if many else 'es'} epoch {used}, but the teachers stop at "
+                f"{self.teachers.epochs}: "
                 f"train them longer or lower {'either' if many else 'it'}"
             )
         count = 1 if method.first else self.teachers.count
-        return replace(self.teachers, count=count, epochs=self.teachers.epochs if self.all_epochs else used)
+        return replace(
+            self.teachers, count=count, epochs=self.teachers.epochs if self.all_epochs else used
+        )
 
 
-def recipe(profile: str = "smoke", data: str | None = None, ipc: int = 1, method: str = "ddpp") -> Recipe:
+def recipe(
+    profile: str = "smoke", data: str | None = None, ipc: int = 1, method: str = "ddpp"
+) -> Recipe:
     """The settings of a profile for a data set, a number of images per class and a method.
 
-    smoke: minutes on two CPU cores, width 32, the bundled sample unless told otherwise. paper: the paper's settings.
-    colab: the paper's with 20 teachers and T = 1,000. cpu: with 3 and 500; for one image per class, hours on two cores.
-    Sizes between those of the paper take the next smaller one's settings, data sets of your own those of CIFAR-10.
+    smoke: minutes on two CPU cores, width 32, the bundled sample unless told otherwise. paper: the
+    paper's settings.
+    colab: the paper's with 20 teachers and T = 1,000. cpu: with 3 and 500; for one image per class,
+    hours on two cores. Sizes between those of the paper take the next smaller one's settings, data
+    sets of your own those of CIFAR-10.
     """
     choose("recipe", profile, PROFILES)
     known = METHODS[choose("method", method, METHODS)]
     if profile == "smoke":
-        teachers = TeacherConfig(count=3, epochs=6, lr=0.02, batch=128, network=NetworkConfig(width=32))
+        teachers = TeacherConfig(
+            count=3, epochs=6, lr=0.02, batch=128, network=NetworkConfig(width=32)
+        )
         settings = dict(known.settings) | SMOKE.get(method, {})
         protocol = Protocol(epochs=200)
     else:
@@ -117,10 +144,18 @@ def recipe(profile: str = "smoke", data: str | None = None, ipc: int = 1, method
 
 
 def published(method: str, data: str, ipc: int) -> dict:
-    """What a method's paper or code sets for a data set and size, where that is not its config's default."""
+    """What a method's paper or code sets for a data set and size, where that is not its config's
+    default.
+    """
     if issubclass(METHODS[method].config, DistillConfig):
         table = "cifar100" if Path(data).stem == "cifar100" else "cifar10"
-        return dict(zip(NAMES, PAPER[table, _smaller(ipc, [n for name, n in PAPER if name == table])], strict=True))
+        return dict(
+            zip(
+                NAMES,
+                PAPER[table, _smaller(ipc, [n for name, n in PAPER if name == table])],
+                strict=True,
+            )
+        )
     if method in ("dc", "dsa"):
         return dict(zip(("outer", "inner"), LOOPS[_smaller(ipc, LOOPS)], strict=True))
     if method == "cafe":
@@ -134,14 +169,21 @@ def _smaller(ipc: int, sizes: Iterable[int]) -> int:
 
 
 def from_dict(stored: dict, kind: type = Recipe) -> Any:
-    """The recipe that `asdict` turned into `stored`; settings that are newer than it have their defaults."""
+    """The recipe that `asdict` turned into `stored`; settings that are newer than it have their
+    defaults.
+    """
     hints = get_type_hints(kind)
     names = {f.name for f in fields(kind)}
     if kind is Recipe and isinstance(stored, dict):
         hints["distill"] = METHODS[choose("method", stored.get("method", "ddpp"), METHODS)].config
     if not isinstance(stored, dict) or not stored.keys() <= names:
         raise Error("these are not the settings of a run of this version of ddpp")
-    inner = {name: from_dict(value, hints[name]) for name, value in stored.items() if is_dataclass(hints[name])}
-    lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}  # JSON has no tuples
+    inner = {
+        name: from_dict(value, hints[name])
+        for name, value in stored.items()
+        if is_dataclass(hints[name])
+    }
+    # JSON has no tuples
+    lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
     values: dict[str, Any] = stored | inner | lists
     return kind(**values)

@@ -1,4 +1,6 @@
-"""What a run leaves: a report, and beside it the distilled images, without the preprocessing, as the data has it."""
+"""What a run leaves: a report, and beside it the distilled images, without the preprocessing, as
+the data has it.
+"""
 
 import hashlib
 import json
@@ -12,7 +14,8 @@ from ddpp.errors import Error
 
 KIND = "result"
 LAST = 20  # distillation steps over which the final loss is averaged
-LARGEST = 16 * 2**20  # bytes of images that a result may hold; larger sets stay where they were distilled
+# bytes of images that a result may hold; larger sets stay where they were distilled
+LARGEST = 16 * 2**20
 
 
 def summary(distilled: DistilledDataset, report: dict) -> dict:
@@ -34,7 +37,9 @@ def summary(distilled: DistilledDataset, report: dict) -> dict:
 
 
 def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
-    """Keep the final images, labels, alpha and the history; None for a set that is too large for that."""
+    """Keep the final images, labels, alpha and the history; None for a set that is too large for
+    that.
+    """
     images = distilled.images
     if images.numel() * images.element_size() > LARGEST:
         return None
@@ -46,12 +51,16 @@ def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
 
 
 def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
-    """The images beside the report at `path`, which says `row`, joined with the preprocessing and classes of the data
-    that they were made from. Raises Error where the data are others, or were preprocessed in another way."""
+    """The images beside the report at `path`, which says `row`, joined with the preprocessing and
+    classes of the data
+    that they were made from. Raises Error where the data are others, or were preprocessed in
+    another way."""
     tensors, meta = store.read(path.with_name(row["set"]["file"]), KIND)
     made_from = meta["provenance"]["data"]
     if {key: made_from[key] for key in data.identity} != data.identity:
-        raise Error(f"{path} was made from {made_from['name']}, or from other preprocessing: load that data")
+        raise Error(
+            f"{path} was made from {made_from['name']}, or from other preprocessing: load that data"
+        )
     return DistilledDataset(
         images=tensors["images"].to(data.device),
         labels=tensors["labels"].to(data.device),
@@ -68,10 +77,11 @@ def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
 def read_row(path: Path) -> dict:
     """The report at `path`, checked together with the file of images that it names.
 
-    name, method, seed, error; of trajectories also rule and epsilon; accuracy (percent, mean of the final iterate's
-    networks), selected (the same of the iterate chosen on held-out images), alpha; kept (share of parameters, mean over
-    steps), unmasked (MTT loss, mean of the last steps), skipped (steps); all of `distilled` and `random` (see
-    Evaluation); of and network, where another run's set was evaluated; recipe, seconds, device, versions, commit.
+    name, method, seed, error; of trajectories also rule and epsilon; accuracy (percent, mean of the
+    final iterate's networks), selected (the same of the iterate chosen on held-out images), alpha;
+    kept (share of parameters, mean over steps), unmasked (MTT loss, mean of the last steps),
+    skipped (steps); all of `distilled` and `random` (see Evaluation); of and network, where another
+    run's set was evaluated; recipe, seconds, device, versions, commit.
     """
     try:
         row = json.loads(path.read_text())
@@ -86,11 +96,20 @@ def read_row(path: Path) -> dict:
         if missing := needed - row.keys():
             raise KeyError(missing)
         kept = row.get("set")
-        intact = not kept or hashlib.sha256((path.parent / kept["file"]).read_bytes()).hexdigest() == kept["sha256"]
+        intact = (
+            not kept
+            or hashlib.sha256((path.parent / kept["file"]).read_bytes()).hexdigest()
+            == kept["sha256"]
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise Error(f"{path}, or the file of images beside it, is not the result of a run: move both away") from None
+        raise Error(
+            f"{path}, or the file of images beside it, is not the result of a run: move both away"
+        ) from None
     if not intact:
-        raise Error(f"the images beside {path} are not those that it reports on: move both away, then run it again")
+        raise Error(
+            f"the images beside {path} are not those that it reports on: move both away, then "
+            "run it again"
+        )
     return row
 
 

@@ -1,6 +1,8 @@
-"""Random numbers as a function of a seed and a path of names, so that any step can be replayed on its own.
+"""Random numbers as a function of a seed and a path of names, so that any step can be replayed on
+its own.
 
-Nothing in ddpp reads a global random state: a stopped run needs no saved generator to go on to the same bits.
+Nothing in ddpp reads a global random state: a stopped run needs no saved generator to go on to the
+same bits.
 """
 
 import hashlib
@@ -14,5 +16,7 @@ def derive(seed: int, *path: float | str) -> int:
 
 
 def generator(seed: int, *path: float | str) -> torch.Generator:
-    """A fresh generator for `path`, e.g. generator(0, "step", 17); on the CPU, so that all devices see equal draws."""
+    """A fresh generator for `path`, e.g. generator(0, "step", 17); on the CPU, so that all devices
+    see equal draws.
+    """
     return torch.Generator().manual_seed(derive(seed, *path))

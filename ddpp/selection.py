@@ -1,4 +1,6 @@
-"""Sets of real images, which a distilled set has to beat: drawn at random, or chosen with a trained network's help."""
+"""Sets of real images, which a distilled set has to beat: drawn at random, or chosen with a trained
+network's help.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -34,17 +36,27 @@ class SelectionConfig:
 
 
 def random(data: ImageData, ipc: int, network: dict, seed: int = 0) -> DistilledDataset:
-    """`ipc` random real training images per class; with the same seed, those that distillation starts from."""
-    return _set(data, data.draw(ipc, seed), network, {"method": "random real images", "ipc": ipc, "seed": seed})
+    """`ipc` random real training images per class; with the same seed, those that distillation
+    starts from.
+    """
+    return _set(
+        data,
+        data.draw(ipc, seed),
+        network,
+        {"method": "random real images", "ipc": ipc, "seed": seed},
+    )
 
 
 def herding(data: ImageData, teachers: Teachers, config: SelectionConfig) -> DistilledDataset:
-    """The images whose mean stays closest to the mean of their class (Welling, 2009; Chen et al., 2010), in features
+    """The images whose mean stays closest to the mean of their class (Welling, 2009; Chen et al.,
+    2010), in features
     of a network that was trained on the data."""
     check_config(config)
     theta = teachers.snapshot(0, config.epochs)
     with torch.no_grad():
-        features = torch.cat([teachers.network.features(theta, x) for x in data.train.images.split(BATCH)])
+        features = torch.cat(
+            [teachers.network.features(theta, x) for x in data.train.images.split(BATCH)]
+        )
     chosen = _select(data, config, lambda members: herd(features[members], config.ipc))
     return _set(data, chosen, asdict(teachers.config.network), {"method": "herding"})
 
@@ -52,15 +64,18 @@ def herding(data: ImageData, teachers: Teachers, config: SelectionConfig) -> Dis
 def forgetting(
     data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving = Saving()
 ) -> DistilledDataset:
-    """The images that a network in training forgets most often (Toneva et al., ICLR 2019); those that it never learns
+    """The images that a network in training forgets most often (Toneva et al., ICLR 2019); those
+    that it never learns
     count as forgotten more often than all others, ties are broken at random.
 
-    Forgetting is looked for once per epoch, on all images as they are, and not when an image is in a batch. Each look
-    is saved, so that a stopped call goes on with the next one.
+    Forgetting is looked for once per epoch, on all images as they are, and not when an image is in
+    a batch. Each look is saved, so that a stopped call goes on with the next one.
     """
     check_config(config)
     history = _looks(data, teachers, config, saving)
-    order = torch.randperm(history.shape[1], generator=generator(config.seed, "ties")).to(data.device)
+    order = torch.randperm(history.shape[1], generator=generator(config.seed, "ties")).to(
+        data.device
+    )
 
     def most(members: Tensor) -> Tensor:
         events = forgetting_events(history[:, members])
@@ -71,7 +86,8 @@ def forgetting(
 
 
 def herd(features: Tensor, n: int) -> Tensor:
-    """Indices (n,) of the rows of features (N, d) that, taken one after the other, bring their mean closest to that of
+    """Indices (n,) of the rows of features (N, d) that, taken one after the other, bring their mean
+    closest to that of
     all rows."""
     mean, total, chosen = features.mean(0), torch.zeros_like(features[0]), []
     free = torch.ones(len(features), dtype=torch.bool, device=features.device)
@@ -85,7 +101,8 @@ def herd(features: Tensor, n: int) -> Tensor:
 
 
 def forgetting_events(history: Tensor) -> Tensor:
-    """How often each image was right at one look and wrong at the next; history (looks, N), bool, True where right.
+    """How often each image was right at one look and wrong at the next; history (looks, N), bool,
+    True where right.
     Images that were never right have `looks` events, more than any other can."""
     events = (history[:-1] & ~history[1:]).sum(0)
     return torch.where(history.any(0), events, len(history))
@@ -99,13 +116,17 @@ def check_config(config: SelectionConfig) -> None:
 
 
 def _looks(data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving) -> Tensor:
-    """Which training images the first teacher classifies rightly after each of its epochs: (epochs, N)."""
+    """Which training images the first teacher classifies rightly after each of its epochs: (epochs,
+    N).
+    """
     path, looks = saving.checkpoint, []
     identity = loop.identity("forgetting", config, teachers.config, data)
     if path is not None and Path(path).exists():
         tensors, _ = loop.read_checkpoint(path, identity)
         looks = list(tensors["looks"].to(data.device))
-    with tqdm(total=config.epochs, initial=len(looks), desc="look", disable=not saving.progress) as bar:
+    with tqdm(
+        total=config.epochs, initial=len(looks), desc="look", disable=not saving.progress
+    ) as bar:
         while len(looks) < config.epochs:
             looks.append(_correct(data, teachers, len(looks) + 1))
             bar.update()
@@ -123,7 +144,9 @@ def _correct(data: ImageData, teachers: Teachers, epoch: int) -> Tensor:
 
 
 def _select(data: ImageData, config: SelectionConfig, best: Callable[[Tensor], Tensor]) -> Split:
-    """config.ipc images of each class: of the indices (n,) of its training images, those that `best` points at."""
+    """config.ipc images of each class: of the indices (n,) of its training images, those that
+    `best` points at.
+    """
     data.draw(config.ipc, config.seed)  # says so where a class has too few
     chosen = []
     for label in range(len(data.classes)):

@@ -1,7 +1,9 @@
-"""The one place that writes and reads files: safetensors with JSON metadata, atomic, checked, no pickle.
+"""The one place that writes and reads files: safetensors with JSON metadata, atomic, checked, no
+pickle.
 
-A file carries the SHA-256 of each of its tensors and of its metadata. It is written under a temporary name and renamed,
-so a crash, a full disk or a kill leaves the last good file as it was. Equal content gives equal bytes.
+A file carries the SHA-256 of each of its tensors and of its metadata. It is written under a
+temporary name and renamed, so a crash, a full disk or a kill leaves the last good file as it was.
+Equal content gives equal bytes.
 """
 
 import contextlib
@@ -38,8 +40,14 @@ def identity(config: dict) -> str:
 def write(path: str | Path, kind: str, tensors: dict[str, Tensor], meta: dict) -> None:
     """Write tensors (moved to the CPU) and JSON-able metadata to `path`, all or nothing."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    body = {"kind": kind, "meta": meta, "sha256": {name: fingerprint(t) for name, t in tensors.items()}}
-    text = _canonical({"body": body, "sha256": hashlib.sha256(_canonical(body).encode()).hexdigest()})
+    body = {
+        "kind": kind,
+        "meta": meta,
+        "sha256": {name: fingerprint(t) for name, t in tensors.items()},
+    }
+    text = _canonical(
+        {"body": body, "sha256": hashlib.sha256(_canonical(body).encode()).hexdigest()}
+    )
     write_bytes(path, safetensors.torch.save(tensors, {KEY: text}))
 
 
@@ -67,7 +75,9 @@ def write_json(path: str | Path, value: object) -> None:
 
 @contextlib.contextmanager
 def lock(path: str | Path, wait: bool) -> Iterator[None]:
-    """Hold `path` against other processes: the next waits, or gets Busy. Ends with the process, however it ends."""
+    """Hold `path` against other processes: the next waits, or gets Busy. Ends with the process,
+    however it ends.
+    """
     try:
         import fcntl
     except ImportError:  # no such locks on Windows: there, do not write to one place from two runs
@@ -79,7 +89,9 @@ def lock(path: str | Path, wait: bool) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
-                raise Busy(f"another process is writing {path}: wait for it, or choose another output") from None
+                raise Busy(
+                    f"another process is writing {path}: wait for it, or choose another output"
+                ) from None
             if _is_at(held, file):  # else its holder just left, and took it away
                 try:
                     yield
@@ -105,14 +117,17 @@ def check_writable(path: str | Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         _sweep(path)
-        with tempfile.TemporaryFile(dir=path.parent):  # without a name, so that nothing is left of it after a kill
+        # without a name, so that nothing is left of it after a kill
+        with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as e:
         raise _cannot_write(path, e) from e
 
 
 def _sweep(path: Path) -> None:
-    """Remove what earlier versions left beside `path` when they were killed: PATH.PID.probe, or .probe.part."""
+    """Remove what earlier versions left beside `path` when they were killed: PATH.PID.probe, or
+    .probe.part.
+    """
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.probe*"):
         pid = left.name.removeprefix(f"{path.name}.").partition(".")[0]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
@@ -135,8 +150,9 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:
 class Lazy(Mapping):
     """A file's tensors, memory-mapped: each is read when asked for and checked the first time.
 
-    What is returned is a copy in memory of its own, aligned as every new tensor is. In a file a tensor begins anywhere,
-    and where it begins decides in which order some kernels add: a resumed run would have other bits.
+    What is returned is a copy in memory of its own, aligned as every new tensor is. In a file a
+    tensor begins anywhere, and where it begins decides in which order some kernels add: a resumed
+    run would have other bits.
     """
 
     def __init__(self, path: str | Path, kind: str):
@@ -147,7 +163,9 @@ class Lazy(Mapping):
                 raise Error(f"there is no file {self.path} (it {what}): check the path")
             open(self.path, "rb").close()
         except OSError as e:
-            raise Error(f"cannot read {self.path}: {e.strerror}; check the path and its permissions") from e
+            raise Error(
+                f"cannot read {self.path}: {e.strerror}; check the path and its permissions"
+            ) from e
         try:
             self._file = safe_open(self.path, "pt")
             envelope = json.loads((self._file.metadata() or {})[KEY])
@@ -195,4 +213,6 @@ def fingerprint(tensor: Tensor) -> str:
     """SHA-256 of a tensor's type, shape and bytes."""
     tensor = tensor.detach().cpu()
     header = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
-    return hashlib.sha256(header + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(
+        header + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    ).hexdigest()

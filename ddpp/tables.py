@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from ddpp.evaluate import spread
 from ddpp.methods import METHODS
 
-_METHODS = ("random", "forgetting", "herding", "dsa", "dm", "cafe", "none", "signed")  # rule none is MTT
+# rule none is MTT
+_METHODS = ("random", "forgetting", "herding", "dsa", "dm", "cafe", "none", "signed")
 _ROWS = {  # of the paper's Table I: test accuracy, mean and deviation of five networks
     ("cifar10", 1): "14.4 2.0 13.5 1.2 21.5 1.2 28.8 0.7 26.0 0.8 31.6 0.8 46.3 0.8 46.4 0.6",
     ("cifar10", 10): "26.0 1.2 23.3 1.0 31.6 0.7 52.1 0.5 48.9 0.6 50.9 0.5 65.3 0.7 65.5 0.3",
@@ -15,9 +16,13 @@ _ROWS = {  # of the paper's Table I: test accuracy, mean and deviation of five n
     ("cifar100", 10): "14.6 0.5 15.1 0.3 17.3 0.3 32.3 0.3 29.7 0.3 31.5 0.2 40.1 0.4 43.1 0.3",
     ("cifar100", 50): "30.0 0.4 30.5 0.3 33.7 0.5 42.8 0.4 43.6 0.4 42.9 0.2 47.7 0.2 48.4 0.3",
 }
-_pairs = lambda row: zip(*[map(float, row.split())] * 2, strict=True)  # one iterator twice: neighbours
-TABLE_1 = {which: dict(zip(_METHODS, _pairs(row), strict=True)) for which, row in _ROWS.items()}  # -> (mean, deviation)
-TABLE_2 = {  # (data set, images per class): KIP of width 1,024, KIP of width 128, the paper's method of width 128
+# one iterator twice: neighbours
+_pairs = lambda row: zip(*[map(float, row.split())] * 2, strict=True)
+# -> (mean, deviation)
+TABLE_1 = {which: dict(zip(_METHODS, _pairs(row), strict=True)) for which, row in _ROWS.items()}
+# (data set, images per class): KIP of width 1,024, KIP of width 128, the paper's method of width
+# 128
+TABLE_2 = {
     ("cifar10", 1): (49.9, 38.3, 46.4),
     ("cifar10", 10): (62.7, 57.6, 65.5),
     ("cifar10", 50): (68.6, 65.8, 71.9),
@@ -25,32 +30,59 @@ TABLE_2 = {  # (data set, images per class): KIP of width 1,024, KIP of width 12
     ("cifar100", 10): (28.3, 32.8, 43.1),
     ("cifar100", 50): (None, None, 48.4),
 }
-TABLE_3 = {  # CIFAR-10, 10 images per class: test accuracy in other architectures, mean and deviation
+# CIFAR-10, 10 images per class: test accuracy in other architectures, mean and deviation
+TABLE_3 = {
     "convnet": {"signed": (65.4, 0.4), "none": (64.3, 0.7), "kip": (47.6, 0.9)},
     "alexnet": {"signed": (35.8, 1.3), "none": (34.2, 2.6), "kip": (24.4, 3.9)},
     "vgg11": {"signed": (52.9, 0.9), "none": (50.3, 0.8), "kip": (42.1, 0.4)},
     "resnet18": {"signed": (51.8, 1.1), "none": (46.4, 0.6), "kip": (36.8, 1.0)},
 }
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided, by degrees of freedom
+# Student's t, two-sided, by degrees of freedom
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 NAMES = {  # as the tables show them
-    **{"none": "MTT", "signed": "pruned", "random": "Random", "herding": "Herding", "forgetting": "Forgetting"},
+    **{
+        "none": "MTT",
+        "signed": "pruned",
+        "random": "Random",
+        "herding": "Herding",
+        "forgetting": "Forgetting",
+    },
     **{"dc": "DC", "dsa": "DSA", "dm": "DM", "cafe": "CAFE", "kip": "KIP", "iadd": "IADD"},
     **{"convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18"},
 }
 
 
 def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
-    """The paper's Table I in Markdown, its numbers beside those of the rows; a dash where nothing has been run.
+    """The paper's Table I in Markdown, its numbers beside those of the rows; a dash where nothing
+    has been run.
 
-    Of one seed: mean and deviation of its networks. Of more: mean and deviation over seeds of the networks' mean.
+    Of one seed: mean and deviation of its networks. Of more: mean and deviation over seeds of the
+    networks' mean.
     """
-    head = ("data, images per class", "method", "paper", "final", "selected", "best on test", "seeds")
+    head = (
+        "data, images per class",
+        "method",
+        "paper",
+        "final",
+        "selected",
+        "best on test",
+        "seeds",
+    )
     lines = [head, ["---"] * len(head)]
     for data, ipc in sets:
         for rule, (mean, std) in TABLE_1[data, ipc].items():
-            group = [row["distilled"] for row in rows if not row["error"] and _key(row) == (data, ipc, rule)]
-            ours = [_accuracy([each[which] for each in group]) for which in ("final", "selected", "best_on_test")]
-            lines.append([_name(data, ipc), NAMES[rule], f"{mean} ± {std}", *ours, str(len(group) or "–")])
+            group = [
+                row["distilled"]
+                for row in rows
+                if not row["error"] and _key(row) == (data, ipc, rule)
+            ]
+            ours = [
+                _accuracy([each[which] for each in group])
+                for which in ("final", "selected", "best_on_test")
+            ]
+            lines.append(
+                [_name(data, ipc), NAMES[rule], f"{mean} ± {std}", *ours, str(len(group) or "–")]
+            )
     return _markdown(lines)
 
 
@@ -64,18 +96,33 @@ def table_2(rows: Sequence[dict]) -> str:
             _accuracy([row["distilled"]["final"] for row in group if ("of" in row) == transferred])
             for transferred in (True, False)
         ]
-        lines.append([_name(data, ipc), _show(wide, None, "", "–"), ours[0], _show(narrow, None, "", "–"), ours[1]])
+        lines.append(
+            [
+                _name(data, ipc),
+                _show(wide, None, "", "–"),
+                ours[0],
+                _show(narrow, None, "", "–"),
+                ours[1],
+            ]
+        )
     return _markdown(lines)
 
 
 def architecture_of(row: dict) -> str:
-    """The network that a row's accuracies are of: where another run's set was evaluated, that network's name."""
+    """The network that a row's accuracies are of: where another run's set was evaluated, that
+    network's name.
+    """
     return row.get("network", {"name": "convnet"})["name"]
 
 
 def table_3(rows: Sequence[dict]) -> str:
-    """The paper's Table III in Markdown, beside the rows of experiment table3: sets in each architecture."""
-    head = ("architecture", *(f"{NAMES[method]}, {who}" for method in ("signed", "none") for who in ("paper", "ours")))
+    """The paper's Table III in Markdown, beside the rows of experiment table3: sets in each
+    architecture.
+    """
+    head = (
+        "architecture",
+        *(f"{NAMES[method]}, {who}" for method in ("signed", "none") for who in ("paper", "ours")),
+    )
     lines = [head, ["---"] * len(head)]
     for architecture, paper in TABLE_3.items():
         line = [NAMES[architecture]]
@@ -91,9 +138,19 @@ def table_3(rows: Sequence[dict]) -> str:
 
 
 def rivals(rows: Sequence[dict]) -> str:
-    """All methods on one data set and size, in Markdown: what each matches, test accuracy over seeds, how much better
-    than as many random real images of the same seeds it is, and the seconds that distilling took."""
-    head = ("method", "matches", "accuracy (%)", "minus random (points)", "least", "seconds", "seeds")
+    """All methods on one data set and size, in Markdown: what each matches, test accuracy over
+    seeds, how much better
+    than as many random real images of the same seeds it is, and the seconds that distilling
+    took."""
+    head = (
+        "method",
+        "matches",
+        "accuracy (%)",
+        "minus random (points)",
+        "least",
+        "seconds",
+        "seeds",
+    )
     lines = [head, ["---"] * len(head)]
     rows = [row for row in rows if not row["error"]]
     chance = {row["seed"]: row["accuracy"] for row in rows if row["method"] == "random"}
@@ -101,13 +158,17 @@ def rivals(rows: Sequence[dict]) -> str:
         group = [row for row in rows if _key(row)[2] == key]
         name = {"none": "mtt", "signed": "ddpp"}.get(key, key)
         gains = [row["accuracy"] - chance[row["seed"]] for row in group if row["seed"] in chance]
-        spent = statistics.fmean(row["seconds"].get("teachers", 0) + row["seconds"].get("distill", 0) for row in group)
+        spent = statistics.fmean(
+            row["seconds"].get("teachers", 0) + row["seconds"].get("distill", 0) for row in group
+        )
         lines.append(
             [
                 NAMES.get(key, key),
                 METHODS[name].matches,
                 _accuracy([row["distilled"]["final"] for row in group]),
-                _show(statistics.fmean(gains), spread(gains) or None, "+") if gains and key != "random" else "",
+                _show(statistics.fmean(gains), spread(gains) or None, "+")
+                if gains and key != "random"
+                else "",
                 f"{min(gains):+.1f}" if gains and key != "random" else "",
                 f"{spent:.0f}",
                 str(len(group)),
@@ -117,12 +178,24 @@ def rivals(rows: Sequence[dict]) -> str:
 
 
 def costs(rows: Sequence[dict]) -> str:
-    """What each run took, in Markdown: hours of its stages (teachers: of training or awaiting them), on what, when."""
-    head = ("run", "teachers", "distillation", "evaluation", "device", "torch", "commit", "finished")
+    """What each run took, in Markdown: hours of its stages (teachers: of training or awaiting
+    them), on what, when.
+    """
+    head = (
+        "run",
+        "teachers",
+        "distillation",
+        "evaluation",
+        "device",
+        "torch",
+        "commit",
+        "finished",
+    )
     lines = [head, ["---"] * len(head)]
     for row in rows:
         spent = [
-            f"{row.get('seconds', {}).get(stage, 0) / 3600:.2f} h" for stage in ("teachers", "distill", "evaluate")
+            f"{row.get('seconds', {}).get(stage, 0) / 3600:.2f} h"
+            for stage in ("teachers", "distill", "evaluate")
         ]
         made = [row["device"], row["versions"]["torch"], row["commit"], row["finished"]]
         lines.append([row["name"].partition("/")[2], *spent, *map(str, made)])
@@ -131,7 +204,8 @@ def costs(rows: Sequence[dict]) -> str:
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")  # a number and its error stay on one line
+    # a number and its error stay on one line
+    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
 
 def _name(data: str, ipc: int) -> str:
@@ -154,15 +228,24 @@ def _accuracy(seeds: list[list[float] | None]) -> str:
 
 def _show(value: float | None, error: float | None, sign: str = "", missing: str = "") -> str:
     """A number with its error, as text; `missing` where there is none."""
-    return missing if value is None else f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
+    return (
+        missing
+        if value is None
+        else f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
+    )
 
 
 def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None, float | None, int]:
-    """How much better the paper's rule is than MTT, over the seeds that have both: the mean difference of `value`, half
-    the width of its 95 % confidence interval (None for fewer than two seeds), and the number of these seeds; rows of
-    one data set and size."""
+    """How much better the paper's rule is than MTT, over the seeds that have both: the mean
+    difference of `value`, half
+    the width of its 95 % confidence interval (None for fewer than two seeds), and the number of
+    these seeds; rows of one data set and size."""
     by = {(row.get("rule"), row["seed"]): row[value] for row in rows if not row["error"]}
-    gains = [by["signed", seed] - by["none", seed] for rule, seed in by if rule == "signed" and ("none", seed) in by]
+    gains = [
+        by["signed", seed] - by["none", seed]
+        for rule, seed in by
+        if rule == "signed" and ("none", seed) in by
+    ]
     if not gains:
         return None, None, 0
     if len(gains) == 1:
@@ -172,7 +255,9 @@ def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None,
 
 
 def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
-    """`paired` for each data set and size of Table I, in Markdown, beside the paper's difference."""
+    """`paired` for each data set and size of Table I, in Markdown, beside the paper's
+    difference.
+    """
     head = ("data, images per class", "paper", "final", "selected", "seeds")
     lines = [head, ["---"] * len(head)]
     for data, ipc in sets:
@@ -180,21 +265,36 @@ def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TA
         group = [row for row in rows if _key(row)[:2] == (data, ipc)]
         final, selected = paired(group), paired(group, "selected")
         ours = [_show(mean, half, "+", "–") for mean, half, _ in (final, selected)]
-        lines.append([_name(data, ipc), f"{paper['signed'][0] - paper['none'][0]:+.1f}", *ours, str(final[2] or "–")])
+        lines.append(
+            [
+                _name(data, ipc),
+                f"{paper['signed'][0] - paper['none'][0]:+.1f}",
+                *ours,
+                str(final[2] or "–"),
+            ]
+        )
     return _markdown(lines)
 
 
 def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
-    """One line per (rule, epsilon), in the order of the rows: mean of `value` over seeds and its deviation (None for
-    one seed), the mean share kept, the number of runs and of those that stopped, and the paired difference to rule
+    """One line per (rule, epsilon), in the order of the rows: mean of `value` over seeds and its
+    deviation (None for
+    one seed), the mean share kept, the number of runs and of those that stopped, and the paired
+    difference to rule
     none: its mean and standard error."""
     lines = []
     base = {row["seed"]: row[value] for row in rows if row["rule"] == "none" and not row["error"]}
     for rule, epsilon in dict.fromkeys((row["rule"], row["epsilon"]) for row in rows):
-        group = {row["seed"]: row for row in rows if (row["rule"], row["epsilon"]) == (rule, epsilon)}
+        group = {
+            row["seed"]: row for row in rows if (row["rule"], row["epsilon"]) == (rule, epsilon)
+        }
         finished = {seed: row for seed, row in group.items() if not row["error"]}
         values = [row[value] for row in finished.values()]
-        gains = [row[value] - base[seed] for seed, row in finished.items() if seed in base and rule != "none"]
+        gains = [
+            row[value] - base[seed]
+            for seed, row in finished.items()
+            if seed in base and rule != "none"
+        ]
         lines.append(
             {
                 "rule": rule,
@@ -203,8 +303,12 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
                 "stopped": len(group) - len(finished),
                 "mean": statistics.fmean(values) if values else None,
                 "std": spread(values) if len(values) > 1 else None,
-                "kept": statistics.fmean(row["kept"] for row in finished.values()) if finished else None,
-                "unmasked": statistics.fmean(row["unmasked"] for row in finished.values()) if finished else None,
+                "kept": statistics.fmean(row["kept"] for row in finished.values())
+                if finished
+                else None,
+                "unmasked": statistics.fmean(row["unmasked"] for row in finished.values())
+                if finished
+                else None,
                 "gain": statistics.fmean(gains) if gains else None,
                 "error": spread(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
             }
@@ -213,7 +317,9 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
 
 
 def cells(line: dict) -> list[str]:
-    """A line of `summarize` as text: rule, epsilon, runs, share kept, accuracy, difference to rule none."""
+    """A line of `summarize` as text: rule, epsilon, runs, share kept, accuracy, difference to rule
+    none.
+    """
     kept = "" if line["kept"] is None else f"{line['kept']:.1%}"
     numbers = _show(line["mean"], line["std"]), _show(line["gain"], line["error"], "+")
     return [line["rule"], f"{line['epsilon']:g}", str(line["runs"]), kept, *numbers]

@@ -1,15 +1,18 @@
-"""Eq. (2) J times, and the exact gradient of a loss of the result with respect to the distilled images and alpha.
+"""Eq. (2) J times, and the exact gradient of a loss of the result with respect to the distilled
+images and alpha.
 
-Three engines, one signature, equal results. `autograd` keeps the graph of all J updates, as every implementation before
-did. `adjoint` keeps the J parameter vectors only, on a CPU in a temporary file, and walks back through them: with
-lambda = dL/dtheta_J,
+Three engines, one signature, equal results. `autograd` keeps the graph of all J updates, as every
+implementation before did. `adjoint` keeps the J parameter vectors only, on a CPU in a temporary
+file, and walks back through them: with lambda = dL/dtheta_J,
 
-    per update, backwards:   dL/dX     -= alpha * d<lambda, g>/dX        g = gradient of the inner loss at theta_j
+    per update, backwards:   dL/dX     -= alpha * d<lambda, g>/dX        g = gradient of the inner
+    loss at theta_j
                              dL/dalpha -= <lambda, g>
                              lambda    -= alpha * H lambda               H = its Hessian
 
-which is what reverse-mode differentiation computes, one update's graph at a time. `compiled` takes the same walk in the
-compiled functions of ddpp/fast.py; it compares itself with `adjoint` first, and leaves the work to it where it cannot.
+which is what reverse-mode differentiation computes, one update's graph at a time. `compiled` takes
+the same walk in the compiled functions of ddpp/fast.py; it compares itself with `adjoint` first,
+and leaves the work to it where it cannot.
 """
 
 import contextlib
@@ -29,20 +32,25 @@ from ddpp.augment import Draw, augment, draw
 from ddpp.errors import Error, choose
 from ddpp.networks import Flat
 
-TOLERANCE = 0.05  # of _compare: rounding, by which a ReLU may cross its kink, cost 0.008; a walk without H costs 0.2
+# of _compare: rounding, by which a ReLU may cross its kink, cost 0.008; a walk without H costs 0.2
+TOLERANCE = 0.05
 
 Loss = Callable[[Tensor], Tensor]  # of the student's parameters (p,), a scalar
 
 
 class Updates(NamedTuple):
-    """All that is fixed before the student starts: its J batches b_{i,j} of Eq. (1) and their augmentations."""
+    """All that is fixed before the student starts: its J batches b_{i,j} of Eq. (1) and their
+    augmentations.
+    """
 
     batches: Sequence[Tensor]  # J index vectors into the distilled set
     draws: Sequence[Draw | None]  # J augmentations; None leaves a batch as it is
 
 
 class Unrolled(NamedTuple):
-    """The student after J updates (p,), the loss, and its gradients for the images (N, C, H, W) and alpha ()."""
+    """The student after J updates (p,), the loss, and its gradients for the images (N, C, H, W) and
+    alpha ().
+    """
 
     student: Tensor
     loss: Tensor
@@ -53,8 +61,8 @@ class Unrolled(NamedTuple):
 def draw_updates(size: int, batch: int | None, steps: int, generator: torch.Generator) -> Updates:
     """J = `steps` batches of a distilled set of `size` images, and their augmentations.
 
-    A batch is the whole set, or `batch` images without replacement: each pass through the set is a fresh permutation,
-    of which a rest smaller than a batch is left out.
+    A batch is the whole set, or `batch` images without replacement: each pass through the set is a
+    fresh permutation, of which a rest smaller than a batch is left out.
     """
     batch = min(batch or size, size)
     batches = []
@@ -74,15 +82,21 @@ def unroll(
     loss: Loss,
     engine: str,
 ) -> Unrolled:
-    """Train the student from `start` (p,) and differentiate loss(student), a scalar, through its whole training."""
-    return ENGINES[choose("engine", engine, ENGINES)](network, start, images, labels, alpha, updates, loss)
+    """Train the student from `start` (p,) and differentiate loss(student), a scalar, through its
+    whole training.
+    """
+    return ENGINES[choose("engine", engine, ENGINES)](
+        network, start, images, labels, alpha, updates, loss
+    )
 
 
 def _autograd(network, start, images, labels, alpha, updates, loss) -> Unrolled:
     images, alpha = images.detach().requires_grad_(), alpha.detach().requires_grad_()
     theta = start.detach().requires_grad_()
     for batch, how in zip(*updates, strict=True):
-        theta = theta - alpha * _gradient(network, theta, images[batch], labels[batch], how, create_graph=True)
+        theta = theta - alpha * _gradient(
+            network, theta, images[batch], labels[batch], how, create_graph=True
+        )
     value = loss(theta)
     return Unrolled(theta.detach(), value.detach(), *grad(value, (images, alpha)))
 
@@ -92,7 +106,9 @@ def _adjoint(network, start, images, labels, alpha, updates, loss) -> Unrolled:
     with contextlib.closing(_Path(start.device)) as path:
         for batch, how in zip(*updates, strict=True):
             path.push(theta)
-            theta = theta - alpha * _gradient(network, theta.requires_grad_(), images[batch], labels[batch], how)
+            theta = theta - alpha * _gradient(
+                network, theta.requires_grad_(), images[batch], labels[batch], how
+            )
             theta = theta.detach()
 
         student = theta.requires_grad_()
@@ -110,34 +126,55 @@ def _adjoint(network, start, images, labels, alpha, updates, loss) -> Unrolled:
 
 
 def _compiled(
-    network: Flat, start: Tensor, images: Tensor, labels: Tensor, alpha: Tensor, updates: Updates, loss: Loss
+    network: Flat,
+    start: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    alpha: Tensor,
+    updates: Updates,
+    loss: Loss,
 ) -> Unrolled:
     problem = (start, images, labels, alpha, updates, loss)
-    student = fast.student(network, len(updates.batches[0]), images.shape[1:], images.dtype, images.device)
+    student = fast.student(
+        network, len(updates.batches[0]), images.shape[1:], images.dtype, images.device
+    )
     if student.usable:
         try:
             _compare(student, *problem[:-1])
             return _walk(student, *problem)
         except Error:
             raise
-        except Exception as e:  # whatever goes wrong in a compiler, a driver or a library: adjoint needs none of them
+        # whatever goes wrong in a compiler, a driver or a library: adjoint needs none of them
+        except Exception as e:
             student.give_up()
             reason = " ".join(str(e).splitlines()[:2])[:300] or type(e).__name__
             warnings.warn(
-                f"the engine compiled cannot be used here ({reason}): from now on the engine adjoint takes its place, "
-                "with the same results but slower; to be rid of this message, ask for the engine adjoint",
+                f"the engine compiled cannot be used here ({reason}): from now on the engine "
+                "adjoint takes its place, "
+                "with the same results but slower; to be rid of this message, ask for the engine "
+                "adjoint",
                 stacklevel=3,
             )
     return _adjoint(network, *problem)
 
 
 def _walk(
-    student: fast.Student, start: Tensor, images: Tensor, labels: Tensor, alpha: Tensor, updates: Updates, loss: Loss
+    student: fast.Student,
+    start: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    alpha: Tensor,
+    updates: Updates,
+    loss: Loss,
 ) -> Unrolled:
-    """As `_adjoint`, in a fast.Student; all draws move to the device at once, so that no update waits for the host."""
+    """As `_adjoint`, in a fast.Student; all draws move to the device at once, so that no update
+    waits for the host.
+    """
     images, batches = images.detach(), torch.stack([*updates.batches]).to(images.device)
     names = [None if how is None else how.operation for how in updates.draws]
-    numbers = torch.stack([torch.zeros(batches.shape[1], 3) if how is None else how.u for how in updates.draws])
+    numbers = torch.stack(
+        [torch.zeros(batches.shape[1], 3) if how is None else how.u for how in updates.draws]
+    )
     moves = list(zip(batches, numbers.to(images), names, strict=True))
     student.alpha.copy_(alpha.detach())
     student.theta.copy_(start.detach())
@@ -162,27 +199,46 @@ def _walk(
 
 
 def _compare(
-    student: fast.Student, start: Tensor, images: Tensor, labels: Tensor, alpha: Tensor, updates: Updates
+    student: fast.Student,
+    start: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    alpha: Tensor,
+    updates: Updates,
 ) -> None:
-    """Make two updates with each operation that is new to this student, also with `adjoint`; raise where they differ.
+    """Make two updates with each operation that is new to this student, also with `adjoint`; raise
+    where they differ.
 
-    Two, for H to have a part in the result, and with a learning rate of 0.1, for that part to be large; and with a
-    loss without a mask, as rounding may move a mask, or draw a random one anew.
+    Two, for H to have a part in the result, and with a learning rate of 0.1, for that part to be
+    large; and with a loss without a mask, as rounding may move a mask, or draw a random one anew.
     """
     loss = lambda theta: (theta - start).square().sum()
     for batch, how in zip(*updates, strict=True):
         name = None if how is None else how.operation
         if name in student.trusted:
             continue
-        problem = (start, images, labels, torch.full_like(alpha, 0.1), Updates([batch] * 2, [how] * 2), loss)
+        problem = (
+            start,
+            images,
+            labels,
+            torch.full_like(alpha, 0.1),
+            Updates([batch] * 2, [how] * 2),
+            loss,
+        )
         mine, exact = _walk(student, *problem), _adjoint(student.network, *problem)
-        pairs = {field: (getattr(mine, field), getattr(exact, field)) for field in ("grad_images", "grad_alpha")}
+        pairs = {
+            field: (getattr(mine, field), getattr(exact, field))
+            for field in ("grad_images", "grad_alpha")
+        }
         if not all(b.isfinite().all() and b.any() for _, b in pairs.values()):
             continue  # there is nothing to compare with
         for field, (a, b) in pairs.items():
             difference = float((a - b).norm() / b.norm())
             if not difference < TOLERANCE:  # also where it is no number
-                raise RuntimeError(f"with the operation {name}, its {field} is {difference:.2g} away from adjoint's")
+                raise RuntimeError(
+                    f"with the operation {name}, its {field} is {difference:.2g} away from "
+                    "adjoint's"
+                )
         student.trusted.add(name)
 
 
@@ -191,14 +247,18 @@ ENGINES: dict[str, Engine] = {"autograd": _autograd, "adjoint": _adjoint, "compi
 
 
 def _gradient(network, theta, x, y, how, create_graph=False) -> Tensor:
-    """The gradient in Eq. (2): of the cross-entropy on the augmented batch with respect to theta, (p,)."""
+    """The gradient in Eq. (2): of the cross-entropy on the augmented batch with respect to theta,
+    (p,).
+    """
     x = x if how is None else augment(x, how)
     return grad(F.cross_entropy(network(theta, x), y), theta, create_graph=create_graph)[0]
 
 
 class _Path:
-    """theta_0 ... theta_{J-1}, last in first out. On a CPU they wait in an unnamed temporary file, so that the memory
-    does not grow with J even for networks larger than the images' graph; on a GPU they stay on it."""
+    """theta_0 ... theta_{J-1}, last in first out. On a CPU they wait in an unnamed temporary file,
+    so that the memory
+    does not grow with J even for networks larger than the images' graph; on a GPU they stay on
+    it."""
 
     def __init__(self, device: torch.device):
         self.file = tempfile.TemporaryFile() if device.type == "cpu" else None  # noqa: SIM115
@@ -214,7 +274,8 @@ class _Path:
         except OSError as e:
             where = tempfile.gettempdir()
             raise Error(
-                f"{where} has no room for the student's path ({e}): make room, or use the engine autograd"
+                f"{where} has no room for the student's path ({e}): make room, or use the engine "
+                "autograd"
             ) from e
 
     def close(self) -> None:
@@ -225,28 +286,40 @@ class _Path:
         if not self.file:
             return self.vectors.pop()
         end = self.file.seek(-like.numel() * like.element_size(), 1)
-        theta = torch.empty(like.shape, dtype=like.dtype)  # aligned as `theta` was: numpy's memory would not be
+        # aligned as `theta` was: numpy's memory would not be
+        theta = torch.empty(like.shape, dtype=like.dtype)
         self.file.readinto(theta.numpy().data)
         self.file.seek(end)
         return theta
 
 
-def choose_engine(network: Flat, images: Tensor, labels: Tensor, batch: int | None, steps: int) -> tuple[str, str]:
+def choose_engine(
+    network: Flat, images: Tensor, labels: Tensor, batch: int | None, steps: int
+) -> tuple[str, str]:
     """The engine for this device and size, and the reason in words.
 
-    On a GPU `compiled`. On a CPU `autograd`, which computes each update once, if the graph of all updates fits in half
-    of the memory; else `adjoint`, which computes each twice.
+    On a GPU `compiled`. On a CPU `autograd`, which computes each update once, if the graph of all
+    updates fits in half of the memory; else `adjoint`, which computes each twice.
     """
     if images.device.type != "cpu":
-        return "compiled", "on a GPU, starting small operations one by one takes longer than their arithmetic"
+        return (
+            "compiled",
+            "on a GPU, starting small operations one by one takes longer than their arithmetic",
+        )
     needed = steps * graph_bytes(network, images[: batch or None], labels[: batch or None])
-    memory = psutil.virtual_memory().total  # not what is free now: a run must not depend on its neighbours
-    size = f"the graph of {steps} updates takes {needed / 2**20:,.0f} of {memory / 2**20:,.0f} MiB of memory"
+    # not what is free now: a run must not depend on its neighbours
+    memory = psutil.virtual_memory().total
+    size = (
+        f"the graph of {steps} updates takes {needed / 2**20:,.0f} of {memory / 2**20:,.0f} "
+        "MiB of memory"
+    )
     return ("autograd" if needed < memory / 2 else "adjoint"), size
 
 
 def graph_bytes(network: Flat, images: Tensor, labels: Tensor) -> int:
-    """Bytes that one student update keeps for differentiating through it, measured by making one."""
+    """Bytes that one student update keeps for differentiating through it, measured by making
+    one.
+    """
     kept = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -256,5 +329,7 @@ def graph_bytes(network: Flat, images: Tensor, labels: Tensor) -> int:
 
     theta = network.initial(0).to(images).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        _ = _gradient(network, theta, images.detach().requires_grad_(), labels, None, create_graph=True)
+        _ = _gradient(
+            network, theta, images.detach().requires_grad_(), labels, None, create_graph=True
+        )
     return sum(kept.values())

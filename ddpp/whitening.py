@@ -1,7 +1,9 @@
-"""Preprocessing: an affine map fitted on the training images, and its exact inverse for looking at pictures.
+"""Preprocessing: an affine map fitted on the training images, and its exact inverse for looking at
+pictures.
 
-ZCA as in MTT (Cazenavette et al., CVPR 2022), which the paper uses "with default parameters": the covariance of the
-images in [0, 1] is regularized by eps = 0.1 and its inverse square root applied to every flattened image.
+ZCA as in MTT (Cazenavette et al., CVPR 2022), which the paper uses "with default parameters": the
+covariance of the images in [0, 1] is regularized by eps = 0.1 and its inverse square root applied
+to every flattened image.
 """
 
 from dataclasses import dataclass
@@ -18,9 +20,11 @@ CHUNK = 5_000  # images per matrix product: bounds the memory, not the result
 
 @dataclass(frozen=True)
 class Whitening:
-    """x -> (x - mean) @ matrix on flattened images (kind "zca"), or (x - mean) / std per channel (kind "channels").
+    """x -> (x - mean) @ matrix on flattened images (kind "zca"), or (x - mean) / std per channel
+    (kind "channels").
 
-    mean: (C, H, W); matrix: (D, D) symmetric with D = C*H*W, or std: (C, 1, 1). Images have values in [0, 1].
+    mean: (C, H, W); matrix: (D, D) symmetric with D = C*H*W, or std: (C, 1, 1). Images have values
+    in [0, 1].
     """
 
     kind: str
@@ -40,7 +44,9 @@ class Whitening:
         return self._product(images - self.mean, self.tensors()["matrix"])
 
     def invert(self, images: Tensor) -> Tensor:
-        """Undo `apply`: back to natural colours (values may leave [0, 1] for images that were learned)."""
+        """Undo `apply`: back to natural colours (values may leave [0, 1] for images that were
+        learned).
+        """
         if self.kind == "channels":
             return images * self.tensors()["std"] + self.mean
         return self._product(images, self.inverse) + self.mean
@@ -65,7 +71,9 @@ class Whitening:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file needs to rebuild this: mean with matrix, or mean with std."""
-        named = {"mean": self.mean} | ({"matrix": self.matrix} if self.kind == "zca" else {"std": self.std})
+        named = {"mean": self.mean} | (
+            {"matrix": self.matrix} if self.kind == "zca" else {"std": self.std}
+        )
         return {name: t for name, t in named.items() if t is not None}
 
     @staticmethod
@@ -75,7 +83,9 @@ class Whitening:
 
 
 def fit_zca(images: Tensor, eps: float = 0.1) -> Whitening:
-    """ZCA of images (N, C, H, W) in [0, 1]: matrix = U (S + eps)^-1/2 U^T, with U S U^T their covariance."""
+    """ZCA of images (N, C, H, W) in [0, 1]: matrix = U (S + eps)^-1/2 U^T, with U S U^T their
+    covariance.
+    """
     mean = images.mean(0)
     dimension = mean.numel()
     covariance = torch.zeros(dimension, dimension, dtype=torch.float64, device=images.device)
@@ -92,5 +102,8 @@ def fit_channels(images: Tensor) -> Whitening:
     mean = images.mean((0, 2, 3)).view(-1, 1, 1).expand(images.shape[1:]).contiguous()
     std = images.transpose(0, 1).flatten(1).std(1).view(-1, 1, 1)
     if not (std > 0).all():
-        raise Error("a channel has the same value in every training pixel: drop it, it carries no information")
+        raise Error(
+            "a channel has the same value in every training pixel: drop it, it carries no "
+            "information"
+        )
     return Whitening("channels", mean, std=std)

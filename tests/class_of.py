@@ -1,4 +1,6 @@
-"""How long a class takes to grade, with the wall and without: python tests/class_of.py STUDENTS FOLDER ROUNDS."""
+"""How long a class takes to grade, with the wall and without: python tests/class_of.py STUDENTS
+FOLDER ROUNDS.
+"""
 
 import os
 import sys
@@ -15,10 +17,16 @@ ASSIGNMENTS = Path(__file__).parents[1] / "assignments"
 
 
 def hand_in(students: int, folder: Path) -> None:
-    """One notebook for each student: the solution, the untouched copy, and each wrong solution, in turn."""
+    """One notebook for each student: the solution, the untouched copy, and each wrong solution, in
+    turn.
+    """
     right = nbformat.read(ASSIGNMENTS / "solutions" / "assignment1" / "assignment1.ipynb", 4)
     untouched = nbformat.read(ASSIGNMENTS / "release" / "assignment1" / "assignment1.ipynb", 4)
-    kinds = [right, untouched, *(wrong.apply(nbformat.from_dict(right)) for wrong in WRONG.values())]
+    kinds = [
+        right,
+        untouched,
+        *(wrong.apply(nbformat.from_dict(right)) for wrong in WRONG.values()),
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     for student, notebook in enumerate(islice(cycle(kinds), students), 1):
         nbformat.write(notebook, folder / f"student{student:03}.ipynb")
@@ -30,7 +38,9 @@ def compare(folder: Path, out: Path, rounds: int) -> None:
     for number in range(rounds):
         for trust in (False, True):
             place, began = out / f"{number}-{'trusted' if trust else 'walled'}", time.monotonic()
-            grade.grade_all(folder, ASSIGNMENTS, place, jobs=os.cpu_count(), trust=trust, say=lambda _: None)
+            grade.grade_all(
+                folder, ASSIGNMENTS, place, jobs=os.cpu_count(), trust=trust, say=lambda _: None
+            )
             took[trust].append(time.monotonic() - began)
             print(f"{place}: {took[trust][-1]:.0f} s", flush=True)
     walled, trusted = (sum(took[trust]) for trust in (False, True))

@@ -1,12 +1,17 @@
-"""A tiny data set for tests of the whole run: three classes that a small network tells apart, in seconds."""
+"""A tiny data set for tests of the whole run: three classes that a small network tells apart, in
+seconds.
+"""
 
 import os
 import signal
 from functools import partial
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: on problems this small, threads only wait for one another
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else it starts processes of its own, which import torch
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a script that starts the tests with & has it ignored
+# before torch starts: on problems this small, threads only wait for one another
+os.environ["OMP_NUM_THREADS"] = "1"
+# else it starts processes of its own, which import torch
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# a script that starts the tests with & has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import matplotlib
 import numpy as np
@@ -15,14 +20,19 @@ import pytest
 matplotlib.use("Agg")
 
 
-SLOW = {"graded", "handed_in", "course", "mistake", "smoke"}  # tests that ask for one of these take long,
-SLOW_MODULES = {"test_course_attacks", "test_course_files"}  # and those that start a process for each submission
+# tests that ask for one of these take long,
+SLOW = {"graded", "handed_in", "course", "mistake", "smoke"}
+# and those that start a process for each submission
+SLOW_MODULES = {"test_course_attacks", "test_course_files"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Where tests run in several processes, those that share something which is made once stay in one of them."""
-    for item in (item for item in items if isinstance(item, pytest.Function)):  # not the cells of notebooks
+    """Where tests run in several processes, those that share something which is made once stay in
+    one of them.
+    """
+    # not the cells of notebooks
+    for item in (item for item in items if isinstance(item, pytest.Function)):
         if SLOW & {*item.fixturenames} or item.module.__name__ in SLOW_MODULES:
             item.add_marker(pytest.mark.slow)
         fixtures = item._fixtureinfo.name2fixturedefs
@@ -30,7 +40,9 @@ def pytest_collection_modifyitems(items):
         if "mistake" in item.fixturenames:  # of one assignment, whose solution runs once
             shared = [item.callspec.params["name"]]
         if shared:
-            item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__}-{'-'.join(sorted(shared))}"))
+            item.add_marker(
+                pytest.mark.xdist_group(f"{item.module.__name__}-{'-'.join(sorted(shared))}")
+            )
 
 
 def write_npz(folder, classes=3, size=12, channels=1, per_class=20, name="mine", **changes):

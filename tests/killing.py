@@ -1,11 +1,12 @@
-"""Run the command line again and again, killing it with SIGKILL at random moments. Used by test_resume.
+"""Run the command line again and again, killing it with SIGKILL at random moments. Used by
+test_resume.
 
     python killing.py KILLS SECONDS OUT COMMAND ...
 
-Each run is a fork of this process, which has only imported ddpp, so that a run costs no start-up. Delays are drawn
-from 0 ... SECONDS, which double where four in a row hit the teachers: the machine is busier than it was. A run that was
-killed is continued by the next. When one finishes, its output is kept as
-OUT.1, OUT.2, ... and the next starts from nothing. Prints which stage each kill hit.
+Each run is a fork of this process, which has only imported ddpp, so that a run costs no start-up.
+Delays are drawn from 0 ... SECONDS, which double where four in a row hit the teachers: the machine
+is busier than it was. A run that was killed is continued by the next. When one finishes, its output
+is kept as OUT.1, OUT.2, ... and the next starts from nothing. Prints which stage each kill hit.
 """
 
 import os
@@ -41,7 +42,8 @@ while done < kills or not out.exists():
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):
         done += 1
-        print(f"\n{hit}", flush=True)  # on a line of its own, also after one that the kill cut short
+        # on a line of its own, also after one that the kill cut short
+        print(f"\n{hit}", flush=True)
         hits.append(hit)
         if hits[-4:] == ["teachers"] * 4:
             seconds *= 2

@@ -1,8 +1,10 @@
-"""A GPU where there is none: tensors compute on the CPU, but say that they are on "cuda", and refuse to be mixed.
+"""A GPU where there is none: tensors compute on the CPU, but say that they are on "cuda", and
+refuse to be mixed.
 
-PyTorch's own fake tensors have no values, and cannot be differentiated where no GPU is. Here each storage is either
-here or there, and operations follow CUDA's rules: all their tensors are in one place, but a number without dimensions
-or the indices of x[...] may come from the CPU; random numbers need a generator of the device; NumPy sees the CPU only.
+PyTorch's own fake tensors have no values, and cannot be differentiated where no GPU is. Here each
+storage is either here or there, and operations follow CUDA's rules: all their tensors are in one
+place, but a number without dimensions or the indices of x[...] may come from the CPU; random
+numbers need a generator of the device; NumPy sees the CPU only.
 """
 
 import contextlib
@@ -21,11 +23,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 class Storages:
-    """Which storages are there. They are kept, so that no other gets the address of one that is gone."""
+    """Which storages are there. They are kept, so that no other gets the address of one that is
+    gone.
+    """
 
     def __init__(self):
         self.kept = {}
-        self.ambient = False  # where an operation makes a tensor of its own, as the grid of a rotation
+        # where an operation makes a tensor of its own, as the grid of a rotation
+        self.ambient = False
 
     def __contains__(self, tensor: Tensor) -> bool:
         return _storage(tensor)._cdata in self.kept
@@ -86,13 +91,19 @@ class Functions(TorchFunctionMode):
                 there = value in self.storages
             elif isinstance(value, str | torch.device | int) and not isinstance(value, bool):
                 there = torch.device(value).type == "cuda"
-        plain = lambda v: CPU if isinstance(v, str | torch.device | int) and not isinstance(v, bool) else v
-        out = Tensor.to(tensor, *map(plain, rest), **{key: plain(value) for key, value in kwargs.items()})
+        plain = lambda v: (
+            CPU if isinstance(v, str | torch.device | int) and not isinstance(v, bool) else v
+        )
+        out = Tensor.to(
+            tensor, *map(plain, rest), **{key: plain(value) for key, value in kwargs.items()}
+        )
         return out if there == was else self.storages.place(out.clone(), there)
 
 
 class Operations(TorchDispatchMode):
-    """What happens below autograd: each operation on tensors in one place, its results in the same."""
+    """What happens below autograd: each operation on tensors in one place, its results in the
+    same.
+    """
 
     def __init__(self, storages: Storages):
         super().__init__()
@@ -102,13 +113,20 @@ class Operations(TorchDispatchMode):
         kwargs, packet = kwargs or {}, function.overloadpacket
         given = tensors((args, kwargs))
         there = [tensor for tensor in given if tensor in self.storages]
-        here = [tensor for tensor in given if tensor not in self.storages and tensor.dim() and tensor.device == CPU]
+        here = [
+            tensor
+            for tensor in given
+            if tensor not in self.storages and tensor.dim() and tensor.device == CPU
+        ]
         place = bool(there) or (not given and self.storages.ambient)
         if packet in INDEXED:
             place = args[0] in self.storages
             here = [] if place else here
         if there and here and packet not in BETWEEN:
-            raise RuntimeError(f"Expected all tensors to be on the same device: {packet} has some on cuda:0 and cpu")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device: {packet} has some on cuda:0 and "
+                "cpu"
+            )
         known = {_storage(tensor)._cdata for tensor in given}
         out = function(*args, **kwargs)
         for tensor in tensors(out):
@@ -132,7 +150,10 @@ def gpu(monkeypatch):
     """In the block there is one GPU."""
     for name, answer in {
         **{"is_available": True, "device_count": 1, "get_device_name": "a pretended GPU"},
-        **{"graph_pool_handle": "a pool", "get_device_properties": SimpleNamespace(total_memory=2**34)},
+        **{
+            "graph_pool_handle": "a pool",
+            "get_device_properties": SimpleNamespace(total_memory=2**34),
+        },
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     wait = SimpleNamespace(wait_stream=lambda other: None)

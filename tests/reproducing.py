@@ -1,4 +1,5 @@
-"""Reproduce two tiny runs, killing the process with SIGKILL at random moments. Used by test_experiments.
+"""Reproduce two tiny runs, killing the process with SIGKILL at random moments. Used by
+test_experiments.
 
     python reproducing.py DATA FOLDER KILLS
 

@@ -1,4 +1,6 @@
-"""The jobs of a full-scale run are measured, held against their arithmetic, and reported where they do not fit."""
+"""The jobs of a full-scale run are measured, held against their arithmetic, and reported where they
+do not fit.
+"""
 
 import json
 import subprocess
@@ -32,7 +34,9 @@ def uncompiled(monkeypatch):
 def here(monkeypatch):
     """Measure in this process."""
     functions = {"measure": jobs.measure, "matmul_rate": lambda device: 1e9}
-    monkeypatch.setattr(bench, "_child", lambda function, **arguments: functions[function](**arguments))
+    monkeypatch.setattr(
+        bench, "_child", lambda function, **arguments: functions[function](**arguments)
+    )
 
 
 def run(job, engine="-", count=None):
@@ -54,7 +58,9 @@ def test_the_arithmetic_follows_from_the_layers():
     gradient = 3 * forward - first  # nobody asks for the derivative with respect to the pixels
     assert arithmetic(JOBS["teacher-epoch"], 128) == 50_000 * gradient
     assert arithmetic(JOBS["evaluate-cifar10-ipc10"], 128) == 5 * 1000 * 100 * gradient
-    assert arithmetic(JOBS["step-cifar10-ipc1"], 128) / (50 * 10 * forward) == pytest.approx(12, rel=0.05)
+    assert arithmetic(JOBS["step-cifar10-ipc1"], 128) / (50 * 10 * forward) == pytest.approx(
+        12, rel=0.05
+    )
 
 
 def test_the_least_memory_is_vectors_and_images():
@@ -68,7 +74,13 @@ def test_a_product_of_matrices_is_timed():
 
 @pytest.mark.parametrize(
     "job, engine",
-    [("step", "autograd"), ("step", "adjoint"), ("step", "compiled"), ("teacher", "-"), ("evaluate", "-")],
+    [
+        ("step", "autograd"),
+        ("step", "adjoint"),
+        ("step", "compiled"),
+        ("teacher", "-"),
+        ("evaluate", "-"),
+    ],
 )
 def test_a_job_is_measured(job, engine):
     result = run(job, engine)
@@ -82,13 +94,20 @@ def test_a_table_shows_each_job_beside_its_floor(here, monkeypatch):
     lines = []
     result = bench.bench_jobs(bench.choose_jobs(("step", "teacher"), "cpu"), 4, "cpu", lines.append)
     rows = {(row["job"], row["engine"]): row for row in result["rows"]}
-    assert list(rows) == [("step", "autograd"), ("step", "adjoint"), ("step", "compiled"), ("teacher", "-")]
+    assert list(rows) == [
+        ("step", "autograd"),
+        ("step", "adjoint"),
+        ("step", "compiled"),
+        ("teacher", "-"),
+    ]
     assert result["matmul_flops"] == 1e9
     for row in rows.values():
         assert row["floor_seconds"] == pytest.approx(row["flop"] / 1e9)
         assert row["floor_ratio"] == pytest.approx(row["seconds"] / row["floor_seconds"])
     reference = rows["step", "autograd"]["seconds"]
-    assert rows["step", "compiled"]["autograd_ratio"] == pytest.approx(rows["step", "compiled"]["seconds"] / reference)
+    assert rows["step", "compiled"]["autograd_ratio"] == pytest.approx(
+        rows["step", "compiled"]["seconds"] / reference
+    )
     assert rows["teacher", "-"]["autograd_ratio"] is None
     assert "2 of 4 updates, scaled" in "\n".join(lines)
     json.dumps(result)
@@ -114,10 +133,22 @@ def test_an_unknown_job_is_refused_before_anything_is_measured(capsys):
 def test_the_command_writes_jobs_beside_the_rows(here, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "JOBS", SMALL)
     out = tmp_path / "bench.json"
-    options = "--student-steps 1 --width 4 --images 4 --rounds 1 --device cpu --jobs evaluate".split()
+    options = (
+        "--student-steps 1 --width 4 --images 4 --rounds 1 --device cpu --jobs evaluate".split()
+    )
     assert main(["bench", *options, "--out", str(out)]) == 0
     written = json.loads(out.read_text())
-    assert set(written) >= {"machine", "torch", "width", "images", "rows", "jobs", "commit", "finished", "device"}
+    assert set(written) >= {
+        "machine",
+        "torch",
+        "width",
+        "images",
+        "rows",
+        "jobs",
+        "commit",
+        "finished",
+        "device",
+    }
     assert [row["engine"] for row in written["rows"]] == ["autograd", "adjoint"]
     assert written["jobs"]["rows"][0]["of"] == 10
 
@@ -134,7 +165,11 @@ def test_a_graph_larger_than_the_memory_is_not_begun(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
 )
 def test_a_job_without_memory_is_reported(here, monkeypatch, error):
     def fail(*_, **__):
@@ -163,7 +198,9 @@ def test_where_compiled_cannot_be_used_it_has_no_time(monkeypatch):
 
 
 def test_any_other_failure_is_an_error(monkeypatch):
-    broken = SimpleNamespace(returncode=1, stdout="", stderr="Traceback\nValueError: something else")
+    broken = SimpleNamespace(
+        returncode=1, stdout="", stderr="Traceback\nValueError: something else"
+    )
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: broken)
     with pytest.raises(Error, match=r"a measurement failed \(ValueError: something else\)"):
         bench.bench((1,), width=4, images=4, rounds=1, device="cpu")

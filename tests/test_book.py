@@ -1,4 +1,6 @@
-"""The notebooks are ready to be read and opened anywhere, and the code that they show is the module's own."""
+"""The notebooks are ready to be read and opened anywhere, and the code that they show is the
+module's own.
+"""
 
 import ast
 import os
@@ -18,7 +20,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SHOWING = ("01", "02", "03", "04", "05", "06", "08", "09")  # the chapters that show code of the module
+# the chapters that show code of the module
+SHOWING = ("01", "02", "03", "04", "05", "06", "08", "09")
 SHOWN = re.compile(r"# (ddpp/[\w/]+\.py)(:.*)?\n")  # how a cell that does so begins
 COLUMNS, LINES = 79, 35  # of a code cell: it must not scroll sideways, and must be read at a glance
 ALT = 20  # characters: a text that says what there is to see is not shorter
@@ -28,7 +31,11 @@ built = SimpleNamespace(**runpy.run_path(str(ROOT / "book" / "built.py")))
 
 
 def code_cells(path):
-    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" and cell.source.strip()]
+    return [
+        cell
+        for cell in nbformat.read(path, 4).cells
+        if cell.cell_type == "code" and cell.source.strip()
+    ]
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -74,8 +81,12 @@ def test_one_command_changes_the_address_everywhere(copy):
     new = (copy / "_config.yml").read_text()
     assert sum(a != b for a, b in zip(old.splitlines(), new.splitlines(), strict=True)) == 2
     assert 'repository-code: "https://github.com/you/it"' in (copy / "CITATION.cff").read_text()
-    badge, install = (cell.source for cell in nbformat.read(copy / "notebooks" / "01_it.ipynb", 4).cells)
-    assert badge.endswith("(https://colab.research.google.com/github/you/it/blob/dev/notebooks/01_it.ipynb)")
+    badge, install = (
+        cell.source for cell in nbformat.read(copy / "notebooks" / "01_it.ipynb", 4).cells
+    )
+    assert badge.endswith(
+        "(https://colab.research.google.com/github/you/it/blob/dev/notebooks/01_it.ipynb)"
+    )
     assert 'url, branch = "https://github.com/you/it", "dev"' in install
     source = (copy / "assignments" / "source" / "assignment1" / "assignment1.ipynb").read_text()
     assert "github/you/it/blob/dev/assignments/release/assignment1/assignment1.ipynb)" in source
@@ -92,7 +103,9 @@ def test_an_address_elsewhere_changes_only_where_the_code_is_fetched_from(copy):
     assert "file:///somewhere/ddpp" in install.source
 
 
-@pytest.mark.parametrize("url", ["git@github.com:you/it", "github.com/you/it", "https://github.com/you", "it"])
+@pytest.mark.parametrize(
+    "url", ["git@github.com:you/it", "github.com/you/it", "https://github.com/you", "it"]
+)
 def test_what_is_no_address_is_refused(copy, url):
     with pytest.raises(ValueError, match="not an address like"):
         address.set_address(url, root=copy)
@@ -100,7 +113,9 @@ def test_what_is_no_address_is_refused(copy, url):
 
 def test_a_notebook_without_the_two_cells_is_named(copy):
     nbformat.write(new_notebook(), copy / "notebooks" / "01_it.ipynb")
-    with pytest.raises(ValueError, match=r"01_it\.ipynb has no cell with the id colab-badge or colab-install"):
+    with pytest.raises(
+        ValueError, match=r"01_it\.ipynb has no cell with the id colab-badge or colab-install"
+    ):
         address.stale(copy)
 
 
@@ -144,7 +159,10 @@ def test_a_build_that_made_nothing_fails(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("The book is not complete:\n")
-    assert done.stderr.count(" is missing") == len(NOTEBOOKS) + len(list((ROOT / "book").glob("*.md"))) + 1
+    assert (
+        done.stderr.count(" is missing")
+        == len(NOTEBOOKS) + len(list((ROOT / "book").glob("*.md"))) + 1
+    )
 
 
 # What is stored in the notebooks
@@ -157,8 +175,11 @@ def test_colab_gives_it_a_gpu(path):
 def test_no_code_cell_is_too_wide_or_too_long(path):
     sources = [cell.source for cell in code_cells(path)]
     assert [line for source in sources for line in source.splitlines() if len(line) > COLUMNS] == []
-    one = [source for source in sources if SHOWN.match(source) and len(definitions(source)) == 1]  # as long as it is
-    assert [s.splitlines()[:5] for s in sources if len(s.splitlines()) > LINES and s not in one] == []
+    # as long as it is
+    one = [source for source in sources if SHOWN.match(source) and len(definitions(source)) == 1]
+    assert [
+        s.splitlines()[:5] for s in sources if len(s.splitlines()) > LINES and s not in one
+    ] == []
 
 
 def test_it_was_run_from_top_to_bottom(path):
@@ -168,7 +189,11 @@ def test_it_was_run_from_top_to_bottom(path):
 
 def test_the_figures_that_it_describes_are_stored(path):
     described = [cell for cell in code_cells(path) if "image" in cell.metadata.get("mystnb", {})]
-    lost = [cell for cell in described if not any("image/png" in output.get("data", {}) for output in cell.outputs)]
+    lost = [
+        cell
+        for cell in described
+        if not any("image/png" in output.get("data", {}) for output in cell.outputs)
+    ]
     assert [cell.source for cell in lost] == []
 
 
@@ -188,8 +213,14 @@ def test_every_image_says_what_it_shows():
         for cell in code_cells(path):
             for data in (output.get("data", {}) for output in cell.outputs):
                 if any(kind.startswith("image/") for kind in data):
-                    alts[cell.metadata.get("mystnb", {}).get("image", {}).get("alt", f"none: {path.name}")] += 1
-                alts.update(re.findall(r'<img[^>]*? alt="([^"]*)"', "".join(data.get("text/html", ""))))
+                    alts[
+                        cell.metadata.get("mystnb", {})
+                        .get("image", {})
+                        .get("alt", f"none: {path.name}")
+                    ] += 1
+                alts.update(
+                    re.findall(r'<img[^>]*? alt="([^"]*)"', "".join(data.get("text/html", "")))
+                )
     assert [alt for alt in alts if alt.startswith("none: ") or len(alt) < ALT] == []
     assert [alt for alt, count in alts.items() if count > 1] == []
 
@@ -198,7 +229,9 @@ def test_every_image_says_what_it_shows():
 
 
 def definitions(source):
-    """Each top-level function, class and assignment, apart from formatting and line breaks in docstrings."""
+    """Each top-level function, class and assignment, apart from formatting and line breaks in
+    docstrings.
+    """
     found = {}
     for node in ast.parse(source).body:
         for inner in ast.walk(node):
@@ -231,16 +264,22 @@ def test_the_code_shown_is_the_modules(path):
 
 @pytest.mark.parametrize("chapter", SHOWING)
 def test_the_chapter_shows_code_of_the_module(chapter):
-    assert [cell for path in NOTEBOOKS if path.name.startswith(chapter) for cell in shown_cells(path)]
+    assert [
+        cell for path in NOTEBOOKS if path.name.startswith(chapter) for cell in shown_cells(path)
+    ]
 
 
 def test_an_edit_on_either_side_is_seen():
     module = (ROOT / "ddpp" / "pruning.py").read_text()
-    cell = "# ddpp/pruning.py\nimport torch\n\n" + ast.unparse(ast.parse(module))  # the same, without its formatting
+    # the same, without its formatting
+    cell = "# ddpp/pruning.py\nimport torch\n\n" + ast.unparse(ast.parse(module))
     assert "RULES" in definitions(cell)
     assert "keep_mask" in definitions(cell)
     assert drifted(cell, module) == []
-    edits = {"keep_mask": ("epsilon < 1", "epsilon <= 1"), "matching_loss": ("A scalar.", "One number.")}
+    edits = {
+        "keep_mask": ("epsilon < 1", "epsilon <= 1"),
+        "matching_loss": ("A scalar.", "One number."),
+    }
     for name, edit in edits.items():
         assert drifted(cell, module.replace(*edit)) == [name]
         assert drifted(cell.replace(*edit), module) == [name]

@@ -1,4 +1,6 @@
-"""The assignments: what is handed out, that each mistake costs just its points and is named, and the grader's calm."""
+"""The assignments: what is handed out, that each mistake costs just its points and is named, and
+the grader's calm.
+"""
 
 import contextlib
 import csv
@@ -37,7 +39,8 @@ try:
 except Error:  # neither namespaces nor Landlock: what must not be confined can still be tested
     WALL = wall.NONE
 TRUST = WALL == wall.NONE
-STARTS = "cannot start other programs" if WALL.alone else "stopped: "  # Landlock is faster, and says less
+# Landlock is faster, and says less
+STARTS = "cannot start other programs" if WALL.alone else "stopped: "
 HIDDEN = "No such file" if WALL.alone else "Permission denied"
 LONG = 25  # characters of a line that is somebody's own
 
@@ -75,7 +78,9 @@ def test_no_solution_and_no_hidden_check_is_handed_out(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_solutions_have_no_hidden_check_either(name):
     solved = "\n".join(cell.source for cell in read("solutions", name).cells)
-    assert "### " not in "\n".join(line for line in solved.splitlines() if "HIDDEN" in line or "SOLUTION" in line)
+    assert "### " not in "\n".join(
+        line for line in solved.splitlines() if "HIDDEN" in line or "SOLUTION" in line
+    )
     for cell in read("source", name).cells:
         hidden = cell.source.partition("### BEGIN HIDDEN TESTS")[2].splitlines()[1:-1]
         assert not hidden or "\n".join(hidden) not in solved
@@ -98,13 +103,17 @@ def test_a_marker_that_is_not_closed_is_named():
 
 @lru_cache(1)
 def solved(name):
-    """The assignment, its solution's cells by name, and what they and the setup leave. Studies are shortened."""
+    """The assignment, its solution's cells by name, and what they and the setup leave. Studies are
+    shortened.
+    """
     matplotlib.use("Agg")
     assignment = grade.Assignment.read(copies.sources(COURSE)[name])
     cells = {
         cell.id: shorten(cell.source)
         for cell in copies.solutions(read("source", name)).cells
-        if cell.cell_type == "code" and cell.id != "colab-install" and cell.source not in assignment.pictures
+        if cell.cell_type == "code"
+        and cell.id != "colab-install"
+        and cell.source not in assignment.pictures
     }
     space = {"__name__": "__main__"}
     for code in cells.values():
@@ -114,18 +123,25 @@ def solved(name):
 
 
 def shorten(code):
-    return code.replace("steps=15", "steps=2").replace("epochs=30", "epochs=3").replace("[0, 1, 2, 3, 4]", "[0, 1, 2]")
+    return (
+        code.replace("steps=15", "steps=2")
+        .replace("epochs=30", "epochs=3")
+        .replace("[0, 1, 2, 3, 4]", "[0, 1, 2]")
+    )
 
 
 def judged(name, wrong: Wrong):
     """What each check says of a solution with this mistake: task -> (passed, says)."""
     assignment, cells, space, prepared = solved(name)
     source = wrong.apply(copies.solutions(read("source", name)))
-    (code,) = [cell.source for cell in source.cells if copies.nbgrader(cell).get("grade_id") == wrong.cell]
+    (code,) = [
+        cell.source for cell in source.cells if copies.nbgrader(cell).get("grade_id") == wrong.cell
+    ]
     again, checks = [shorten(code)], dict(assignment.checks)
     if "study-check" in wrong.fails and wrong.cell != "study":
         again += [cells["register"], cells["study"]]
-    elif wrong.cell == "run-once":  # the student's study is made by the wrong function, and agrees with it
+    # the student's study is made by the wrong function, and agrees with it
+    elif wrong.cell == "run-once":
         del checks["study-check"]
     changed = set.union(*(found for code in (again[0], again[-1]) for found in grade.names(code)))
     space, rules = dict(space), dict(RULES)
@@ -152,7 +168,9 @@ def test_there_are_enough_mistakes(name):
     assert len(WRONG[name]) >= 6
 
 
-@pytest.mark.parametrize(("name", "mistake"), [(name, mistake) for name in NAMES for mistake in WRONG[name]])
+@pytest.mark.parametrize(
+    ("name", "mistake"), [(name, mistake) for name in NAMES for mistake in WRONG[name]]
+)
 def test_a_mistake_loses_its_points_and_is_named(name, mistake):
     wrong = WRONG[name][mistake]
     found = judged(name, wrong)
@@ -192,9 +210,11 @@ def test_the_untouched_copy_gets_nothing_and_is_told_what_to_do(graded, name):
         if outcome.points is None:
             assert outcome.says == "nothing was written"
         else:
-            assert "not written yet" in outcome.says or "is not there" in outcome.says or "fill" in outcome.says, (
-                outcome
-            )
+            assert (
+                "not written yet" in outcome.says
+                or "is not there" in outcome.says
+                or "fill" in outcome.says
+            ), outcome
     assert "To go on" in report.text()
 
 
@@ -206,7 +226,10 @@ def test_the_reports_are_files_for_people_and_for_programs(graded):
         report = reports[row["submission"]]
         kept = json.loads((out / f"{report.submission}.json").read_text())
         assert float(row["points"]) == kept["points"] == report.points
-        assert f"**{report.points:g} of {report.of:g} points**" in (out / f"{report.submission}.md").read_text()
+        assert (
+            f"**{report.points:g} of {report.of:g} points**"
+            in (out / f"{report.submission}.md").read_text()
+        )
 
 
 # Submissions that students really hand in: a small course, so that each takes seconds
@@ -217,7 +240,8 @@ def course(tmp_path_factory):
     double = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION"
     check = (
         "if ask(double, 3) != 6:\n    raise Mistake('3 does not become 6')\n"
-        "### BEGIN HIDDEN TESTS\nassert ask(double, 4) == 8, 'learned by heart'\n### END HIDDEN TESTS"
+        "### BEGIN HIDDEN TESTS\nassert ask(double, 4) == 8, 'learned by heart'\n### END HIDDEN "
+        "TESTS"
     )
     half = "def half(x):\n    ### BEGIN SOLUTION\n    return x / 2\n    ### END SOLUTION"
     other = "if ask(half, 6) != 3:\n    raise Mistake('6 does not become 3')"
@@ -235,7 +259,9 @@ def deleted(notebook, course):
 
 
 def doubled(notebook, course):
-    notebook.cells.insert(6, cell_of(copies.read(course / "release" / "numbers" / "numbers.ipynb"), "double"))
+    notebook.cells.insert(
+        6, cell_of(copies.read(course / "release" / "numbers" / "numbers.ipynb"), "double")
+    )
 
 
 def edited(notebook, course):
@@ -248,7 +274,9 @@ def misspelled(notebook, course):
 
 
 def stored(notebook, course):
-    cell_of(notebook, "double").outputs = [new_output("stream", name="stdout", text="y" * 100_000_000)]
+    cell_of(notebook, "double").outputs = [
+        new_output("stream", name="stdout", text="y" * 100_000_000)
+    ]
 
 
 def bare(notebook, course):
@@ -266,7 +294,9 @@ def shuffled(notebook, course):
 
 
 def reading(notebook, course):
-    cell_of(notebook, "double").source = f"print(open('{course}/source/numbers/numbers.ipynb').read())"
+    cell_of(
+        notebook, "double"
+    ).source = f"print(open('{course}/source/numbers/numbers.ipynb').read())"
 
 
 def overwriting(notebook, course):
@@ -310,7 +340,9 @@ HANDED_IN = {
     "leaves": (added("import os; os._exit(0)"), 3, "it ended its process"),
     "breaks imports": (added("import sys\nsys.modules['ddpp'] = None"), 3, "3 of 3"),
     "uses up its time": (
-        lambda notebook, course: notebook.cells.extend(new_code_cell("while True: pass") for _ in range(6)),
+        lambda notebook, course: notebook.cells.extend(
+            new_code_cell("while True: pass") for _ in range(6)
+        ),
         0,
         "stopped after 40 s in all",
     ),
@@ -338,7 +370,8 @@ def handed_in(course, tmp_path_factory):
     for name, (change, *_) in HANDED_IN.items():
         notebook = copies.read(course / "solutions" / "numbers" / "numbers.ipynb")
         change(notebook, course)
-        text = json.dumps(notebook).replace("{folder}", str(folder))  # unchecked, as cells were doubled
+        # unchecked, as cells were doubled
+        text = json.dumps(notebook).replace("{folder}", str(folder))
         (folder / f"{name}.ipynb").write_text(text)
     for name, content in REFUSED.items():
         (folder / name).write_bytes(content)
@@ -378,7 +411,9 @@ def test_a_class_that_is_graded_is_not_graded_again_but_for_what_is_new(handed_i
     (folder / "solved.ipynb").write_text((folder / "by heart.ipynb").read_text())
     (out / "doubled.json").write_text("damaged")
     said = []
-    again = grade.grade_all(folder, course, out, limits=Limits(seconds=8), jobs=2, say=said.append, trust=TRUST)
+    again = grade.grade_all(
+        folder, course, out, limits=Limits(seconds=8), jobs=2, say=said.append, trust=TRUST
+    )
     assert said[0] == f"{len(reports) - 2 - len(REFUSED)} of {len(reports)} are graded already"
     points = {report.submission: report.points for report in again}
     assert (points["solved"], points["doubled"], points["other order"]) == (1, 3, 3)
@@ -389,9 +424,21 @@ def test_ctrl_c_stops_a_class_at_once_and_the_next_call_goes_on(course, tmp_path
     folder.mkdir()
     for i in range(3):
         shutil.copy(course / "solutions" / "numbers" / "numbers.ipynb", folder / f"{i}.ipynb")
-    command = [sys.executable, "-m", "ddpp.cli", "grade", str(folder), "--assignments", str(course), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "ddpp.cli",
+        "grade",
+        str(folder),
+        "--assignments",
+        str(course),
+        "--out",
+        str(out),
+    ]
     command += ["--jobs", "1", *(["--trust-submissions"] if TRUST else [])]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     while not (out / "0.json").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -401,7 +448,9 @@ def test_ctrl_c_stops_a_class_at_once_and_the_next_call_goes_on(course, tmp_path
     assert process.returncode == 130
     assert not (out / "2.json").exists()
     said = []
-    reports = grade.grade_all(folder, course, out, jobs=2, say=said.append, limits=Limits(memory=4.0), trust=TRUST)
+    reports = grade.grade_all(
+        folder, course, out, jobs=2, say=said.append, limits=Limits(memory=4.0), trust=TRUST
+    )
     assert [report.points for report in reports] == [3, 3, 3]
     assert "graded already" in said[0]
 

@@ -1,7 +1,8 @@
-"""What a submission may try: to reach what is not its own, and to be given points that it did not earn.
+"""What a submission may try: to reach what is not its own, and to be given points that it did not
+earn.
 
-Each is a notebook that is graded as any other. Behind the wall of bubblewrap, or of Landlock where there are no
-namespaces; what the second does not stop is skipped there.
+Each is a notebook that is graded as any other. Behind the wall of bubblewrap, or of Landlock where
+there are no namespaces; what the second does not stop is skipped there.
 """
 
 import contextlib
@@ -33,33 +34,49 @@ from ddpp import pruning
 from ddpp.course import assignment1
 from ddpp.course.checks import Mistake, ask"""
 TASKS = [
-    ("double", 2, "def double(x):\n    return 2 * x", "if ask(double, 3) != 6:\n    raise Mistake('no double')"),
+    (
+        "double",
+        2,
+        "def double(x):\n    return 2 * x",
+        "if ask(double, 3) != 6:\n    raise Mistake('no double')",
+    ),
     (
         "keep",
         2,
         "def keep(s, t):\n    return s * t > 0.6 * torch.maximum(s * s, t * t)",
-        "s, t = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([1.1, 1.0, 1.0])\nright = pruning.keep_mask(s, t, 0.6)\n"
-        "if not torch.equal(ask(keep, s, t, forbid=(pruning,)), right):\n    raise Mistake('not the mask')",
+        "s, t = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([1.1, 1.0, 1.0])\nright = "
+        "pruning.keep_mask(s, t, 0.6)\n"
+        "if not torch.equal(ask(keep, s, t, forbid=(pruning,)), right):\n    raise Mistake('not "
+        "the mask')",
     ),
     (
         "move",
         1,
-        "def move(x, o):\n    return torch.stack([a.roll(tuple(b), (1, 2)) for a, b in zip(x, o.tolist())])",
+        "def move(x, o):\n    return torch.stack([a.roll(tuple(b), (1, 2)) for a, b in zip(x, "
+        "o.tolist())])",
         "x, o = torch.arange(4.0).view(1, 1, 2, 2), torch.tensor([[0, 0]])\n"
-        "if not torch.equal(ask(move, x, o), assignment1._moved(x, o)):\n    raise Mistake('not moved')",
+        "if not torch.equal(ask(move, x, o), assignment1._moved(x, o)):\n    raise Mistake('not "
+        "moved')",
     ),
 ]
-WRONG = "def double(x):\n    return 7\ndef keep(s, t):\n    return s > 100\ndef move(x, o):\n    return x + 1"
+WRONG = (
+    "def double(x):\n    return 7\ndef keep(s, t):\n    return s > 100\ndef move(x, o):\n    "
+    "return x + 1"
+)
 
-# What reaches for the world outside: name -> a cell. All the points stay, as the functions are right.
+# What reaches for the world outside: name -> a cell. All the points stay, as the functions are
+# right.
 REACHES = {
     "deletes a tree": "import shutil\nshutil.rmtree('{place}')",
-    "deletes whatever it can": "import shutil\nfor x in ('{place}', '{class}', '{course}'): shutil.rmtree(x, True)",
+    "deletes whatever it can": "import shutil\nfor x in ('{place}', '{class}', '{course}'): "
+    "shutil.rmtree(x, True)",
     "saves over a file": "import torch\ntorch.save({}, '{place}/secret')",
-    "writes over a file": "import torchvision\ntorchvision.io.write_file('{place}/secret', torch.zeros(9).byte())",
+    "writes over a file": "import torchvision\ntorchvision.io.write_file('{place}/secret', "
+    "torch.zeros(9).byte())",
     "tells a secret": "raise Exception(open('{place}/secret').read())",
     "reads a secret elsewise": (
-        "import torchvision\nraise Exception(bytes(torchvision.io.read_file('{place}/secret')).decode())"
+        "import torchvision\nraise "
+        "Exception(bytes(torchvision.io.read_file('{place}/secret')).decode())"
     ),
     "tells the environment of the grader": (
         "import os\nraise Exception(open(f'/proc/{os.getppid()}/environ').read()[:250])"
@@ -69,18 +86,22 @@ REACHES = {
         "raise Exception(bytes(data).decode()[-250:])"
     ),
     "reads the wrong solutions of the project": (
-        "import torchvision\nraise Exception(bytes(torchvision.io.read_file('{root}/tests/wrong.py')).decode()[:99])"
+        "import torchvision\nraise "
+        "Exception(bytes(torchvision.io.read_file('{root}/tests/wrong.py')).decode()[:99])"
     ),
     "leaves a program behind": (
-        "import multiprocessing.util as u\nu.spawnv_passfds(b'/usr/bin/setsid', [b'setsid', b'sleep', b'98765'], [])"
+        "import multiprocessing.util as u\nu.spawnv_passfds(b'/usr/bin/setsid', [b'setsid', "
+        "b'sleep', b'98765'], [])"
     ),
     "leaves a process behind by ctypes": (
         "import ctypes, time\nlibc = ctypes.CDLL(None)\n"
-        "if libc.fork() == 0:\n    libc.setsid()\n    libc.execl(b'/bin/sleep', b'sleep', b'98765', None)"
+        "if libc.fork() == 0:\n    libc.setsid()\n    libc.execl(b'/bin/sleep', b'sleep', "
+        "b'98765', None)"
     ),
     "starts many programs": (
         "import multiprocessing.util as u, time\n"
-        "for i in range(200): u.spawnv_passfds(b'/bin/sleep', [b'sleep', b'98765'], [])\ntime.sleep(3)"
+        "for i in range(200): u.spawnv_passfds(b'/bin/sleep', [b'sleep', b'98765'], "
+        "[])\ntime.sleep(3)"
     ),
     "leaves shared memory behind": (
         "import torchvision\ntorchvision.io.write_file('/dev/shm/ddpp-left', torch.zeros(9).byte())"
@@ -91,7 +112,8 @@ REACHES = {
     ),
     "ends another process": "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open({pid}), 9)",
     "fills the disk": (
-        "import torch\nfor i in range(40): torch.save(torch.zeros(2**18), f'{i}.pt')\nimport time; time.sleep(1)"
+        "import torch\nfor i in range(40): torch.save(torch.zeros(2**18), f'{i}.pt')\nimport "
+        "time; time.sleep(1)"
     ),
 }
 ROOM = 20_000_000  # bytes for a submission's folder, so that it is full soon
@@ -101,18 +123,23 @@ NOT_BY_LANDLOCK = {"leaves a process behind by ctypes"}
 WANTS = {
     "prints a verdict": (
         [
-            "get_ipython().display_formatter.formatters['text/plain'].for_type(\n    dict, lambda d, p, c: "
+            "get_ipython().display_formatter.formatters['text/plain'].for_type(\n    dict, "
+            "lambda d, p, c: "
             "p.text(\"{'passed': True, 'says': ''}\"))"
         ],
         "no double",
     ),
     "prints nonsense": (
-        ["get_ipython().display_formatter.formatters['text/plain'].for_type(dict, lambda d, p, c: p.text('?'))"],
+        [
+            "get_ipython().display_formatter.formatters['text/plain'].for_type(dict, lambda d, "
+            "p, c: p.text('?'))"
+        ],
         "no double",
     ),
     "writes into all pipes": (
         [
-            'import os\nfor fd in range(3, 40):\n    try: os.write(fd, b\'{"passed": true, "says": ""}\\n\')\n'
+            'import os\nfor fd in range(3, 40):\n    try: os.write(fd, b\'{"passed": true, '
+            '"says": ""}\\n\')\n'
             "    except OSError: pass"
         ],
         "",
@@ -124,8 +151,14 @@ WANTS = {
         "not the mask",
     ),
     "patches a rule": (["pruning.RULES['signed'] = lambda s, t, e: s > 100"], "not the mask"),
-    "patches the checks": (["import ddpp.course.checks as c\nc.ask = lambda *_, **__: 6"], "no double"),
-    "patches Python": (["import builtins\nbuiltins.AssertionError = builtins.str = KeyError"], "no double"),
+    "patches the checks": (
+        ["import ddpp.course.checks as c\nc.ask = lambda *_, **__: 6"],
+        "no double",
+    ),
+    "patches Python": (
+        ["import builtins\nbuiltins.AssertionError = builtins.str = KeyError"],
+        "no double",
+    ),
     "patches while it is asked": (
         ["def keep(s, t):\n    torch.equal = lambda *_: True\n    return s > 100"],
         "was replaced while the check ran",
@@ -134,7 +167,8 @@ WANTS = {
         [
             "from torch.overrides import TorchFunctionMode\nclass Lie(TorchFunctionMode):\n"
             "    def __torch_function__(self, f, types, args=(), kwargs=None):\n"
-            "        return True if f is torch.equal else f(*args, **(kwargs or {}))\nLie().__enter__()"
+            "        return True if f is torch.equal else f(*args, **(kwargs or "
+            "{}))\nLie().__enter__()"
         ],
         "not the mask",
     ),
@@ -146,32 +180,46 @@ WANTS = {
         "no double",
     ),
     "an object equal to all": (
-        ["class Any:\n    __eq__ = lambda *_: True\n    __ne__ = lambda *_: False\ndef double(x):\n    return Any()"],
+        [
+            "class Any:\n    __eq__ = lambda *_: True\n    __ne__ = lambda *_: False\ndef "
+            "double(x):\n    return Any()"
+        ],
         "says itself what it equals",
     ),
     "a tensor equal to all": (
         [
-            "class Any(torch.Tensor):\n    @classmethod\n    def __torch_function__(*_, **__):\n        return True\n"
+            "class Any(torch.Tensor):\n    @classmethod\n    def __torch_function__(*_, **__):\n "
+            "       return True\n"
             "def keep(s, t):\n    return torch.zeros(3).as_subclass(Any)"
         ],
         "not the mask",
     ),
-    "calls ddpp": (["def keep(s, t):\n    return ddpp.keep_mask(s, t, 0.6)"], "calls `ddpp.pruning.keep_mask`"),
+    "calls ddpp": (
+        ["def keep(s, t):\n    return ddpp.keep_mask(s, t, 0.6)"],
+        "calls `ddpp.pruning.keep_mask`",
+    ),
     "calls ddpp and hides it": (
-        ["import sys\ndef keep(s, t):\n    sys.setprofile(None)\n    return ddpp.keep_mask(s, t, 0.6)"],
+        [
+            "import sys\ndef keep(s, t):\n    sys.setprofile(None)\n    return ddpp.keep_mask(s, "
+            "t, 0.6)"
+        ],
         "",
     ),
     "calls ddpp in a thread": (
         [
-            "import threading\ndef keep(s, t):\n    found = []\n    thread = threading.Thread(target=lambda: "
-            "found.append(ddpp.keep_mask(s, t, 0.6)))\n    thread.start(); thread.join()\n    return found[0]"
+            "import threading\ndef keep(s, t):\n    found = []\n    thread = "
+            "threading.Thread(target=lambda: "
+            "found.append(ddpp.keep_mask(s, t, 0.6)))\n    thread.start(); thread.join()\n    "
+            "return found[0]"
         ],
         "",
     ),
     "calls ddpp in a thread from before": (
         [
-            "import threading, queue\na, b = queue.Queue(), queue.Queue()\ndef work():\n    while True:\n"
-            "        b.put(ddpp.keep_mask(*a.get(), 0.6))\nthreading.Thread(target=work, daemon=True).start()\n"
+            "import threading, queue\na, b = queue.Queue(), queue.Queue()\ndef work():\n    "
+            "while True:\n"
+            "        b.put(ddpp.keep_mask(*a.get(), 0.6))\nthreading.Thread(target=work, "
+            "daemon=True).start()\n"
             "def keep(s, t):\n    a.put((s, t))\n    return b.get()"
         ],
         "still running",
@@ -179,14 +227,16 @@ WANTS = {
     "takes the code of ddpp": (
         [
             "from types import FunctionType\nk = pruning.keep_mask\n"
-            "mine = FunctionType(k.__code__, dict(k.__globals__, __name__='mine'), 'mine', k.__defaults__)\n"
+            "mine = FunctionType(k.__code__, dict(k.__globals__, __name__='mine'), 'mine', "
+            "k.__defaults__)\n"
             "def keep(s, t):\n    return mine(s, t, 0.6)"
         ],
         "the task is to write it yourself",
     ),
     "loads ddpp again": (
         [
-            "import importlib.util as u\nspec = u.spec_from_file_location('mine', pruning.__file__)\n"
+            "import importlib.util as u\nspec = u.spec_from_file_location('mine', "
+            "pruning.__file__)\n"
             "mine = u.module_from_spec(spec)\nspec.loader.exec_module(mine)\n"
             "def keep(s, t):\n    return mine.keep_mask(s, t, 0.6)"
         ],
@@ -198,20 +248,26 @@ WANTS = {
     ),
     "calls the checks and hides them": (
         [
-            "import sys\ndel sys.modules['ddpp.course.assignment1']\nassignment1.__dict__['__name__'] = 'mine'\n"
+            "import sys\ndel "
+            "sys.modules['ddpp.course.assignment1']\nassignment1.__dict__['__name__'] = 'mine'\n"
             "def move(x, o):\n    return assignment1._moved(x, o)"
         ],
         "the task is to write it yourself",
     ),
     "finds the grader from a class": (
         [
-            "def below(c):\n    for s in type.__subclasses__(c):\n        yield s\n        yield from below(s)\n"
-            "spaces = {id(f.__globals__): f.__globals__ for c in set(below(object)) for f in vars(c).values() "
+            "def below(c):\n    for s in type.__subclasses__(c):\n        yield s\n        yield "
+            "from below(s)\n"
+            "spaces = {id(f.__globals__): f.__globals__ for c in set(below(object)) for f in "
+            "vars(c).values() "
             "if hasattr(f, '__globals__')}\n"
-            "for s in [*spaces.values()]:\n    spaces |= {id(f.__globals__): f.__globals__ for f in [*s.values()] "
+            "for s in [*spaces.values()]:\n    spaces |= {id(f.__globals__): f.__globals__ for f "
+            "in [*s.values()] "
             "if hasattr(f, '__globals__')}\n"
-            "mine = [s for s in spaces.values() if str(s.get('__name__')).startswith('ddpp.course')]\nfor s in mine:\n"
-            "    s['ask'] = lambda f, *a, **k: 6\n    s['judge'] = s['_run'] = lambda *a: (True, '')\n"
+            "mine = [s for s in spaces.values() if "
+            "str(s.get('__name__')).startswith('ddpp.course')]\nfor s in mine:\n"
+            "    s['ask'] = lambda f, *a, **k: 6\n    s['judge'] = s['_run'] = lambda *a: (True, "
+            "'')\n"
             "    s['unwatched'] = s['changed'] = lambda: ''\n    s['guard'] = None\n"
             "def move(x, o):\n    return next(s for s in mine if '_moved' in s)['_moved'](x, o)"
         ],
@@ -219,15 +275,18 @@ WANTS = {
     ),
     "calls the checks' own helper": (
         [
-            "from torch import nn\nfound = [c for c in nn.Module.__subclasses__() if c.__name__ == '_Recorder']\n"
+            "from torch import nn\nfound = [c for c in nn.Module.__subclasses__() if c.__name__ "
+            "== '_Recorder']\n"
             "spaces = [vars(c)['forward'].__globals__ for c in found]\n"
-            "moved = [s['_moved'] for s in spaces if '_moved' in s]\ndef move(x, o):\n    return moved[0](x, o)"
+            "moved = [s['_moved'] for s in spaces if '_moved' in s]\ndef move(x, o):\n    return "
+            "moved[0](x, o)"
         ],
         "calls `ddpp.course.assignment1._moved`",
     ),
     "looks back": (
         [
-            "import sys\ndef keep(s, t):\n    f = sys._getframe()\n    while 'right' not in f.f_globals: f = f.f_back\n"
+            "import sys\ndef keep(s, t):\n    f = sys._getframe()\n    while 'right' not in "
+            "f.f_globals: f = f.f_back\n"
             "    return f.f_globals['right']"
         ],
         "cannot look into",
@@ -241,39 +300,49 @@ WANTS = {
     ),
     "looks back by an error": (
         [
-            "def keep(s, t):\n    try: 1 / 0\n    except ZeroDivisionError as e: f = e.__traceback__.tb_frame\n"
+            "def keep(s, t):\n    try: 1 / 0\n    except ZeroDivisionError as e: f = "
+            "e.__traceback__.tb_frame\n"
             "    while 'right' not in f.f_globals: f = f.f_back\n    return f.f_globals['right']"
         ],
         "cannot look into",
     ),
     "looks back by a generator": (
         [
-            "def keep(s, t):\n    def g():\n        yield this.gi_frame.f_back.f_back\n    this = g()\n"
-            "    f = next(this)\n    while 'right' not in f.f_globals: f = f.f_back\n    return f.f_globals['right']"
+            "def keep(s, t):\n    def g():\n        yield this.gi_frame.f_back.f_back\n    this "
+            "= g()\n"
+            "    f = next(this)\n    while 'right' not in f.f_globals: f = f.f_back\n    return "
+            "f.f_globals['right']"
         ],
         "cannot look into",
     ),
     "looks around": (
         [
-            "import gc\ndef keep(s, t):\n    return next(d['right'] for d in gc.get_objects() if type(d) is dict and "
+            "import gc\ndef keep(s, t):\n    return next(d['right'] for d in gc.get_objects() if "
+            "type(d) is dict and "
             "type(d.get('right')) is torch.Tensor)"
         ],
         "cannot look into",
     ),
     "looks at all threads": (
         [
-            "import sys\ndef keep(s, t):\n    for f in sys._current_frames().values():\n        while f:\n"
-            "            if 'right' in f.f_globals: return f.f_globals['right']\n            f = f.f_back"
+            "import sys\ndef keep(s, t):\n    for f in sys._current_frames().values():\n        "
+            "while f:\n"
+            "            if 'right' in f.f_globals: return f.f_globals['right']\n            f = "
+            "f.f_back"
         ],
         "cannot look into",
     ),
     "looks into its memory": (
-        ["import ctypes\ndef keep(s, t):\n    ctypes.pythonapi.PyEval_GetFrame\n    return s > 100"],
+        [
+            "import ctypes\ndef keep(s, t):\n    ctypes.pythonapi.PyEval_GetFrame\n    return s "
+            "> 100"
+        ],
         "",
     ),
     "traces its checks": (
         [
-            "import sys\nseen = []\ndef look(frame, event, _):\n    seen.append(frame.f_back)\nsys.settrace(look)",
+            "import sys\nseen = []\ndef look(frame, event, _):\n    "
+            "seen.append(frame.f_back)\nsys.settrace(look)",
             "def keep(s, t):\n    f = next(f for f in seen if f and 'right' in f.f_globals)\n"
             "    return f.f_globals['right']",
         ],
@@ -310,7 +379,13 @@ def attack(root, names):
     calls = []
     with socket.create_server(("127.0.0.1", 0)) as server, _sleeper() as sleeper:
         threading.Thread(target=_listen, args=(server, calls), daemon=True).start()
-        words = {"place": place, "class": folder, "course": course, "root": ROOT, "pid": sleeper.pid}
+        words = {
+            "place": place,
+            "class": folder,
+            "course": course,
+            "root": ROOT,
+            "pid": sleeper.pid,
+        }
         words["port"] = server.getsockname()[1]
         for name in names:
             (folder / f"{name}.ipynb").write_text(json.dumps(_attacker(course, name, words)))
@@ -318,9 +393,13 @@ def attack(root, names):
         before = {path: path.read_bytes() for path in files}
         reports = grade.grade_all(folder, course, out, limits=Limits(seconds=60), jobs=2)
         alive = sleeper.poll() is None
-    changed = {path for path, data in before.items() if not path.exists() or path.read_bytes() != data}
+    changed = {
+        path for path, data in before.items() if not path.exists() or path.read_bytes() != data
+    }
     time.sleep(0.5)
-    started = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "98765"]]
+    started = [
+        p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "98765"]
+    ]
     for process in started:
         process.kill()
     return After({report.submission: report for report in reports}, changed, calls, alive, started)
@@ -422,7 +501,9 @@ def test_landlock_closes_the_files_too(tmp_path, monkeypatch):
 def test_a_question_that_the_grader_did_not_sign_ends_the_process():
     pipes = requests, questions, replies, answers = *os.pipe(), *os.pipe()
     arguments = [sys.executable, "-P", enter.__file__, str(requests), str(answers)]
-    process = subprocess.Popen(arguments, pass_fds=(requests, answers), env=wall.environment(Path("/tmp")))
+    process = subprocess.Popen(
+        arguments, pass_fds=(requests, answers), env=wall.environment(Path("/tmp"))
+    )
     begin = {"key": "00" * 32, "memory": 4 * 10**9, "alone": False, "landlock": None}
     os.write(questions, json.dumps(begin).encode() + b"\n")
     code, _, body = os.read(replies, 10_000).partition(b" ")
@@ -435,7 +516,10 @@ def test_a_question_that_the_grader_did_not_sign_ends_the_process():
 
 def test_an_answer_that_the_process_did_not_sign_is_none():
     session = Session(Limits(seconds=9), BEST)
-    forged = "import os\nfor fd in range(3, 99):\n    try: os.write(fd, b'0' * 64 + b' {\"question\": 2}\\n')\n"
+    forged = (
+        "import os\nfor fd in range(3, 99):\n    try: os.write(fd, b'0' * 64 + b' "
+        '{"question": 2}\\n\')\n'
+    )
     try:
         answer = session.run(forged + "    except OSError: pass\nimport time; time.sleep(9)", 9)
     finally:
@@ -456,7 +540,9 @@ def test_where_no_wall_works_nothing_runs_and_the_ways_out_are_named(tmp_path, m
         said = capsys.readouterr().err
         assert "Containerfile" in said
         assert "--trust-submissions" in said
-        assert cli.main(["grade", str(path), "--assignments", str(course), "--trust-submissions"]) == 0
+        assert (
+            cli.main(["grade", str(path), "--assignments", str(course), "--trust-submissions"]) == 0
+        )
         assert "nothing confined this submission" in capsys.readouterr().out
     finally:
         wall.best.cache_clear()
@@ -465,7 +551,15 @@ def test_where_no_wall_works_nothing_runs_and_the_ways_out_are_named(tmp_path, m
 def test_what_a_submission_sees_has_no_checkout_home_or_temporary_folder_in_it():
     shown = wall.libraries()
     assert Path(grade.__file__).parents[1] in shown
-    for hidden in (ROOT, ROOT / "tests", ROOT / "assignments", Path.home(), Path("/tmp"), Path("/etc"), Path("/")):
+    for hidden in (
+        ROOT,
+        ROOT / "tests",
+        ROOT / "assignments",
+        Path.home(),
+        Path("/tmp"),
+        Path("/etc"),
+        Path("/"),
+    ):
         assert not any(hidden.is_relative_to(path) for path in shown), hidden
 
 
@@ -483,7 +577,11 @@ _ORDER = (("--ro-bind", ""), ("--tmpfs", "/a"), ("--ro-bind", "/a/venv"))
 
 
 def test_the_container_file_copies_and_calls_what_there_is():
-    lines = [line.split() for line in (ROOT / "Containerfile").read_text().splitlines() if line[:1].isupper()]
+    lines = [
+        line.split()
+        for line in (ROOT / "Containerfile").read_text().splitlines()
+        if line[:1].isupper()
+    ]
     copied = [path for line in lines if line[0] == "COPY" for path in line[1:-1]]
     assert {"ddpp", "pyproject.toml", "assignments/source"} <= set(copied)
     assert [path for path in copied if not (ROOT / path).exists()] == []

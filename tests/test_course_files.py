@@ -1,4 +1,6 @@
-"""What lies in a folder of submissions: every file has a rule, none stops the class, and no mark by hand is lost."""
+"""What lies in a folder of submissions: every file has a rule, none stops the class, and no mark by
+hand is lost.
+"""
 
 import csv
 import json
@@ -21,7 +23,12 @@ except Error:  # no wall can be built here, and these need none
     TRUST = True
 ANSWER = "Pruning helps, as the interval is above 0."
 TASKS = [
-    ("double", 2, "def double(x):\n    return 2 * x", "if ask(double, 3) != 6:\n    raise Mistake('no double')"),
+    (
+        "double",
+        2,
+        "def double(x):\n    return 2 * x",
+        "if ask(double, 3) != 6:\n    raise Mistake('no double')",
+    ),
     ("conclude", 3, ANSWER, None),
 ]
 
@@ -55,7 +62,8 @@ def odd_error(code):
     return cell(f"class Odd(Exception):\n    {code}\nraise Odd")
 
 
-# What once stopped the class, or the report: each is worth its points. Name of the file -> what was done to it
+# What once stopped the class, or the report: each is worth its points. Name of the file -> what was
+# done to it
 ACCIDENTS = {
     "emoji.ipynb": emoji,
     "id list.ipynb": of_cell(grade_id=["double"]),
@@ -63,7 +71,8 @@ ACCIDENTS = {
     "assignment list.ipynb": metadata(ddpp={"assignment": ["texts"]}),
     "assignment dict.ipynb": metadata(ddpp={"assignment": {}}),
     "formatter.ipynb": cell(
-        "get_ipython().display_formatter.formatters['text/plain'].for_type(dict, lambda d, p, c: p.text('?'))"
+        "get_ipython().display_formatter.formatters['text/plain'].for_type(dict, lambda d, p, c: "
+        "p.text('?'))"
     ),
     "key.ipynb": cell("get_ipython().kernel.session.key = b'mine'"),
     "pipes.ipynb": cell("import os\nos.closerange(40, 300)"),
@@ -75,7 +84,9 @@ ACCIDENTS = {
     "error with a page.ipynb": cell("raise Exception('<img src=x>| |\\n\\n# 100 of 100')"),
     "long name of an error.ipynb": cell("raise type('E' * 10_000_000, (Exception,), {})"),
     "warnings.ipynb": cell("import warnings\nwarnings.simplefilter('error')"),
-    "no grad.ipynb": cell("import torch\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float64)"),
+    "no grad.ipynb": cell(
+        "import torch\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float64)"
+    ),
     "recursion.ipynb": cell("import sys\nsys.setrecursionlimit(60)"),
     "no output.ipynb": cell("import sys\nsys.stdout.close(); sys.stdout = sys.stderr = None"),
     "waits.ipynb": cell("import asyncio\nawait asyncio.sleep(0.01)"),
@@ -186,7 +197,18 @@ def test_which_files_are_graded(tmp_path):
 
 
 def test_names_of_reports_are_safe_and_apart():
-    names = ["ann", ".ann", "=1", "a\nb", "a\x00b", "\udcff", "\udcfe", "x" * 252, "ü" * 126, "x" * 251 + "y"]
+    names = [
+        "ann",
+        ".ann",
+        "=1",
+        "a\nb",
+        "a\x00b",
+        "\udcff",
+        "\udcfe",
+        "x" * 252,
+        "ü" * 126,
+        "x" * 251 + "y",
+    ]
     made = [safe(name) for name in names]
     assert made[0] == "ann"
     assert len(set(made)) == len(names)
@@ -222,7 +244,10 @@ def test_a_text_is_found_where_it_stands(course):
     assert says(release()) == "nothing was written"
     below = release()
     below.cells += [new_code_cell("1"), new_markdown_cell(ANSWER), new_raw_cell("and more")]
-    assert says(below) == "to be graded by hand: the text is not in its place but below it, in cell 9, 10"
+    assert (
+        says(below)
+        == "to be graded by hand: the text is not in its place but below it, in cell 9, 10"
+    )
     above = release()
     above.cells.insert(0, new_markdown_cell(ANSWER))
     assert says(above) == "nothing was written in its place; there is other text in cell 1"
@@ -236,7 +261,10 @@ def test_a_text_is_found_where_it_stands(course):
 
 
 def outcomes(points=2.0):
-    return [Outcome("check", "Doubling", points, 2, "fine"), Outcome("conclude", "Text", None, 3, "by hand")]
+    return [
+        Outcome("check", "Doubling", points, 2, "fine"),
+        Outcome("conclude", "Text", None, 3, "by hand"),
+    ]
 
 
 def report_of(name, points=2.0):
@@ -262,7 +290,9 @@ def test_marks_by_hand_are_never_written_again(tmp_path):
     written = hand.read_bytes(), hand.stat().st_mtime_ns
     said = marks.write([ann, ben, report_of("cleo")], tmp_path)
     assert (hand.read_bytes(), hand.stat().st_mtime_ns) == written
-    assert said == [f"{hand} has no line for cleo: copy the lines from {tmp_path / 'by_hand.new.csv'}"]
+    assert said == [
+        f"{hand} has no line for cleo: copy the lines from {tmp_path / 'by_hand.new.csv'}"
+    ]
     assert [row["submission"] for row in rows_of(tmp_path / "by_hand.new.csv")] == ["cleo"]
     assert [row["total"] for row in rows_of(tmp_path / "grades.csv")] == ["4.5", "", ""]
     assert rows_of(tmp_path / "grades.csv")[0]["conclude"] == "2.5"
@@ -319,5 +349,7 @@ def test_a_grade_that_is_replaced_is_kept(tmp_path):
         marks.write([report_of("ann", points)], tmp_path)
     kept = sorted(path.name.split(".")[0] + path.suffix for path in (tmp_path / "before").iterdir())
     assert kept == ["ann.json", "ann.json", "ann.md", "ann.md", "grades.csv", "grades.csv"]
-    points = {json.loads(path.read_text())["points"] for path in (tmp_path / "before").glob("ann*.json")}
+    points = {
+        json.loads(path.read_text())["points"] for path in (tmp_path / "before").glob("ann*.json")
+    }
     assert points == {2.0, 1.0}

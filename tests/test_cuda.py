@@ -1,7 +1,8 @@
-"""On a GPU nothing is left on the CPU: the whole way, on a pretended GPU (see pretending.py), to the CPU's results.
+"""On a GPU nothing is left on the CPU: the whole way, on a pretended GPU (see pretending.py), to
+the CPU's results.
 
-What it cannot see: the kernels of CUDA and their speed, memory, compilation, and real CUDA graphs, which are tapes here
-(see test_fast); the tests there that need a GPU are for these.
+What it cannot see: the kernels of CUDA and their speed, memory, compilation, and real CUDA graphs,
+which are tapes here (see test_fast); the tests there that need a GPU are for these.
 """
 
 import contextlib
@@ -30,14 +31,23 @@ from ddpp.methods import METHODS
 from ddpp.pruning import RULES
 from ddpp.unroll import ENGINES
 
-TEACHERS = TeacherConfig(count=2, epochs=3, lr=0.02, batch=10, network=NetworkConfig(width=4, depth=1))
+TEACHERS = TeacherConfig(
+    count=2, epochs=3, lr=0.02, batch=10, network=NetworkConfig(width=4, depth=1)
+)
 CONFIG = DistillConfig(steps=2, student_steps=8, image_lr=10.0, alpha0=0.02, batch=2, iterates=2)
 PROTOCOL = Protocol(epochs=1)
 SMALL = {
     "dc": {"steps": 2, "outer": 2, "inner": 2, "batch_real": 8},
     "dsa": {"steps": 2, "outer": 2, "inner": 2, "batch_real": 8},
     "dm": {"steps": 2, "batch_real": 8},
-    "cafe": {"steps": 2, "batch_real": 8, "queries": 4, "window": 2, "most": 3, "weights": (1.0, 1.0)},
+    "cafe": {
+        "steps": 2,
+        "batch_real": 8,
+        "queries": 4,
+        "window": 2,
+        "most": 3,
+        "weights": (1.0, 1.0),
+    },
     "kip": {"steps": 2, "target": 20},
     "herding": {"epochs": 2},
     "forgetting": {"epochs": 2},
@@ -68,7 +78,9 @@ def path(npz):
 
 
 def make(path, method="ddpp", device=None, saving=None, **changes):
-    """Teachers, a method, and its evaluation, on one device; returns the data, the set and what it is worth."""
+    """Teachers, a method, and its evaluation, on one device; returns the data, the set and what it
+    is worth.
+    """
     data = load_data(path, zca=True, device=device)
     method = METHODS[method]
     source = train_teachers(data, TEACHERS, progress=False) if method.teachers else TEACHERS.network
@@ -81,7 +93,9 @@ def make(path, method="ddpp", device=None, saving=None, **changes):
 def test_a_distillation_and_its_evaluation_are_the_same_on_a_gpu(path, cuda, engine):
     settings = {**vars(CONFIG), "engine": engine}
     data, there, score = make(path, **settings)
-    assert {tensor.device.type for tensor in (data.train.images, there.images, there.alpha)} == {"cuda"}
+    assert {tensor.device.type for tensor in (data.train.images, there.images, there.alpha)} == {
+        "cuda"
+    }
     made_on = there.provenance["made_on"][0]
     assert (made_on["device"], made_on["engine"]) == (
         "cuda: a pretended GPU",
@@ -104,7 +118,9 @@ def test_every_rule_prunes_there(path, cuda, rule):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "ddpp"])
 def test_every_rival_works_there(path, cuda, name):
-    matching = {"steps": 2, "student_steps": 3} if issubclass(METHODS[name].config, DistillConfig) else {}
+    matching = (
+        {"steps": 2, "student_steps": 3} if issubclass(METHODS[name].config, DistillConfig) else {}
+    )
     settings = SMALL.get(name, matching)
     _, there, score = make(path, name, **settings)
     _, here, on_cpu = make(path, name, device="cpu", **settings)
@@ -113,7 +129,9 @@ def test_every_rival_works_there(path, cuda, name):
     assert score.final == pytest.approx(on_cpu.final, abs=2)
 
 
-def test_a_run_goes_on_there_from_its_checkpoint_and_its_file_is_read_anywhere(path, cuda, tmp_path):
+def test_a_run_goes_on_there_from_its_checkpoint_and_its_file_is_read_anywhere(
+    path, cuda, tmp_path
+):
     settings = vars(replace(CONFIG, engine="adjoint"))
     saving = Saving(tmp_path / "checkpoint", save_steps=1, progress=False)
     _, whole, _ = make(path, saving=saving, **settings)
@@ -142,9 +160,17 @@ def test_every_augmentation_takes_numbers_of_the_cpu(cuda, operation):
 LEFT = {  # what is left on the CPU: the function that makes it, and another in its place
     "a teacher": ("teachers", "Teachers.snapshot", lambda f: lambda *args: f(*args).cpu()),
     "the start of a network": ("networks", "Flat.initial", lambda f: lambda *args: f(*args).cpu()),
-    "labels": ("distill", "step", lambda f: lambda state, labels, *rest: f(state, labels.cpu(), *rest)),
+    "labels": (
+        "distill",
+        "step",
+        lambda f: lambda state, labels, *rest: f(state, labels.cpu(), *rest),
+    ),
     "images": ("distill", "begin", lambda f: lambda start, config: f(start.to("cpu"), config)),
-    "the numbers of an augmentation": ("augment", "_integers", lambda f: lambda u, n: f(u.cpu(), n)),
+    "the numbers of an augmentation": (
+        "augment",
+        "_integers",
+        lambda f: lambda u, n: f(u.cpu(), n),
+    ),
     "a mask": ("distill", "keep_mask", lambda f: lambda *args: f(*args).cpu()),
 }
 

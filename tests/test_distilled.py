@@ -1,4 +1,6 @@
-"""A distilled set says what is wrong with it when it is made, by hand too, and goes by its labels."""
+"""A distilled set says what is wrong with it when it is made, by hand too, and goes by its
+labels.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +31,12 @@ def make(data):
     def made(given, /, **changes):
         n = len(given)
         images = torch.randn(n, *data.shape, generator=generator(0))
-        values = {"images": images, "labels": torch.as_tensor(given), "alpha": 0.01, "whitening": data.whitening}
+        values = {
+            "images": images,
+            "labels": torch.as_tensor(given),
+            "alpha": 0.01,
+            "whitening": data.whitening,
+        }
         return DistilledDataset(**values | {"classes": data.classes, "network": NETWORK} | changes)
 
     return made
@@ -39,10 +46,19 @@ def make(data):
     "changes, words",
     [
         ({"images": [[1.0]]}, "the images are a list"),
-        ({"images": torch.zeros(3, 12, 12)}, r"float32 \(3, 12, 12\): they must be a float32 tensor \(N, C, H, W\)"),
-        ({"images": torch.zeros(3, 1, 12, 12, dtype=torch.float64)}, "the images are torch.float64"),
+        (
+            {"images": torch.zeros(3, 12, 12)},
+            r"float32 \(3, 12, 12\): they must be a float32 tensor \(N, C, H, W\)",
+        ),
+        (
+            {"images": torch.zeros(3, 1, 12, 12, dtype=torch.float64)},
+            "the images are torch.float64",
+        ),
         ({"images": torch.full((3, 1, 12, 12), torch.nan)}, "not finite"),
-        ({"images": torch.zeros(0, 1, 12, 12), "labels": torch.zeros(0, dtype=torch.int64)}, "at least one"),
+        (
+            {"images": torch.zeros(0, 1, 12, 12), "labels": torch.zeros(0, dtype=torch.int64)},
+            "at least one",
+        ),
         ({"images": torch.zeros(3, 3, 12, 12)}, "give the whitening of the data"),
         ({"labels": torch.tensor([0, 1])}, r"shape \(2,\): for 3 images of 3 classes"),
         ({"labels": [0, 1, 2]}, "the labels are list"),
@@ -93,7 +109,8 @@ def test_pictures_go_by_the_labels(make, tmp_path):
     for name, i in {"0_0/001.png": 3, "2_2/000.png": 0}.items():
         with Image.open(tmp_path / name) as picture:
             assert np.array_equal(np.asarray(picture), pixels[i, 0])
-    assert made.picture(zoom=1).size == (3 * 13 + 1, 2 * 13 + 1)  # the first of each class, then the others
+    # the first of each class, then the others
+    assert made.picture(zoom=1).size == (3 * 13 + 1, 2 * 13 + 1)
 
 
 def test_figures_of_a_set_with_unequal_classes_have_a_white_tile_where_none_is(make):
@@ -104,7 +121,9 @@ def test_figures_of_a_set_with_unequal_classes_have_a_white_tile_where_none_is(m
     assert len(figures.before_after(made).axes) == 2
 
 
-def test_soft_labels_are_trained_with_cross_entropy_and_regression_targets_with_squared_error(make, data, tmp_path):
+def test_soft_labels_are_trained_with_cross_entropy_and_regression_targets_with_squared_error(
+    make, data, tmp_path
+):
     soft = torch.softmax(torch.randn(3, 3, generator=generator(1)), 1)
     logits = torch.randn(3, 3, generator=generator(2))
     assert torch.equal(loss_on(logits, soft, make(soft).loss), F.cross_entropy(logits, soft))

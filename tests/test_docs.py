@@ -19,7 +19,11 @@ def test_the_readmes_table_is_what_the_smoke_runs_left():
     assert len(reports) == 3
     for path in reports:
         report = json.loads(path.read_text())
-        final, chosen, real = report["distilled"]["final"], report["distilled"]["selected"], report["random"]["final"]
+        final, chosen, real = (
+            report["distilled"]["final"],
+            report["distilled"]["selected"],
+            report["random"]["final"],
+        )
         gain = statistics.fmean(final) - statistics.fmean(real)
         assert gain > 10
         assert not report["resumed"]
@@ -35,7 +39,9 @@ def test_the_commands_of_the_readme_and_the_book_are_there():
     pages = [ROOT / "README.md", ROOT / ".ci" / "run", *(ROOT / "book").glob("*.md")]
     pages += (ROOT / ".github" / "workflows").glob("*.yml")
     for page in pages:
-        named = set(re.findall(r"(?:`|^|run: |command: |=cpu )make ([a-z-]+)", page.read_text(), re.M))
+        named = set(
+            re.findall(r"(?:`|^|run: |command: |=cpu )make ([a-z-]+)", page.read_text(), re.M)
+        )
         assert named <= targets, page
     first = re.search(r"```sh\n(.*?)```", README, re.S)[1]
     assert [line.split()[1] for line in first.splitlines()] == ["distill", "test", "book", "lab"]
@@ -44,9 +50,14 @@ def test_the_commands_of_the_readme_and_the_book_are_there():
 
 def test_the_readme_says_what_the_runs_on_a_cpu_reached():
     show = lambda values: f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} %"
-    read = lambda rule: json.loads((ROOT / f"results/cpu/table1/cifar10-ipc1-{rule}-seed0.json").read_text())
+    read = lambda rule: json.loads(
+        (ROOT / f"results/cpu/table1/cifar10-ipc1-{rule}-seed0.json").read_text()
+    )
     ours, mtt, text = read("signed"), read("none"), " ".join(README.split())
-    assert f"**{show(ours['distilled']['final'])}** with the paper's rule and {show(mtt['distilled']['final'])}" in text
+    assert (
+        f"**{show(ours['distilled']['final'])}** with the paper's rule and "
+        f"{show(mtt['distilled']['final'])}" in text
+    )
     assert f"ten real images reach {show(mtt['random']['final'])}" in text
 
 
@@ -76,6 +87,8 @@ def test_every_method_beats_random_images_at_the_smallest_scale_but_forgetting()
     assert {method for method, _ in kinds} | {"mtt"} == set(METHODS)
     assert {rule for method, rule in kinds if method == "ddpp"} == {"none", "signed"}
     for method, rule in kinds:
-        gains = [accuracy[method, rule, seed] - accuracy["random", None, seed] for seed in (0, 1, 2)]
+        gains = [
+            accuracy[method, rule, seed] - accuracy["random", None, seed] for seed in (0, 1, 2)
+        ]
         assert method in ("random", "forgetting") or min(gains) > 0, (method, gains)
     assert len(rows) == 3 * len(kinds)

@@ -1,4 +1,6 @@
-"""`ddpp reproduce`: a list of runs whose results are files, that stops and goes on at any moment; and its tables."""
+"""`ddpp reproduce`: a list of runs whose results are files, that stops and goes on at any moment;
+and its tables.
+"""
 
 import json
 import math
@@ -37,7 +39,10 @@ def tiny_runs(path, steps=3):
     )
     pairs = [("none", 0.0), ("signed", 0.5)]
     return [
-        Run(f"table1/{rule}", replace(base, distill=replace(base.distill, rule=rule, epsilon=epsilon)))
+        Run(
+            f"table1/{rule}",
+            replace(base, distill=replace(base.distill, rule=rule, epsilon=epsilon)),
+        )
         for rule, epsilon in pairs
     ]
 
@@ -57,17 +62,31 @@ def test_every_profile_lists_the_experiments_most_valuable_first():
     assert all(len(set(found)) == len(found) for found in names.values())
     paper = names["paper"]
     assert paper == names["colab"]
-    assert paper[:4] == [f"table1/cifar10-ipc{n}-{rule}-seed0" for n in (10, 1) for rule in ("none", "signed")]
+    assert paper[:4] == [
+        f"table1/cifar10-ipc{n}-{rule}-seed0" for n in (10, 1) for rule in ("none", "signed")
+    ]
     assert paper[4].startswith("epsilon/signed-0-")
     sets = ("cifar10-ipc50", "cifar100-ipc1", "cifar100-ipc10")
     order = [paper.index(f"table1/{name}-signed-seed0") for name in sets]
-    order += [paper.index(f"table1/cifar10-ipc10-{rival}-seed0") for rival in ("random", "dm", "dsa", "cafe")]
-    order += [paper.index("table2/cifar10-ipc10-kip-seed0"), paper.index("table1/cifar10-ipc10-none-seed1")]
+    order += [
+        paper.index(f"table1/cifar10-ipc10-{rival}-seed0")
+        for rival in ("random", "dm", "dsa", "cafe")
+    ]
+    order += [
+        paper.index("table2/cifar10-ipc10-kip-seed0"),
+        paper.index("table1/cifar10-ipc10-none-seed1"),
+    ]
     assert order == sorted(order)
     rows = [name for name in paper if "table1" in name]
-    assert len(rows) == len(TABLE_1) * (2 * 3 + 6)  # ours and MTT with three seeds, the rest of Table I with one
-    assert paper.index("table3/cifar10-ipc10-signed-resnet18-seed0") > paper.index("table1/cifar10-ipc10-signed-seed0")
-    assert names["cpu"][:2] == ["table1/cifar10-ipc1-none-seed0", "table1/cifar10-ipc1-signed-seed0"]
+    # ours and MTT with three seeds, the rest of Table I with one
+    assert len(rows) == len(TABLE_1) * (2 * 3 + 6)
+    assert paper.index("table3/cifar10-ipc10-signed-resnet18-seed0") > paper.index(
+        "table1/cifar10-ipc10-signed-seed0"
+    )
+    assert names["cpu"][:2] == [
+        "table1/cifar10-ipc1-none-seed0",
+        "table1/cifar10-ipc1-signed-seed0",
+    ]
     assert {name for name in names["cpu"] if "herding" in name} == {
         f"table1/{data}-ipc{n}-herding-seed0" for data in ("cifar10", "cifar100") for n in (1, 10)
     }
@@ -80,7 +99,9 @@ def test_runs_of_one_seed_differ_in_the_rule_alone():
         same = {}
         for each in runs(profile):
             if each.recipe.method == "ddpp":
-                bare = replace(each.recipe, distill=replace(each.recipe.distill, rule="none", epsilon=0.0))
+                bare = replace(
+                    each.recipe, distill=replace(each.recipe.distill, rule="none", epsilon=0.0)
+                )
                 same.setdefault((bare.data, bare.distill.ipc, bare.distill.seed), set()).add(bare)
         assert all(len(recipes) == 1 for recipes in same.values())
     assert {each.recipe.teachers.seed for each in runs("paper")} == {0}
@@ -113,7 +134,9 @@ def test_what_is_missing_is_run_and_what_is_there_is_left_alone(npz, places, qui
     assert rows[0]["random"]["final"]
     assert {"teachers", "distill", "evaluate"} <= rows[0]["seconds"].keys()
     assert "torch" in rows[0]["versions"]
-    tensors, meta = store.read(todo[0].report(places["results"]).with_suffix(".safetensors"), results.KIND)
+    tensors, meta = store.read(
+        todo[0].report(places["results"]).with_suffix(".safetensors"), results.KIND
+    )
     assert tensors["images"].shape == (3, 1, 12, 12)
     assert meta["provenance"]["teacher_count"] == 2
     assert "2 of 2 runs are finished" in said[-1]
@@ -132,7 +155,9 @@ def test_a_result_that_is_damaged_or_of_other_settings_is_refused(npz, places, q
     reproduce(todo, **quiet)
     path = todo[0].report(places["results"])
     other = [replace(todo[0], recipe=replace(todo[0].recipe, repeats=1))]
-    with pytest.raises(Error, match=r"result of other settings \(recipe\.repeats was 2 and is 1\): move it away"):
+    with pytest.raises(
+        Error, match=r"result of other settings \(recipe\.repeats was 2 and is 1\): move it away"
+    ):
         reproduce(other, **quiet)
     whole = path.read_text()
     path.write_text(whole[:100])
@@ -154,13 +179,19 @@ def test_a_result_that_is_damaged_or_of_other_settings_is_refused(npz, places, q
 
 def test_pruning_too_much_is_a_result_not_a_crash(npz, places, quiet):
     todo = [
-        replace(each, recipe=replace(each.recipe, distill=replace(each.recipe.distill, steps=40, alpha0=1e30)))
+        replace(
+            each,
+            recipe=replace(
+                each.recipe, distill=replace(each.recipe.distill, steps=40, alpha0=1e30)
+            ),
+        )
         for each in tiny_runs(npz())
     ]
     rows = reproduce(todo, **quiet)
     assert all("in a row" in row["error"] for row in rows)
     assert "| 0.00 h | 0.00 h | 0.00 h |" in costs(rows)
-    todo[0].report(places["results"]).unlink()  # as if killed before the result was written: it must not go on
+    # as if killed before the result was written: it must not go on
+    todo[0].report(places["results"]).unlink()
     assert reproduce(todo, **quiet)[0]["error"] == rows[0]["error"]
     assert [(line["stopped"], line["mean"]) for line in summarize(rows)] == [(1, None), (1, None)]
 
@@ -185,7 +216,9 @@ def test_killed_at_random_moments_it_ends_in_the_same_results(npz, tmp_path):
     data = npz()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     call = lambda folder, kills: subprocess.run(
-        [sys.executable, REPRODUCING, str(data), str(folder), str(kills)], capture_output=True, text=True
+        [sys.executable, REPRODUCING, str(data), str(folder), str(kills)],
+        capture_output=True,
+        text=True,
     )
     assert call(whole, 0).returncode == 0
     done = call(killed, 10)
@@ -194,7 +227,18 @@ def test_killed_at_random_moments_it_ends_in_the_same_results(npz, tmp_path):
     assert "lost" not in done.stdout  # a finished run stays finished
     for each in tiny_runs(data, steps=40):
         a, b = (read_result(each, folder / "results") for folder in (whole, killed))
-        same = ("name", "accuracy", "selected", "kept", "unmasked", "alpha", "distilled", "random", "set", "recipe")
+        same = (
+            "name",
+            "accuracy",
+            "selected",
+            "kept",
+            "unmasked",
+            "alpha",
+            "distilled",
+            "random",
+            "set",
+            "recipe",
+        )
         assert {key: a[key] for key in same} == {key: b[key] for key in same}
     assert not list(killed.rglob("*.part"))
 
@@ -204,7 +248,8 @@ def test_several_at_a_time_end_in_the_same_results_as_one(npz, tmp_path):
     todo = [replace(each, name=f"{each.name}-seed0") for each in tiny_runs(npz(size=16), steps=20)]
     todo += elsewhere(todo[1], "table3", [NetworkConfig("resnet18", width=8)])
     places = [
-        {"results": tmp_path / name, "work": tmp_path / "work" / name, "device": "cpu"} for name in ("one", "two")
+        {"results": tmp_path / name, "work": tmp_path / "work" / name, "device": "cpu"}
+        for name in ("one", "two")
     ]
     one = reproduce(todo, **places[0], progress=False, say=lambda line: None)
     two = reproduce(todo, **places[1], jobs=2)
@@ -222,13 +267,18 @@ def test_several_at_a_time_end_in_the_same_results_as_one(npz, tmp_path):
 def test_a_run_that_fails_says_why_and_the_others_go_on(npz, places, capfd, jobs):
     good, other = tiny_runs(npz())
     todo = [replace(other, name="table1/wrong"), good, other]
-    todo[0] = replace(todo[0], recipe=replace(other.recipe, distill=replace(other.recipe.distill, ipc=1000)))
+    todo[0] = replace(
+        todo[0], recipe=replace(other.recipe, distill=replace(other.recipe.distill, ipc=1000))
+    )
     with pytest.raises(Error, match=r"failed, for the reasons above: table1/wrong$"):
         reproduce(todo, **places, device="cpu", jobs=jobs, progress=False)
     said = capfd.readouterr().out
     assert said.count("table1/wrong failed: class '0' has 18 training images") == 1
     assert said.rstrip().endswith("2 of 3 runs are finished")
-    assert [each.name for each in todo if read_result(each, places["results"])] == [good.name, other.name]
+    assert [each.name for each in todo if read_result(each, places["results"])] == [
+        good.name,
+        other.name,
+    ]
     assert reproduce([], **places, jobs=jobs) == []
 
 
@@ -270,11 +320,15 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_experiments import reproduce, tiny_runs
 places = {{"results": {str(places["results"])!r}, "work": {str(places["work"])!r}}}
-reproduce(tiny_runs({str(data)!r}, steps={steps}), **places, device="cpu", jobs=2, minutes={minutes})
+runs = tiny_runs({str(data)!r}, steps={steps})
+reproduce(runs, **places, device="cpu", jobs=2, minutes={minutes})
 """
     quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with &
-    whole = subprocess.Popen([sys.executable, "-c", code], **quietly, preexec_fn=ignore if end == "minutes" else None)
+    # as a shell does for what it starts with &
+    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    whole = subprocess.Popen(
+        [sys.executable, "-c", code], **quietly, preexec_fn=ignore if end == "minutes" else None
+    )
     until(lambda: len(list(places["work"].glob("teachers-*/teacher_*"))) == 2, whole)
     time.sleep(5)
     processes = psutil.Process(whole.pid).children(recursive=True)
@@ -294,7 +348,9 @@ def test_the_command_line_lists_selects_and_explains(tmp_path, capsys):
     where = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
     assert main(["reproduce", "--list", "--only", "table1/cifar10-ipc10-*", *where]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:2]] == [f"table1/cifar10-ipc10-{r}-seed0" for r in ("none", "signed")]
+    assert [line.split()[0] for line in lines[:2]] == [
+        f"table1/cifar10-ipc10-{r}-seed0" for r in ("none", "signed")
+    ]
     assert lines[-1] == "0 of 12 runs are finished"
     assert main(["reproduce", "--jobs", "0", *where]) == 1
     assert "jobs is 0: it must be at least 1" in capsys.readouterr().err
@@ -330,11 +386,19 @@ def test_a_set_is_evaluated_elsewhere_once_it_is_there(npz, places, quiet):
     assert row["network"]["name"] == "resnet18"
     assert len(row["distilled"]["final"]) == 2
     assert row["distilled"]["final"] != done["distilled"]["final"]
-    kept = results.read_set(base.report(places["results"]), done, load_data(npz(size=16), device="cpu"))
+    kept = results.read_set(
+        base.report(places["results"]), done, load_data(npz(size=16), device="cpu")
+    )
     assert kept.images.shape == (3, 1, 16, 16)
     with pytest.raises(Error, match="load that data"):
-        results.read_set(base.report(places["results"]), done, load_data(npz(size=16), device="cpu", zca=False))
-    table = [line for line in table_3([row | {"recipe": done["recipe"]}]).splitlines() if "ResNet18" in line]
+        results.read_set(
+            base.report(places["results"]), done, load_data(npz(size=16), device="cpu", zca=False)
+        )
+    table = [
+        line
+        for line in table_3([row | {"recipe": done["recipe"]}]).splitlines()
+        if "ResNet18" in line
+    ]
     assert "–" in table[0]  # of MTT nothing has been run
 
 
@@ -343,14 +407,25 @@ def test_real_images_are_not_copied_into_the_results(npz, places, quiet):
     recipe = replace(base.recipe, method="random", distill=SelectionConfig(ipc=1))
     runs = [base, replace(base, name="table1/random-seed0", recipe=recipe)]
     distilled, chosen = reproduce(runs, **quiet)
-    assert distilled["set"] and runs[0].report(places["results"]).with_suffix(".safetensors").exists()
-    assert chosen["set"] is None and not runs[1].report(places["results"]).with_suffix(".safetensors").exists()
+    assert (
+        distilled["set"] and runs[0].report(places["results"]).with_suffix(".safetensors").exists()
+    )
+    assert (
+        chosen["set"] is None
+        and not runs[1].report(places["results"]).with_suffix(".safetensors").exists()
+    )
     assert reproduce(runs, **quiet) == [distilled, chosen]
 
 
 def row(rule, epsilon, seed, accuracy, **more):
     return {
-        **{"rule": rule, "epsilon": epsilon, "seed": seed, "accuracy": accuracy, "selected": accuracy + 1},
+        **{
+            "rule": rule,
+            "epsilon": epsilon,
+            "seed": seed,
+            "accuracy": accuracy,
+            "selected": accuracy + 1,
+        },
         **{"method": "ddpp", "error": None, "kept": 0.5, "unmasked": 1.0, **more},
     }
 
@@ -362,8 +437,10 @@ def test_differences_to_mtt_are_paired_by_seed():
     assert none["gain"] is None
     assert (signed["mean"], signed["gain"], signed["runs"], signed["stopped"]) == (22, 2, 3, 0)
     assert cells(signed) == ["signed", "0.1", "3", "50.0%", "22.0 ± 11.0", "+2.0 ± 0.6"]
-    assert cells(summarize(rows[::3])[1]) == ["signed", "0.1", "1", "50.0%", "11.0", "+1.0"]  # one seed: no error bar
-    assert signed["error"] == pytest.approx(1 / 3**0.5)  # the differences 1, 2, 3, not the spread of the accuracies
+    # one seed: no error bar
+    assert cells(summarize(rows[::3])[1]) == ["signed", "0.1", "1", "50.0%", "11.0", "+1.0"]
+    # the differences 1, 2, 3, not the spread of the accuracies
+    assert signed["error"] == pytest.approx(1 / 3**0.5)
     gain, half, seeds = paired(rows)
     assert (gain, seeds) == (2, 3)
     assert half == pytest.approx(4.303 / 3**0.5, rel=1e-3)  # 95 %, two degrees of freedom
@@ -381,6 +458,8 @@ def test_table_1_shows_what_was_run_beside_the_paper_and_a_dash_elsewhere():
     table = table_1(rows)
     assert "65.3 ± 0.7" not in table and "65.3\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.7" in table
     table = table.replace("\N{NO-BREAK SPACE}", " ")
-    assert "| CIFAR-10, 10 | pruned | 65.5 ± 0.3 | 61.0 ± 1.4 | 62.0 ± 1.4 | 63.0 ± 1.4 | 1 |" in table
+    assert (
+        "| CIFAR-10, 10 | pruned | 65.5 ± 0.3 | 61.0 ± 1.4 | 62.0 ± 1.4 | 63.0 ± 1.4 | 1 |" in table
+    )
     assert "| CIFAR-10, 10 | MTT | 65.3 ± 0.7 | – | – | – | – |" in table
     assert table.count("| – | – | – | – |") == 8 * len(TABLE_1) - 1

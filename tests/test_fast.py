@@ -1,4 +1,6 @@
-"""The engine `compiled`: equal to the others, compiled once, and replaced by `adjoint` where it cannot work."""
+"""The engine `compiled`: equal to the others, compiled once, and replaced by `adjoint` where it
+cannot work.
+"""
 
 import contextlib
 import warnings
@@ -20,12 +22,18 @@ from ddpp.pruning import RULES, matching_loss
 from ddpp.seeds import generator
 from ddpp.unroll import ENGINES, Updates, choose_engine, draw_updates, unroll
 
-BATCH, CLASSES, SIZE = 4, 3, 12  # one shape of batch throughout: it is compiled once, in half a minute
+# one shape of batch throughout: it is compiled once, in half a minute
+BATCH, CLASSES, SIZE = (
+    4,
+    3,
+    12,
+)
 FIELDS = ("student", "loss", "grad_images", "grad_alpha")
 
 
 def make_network(width=4):
-    return Flat(partial(ConvNet, 3, CLASSES, width, depth=1, image_size=SIZE))  # anew, not the one of another test
+    # anew, not the one of another test
+    return Flat(partial(ConvNet, 3, CLASSES, width, depth=1, image_size=SIZE))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,13 +55,17 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
-def solve(network, engine, updates, size=6, dtype=torch.float64, epsilon=0.1, rule="signed", device="cpu"):
+def solve(
+    network, engine, updates, size=6, dtype=torch.float64, epsilon=0.1, rule="signed", device="cpu"
+):
     """Unroll a small problem, the same at every call, with one engine."""
     rng = generator(0, "problem")
     start = network.initial(0).double()
     teacher = start + 0.02 * torch.randn(start.shape, generator=rng, dtype=torch.float64)
     images = torch.randn(size, 3, SIZE, SIZE, generator=rng, dtype=torch.float64)
-    start, teacher, images, alpha = (t.to(device, dtype) for t in (start, teacher, images, torch.tensor(0.02)))
+    start, teacher, images, alpha = (
+        t.to(device, dtype) for t in (start, teacher, images, torch.tensor(0.02))
+    )
     loss = lambda student: matching_loss(student, teacher, start, epsilon, rule)
     labels = torch.arange(size, device=device) % CLASSES
     return unroll(network, start, images, labels, alpha, updates, loss, engine)
@@ -65,7 +77,9 @@ def differences(a, b):
 
 
 def twice(operation):
-    how = operation and Draw(operation, torch.rand(BATCH, 3, generator=generator(2), dtype=torch.float64))
+    how = operation and Draw(
+        operation, torch.rand(BATCH, 3, generator=generator(2), dtype=torch.float64)
+    )
     return Updates([torch.tensor([5, 0, 3, 1])] * 2, [how] * 2)
 
 
@@ -79,7 +93,8 @@ def twice(operation):
 def test_the_compiled_engine_agrees_with_the_others(network, steps, size, batch, rule):
     updates = draw_updates(size, batch, steps, generator(1, "updates"))
     compiled, adjoint, autograd = (
-        solve(network, engine, updates, size, rule=rule) for engine in ("compiled", "adjoint", "autograd")
+        solve(network, engine, updates, size, rule=rule)
+        for engine in ("compiled", "adjoint", "autograd")
     )
     assert autograd.grad_images.abs().max() > 0
     assert autograd.grad_alpha != 0
@@ -90,15 +105,20 @@ def test_the_compiled_engine_agrees_with_the_others(network, steps, size, batch,
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", [None, *OPERATIONS])
 def test_it_agrees_through_every_augmentation(network, operation):
-    compiled, adjoint = (solve(network, engine, twice(operation)) for engine in ("compiled", "adjoint"))
+    compiled, adjoint = (
+        solve(network, engine, twice(operation)) for engine in ("compiled", "adjoint")
+    )
     assert max(differences(compiled, adjoint)) < 1e-10
 
 
 @pytest.mark.slow
 def test_in_single_precision_it_is_right_to_single_precision(network, monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # all but the slow C++ compiler
+    # all but the slow C++ compiler
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     updates = draw_updates(6, BATCH, 5, generator(1, "updates"))
-    single, double = (solve(network, "compiled", updates, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    single, double = (
+        solve(network, "compiled", updates, dtype=dtype) for dtype in (torch.float32, torch.float64)
+    )
     assert single.grad_images.dtype == torch.float32
     assert max(differences(single, double)) < 1e-4
 
@@ -112,7 +132,8 @@ def test_on_a_gpu_gradients_are_those_of_double_precision_on_the_cpu(network, en
     exact = solve(network, "adjoint", twice(operation))
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        warnings.filterwarnings("error", message="the engine compiled")  # a fallback is not what is tested
+        # a fallback is not what is tested
+        warnings.filterwarnings("error", message="the engine compiled")
         found = solve(there, engine, twice(operation), dtype=torch.float32, device="cuda")
     assert max(differences(found, exact)) < 1e-4
 
@@ -122,7 +143,9 @@ def test_on_a_gpu_gradients_are_those_of_double_precision_on_the_cpu(network, en
 
 def test_rounding_is_no_reason_to_give_up_whatever_the_rule(monkeypatch):
     scale = lambda tensor: tensor * (1 + 3e-7)
-    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *args: tree_map(scale, function(*args)))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: lambda *args: tree_map(scale, function(*args))
+    )
     updates = draw_updates(6, BATCH, 5, generator(1, "updates"))
     for rule in RULES:
         with warnings.catch_warnings(action="error"):
@@ -142,12 +165,16 @@ def test_a_second_step_compiles_nothing(network):
 
 @pytest.mark.slow
 def test_a_process_may_go_on_to_any_number_of_networks(monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the limit is not the backend's
+    # the limit is not the backend's
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     before = counters["stats"]["unique_graphs"]
-    with torch._dynamo.config.patch(recompile_limit=1):  # a second compilation of the same code would be an error
+    # a second compilation of the same code would be an error
+    with torch._dynamo.config.patch(recompile_limit=1):
         for width in (2, 3, 4):
             network = make_network(width)
-            compiled, adjoint = (solve(network, engine, twice(None)) for engine in ("compiled", "adjoint"))
+            compiled, adjoint = (
+                solve(network, engine, twice(None)) for engine in ("compiled", "adjoint")
+            )
             assert max(differences(compiled, adjoint)) < 1e-10
     assert counters["stats"]["unique_graphs"] - before == 2 * 3
 
@@ -190,7 +217,8 @@ def test_where_it_fails_it_says_so_once_and_adjoint_takes_its_place(monkeypatch,
     monkeypatch.setattr(torch, "compile", broken)
     network, updates = make_network(), twice("flip")
     with pytest.warns(
-        UserWarning, match=f"engine compiled cannot be used here .*{reason}.* ask for the engine adjoint"
+        UserWarning,
+        match=f"engine compiled cannot be used here .*{reason}.* ask for the engine adjoint",
     ):
         first = solve(network, "compiled", updates)
     second = solve(network, "compiled", updates)  # without a warning, which would be an error
@@ -224,7 +252,9 @@ def test_an_error_of_the_callers_is_the_callers(uncompiled, monkeypatch):
 
 
 class Tape(TorchDispatchMode):
-    """A CUDA graph on paper: the operations made under it, made again on the same memory by `replay`."""
+    """A CUDA graph on paper: the operations made under it, made again on the same memory by
+    `replay`.
+    """
 
     def __init__(self):
         super().__init__()
@@ -239,7 +269,9 @@ class Tape(TorchDispatchMode):
         with torch.no_grad():
             for function, args, kwargs, out in self.calls:
                 again = function(*args, **kwargs)
-                for old, new in zip(*(x if isinstance(x, tuple | list) else [x] for x in (out, again)), strict=True):
+                for old, new in zip(
+                    *(x if isinstance(x, tuple | list) else [x] for x in (out, again)), strict=True
+                ):
                     if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
 
@@ -257,7 +289,12 @@ def tapes(uncompiled, monkeypatch):
 
     wait = SimpleNamespace(wait_stream=lambda other: None)
     for name, stand_in in {
-        **{"CUDAGraph": Tape, "graph": record, "Stream": lambda: wait, "current_stream": lambda: wait},
+        **{
+            "CUDAGraph": Tape,
+            "graph": record,
+            "Stream": lambda: wait,
+            "current_stream": lambda: wait,
+        },
         **{"stream": contextlib.nullcontext, "device": contextlib.nullcontext},
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -286,9 +323,17 @@ def test_no_update_waits_for_the_host(tapes):
     made = {call[0].overloadpacket for tape in tapes for call in tape.calls}
     aten = torch.ops.aten
     assert aten.sub_ in made
-    assert not made & {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_nonzero, aten.equal}
+    assert not made & {
+        aten._local_scalar_dense,
+        aten.nonzero,
+        aten.masked_select,
+        aten.is_nonzero,
+        aten.equal,
+    }
 
 
 def test_on_a_gpu_it_is_the_engine(network):
-    engine, why = choose_engine(network, SimpleNamespace(device=torch.device("cuda")), None, None, 50)
+    engine, why = choose_engine(
+        network, SimpleNamespace(device=torch.device("cuda")), None, None, 50
+    )
     assert (engine, "GPU" in why) == ("compiled", True)

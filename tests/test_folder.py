@@ -1,4 +1,6 @@
-"""A folder of pictures becomes the .npz that load_data reads; a folder that cannot gets a sentence."""
+"""A folder of pictures becomes the .npz that load_data reads; a folder that cannot gets a
+sentence.
+"""
 
 import os
 import re
@@ -16,12 +18,16 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 def refused(*words):
     """An Error whose message is one sentence with these words, in this order."""
-    return pytest.raises(Error, match=r"(?s)\A" + ".*".join(["", *map(re.escape, words)]) + r"[^\n]*\Z")
+    return pytest.raises(
+        Error, match=r"(?s)\A" + ".*".join(["", *map(re.escape, words)]) + r"[^\n]*\Z"
+    )
 
 
 def save(path, array, mode=None, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = array if isinstance(array, Image.Image) else Image.fromarray(np.asarray(array, np.uint8))
+    picture = (
+        array if isinstance(array, Image.Image) else Image.fromarray(np.asarray(array, np.uint8))
+    )
     (picture.convert(mode) if mode else picture).save(path, **options)
     return path
 
@@ -32,7 +38,9 @@ def noise(colour, rng, height=20, width=20):
 
 def halves(height, width, vertical=False):
     """A picture whose left half (or upper, with `vertical`) is red and whose other half is blue."""
-    first = np.arange(height)[:, None] < height / 2 if vertical else np.arange(width)[None] < width / 2
+    first = (
+        np.arange(height)[:, None] < height / 2 if vertical else np.arange(width)[None] < width / 2
+    )
     return np.where(np.broadcast_to(first, (height, width))[..., None], (255, 0, 0), (0, 0, 255))
 
 
@@ -101,8 +109,12 @@ def test_the_test_images_are_spread_evenly_over_a_class_and_in_no_other_part(tmp
     assert tens("train") == [0, 1, 3, 4, 5, 6, 8, 9]
 
 
-@pytest.mark.parametrize("count, test, held_out", [(2, 0.2, 1), (3, 0.2, 1), (9, 0.2, 2), (2, 0.9, 1), (5, 0.99, 4)])
-def test_every_class_keeps_an_image_to_train_on_and_one_to_test_on(pictures, tmp_path, count, test, held_out):
+@pytest.mark.parametrize(
+    "count, test, held_out", [(2, 0.2, 1), (3, 0.2, 1), (9, 0.2, 2), (2, 0.9, 1), (5, 0.99, 4)]
+)
+def test_every_class_keeps_an_image_to_train_on_and_one_to_test_on(
+    pictures, tmp_path, count, test, held_out
+):
     counts = pack_folder(pictures(count), tmp_path / "mine.npz", test=test, progress=False)
     assert counts == dict.fromkeys(COLOURS, (count - held_out, held_out))
 
@@ -111,7 +123,9 @@ def test_a_split_that_is_there_stays_as_it_is(pictures, tmp_path):
     pictures(3, folder="mine/train")
     pictures(1, folder="mine/test")
     out = tmp_path / "mine.npz"
-    assert pack_folder(tmp_path / "mine", out, test=0.5, progress=False) == dict.fromkeys(COLOURS, (3, 1))
+    assert pack_folder(tmp_path / "mine", out, test=0.5, progress=False) == dict.fromkeys(
+        COLOURS, (3, 1)
+    )
     assert load_data(out, device="cpu", zca=False).classes == ("cat", "dog", "eel")
 
 
@@ -138,7 +152,14 @@ def test_equal_folders_give_equal_bytes(pictures, tmp_path):
 def test_what_is_hidden_or_no_picture_is_left_out(pictures, pack):
     folder = pictures()
     before = pack(folder)
-    for name in ("readme.txt", "labels.csv", "cat/.DS_Store", "cat/Thumbs.db", "dog/notes.TXT", "dog/._000.png"):
+    for name in (
+        "readme.txt",
+        "labels.csv",
+        "cat/.DS_Store",
+        "cat/Thumbs.db",
+        "dog/notes.TXT",
+        "dog/._000.png",
+    ):
         (folder / name).write_bytes(b"no picture")
     for name in (".ipynb_checkpoints", "cat/.cache", "__MACOSX"):
         (folder / name).mkdir()
@@ -152,7 +173,8 @@ def test_what_is_hidden_or_no_picture_is_left_out(pictures, pack):
 @pytest.mark.parametrize("height, width", [(30, 30), (30, 90), (100, 31)])
 def test_a_picture_is_cropped_to_the_square_in_its_middle(one, height, width):
     packed, whole = one(halves(height, width), size=10), halves(10, 10)
-    np.testing.assert_allclose(packed, whole, atol=50)  # at the edge between the halves, the resizing rings
+    # at the edge between the halves, the resizing rings
+    np.testing.assert_allclose(packed, whole, atol=50)
     np.testing.assert_allclose(packed[:, [0, 1, -2, -1]], whole[:, [0, 1, -2, -1]], atol=3)
 
 
@@ -162,10 +184,14 @@ def test_a_picture_is_shrunk_with_antialiasing(one):
 
 
 def test_a_picture_that_is_too_small_is_enlarged(one):
-    np.testing.assert_array_equal(one(np.full((1, 5, 3), (9, 99, 199)), size=8), np.full((8, 8, 3), (9, 99, 199)))
+    np.testing.assert_array_equal(
+        one(np.full((1, 5, 3), (9, 99, 199)), size=8), np.full((8, 8, 3), (9, 99, 199))
+    )
 
 
-@pytest.mark.parametrize("orientation, turned", [(1, halves(32, 32)), (6, halves(32, 32, vertical=True))])
+@pytest.mark.parametrize(
+    "orientation, turned", [(1, halves(32, 32)), (6, halves(32, 32, vertical=True))]
+)
 def test_a_photo_taken_with_the_camera_turned_is_packed_upright(one, orientation, turned):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -218,7 +244,9 @@ def test_a_folder_that_is_not_there_or_not_a_folder_is_refused(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX systems")
 @pytest.mark.parametrize("forbidden", ["mine", "mine/cat", "mine/cat/000.png"])
-def test_a_folder_or_picture_that_may_not_be_read_is_named(pictures, tmp_path, monkeypatch, forbidden):
+def test_a_folder_or_picture_that_may_not_be_read_is_named(
+    pictures, tmp_path, monkeypatch, forbidden
+):
     pictures()
     monkeypatch.chdir(tmp_path)  # relative paths need no permissions of the folders above
     tmp_path.chmod(0o777)
@@ -249,7 +277,9 @@ def test_one_class_is_not_enough(pictures, tmp_path):
         pack_folder(tmp_path / "split", tmp_path / "mine.npz")
 
 
-@pytest.mark.parametrize("folders", [("cat", "cat/more"), ("train/cat", "validation/cat"), ("train/cat", "val/cat")])
+@pytest.mark.parametrize(
+    "folders", [("cat", "cat/more"), ("train/cat", "validation/cat"), ("train/cat", "val/cat")]
+)
 def test_folders_too_deep_are_told_the_layout(pictures, tmp_path, folders):
     for folder in ("eel", *folders):
         save(tmp_path / "mine" / folder / "a.png", halves(8, 8))
@@ -263,7 +293,11 @@ def test_a_class_needs_two_pictures(pictures, tmp_path, count):
     (folder / "fly").mkdir()
     for i in range(count):
         save(folder / "fly" / f"{i}.png", halves(8, 8))
-    with refused("class 'fly' has too few pictures", f"{count} to train on and 0 to test on", "or remove the class"):
+    with refused(
+        "class 'fly' has too few pictures",
+        f"{count} to train on and 0 to test on",
+        "or remove the class",
+    ):
         pack_folder(folder, tmp_path / "mine.npz")
 
 
@@ -283,7 +317,9 @@ def test_a_picture_that_cannot_be_read_is_named(pictures, tmp_path, damage):
     path = folder / "dog" / ("new.heic" if damage == "a kind of its own" else "003.png")
     whole = (folder / "dog" / "003.png").read_bytes()
     path.write_bytes({"cut short": whole[:200], "empty": b""}.get(damage, b"no picture at all"))
-    with refused(f"the picture {path} cannot be read", "damaged", "save it anew as PNG or JPEG, or remove it"):
+    with refused(
+        f"the picture {path} cannot be read", "damaged", "save it anew as PNG or JPEG, or remove it"
+    ):
         pack_folder(folder, tmp_path / "mine.npz", progress=False)
     assert not list(tmp_path.glob("mine.npz*"))
 
@@ -319,8 +355,12 @@ def test_the_output_is_a_new_npz(pictures, tmp_path):
     assert out.read_bytes() == b"precious"
 
 
-def test_an_output_that_cannot_be_written_is_noticed_before_a_picture_is_read(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpp.folder.read_picture", lambda *_: pytest.fail("a picture was read in vain"))
+def test_an_output_that_cannot_be_written_is_noticed_before_a_picture_is_read(
+    pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "ddpp.folder.read_picture", lambda *_: pytest.fail("a picture was read in vain")
+    )
     (tmp_path / "file").write_bytes(b"")
     with refused("cannot write", "file/mine.npz", "choose another place"):
         pack_folder(pictures(), tmp_path / "file" / "mine.npz")

@@ -1,4 +1,6 @@
-"""What is registered under a name is known by its code: nothing made with another function is taken for its own."""
+"""What is registered under a name is known by its code: nothing made with another function is taken
+for its own.
+"""
 
 import shutil
 import subprocess
@@ -13,7 +15,16 @@ import torch
 from torch import nn
 
 import ddpp
-from ddpp import DistillConfig, Error, NetworkConfig, Protocol, TeacherConfig, evaluate, load_data, selection
+from ddpp import (
+    DistillConfig,
+    Error,
+    NetworkConfig,
+    Protocol,
+    TeacherConfig,
+    evaluate,
+    load_data,
+    selection,
+)
 from ddpp.augment import OPERATIONS
 from ddpp.cli import main
 from ddpp.experiments import Run, read_result, reproduce
@@ -142,16 +153,23 @@ def test_functions_of_a_module_of_ones_own_count(tmp_path, monkeypatch):
     found = []
     for text in ("def f(x): return x", "def f(x): return 2 * x"):
         (tmp_path / "mylib.py").write_text(text)
-        code = "import mylib, ddpp.identity\ndef rule(x): return mylib.f(x)\nprint(ddpp.identity.fingerprint(rule))"
+        code = (
+            "import mylib, ddpp.identity\ndef rule(x): return "
+            "mylib.f(x)\nprint(ddpp.identity.fingerprint(rule))"
+        )
         run = [sys.executable, "-B", "-c", code]
-        found.append(subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+        found.append(
+            subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        )
     assert found[0] != found[1]
 
 
 def test_what_cannot_be_seen_through_asks_for_a_version():
     generator = torch.Generator()
     rule = lambda s, t, epsilon: torch.rand(s.shape, generator=generator) > epsilon
-    with pytest.raises(Error, match=r"a Generator, of which ddpp cannot tell.*ddpp.custom\(..., version=1\)"):
+    with pytest.raises(
+        Error, match=r"a Generator, of which ddpp cannot tell.*ddpp.custom\(..., version=1\)"
+    ):
         fingerprint(rule)
     assert fingerprint(ddpp.custom(rule, version=1)) == "version 1"
     assert fingerprint(ddpp.custom(rule, version=2)) == "version 2"
@@ -212,30 +230,41 @@ CONFIG = DistillConfig(steps=3, student_steps=2, iterates=1, rule="mine", image_
 class Small(nn.Sequential):
     def __init__(self, channels, classes, image_size, hidden=4, **_):
         super().__init__(
-            nn.Flatten(), nn.Linear(channels * image_size**2, hidden), nn.Tanh(), nn.Linear(hidden, classes)
+            nn.Flatten(),
+            nn.Linear(channels * image_size**2, hidden),
+            nn.Tanh(),
+            nn.Linear(hidden, classes),
         )
 
 
 def test_a_checkpoint_of_a_rule_that_was_changed_is_refused(data, tmp_path, monkeypatch):
     teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
     path = tmp_path / "checkpoint"
-    go = lambda steps=3: ddpp.distill(data, teachers, replace(CONFIG, steps=steps), checkpoint=path, progress=False)
+    go = lambda steps=3: ddpp.distill(
+        data, teachers, replace(CONFIG, steps=steps), checkpoint=path, progress=False
+    )
     monkeypatch.setitem(RULES, "mine", keeps(0.01))
     first = go()
     monkeypatch.setitem(RULES, "mine", keeps(0.01))  # the cell is run again
     assert torch.equal(go().images, first.images)
     monkeypatch.setitem(RULES, "mine", keeps(0.2))
-    with pytest.raises(Error, match=r"other settings, data or teachers \(the rule mine has changed\)"):
+    with pytest.raises(
+        Error, match=r"other settings, data or teachers \(the rule mine has changed\)"
+    ):
         go()
     with pytest.raises(Error, match=r"config\.steps was 3 and is 4; the rule mine has changed"):
         go(steps=4)
 
 
 def test_teachers_of_another_augmentation_or_network_are_not_taken(data, tmp_path, monkeypatch):
-    train = lambda config=TEACHERS: ddpp.train_teachers(data, config, tmp_path / "teachers", progress=False)
+    train = lambda config=TEACHERS: ddpp.train_teachers(
+        data, config, tmp_path / "teachers", progress=False
+    )
     first, turn = train(), lambda x, u: x.flip(2)
     monkeypatch.setitem(OPERATIONS, "turn", turn)
-    with pytest.raises(Error, match="the augmentation turn has changed; the list of augmentations has changed"):
+    with pytest.raises(
+        Error, match="the augmentation turn has changed; the list of augmentations has changed"
+    ):
         train()
     monkeypatch.undo()
     assert torch.equal(train().snapshot(0, 3), first.snapshot(0, 3))
@@ -248,9 +277,18 @@ def test_teachers_of_another_augmentation_or_network_are_not_taken(data, tmp_pat
     assert ddpp.train_teachers(data, mine, progress=False).network.size != one.network.size
 
 
-def test_a_whole_run_and_its_accuracies_are_those_of_the_rule_and_network(data, npz, tmp_path, monkeypatch):
-    real, scores = selection.random(data, 1, {"name": "mine", "width": 4, "depth": 1}, 0), tmp_path / "scores"
-    test = lambda: evaluate(real, data, repeats=1, protocol=Protocol(epochs=20), scores=scores, progress=False).mean
+def test_a_whole_run_and_its_accuracies_are_those_of_the_rule_and_network(
+    data, npz, tmp_path, monkeypatch
+):
+    real, scores = (
+        selection.random(data, 1, {"name": "mine", "width": 4, "depth": 1}, 0),
+        tmp_path / "scores",
+    )
+    test = lambda: (
+        evaluate(
+            real, data, repeats=1, protocol=Protocol(epochs=20), scores=scores, progress=False
+        ).mean
+    )
     monkeypatch.setitem(ARCHITECTURES, "mine", Small)
     test()
     written = scores.read_text()
@@ -266,7 +304,9 @@ def test_a_whole_run_and_its_accuracies_are_those_of_the_rule_and_network(data, 
     go = lambda: run(small, out, device="cpu", progress=False, say=lambda line: None)
     monkeypatch.setitem(RULES, "mine", keeps(0.01))
     go()
-    assert ddpp.DistilledDataset.load(out).provenance["custom"] == {"rule mine": fingerprint(keeps(0.01))}
+    assert ddpp.DistilledDataset.load(out).provenance["custom"] == {
+        "rule mine": fingerprint(keeps(0.01))
+    }
     go()
     monkeypatch.setitem(RULES, "mine", keeps(0.2))
     with pytest.raises(Error, match=r"the result of another run \(the rule mine has changed\)"):
@@ -276,11 +316,16 @@ def test_a_whole_run_and_its_accuracies_are_those_of_the_rule_and_network(data, 
 def test_a_result_of_a_rule_that_was_changed_is_not_the_new_ones(npz, tmp_path, monkeypatch):
     base = recipe("smoke", str(npz()))
     small = replace(base, teachers=TEACHERS, distill=CONFIG, protocol=Protocol(epochs=2), repeats=1)
-    todo, places = [Run("mine/one", small)], {"results": tmp_path / "results", "work": tmp_path / "work"}
+    todo, places = (
+        [Run("mine/one", small)],
+        {"results": tmp_path / "results", "work": tmp_path / "work"},
+    )
     go = lambda: reproduce(todo, **places, device="cpu", progress=False, say=lambda line: None)
     monkeypatch.setitem(RULES, "mine", keeps(0.01))
     assert len(go()) == 1
-    assert read_result(todo[0], places["results"])["custom"] == {"rule mine": fingerprint(keeps(0.01))}
+    assert read_result(todo[0], places["results"])["custom"] == {
+        "rule mine": fingerprint(keeps(0.01))
+    }
     monkeypatch.setitem(RULES, "mine", keeps(0.2))
     with pytest.raises(Error, match=r"the result of other settings \(the rule mine has changed\)"):
         go()
@@ -303,18 +348,23 @@ GOLDEN = Path(__file__).with_name("golden")
 def test_files_made_before_there_were_fingerprints_are_the_same_runs_now(npz, tmp_path, capsys):
     folder = tmp_path / "golden"
     shutil.copytree(GOLDEN, folder)
-    small = f"""--data {npz()} --steps 6 --student-steps 3 --iterates 2 --repeats 1 --teachers.count 1
-        --teachers.epochs 3 --teachers.batch 20 --teachers.network.width 4 --teachers.network.depth 2
-        --protocol.epochs 2 --image-lr 5 --device cpu""".split()
+    small = f"""--data {npz()} --steps 6 --student-steps 3 --iterates 2 --repeats 1
+        --teachers.count 1 --teachers.epochs 3 --teachers.batch 20 --teachers.network.width 4
+        --teachers.network.depth 2 --protocol.epochs 2 --image-lr 5 --device cpu""".split()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main(["distill", *small, "--out", str(folder / "set.safetensors")]) == 0
     assert "finished already" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert main(["distill", *small, "--out", str(folder / "stopped.safetensors")]) == 0
     assert "going on from step 3 of 6" in capsys.readouterr().out
-    whole, resumed = (ddpp.DistilledDataset.load(folder / f"{name}.safetensors") for name in ("set", "stopped"))
-    assert torch.allclose(resumed.images, whole.images, atol=1e-3)  # on another processor the bits may differ
-    assert (folder / "teachers-dfcaac17" / "teacher_000.safetensors").read_bytes() in before.values()
+    whole, resumed = (
+        ddpp.DistilledDataset.load(folder / f"{name}.safetensors") for name in ("set", "stopped")
+    )
+    # on another processor the bits may differ
+    assert torch.allclose(resumed.images, whole.images, atol=1e-3)
+    assert (
+        folder / "teachers-dfcaac17" / "teacher_000.safetensors"
+    ).read_bytes() in before.values()
     learned = ddpp.DistilledDataset.load(folder / "kip.safetensors")
     assert learned.loss == "squared error"
     assert learned.labels.shape == (3, 3)

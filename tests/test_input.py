@@ -1,4 +1,6 @@
-"""Bad input gets a sentence that says what is wrong and what to do, an exit code that is not 0, and nothing is lost."""
+"""Bad input gets a sentence that says what is wrong and what to do, an exit code that is not 0, and
+nothing is lost.
+"""
 
 import contextlib
 import os
@@ -27,21 +29,29 @@ from ddpp.teachers import TeacherConfig, Teachers, train_teachers
 NAN, INF = float("nan"), float("inf")
 NETWORK = NetworkConfig(width=4, depth=1)
 TEACHERS = TeacherConfig(count=2, epochs=3, lr=0.02, batch=6, network=NETWORK)
-CONFIG = DistillConfig(steps=4, student_steps=2, image_lr=1.0, alpha0=0.02, iterates=2, engine="autograd")
+CONFIG = DistillConfig(
+    steps=4, student_steps=2, image_lr=1.0, alpha0=0.02, iterates=2, engine="autograd"
+)
 
 
 def arrays(classes=2, side=8, channels=3):
     rng = np.random.default_rng(0)
     y = {"train": np.repeat(np.arange(classes), 6), "test": np.repeat(np.arange(classes), 3)}
-    image = lambda y: np.uint8(rng.integers(0, 200, (len(y), side, side, channels)) + 20 * y[:, None, None, None])
-    return {f"x_{part}": image(of) for part, of in y.items()} | {f"y_{part}": of for part, of in y.items()}
+    image = lambda y: np.uint8(
+        rng.integers(0, 200, (len(y), side, side, channels)) + 20 * y[:, None, None, None]
+    )
+    return {f"x_{part}": image(of) for part, of in y.items()} | {
+        f"y_{part}": of for part, of in y.items()
+    }
 
 
 X, Y, XT, YT = (arrays()[key] for key in ("x_train", "y_train", "x_test", "y_test"))
 
 
 def save(path, without=(), **changes):
-    np.savez(path, **{key: array for key, array in (arrays() | changes).items() if key not in without})
+    np.savez(
+        path, **{key: array for key, array in (arrays() | changes).items() if key not in without}
+    )
     return path
 
 
@@ -85,13 +95,15 @@ def teachers(data):
 
 @pytest.fixture
 def run(data, teachers):
-    return lambda data=data, teachers=teachers, checkpoint=None, save_steps=None, **changes: distill(
-        data,
-        teachers,
-        replace(CONFIG, **changes),
-        checkpoint=checkpoint,
-        save_steps=save_steps,
-        progress=False,
+    return lambda data=data, teachers=teachers, checkpoint=None, save_steps=None, **changes: (
+        distill(
+            data,
+            teachers,
+            replace(CONFIG, **changes),
+            checkpoint=checkpoint,
+            save_steps=save_steps,
+            progress=False,
+        )
     )
 
 
@@ -103,13 +115,17 @@ def distilled(data, teachers):
 # names
 
 
-@pytest.mark.parametrize("asked, near", [("cifar-10", "cifar10"), ("cifar10_sample", "cifar10-sample")])
+@pytest.mark.parametrize(
+    "asked, near", [("cifar-10", "cifar10"), ("cifar10_sample", "cifar10-sample")]
+)
 def test_an_unknown_data_set_is_answered_with_the_nearest(asked, near):
     with refused("unknown data set", asked, f"did you mean '{near}'", "a path that ends in .npz"):
         load(asked)
 
 
-@pytest.mark.parametrize("setting, asked, near", [("rule", "sign", "signed"), ("engine", "adjoin", "adjoint")])
+@pytest.mark.parametrize(
+    "setting, asked, near", [("rule", "sign", "signed"), ("engine", "adjoin", "adjoint")]
+)
 def test_an_unknown_rule_or_engine_is_answered_with_the_nearest(run, setting, asked, near):
     with refused(f"unknown {setting} '{asked}'", f"did you mean '{near}'", "the choices are"):
         run(**{setting: asked})
@@ -117,7 +133,9 @@ def test_an_unknown_rule_or_engine_is_answered_with_the_nearest(run, setting, as
 
 def test_an_unknown_network_is_answered_with_the_nearest(data, distilled):
     with refused("unknown network 'convnets'", "did you mean 'convnet'"):
-        train_teachers(data, replace(TEACHERS, network=replace(NETWORK, name="convnets")), progress=False)
+        train_teachers(
+            data, replace(TEACHERS, network=replace(NETWORK, name="convnets")), progress=False
+        )
     with refused("unknown network 'convnets'", "did you mean 'convnet'"):
         evaluate(distilled, data, "convnets", progress=False)
 
@@ -142,9 +160,13 @@ def test_a_name_like_no_other_gets_the_choices_alone():
     [
         ({"y_train": Y - 1}, ["y_train", "from -1 to 0", "integers from 0 to 1"]),
         ({"y_test": YT + 1}, ["y_test", "from 1 to 2", "2 classes", "integers from 0 to 1"]),
-        ({"classes": np.array(["a", "b"]), "y_train": Y * 2}, ["y_train", "from 0 to 2", "2 classes"]),
+        (
+            {"classes": np.array(["a", "b"]), "y_train": Y * 2},
+            ["y_train", "from 0 to 2", "2 classes"],
+        ),
         ({"y_train": Y * 2, "y_test": YT * 2}, ["from 0 to 2", "2 classes", "without gaps"]),
-        ({"y_train": Y * 10**17}, ["2 classes", "without gaps"]),  # must not make 10**17 names first
+        # must not make 10**17 names first
+        ({"y_train": Y * 10**17}, ["2 classes", "without gaps"]),
         ({"classes": np.array(["a", "b", "c"])}, ["class 2", "no training image", "without gaps"]),
         ({"classes": np.array(["a", "a"])}, ["classes", "different names"]),
         ({"classes": np.array("ab")}, ["classes", "a list"]),
@@ -196,7 +218,9 @@ def test_images_must_be_square_finite_and_of_one_size(tmp_path, changes, words):
 
 @pytest.mark.parametrize("kind", ["f2", "f4", ">f4", "f8", np.longdouble])
 def test_floats_of_every_kind_are_images(tmp_path, data, kind):
-    loaded = load(save(tmp_path / "mine.npz", x_train=(X / 255).astype(kind), x_test=(XT / 255).astype(kind)))
+    loaded = load(
+        save(tmp_path / "mine.npz", x_train=(X / 255).astype(kind), x_test=(XT / 255).astype(kind))
+    )
     torch.testing.assert_close(loaded.train.images, data.train.images, rtol=0, atol=5e-3)
 
 
@@ -271,7 +295,10 @@ def test_a_forbidden_file_is_not_called_damaged(tmp_path):
 
 def test_cifar10_must_be_the_official_arrays(tmp_path):
     path = save(tmp_path / "cifar10.npz")
-    with untouched(path), refused("x_train of cifar10 is not the official array", "SHA-256", "fetch the data again"):
+    with (
+        untouched(path),
+        refused("x_train of cifar10 is not the official array", "SHA-256", "fetch the data again"),
+    ):
         load("cifar10", root=tmp_path)
 
 
@@ -293,8 +320,11 @@ def test_data_that_is_there_is_read_where_nothing_can_be_written(tmp_path, monke
         return SimpleNamespace(data=arrays()[f"x_{part}"], targets=arrays()[f"y_{part}"].tolist())
 
     monkeypatch.setattr("torchvision.datasets.CIFAR100", complete)
-    monkeypatch.setattr("ddpp.data.store.check_writable", lambda path: pytest.fail(f"{path} is asked for"))
-    with refused("x_train of cifar100 is not the official array"):  # which these are not, but they were read
+    monkeypatch.setattr(
+        "ddpp.data.store.check_writable", lambda path: pytest.fail(f"{path} is asked for")
+    )
+    # which these are not, but they were read
+    with refused("x_train of cifar100 is not the official array"):
         load("cifar100", root=tmp_path)
     assert asked == [False, False]
 
@@ -305,16 +335,37 @@ def test_data_that_is_there_is_read_where_nothing_can_be_written(tmp_path, monke
 @pytest.mark.parametrize(
     "changes, words",
     [
-        *[({"epsilon": value}, ["epsilon", "at least 0 and below 1"]) for value in (-0.1, 1.0, NAN)],
+        *[
+            ({"epsilon": value}, ["epsilon", "at least 0 and below 1"])
+            for value in (-0.1, 1.0, NAN)
+        ],
         *[
             ({name: value}, [f"{name} is {value}", "at least 1"])
-            for name in ("ipc", "steps", "student_steps", "expert_epochs", "max_start_epoch", "iterates", "batch")
+            for name in (
+                "ipc",
+                "steps",
+                "student_steps",
+                "expert_epochs",
+                "max_start_epoch",
+                "iterates",
+                "batch",
+            )
             for value in (0, -1)
         ],
-        *[({name: value}, [name, "positive"]) for name in ("image_lr", "alpha0") for value in (0.0, -1.0, NAN)],
+        *[
+            ({name: value}, [name, "positive"])
+            for name in ("image_lr", "alpha0")
+            for value in (0.0, -1.0, NAN)
+        ],
         ({"ipc": 7}, ["class '0' has 6 training images", "7 images per class", "lower"]),
-        ({"expert_epochs": 3}, ["expert_epochs 3", "epoch 4", "stop at 3", "train them longer or lower either"]),
-        ({"max_start_epoch": 9}, ["max_start_epoch 9", "epoch 10", "stop at 3", "train them longer or lower either"]),
+        (
+            {"expert_epochs": 3},
+            ["expert_epochs 3", "epoch 4", "stop at 3", "train them longer or lower either"],
+        ),
+        (
+            {"max_start_epoch": 9},
+            ["max_start_epoch 9", "epoch 10", "stop at 3", "train them longer or lower either"],
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_step(run, tmp_path, changes, words):
@@ -328,8 +379,14 @@ def test_settings_that_cannot_work_are_refused_before_any_step(run, tmp_path, ch
     [
         *[({name: 0}, [f"{name} is 0", "at least 1"]) for name in ("count", "epochs", "batch")],
         *[({"lr": value}, ["lr", "positive"]) for value in (0.0, -1.0, NAN)],
-        *[({"network": replace(NETWORK, **{name: 0})}, [f"{name} is 0", "1"]) for name in ("width", "depth")],
-        ({"network": replace(NETWORK, depth=4)}, ["depth 4", "8 x 8 pixels", "a depth of at most 3"]),
+        *[
+            ({"network": replace(NETWORK, **{name: 0})}, [f"{name} is 0", "1"])
+            for name in ("width", "depth")
+        ],
+        (
+            {"network": replace(NETWORK, depth=4)},
+            ["depth 4", "8 x 8 pixels", "a depth of at most 3"],
+        ),
     ],
 )
 def test_teachers_that_cannot_be_trained_are_refused(data, tmp_path, changes, words):
@@ -358,14 +415,18 @@ def test_an_epoch_that_is_not_stored(teachers):
 
 
 def test_a_teacher_that_diverges_is_stored_up_to_then(data, tmp_path):
-    one_update = replace(TEACHERS, lr=INF, batch=len(data.train.labels))  # the loss is still that of the start
+    # the loss is still that of the start
+    one_update = replace(TEACHERS, lr=INF, batch=len(data.train.labels))
     with refused("teacher 0 diverged in epoch 1", "lower its learning rate"):
         train_teachers(data, one_update, tmp_path, progress=False)
     assert set(store.read(tmp_path / "teacher_000.safetensors", "teacher")[0]) == {"epoch_000"}
 
 
 def test_teachers_of_other_data_are_refused(tmp_path, run, teachers):
-    for other in (load(save(tmp_path / "mine.npz"), zca=True), load(save(tmp_path / "3.npz", **arrays(classes=3)))):
+    for other in (
+        load(save(tmp_path / "mine.npz"), zca=True),
+        load(save(tmp_path / "3.npz", **arrays(classes=3))),
+    ):
         with refused("trained on another data set or preprocessing", "train teachers on this one"):
             run(data=other)
 
@@ -394,13 +455,17 @@ def test_no_hundred_gpus():
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "thing.safetensors"
-    store.write(path, "thing", {"a": torch.arange(3.0), "b": torch.tensor(7)}, {"name": "x", "number": 0.1})
+    store.write(
+        path, "thing", {"a": torch.arange(3.0), "b": torch.tensor(7)}, {"name": "x", "number": 0.1}
+    )
     return path
 
 
 def test_equal_content_is_equal_bytes(file):
     again = file.with_name("again.safetensors")
-    store.write(again, "thing", {"b": torch.tensor(7), "a": torch.arange(3.0)}, {"number": 0.1, "name": "x"})
+    store.write(
+        again, "thing", {"b": torch.tensor(7), "a": torch.arange(3.0)}, {"number": 0.1, "name": "x"}
+    )
     assert again.read_bytes() == file.read_bytes()
 
 
@@ -459,7 +524,9 @@ def test_teachers_of_another_configuration_are_refused(data, trained, tmp_path):
     for on, changes in ((data, {"lr": 0.5}), (data, {"seed": 1}), (other, {})):
         with (
             untouched(*trained.iterdir()),
-            refused("teacher_000.safetensors belongs to a teacher of another", "choose another folder"),
+            refused(
+                "teacher_000.safetensors belongs to a teacher of another", "choose another folder"
+            ),
         ):
             train_teachers(on, replace(TEACHERS, **changes), trained, progress=False)
 
@@ -474,7 +541,9 @@ def test_damaged_teachers_are_refused_and_left_as_they_are(data, trained, cut):
 
 
 def test_a_folder_that_cannot_be_written_is_noticed_before_training(data, file, monkeypatch):
-    monkeypatch.setattr("ddpp.teachers._epoch", lambda *_: pytest.fail("a teacher was trained in vain"))
+    monkeypatch.setattr(
+        "ddpp.teachers._epoch", lambda *_: pytest.fail("a teacher was trained in vain")
+    )
     with untouched(file), refused("cannot write", "choose another place"):
         train_teachers(data, TEACHERS, file, progress=False)
 
@@ -493,7 +562,10 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(run, tmp_path)
     path = tmp_path / "checkpoint"
     run(checkpoint=path)
     for changes in ({"seed": 1}, {"epsilon": 0.2}, {"steps": 5}):
-        with untouched(path), refused("belongs to a run with other settings", "choose another output"):
+        with (
+            untouched(path),
+            refused("belongs to a run with other settings", "choose another output"),
+        ):
             run(checkpoint=path, **changes)
 
 
@@ -504,7 +576,9 @@ def test_a_distilled_file_is_for_its_own_classes_and_preprocessing(tmp_path, dis
     with refused("2 classes, the data 3", "the data set that it was distilled from"):
         evaluate(distilled, load(save(tmp_path / "3.npz", **arrays(classes=3))), progress=False)
     with refused("or other names", "the data set that it was distilled from"):
-        evaluate(distilled, load(save(tmp_path / "ab.npz", classes=np.array(["a", "b"]))), progress=False)
+        evaluate(
+            distilled, load(save(tmp_path / "ab.npz", classes=np.array(["a", "b"]))), progress=False
+        )
     with refused("preprocessed in another way", "whitening=distilled.whitening"):
         evaluate(distilled, load(save(tmp_path / "mine.npz"), zca=True), progress=False)
     larger = save(tmp_path / "larger.npz", **arrays(side=12))
@@ -517,7 +591,9 @@ def test_an_iterate_that_was_not_kept(distilled):
         distilled.at(3)
 
 
-@pytest.mark.parametrize("name, options", [("repeats", {"repeats": 0}), ("epochs", {"protocol": Protocol(epochs=0)})])
+@pytest.mark.parametrize(
+    "name, options", [("repeats", {"repeats": 0}), ("epochs", {"protocol": Protocol(epochs=0)})]
+)
 def test_an_evaluation_takes_at_least_one(distilled, data, name, options):
     with refused(f"the evaluation's {name} is 0", "at least 1"):
         evaluate(distilled, data, progress=False, **options)
@@ -530,16 +606,28 @@ def moving(data, *ends, width=4):
     """Teachers whose one epoch takes the start to `end(start)`."""
     network = data.network(replace(NETWORK, width=width))
     start = network.initial(0)
-    trajectories = [{"epoch_000": start, "epoch_001": end(start), "loss_001": torch.tensor(1.0)} for end in ends]
-    return Teachers(trajectories, TEACHERS.identity(data), replace(TEACHERS, count=len(ends)), network)
+    trajectories = [
+        {"epoch_000": start, "epoch_001": end(start), "loss_001": torch.tensor(1.0)} for end in ends
+    ]
+    return Teachers(
+        trajectories, TEACHERS.identity(data), replace(TEACHERS, count=len(ends)), network
+    )
 
 
 SHORT = {"max_start_epoch": 1, "expert_epochs": 1}
 
 
 def test_a_run_in_which_everything_is_pruned_ends_with_advice(run, data):
-    with refused("every parameter was pruned", f"{MAX_SKIPPED + 1} steps in a row", "lower epsilon"):
-        run(teachers=moving(data, lambda start: -start), epsilon=0.999, rule="signed", steps=30, **SHORT)
+    with refused(
+        "every parameter was pruned", f"{MAX_SKIPPED + 1} steps in a row", "lower epsilon"
+    ):
+        run(
+            teachers=moving(data, lambda start: -start),
+            epsilon=0.999,
+            rule="signed",
+            steps=30,
+            **SHORT,
+        )
 
 
 def test_a_run_whose_alpha_leaves_the_positive_numbers_ends_with_advice(run):
@@ -557,7 +645,8 @@ def test_a_run_whose_images_leave_the_numbers_ends_with_advice_and_keeps_its_ste
     assert meta["step"] >= MAX_SKIPPED
     assert skipped[0] == 0 and skipped[1 : meta["step"]].all()
     assert torch.equal(tensors["images"], taken.images)
-    with untouched(path), refused("other settings"):  # the advice followed, the old steps still stay
+    # the advice followed, the old steps still stay
+    with untouched(path), refused("other settings"):
         run(image_lr=1.0, steps=30, checkpoint=path)
 
 
@@ -583,14 +672,34 @@ def test_a_teacher_that_stands_still_costs_its_own_steps_only(run, data):
 
 
 def words(*settings):
-    return [str(word) for setting in settings for word in (setting if isinstance(setting, tuple) else (setting,))]
+    return [
+        str(word)
+        for setting in settings
+        for word in (setting if isinstance(setting, tuple) else (setting,))
+    ]
 
 
 def command(npz, out, *more, verb="distill"):
     small = words(
-        *(verb, ("--data", npz), ("--out", out), ("--device", "cpu"), ("--validation", 0), ("--repeats", 1)),
-        *(("--teachers.count", 1), ("--teachers.epochs", 3), ("--teachers.batch", 6), ("--protocol.epochs", 2)),
-        *(("--teachers.network.width", 4), ("--teachers.network.depth", 1), ("--engine", "autograd")),
+        *(
+            verb,
+            ("--data", npz),
+            ("--out", out),
+            ("--device", "cpu"),
+            ("--validation", 0),
+            ("--repeats", 1),
+        ),
+        *(
+            ("--teachers.count", 1),
+            ("--teachers.epochs", 3),
+            ("--teachers.batch", 6),
+            ("--protocol.epochs", 2),
+        ),
+        *(
+            ("--teachers.network.width", 4),
+            ("--teachers.network.depth", 1),
+            ("--engine", "autograd"),
+        ),
         *(("--steps", 4), ("--student-steps", 2), ("--iterates", 2)),
     )
     return small + words(*more)
@@ -598,7 +707,9 @@ def command(npz, out, *more, verb="distill"):
 
 @pytest.fixture
 def said(capsys):
-    """Runs a command that must fail; returns the last line of its standard error, which must be a sentence of ours."""
+    """Runs a command that must fail; returns the last line of its standard error, which must be a
+    sentence of ours.
+    """
 
     def call(argv):
         capsys.readouterr()
@@ -663,10 +774,14 @@ def test_the_output_must_end_in_safetensors(tmp_path, said, name):
 
 
 @pytest.mark.parametrize("verb", ["distill", "teachers"])
-def test_an_output_that_cannot_be_written_is_noticed_before_training(tmp_path, said, monkeypatch, verb):
+def test_an_output_that_cannot_be_written_is_noticed_before_training(
+    tmp_path, said, monkeypatch, verb
+):
     npz = save(tmp_path / "mine.npz")
     for module in (cli, pipeline):
-        monkeypatch.setattr(module, "train_teachers", lambda *_: pytest.fail("teachers were trained in vain"))
+        monkeypatch.setattr(
+            module, "train_teachers", lambda *_: pytest.fail("teachers were trained in vain")
+        )
     with untouched(npz):
         line = said(command(npz, npz / "out.safetensors", verb=verb))
         assert "cannot write" in line and "choose another place" in line
@@ -691,7 +806,9 @@ def test_a_file_at_the_output_that_is_not_ours_is_left_as_it_is(tmp_path, said):
 def test_a_distilled_file_is_evaluated_on_its_own_data_only(finished, tmp_path, said):
     other = save(tmp_path / "3.npz", **arrays(classes=3))
     larger = save(tmp_path / "larger.npz", **arrays(side=12))
-    evaluated_on = lambda npz, file=finished[1]: said(words("evaluate", file, ("--data", npz), ("--device", "cpu")))
+    evaluated_on = lambda npz, file=finished[1]: said(
+        words("evaluate", file, ("--data", npz), ("--device", "cpu"))
+    )
     assert "the data set that it was distilled from" in evaluated_on(other)
     assert "use the data set that it belongs to" in evaluated_on(larger)
     with untouched(other):
@@ -710,7 +827,9 @@ def test_pictures_go_where_they_can(finished, said):
 
 @contextlib.contextmanager
 def limited(folder):
-    """A folder, and a way to let no file grow beyond 100 bytes for a while, as with a disk of that size."""
+    """A folder, and a way to let no file grow beyond 100 bytes for a while, as with a disk of that
+    size.
+    """
     resource = pytest.importorskip("resource")
 
     @contextlib.contextmanager
@@ -769,9 +888,15 @@ def test_a_full_disk_costs_nothing(tmp_path, monkeypatch, capsys, said, disk):
         before = contents(out.parent)
         assert {path.suffix for path in before} == {".checkpoint", ".safetensors"}
         with full():
-            for argv in (command(npz, out), command(npz, out.parent, ("--teachers.seed", 1), verb="teachers")):
+            for argv in (
+                command(npz, out),
+                command(npz, out.parent, ("--teachers.seed", 1), verb="teachers"),
+            ):
                 line = said(argv)
-                assert "cannot write" in line and "what was there before is unchanged. Make room" in line
+                assert (
+                    "cannot write" in line
+                    and "what was there before is unchanged. Make room" in line
+                )
                 left = {
                     path: content
                     for path, content in contents(out.parent).items()
@@ -784,5 +909,9 @@ def test_a_full_disk_costs_nothing(tmp_path, monkeypatch, capsys, said, disk):
 
 def test_a_temporary_folder_without_room_is_named(data, tmp_path, run):
     wide = moving(data, lambda start: 1.1 * start, width=64)
-    with limited(tmp_path / "disk") as full, full(), refused("no room for the student's path", "make room"):
+    with (
+        limited(tmp_path / "disk") as full,
+        full(),
+        refused("no room for the student's path", "make room"),
+    ):
         run(teachers=wide, engine="adjoint", **SHORT)

@@ -29,7 +29,9 @@ from ddpp.recipes import PROFILES, from_dict, recipe
 from ddpp.seeds import generator
 from ddpp.selection import forgetting_events, herd
 
-WITHOUT_TEACHERS = [name for name, method in METHODS.items() if not method.teachers and name != "random"]
+WITHOUT_TEACHERS = [
+    name for name, method in METHODS.items() if not method.teachers and name != "random"
+]
 NETWORK = NetworkConfig(width=8)
 SMALL = {
     "dc": {"steps": 4, "outer": 2, "inner": 2, "batch_real": 8, "iterates": 2},
@@ -56,7 +58,11 @@ def test_herding_takes_the_image_that_brings_the_mean_closest_each_time():
     assert len(set(chosen)) == 4
     for k in range(4):
         before = chosen[:k]
-        distance = {i: (features[[*before, i]].mean(0) - features.mean(0)).norm() for i in range(12) if i not in before}
+        distance = {
+            i: (features[[*before, i]].mean(0) - features.mean(0)).norm()
+            for i in range(12)
+            if i not in before
+        }
         assert chosen[k] == min(distance, key=distance.get)
     far = [torch.tensor(pair) for pair in itertools.combinations(range(12), 4)]
     ranks = sorted(float((features[pair].mean(0) - features.mean(0)).norm()) for pair in far)
@@ -66,7 +72,8 @@ def test_herding_takes_the_image_that_brings_the_mean_closest_each_time():
 
 
 def test_forgetting_is_counted_from_right_to_wrong():
-    history = ["1111", "1010", "0101", "0011", "0000", "1000"]  # an image each: right (1) or wrong at four looks
+    # an image each: right (1) or wrong at four looks
+    history = ["1111", "1010", "0101", "0011", "0000", "1000"]
     looks = torch.tensor([[sign == "1" for sign in image] for image in history]).T
     assert forgetting_events(looks).tolist() == [0, 2, 1, 0, 4, 1]
 
@@ -76,7 +83,9 @@ def test_a_choice_is_of_real_images_of_its_class(data, name):
     teachers = recipe("smoke").teachers
     from ddpp import train_teachers
 
-    teachers = train_teachers(data, replace(teachers, count=1, epochs=3, batch=8, network=NETWORK), progress=False)
+    teachers = train_teachers(
+        data, replace(teachers, count=1, epochs=3, batch=8, network=NETWORK), progress=False
+    )
     chosen = METHODS[name].run(data, teachers, small(name, ipc=4, epochs=3), Saving())
     for image, label in zip(chosen.images, chosen.labels, strict=True):
         same = (data.train.images == image).flatten(1).all(1)
@@ -100,7 +109,8 @@ def test_gradient_distance_is_one_minus_the_cosine_of_each_output(data):
 
 
 def test_the_step_of_dc_follows_the_slope_of_its_distance(data):
-    config = small("dc", batch_real=100, init="real")  # more than a class has: all of it, no chance left
+    # more than a class has: all of it, no chance left
+    config = small("dc", batch_real=100, init="real")
     problem = common.Problem(data, NETWORK, config)
     wide = lambda x: x.double()
     problem.data = replace(data, train=data.train._replace(images=wide(data.train.images)))
@@ -131,7 +141,9 @@ def test_means_of_equal_sets_have_no_distance(data):
     moved = [layer + 1 for layer in centres]
     sizes = [layer.numel() for layer in centres]
     expected = sum(w * n for w, n in zip((0.1, 0.2, 0.3, 0.4), sizes, strict=True))
-    assert float(cafe.feature_loss(moved, centres, (0.1, 0.2, 0.3, 0.4))) == pytest.approx(expected, rel=1e-4)
+    assert float(cafe.feature_loss(moved, centres, (0.1, 0.2, 0.3, 0.4))) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_centres_classify_by_their_inner_product():
@@ -141,7 +153,9 @@ def test_centres_classify_by_their_inner_product():
         -math.log(math.exp(f @ centres[y]) / sum(math.exp(f @ c) for c in centres[:3]))
         for f, y in zip(features, labels.tolist(), strict=True)
     )
-    assert float(cafe.discrimination_loss(features, labels, centres[:3])) == pytest.approx(expected, rel=1e-4)
+    assert float(cafe.discrimination_loss(features, labels, centres[:3])) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_features_are_what_the_last_layer_sees(data):
@@ -161,7 +175,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, name, tmp_path, monkeypatc
     assert torch.isfinite(whole.history["loss"]).all()
     assert not torch.equal(whole.images, whole.at(0).images)
     saving = Saving(tmp_path / "checkpoint", save_steps=1, progress=False)
-    again = stop_and_go_on(lambda saving: method.run(data, NETWORK, config, saving), saving, monkeypatch)
+    again = stop_and_go_on(
+        lambda saving: method.run(data, NETWORK, config, saving), saving, monkeypatch
+    )
     assert torch.equal(again.images, whole.images)
     assert torch.equal(again.history["loss"], whole.history["loss"])
     with pytest.raises(Error, match="other settings"):
@@ -171,7 +187,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, name, tmp_path, monkeypatc
 def test_forgetting_goes_on_with_the_next_look(data, tmp_path, monkeypatch):
     teachers = replace(recipe("smoke").teachers, count=1, epochs=4, batch=8, network=NETWORK)
     teachers = train_teachers(data, teachers, progress=False)
-    choose = lambda saving: METHODS["forgetting"].run(data, teachers, small("forgetting", epochs=4), saving)
+    choose = lambda saving: METHODS["forgetting"].run(
+        data, teachers, small("forgetting", epochs=4), saving
+    )
     whole = choose(Saving(progress=False))
     saving, looks, correct = Saving(tmp_path / "checkpoint", progress=False), [], selection._correct
 
@@ -214,7 +232,10 @@ def test_learned_weights_leave_what_is_difficult_to_match():
     student, teacher, start = torch.randn(3, 100, generator=generator(3), dtype=torch.float64)
     weights = torch.rand(100, generator=generator(4), dtype=torch.float64) + 0.5
     way = float((start - teacher).square().sum())
-    by_hand = sum(float(w * (s - t)) ** 2 for w, s, t in zip(weights, student, teacher, strict=True)) / way
+    by_hand = (
+        sum(float(w * (s - t)) ** 2 for w, s, t in zip(weights, student, teacher, strict=True))
+        / way
+    )
     assert float(iadd.weighted_loss(student, teacher, start, weights)) == pytest.approx(by_hand)
     weights, losses = torch.ones(100, dtype=torch.float64), []
     for _ in range(20):
@@ -238,19 +259,28 @@ def test_no_single_step_takes_a_weight_away_for_good():
 
 def test_iadd_begins_as_mtt_and_its_weights_are_a_part_of_the_state(data, tmp_path, monkeypatch):
     network = NetworkConfig(width=4)
-    teachers = train_teachers(data, TeacherConfig(count=1, epochs=3, batch=8, network=network), progress=False)
+    teachers = train_teachers(
+        data, TeacherConfig(count=1, epochs=3, batch=8, network=network), progress=False
+    )
     settings = {"steps": 6, "student_steps": 3, "image_lr": 10.0, "iterates": 2}
     plain, whole = (
-        METHODS[name].run(data, teachers, small(name, **settings), Saving(progress=False)) for name in ("mtt", "iadd")
+        METHODS[name].run(data, teachers, small(name, **settings), Saving(progress=False))
+        for name in ("mtt", "iadd")
     )
     first, later = torch.isclose(plain.history["loss"], whole.history["loss"]).split([1, 5])
     assert first.all()
     assert not later.any()
     assert (whole.history["heaviest"].diff() > 0).all()
     run = lambda saving: METHODS["iadd"].run(data, teachers, small("iadd", **settings), saving)
-    again = stop_and_go_on(run, Saving(tmp_path / "checkpoint", save_steps=1, progress=False), monkeypatch)
+    again = stop_and_go_on(
+        run, Saving(tmp_path / "checkpoint", save_steps=1, progress=False), monkeypatch
+    )
     assert torch.equal(again.images, whole.images)
-    wrong = {"weights_lr": "must be positive", "trajectories": "one trajectory per step", "rule": "IADD prunes nothing"}
+    wrong = {
+        "weights_lr": "must be positive",
+        "trajectories": "one trajectory per step",
+        "rule": "IADD prunes nothing",
+    }
     for (name, sentence), value in zip(wrong.items(), (0.0, 2, "signed"), strict=True):
         with pytest.raises(Error, match=sentence):
             METHODS["iadd"].check(small("iadd", **{name: value}))
@@ -260,7 +290,10 @@ def test_iadd_begins_as_mtt_and_its_weights_are_a_part_of_the_state(data, tmp_pa
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_goes_through_the_same_door(npz, name, tmp_path, capsys):
     out = tmp_path / "set.safetensors"
-    shared = "--device cpu --teachers.count 1 --teachers.epochs 3 --teachers.batch 8 --teachers.network.width 8".split()
+    shared = (
+        "--device cpu --teachers.count 1 --teachers.epochs 3 --teachers.batch 8 "
+        "--teachers.network.width 8"
+    ).split()
     shared += "--protocol.epochs 5 --repeats 2".split()
     own = ["--steps", "3"] if hasattr(METHODS[name].config, "steps") else []
     own += ["--epochs", "3"] if METHODS[name].teachers and not own else []
@@ -273,7 +306,9 @@ def test_each_method_goes_through_the_same_door(npz, name, tmp_path, capsys):
     assert distilled.images.shape == (3, 1, 12, 12)
     assert main(command) == 0
     assert "is finished already" in capsys.readouterr().out
-    assert main(["evaluate", str(out), "--data", str(npz()), "--repeats", "1", "--epochs", "2"]) == 0
+    assert (
+        main(["evaluate", str(out), "--data", str(npz()), "--repeats", "1", "--epochs", "2"]) == 0
+    )
     assert main(["show", str(out), "--out", str(tmp_path / "all.png")]) == 0
 
 
@@ -302,7 +337,10 @@ def test_a_new_method_needs_one_line(monkeypatch):
 
 
 def test_published_loops_of_dc_go_with_the_size():
-    loops = {ipc: (c := recipe("paper", "cifar10", ipc, "dc").distill) and (c.outer, c.inner) for ipc in (1, 5, 10, 50)}
+    loops = {
+        ipc: (c := recipe("paper", "cifar10", ipc, "dc").distill) and (c.outer, c.inner)
+        for ipc in (1, 5, 10, 50)
+    }
     assert loops == {1: (1, 1), 5: (1, 1), 10: (10, 50), 50: (50, 10)}
 
 
@@ -314,13 +352,20 @@ def test_published_loops_of_dc_go_with_the_size():
         (["--method", "dm", "--image-lr", "-1"], "image_lr is -1.0: it must be positive"),
         (["--method", "dsa", "--momentum", "1"], "momentum is 1.0"),
         (["--method", "dc", "--init", "ones"], "unknown init 'ones'"),
-        (["--method", "herding", "--epochs", "9"], "epochs 9 reaches epoch 9, but the teachers stop at 6"),
+        (
+            ["--method", "herding", "--epochs", "9"],
+            "epochs 9 reaches epoch 9, but the teachers stop at 6",
+        ),
         (["--method", "forgetting", "--epochs", "0"], "epochs is 0"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_before_any_work(npz, tmp_path, capsys, options, words):
+def test_settings_that_cannot_work_are_refused_before_any_work(
+    npz, tmp_path, capsys, options, words
+):
     out = tmp_path / "runs" / "set.safetensors"
-    assert main(["distill", *options, "--data", str(npz()), "--device", "cpu", "--out", str(out)]) == 1
+    assert (
+        main(["distill", *options, "--data", str(npz()), "--device", "cpu", "--out", str(out)]) == 1
+    )
     assert words in capsys.readouterr().err
     assert not out.parent.exists() or not list(out.parent.iterdir())
 
@@ -332,11 +377,15 @@ def test_images_that_leave_the_numbers_stop_the_run_with_advice(data):
 
 def test_cafe_says_how_many_layers_it_has_to_weigh(data):
     with pytest.raises(Error, match="2 weights, but this network has 4 layers of features"):
-        METHODS["cafe"].run(data, NETWORK, small("cafe", weights=(1.0, 1.0)), Saving(progress=False))
+        METHODS["cafe"].run(
+            data, NETWORK, small("cafe", weights=(1.0, 1.0)), Saving(progress=False)
+        )
 
 
 def test_kip_learns_labels_on_which_networks_then_regress(data, tmp_path):
-    learned = METHODS["kip"].run(data, NETWORK, small("kip", learn_labels=True), Saving(progress=False))
+    learned = METHODS["kip"].run(
+        data, NETWORK, small("kip", learn_labels=True), Saving(progress=False)
+    )
     assert learned.labels.shape == (3, 3)
     assert set(learned.iterates) == {0, 6}
     path = tmp_path / "set.safetensors"
@@ -344,18 +393,26 @@ def test_kip_learns_labels_on_which_networks_then_regress(data, tmp_path):
     again = DistilledDataset.load(path)
     assert torch.equal(again.labels, learned.labels)
     assert torch.equal(again[2][1], learned.labels[2])
-    assert 0 <= evaluate(again, data, repeats=1, protocol=Protocol(epochs=3), progress=False).mean <= 100
+    assert (
+        0
+        <= evaluate(again, data, repeats=1, protocol=Protocol(epochs=3), progress=False).mean
+        <= 100
+    )
     assert again.export_png(tmp_path / "images") == 3
 
 
 def test_a_kernel_that_does_not_fit_is_refused_before_any_step(data, monkeypatch):
     monkeypatch.setattr(kip, "room", lambda device: 2**20)
-    with pytest.raises(Error, match=r"takes about .* GiB, and 0.0 are there: lower target or depth"):
-        METHODS["kip"].run(data, NETWORK, small("kip", kernel="conv", depth=3), Saving(progress=False))
+    with pytest.raises(
+        Error, match=r"takes about .* GiB, and 0.0 are there: lower target or depth"
+    ):
+        METHODS["kip"].run(
+            data, NETWORK, small("kip", kernel="conv", depth=3), Saving(progress=False)
+        )
 
 
-TINY = """--teachers.count 1 --teachers.epochs 3 --teachers.batch 16 --teachers.network.width 4 --repeats 1
-    --protocol.epochs 4 --device cpu""".split()
+TINY = """--teachers.count 1 --teachers.epochs 3 --teachers.batch 16 --teachers.network.width 4
+    --repeats 1 --protocol.epochs 4 --device cpu""".split()
 FEW = "--steps 2 --iterates 1".split()
 OPTIONS = {
     **{key: [*FEW, "--student-steps", "2"] for key in ("ddpp", "mtt", "iadd")},
@@ -377,11 +434,23 @@ def test_the_callers_default_type_changes_no_bit(name, npz, tmp_path):
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            line = ["distill", "--method", name, "--data", str(path), "--out", str(out), *TINY, *OPTIONS[name]]
+            line = [
+                "distill",
+                "--method",
+                name,
+                "--data",
+                str(path),
+                "--out",
+                str(out),
+                *TINY,
+                *OPTIONS[name],
+            ]
             assert main(line) == 0
         finally:
             torch.set_default_dtype(before)
-        made.append((out.read_bytes(), json.loads(out.with_suffix(".json").read_text())["distilled"]))
+        made.append(
+            (out.read_bytes(), json.loads(out.with_suffix(".json").read_text())["distilled"])
+        )
         made[-1] += tuple(p.read_bytes() for p in sorted(out.parent.rglob("teacher_*")))
     assert made[0] == made[1]
 
@@ -389,14 +458,20 @@ def test_the_callers_default_type_changes_no_bit(name, npz, tmp_path):
 @pytest.mark.parametrize(
     "method, option, words",
     [
-        ("mtt", ["--rule", "signed"], "rule is signed, but mtt has none, or it would be another method"),
+        (
+            "mtt",
+            ["--rule", "signed"],
+            "rule is signed, but mtt has none, or it would be another method",
+        ),
         ("mtt", ["--rule", "random"], "rule is random, but mtt has none"),
         ("dc", ["--augment"], "augment is True, but dc has False"),
         ("dsa", ["--no-augment"], "augment is False, but dsa has True"),
         ("iadd", ["--rule", "signed"], "IADD prunes nothing"),
     ],
 )
-def test_a_method_is_not_run_under_the_name_of_another(method, option, words, npz, tmp_path, capsys):
+def test_a_method_is_not_run_under_the_name_of_another(
+    method, option, words, npz, tmp_path, capsys
+):
     out = tmp_path / "runs" / "set.safetensors"
     line = ["distill", "--method", method, "--data", str(npz()), "--out", str(out), *TINY, *option]
     assert main(line) == 1

@@ -1,4 +1,6 @@
-"""Any network is computed as it is, or refused with a sentence; and no convolution sees channels-last images."""
+"""Any network is computed as it is, or refused with a sentence; and no convolution sees
+channels-last images.
+"""
 
 import re
 
@@ -8,7 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpp import Error, NetworkConfig, TeacherConfig, evaluate, load_data, networks, selection, train_teachers
+from ddpp import (
+    Error,
+    NetworkConfig,
+    TeacherConfig,
+    evaluate,
+    load_data,
+    networks,
+    selection,
+    train_teachers,
+)
 from ddpp.augment import OPERATIONS, Draw
 from ddpp.networks import ARCHITECTURES, Flat, accuracy, plain
 from ddpp.seeds import generator
@@ -36,7 +47,11 @@ class Shared(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.block, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, CLASSES)
+        self.stem, self.block, self.head = (
+            nn.Conv2d(3, 6, 1),
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.Linear(6, CLASSES),
+        )
 
     def forward(self, x):
         return self.head(self.block(F.relu(self.block(F.relu(self.stem(x))))).mean((2, 3)))
@@ -47,7 +62,11 @@ class Tied(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3), nn.Linear(3, CLASSES)
+        self.first, self.second, self.head = (
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.Conv2d(3, 3, 3),
+            nn.Linear(3, CLASSES),
+        )
         self.second.weight = self.first.weight
 
     def forward(self, x):
@@ -59,7 +78,11 @@ class InPlace(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.act, self.head = nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Linear(6, CLASSES)
+        self.conv, self.act, self.head = (
+            nn.Conv2d(3, 6, 3),
+            nn.ReLU(inplace=True),
+            nn.Linear(6, CLASSES),
+        )
 
     def forward(self, x):
         x = self.act(self.conv(x).add_(1)).clone().mul_(2)
@@ -88,7 +111,9 @@ class BatchStatistics(nn.Sequential):
 
 class RunningAverages(nn.Sequential):
     def __init__(self):
-        super().__init__(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(216, CLASSES))
+        super().__init__(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(216, CLASSES)
+        )
 
 
 class WithDropout(nn.Sequential):
@@ -211,18 +236,29 @@ def test_a_network_is_computed_as_it_is(kind, register):
     module = kind()  # its buffers are the network's: those of the seed 0
     nn.utils.vector_to_parameters(theta, module.parameters())
     assert torch.equal(network(theta, x), module(x))
-    wanted = torch.autograd.grad(F.cross_entropy(module(x), torch.arange(5) % CLASSES), list(module.parameters()))
+    wanted = torch.autograd.grad(
+        F.cross_entropy(module(x), torch.arange(5) % CLASSES), list(module.parameters())
+    )
     theta.requires_grad_()
-    (found,) = torch.autograd.grad(F.cross_entropy(network(theta, x), torch.arange(5) % CLASSES), theta)
+    (found,) = torch.autograd.grad(
+        F.cross_entropy(network(theta, x), torch.arange(5) % CLASSES), theta
+    )
     assert torch.equal(found, torch.cat([g.flatten() for g in wanted]))
 
 
 @pytest.mark.parametrize("kind", [*COMPUTED, nn.ReLU])
 def test_no_flag_of_a_module_is_changed(kind):
     def flags(module):
-        return [{k: v for k, v in vars(m).items() if isinstance(v, (bool, int, float, str))} for m in module.modules()]
+        return [
+            {k: v for k, v in vars(m).items() if isinstance(v, (bool, int, float, str))}
+            for m in module.modules()
+        ]
 
-    made = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES), nn.ReLU()) if kind is nn.ReLU else kind()
+    made = (
+        nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES), nn.ReLU())
+        if kind is nn.ReLU
+        else kind()
+    )
     before = flags(made)
     network = Flat(lambda: made)
     network.check(SHAPE, CLASSES)
@@ -246,8 +282,17 @@ def test_the_engines_agree_on_networks_of_ones_own(kind, register):
     images = torch.randn(CLASSES, *SHAPE, generator=rng, dtype=torch.float64)
     if kind is Constants:
         network._module.double()  # in float64 its buffer has to be, too
-    problem = (network, start, images, torch.arange(CLASSES), torch.tensor(0.1, dtype=torch.float64))
-    updates, loss = draw_updates(CLASSES, None, 3, rng), lambda student: (student - target).square().sum()
+    problem = (
+        network,
+        start,
+        images,
+        torch.arange(CLASSES),
+        torch.tensor(0.1, dtype=torch.float64),
+    )
+    updates, loss = (
+        draw_updates(CLASSES, None, 3, rng),
+        lambda student: (student - target).square().sum(),
+    )
     one, other = (unroll(*problem, updates, loss, engine) for engine in ("autograd", "adjoint"))
     assert one.grad_images.abs().max() > 0
     for a, b in zip(one, other, strict=True):
@@ -255,8 +300,12 @@ def test_the_engines_agree_on_networks_of_ones_own(kind, register):
 
 
 def test_batch_statistics_are_taken_over_images_of_all_classes(register, npz):
-    """A test set in the order of its classes has batches of one class: their statistics would say which."""
-    data = load_data(npz(classes=CLASSES, size=8, channels=3, per_class=40), device="cpu", zca=False)
+    """A test set in the order of its classes has batches of one class: their statistics would say
+    which.
+    """
+    data = load_data(
+        npz(classes=CLASSES, size=8, channels=3, per_class=40), device="cpu", zca=False
+    )
     network = data.network(register(BatchStatistics))
     assert network.mixes
     assert not data.network(NetworkConfig(width=4, depth=2)).mixes
@@ -282,7 +331,9 @@ def test_one_network_is_made_once_and_another_of_its_name_anew(register):
 
 
 class Strides(TorchDispatchMode):
-    """Notes what convolutions are given, forwards and backwards, that lies in memory channel by channel of a pixel."""
+    """Notes what convolutions are given, forwards and backwards, that lies in memory channel by
+    channel of a pixel.
+    """
 
     def __init__(self):
         super().__init__()
@@ -292,13 +343,19 @@ class Strides(TorchDispatchMode):
         if "convolution" in str(function):
             self.convolutions += 1
             given = [a for a in args if isinstance(a, torch.Tensor) and a.ndim == 4]
-            last = [a for a in given if a.is_contiguous(memory_format=torch.channels_last) and plain(a) is not a]
+            last = [
+                a
+                for a in given
+                if a.is_contiguous(memory_format=torch.channels_last) and plain(a) is not a
+            ]
             self.odd += [(str(function), tuple(a.shape), a.stride()) for a in last]
         return function(*args, **(kwargs or {}))
 
 
 def watched(name, channels, size=32):
-    """The strides that reach convolutions in a step of the student and back, for each augmentation."""
+    """The strides that reach convolutions in a step of the student and back, for each
+    augmentation.
+    """
     network, watch, rng = NetworkConfig(name, 8).build(channels, 2, size), Strides(), generator(0)
     start, labels, alpha = network.initial(0), torch.arange(2), torch.tensor(0.01)
     images = torch.randn(2, channels, size, size, generator=rng)

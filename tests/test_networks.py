@@ -1,4 +1,6 @@
-"""The other architectures of the paper's Table III: built as the field builds them, usable wherever the ConvNet is."""
+"""The other architectures of the paper's Table III: built as the field builds them, usable wherever
+the ConvNet is.
+"""
 
 import re
 from dataclasses import asdict
@@ -46,10 +48,12 @@ def instance_norm(channels):
 @pytest.mark.parametrize(
     "name, classes, parameters",  # as counted in MTT's networks.py for 3 x 32 x 32
     [
-        # convolutions 9,728 + 614,592 + 442,624 + 442,560 + 331,968, linear layer 192 * 4 * 4 * classes + classes
+        # convolutions 9,728 + 614,592 + 442,624 + 442,560 + 331,968, linear layer 192 * 4 * 4 *
+        # classes + classes
         ("alexnet", 10, 1_872_202),
         ("alexnet", 100, 2_148_772),
-        # kernels 9,217,728, bias, scale and shift of 2,752 channels, linear layer 512 * classes + classes
+        # kernels 9,217,728, bias, scale and shift of 2,752 channels, linear layer 512 * classes +
+        # classes
         ("vgg11", 10, 9_231_114),
         ("vgg11", 100, 9_277_284),
         ("resnet18", 10, 11_173_962),
@@ -67,7 +71,8 @@ def test_the_networks_have_the_size_of_the_fields(name, classes, parameters):
 def same_logits(ours, reference):
     """Both networks with random parameters, in the order in which they name them."""
     theta = nn.utils.parameters_to_vector(ours.parameters())
-    theta = theta + 0.01 * torch.randn(theta.shape, generator=generator(0))  # also scales and shifts
+    # also scales and shifts
+    theta = theta + 0.01 * torch.randn(theta.shape, generator=generator(0))
     for module in (ours, reference):
         nn.utils.vector_to_parameters(theta, module.parameters())
     x = torch.randn(4, 3, 32, 32, generator=generator(1))
@@ -89,7 +94,11 @@ def test_the_vgg11_is_torchvisions_with_one_linear_layer():
 
 def test_the_alexnet_pools_after_its_first_second_and_last_convolution():
     kinds = [type(layer).__name__.removesuffix("2d") for layer in AlexNet()]
-    assert " ".join(kinds) == "Conv ReLU MaxPool Conv ReLU MaxPool Conv ReLU Conv ReLU Conv ReLU MaxPool Flatten Linear"
+    assert (
+        " ".join(kinds)
+        == "Conv ReLU MaxPool Conv ReLU MaxPool Conv ReLU Conv ReLU Conv ReLU MaxPool Flatten "
+        "Linear"
+    )
 
 
 # Widths and sizes
@@ -115,19 +124,24 @@ def test_a_width_of_32_is_a_quarter_of_every_layer(name):
 def test_from_its_smallest_size_on_a_network_tells_images_apart(name, sizes):
     for channels, size in sizes:
         network = build(name, channels, classes=8, size=size)
-        logits = network(network.initial(0), torch.randn(2, channels, size, size, generator=generator(2)))
+        logits = network(
+            network.initial(0), torch.randn(2, channels, size, size, generator=generator(2))
+        )
         assert logits.shape == (2, 8)
         assert not torch.allclose(*logits)
 
 
 @pytest.mark.parametrize(
-    "name, size, least", [("alexnet", 7, 8), ("vgg11", 28, 32), ("vgg11", 31, 32), ("resnet18", 8, 9)]
+    "name, size, least",
+    [("alexnet", 7, 8), ("vgg11", 28, 32), ("vgg11", 31, 32), ("resnet18", 8, 9)],
 )
 def test_images_too_small_are_refused_before_any_work(name, size, least, npz, tmp_path):
     data = load_data(npz(size=size), device="cpu", zca=False)
     words = f"in images of {size} x {size}: use images of at least {least} x {least} pixels"
     with pytest.raises(Error, match=re.escape(words)):
-        train_teachers(data, TeacherConfig(count=1, network=NetworkConfig(name)), tmp_path / "teachers")
+        train_teachers(
+            data, TeacherConfig(count=1, network=NetworkConfig(name)), tmp_path / "teachers"
+        )
     assert not (tmp_path / "teachers").exists()
     with pytest.raises(Error, match=re.escape(words)):
         evaluate(selection.random(data, 1, asdict(NetworkConfig()), 0), data, name)
@@ -140,12 +154,19 @@ def test_images_too_small_are_refused_before_any_work(name, size, least, npz, tm
 @pytest.mark.parametrize("name, size", [("alexnet", 16), ("vgg11", 32), ("resnet18", 16)])
 def test_the_engines_agree_on_every_architecture(name, size, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes minutes
-    monkeypatch.setattr(fast, "student", fast.student.__wrapped__)  # anew, not the one of another test
+    # anew, not the one of another test
+    monkeypatch.setattr(fast, "student", fast.student.__wrapped__)
     network, rng = build(name, size=size), generator(0, "problem")
     start = network.initial(0).double()
     teacher = start + 0.02 * torch.randn(start.shape, generator=rng, dtype=torch.float64)
-    images, labels = torch.randn(3, 3, size, size, generator=rng, dtype=torch.float64), torch.arange(3)
-    updates, alpha = draw_updates(3, 2, 2, generator(1, "updates")), torch.tensor(0.02, dtype=torch.float64)
+    images, labels = (
+        torch.randn(3, 3, size, size, generator=rng, dtype=torch.float64),
+        torch.arange(3),
+    )
+    updates, alpha = (
+        draw_updates(3, 2, 2, generator(1, "updates")),
+        torch.tensor(0.02, dtype=torch.float64),
+    )
     loss = lambda student: matching_loss(student, teacher, start, 0.1)
     solve = lambda engine: unroll(network, start, images, labels, alpha, updates, loss, engine)
     expected, *others = (solve(engine) for engine in ("autograd", "adjoint", "compiled"))
@@ -161,7 +182,9 @@ def test_every_architecture_learns_from_a_set_made_with_the_convnet(name, npz):
     data = load_data(npz(size=32), device="cpu", zca=False)
     real = selection.random(data, 4, asdict(NetworkConfig(width=16, depth=2)), 0)
     real.alpha.fill_(0.05)
-    result = evaluate(real, data, name, repeats=1, protocol=Protocol(epochs=30, augment=False), progress=False)
+    result = evaluate(
+        real, data, name, repeats=1, protocol=Protocol(epochs=30, augment=False), progress=False
+    )
     assert result.mean > 60  # guessing gets 33 %
 
 
@@ -169,8 +192,15 @@ def test_a_set_is_tested_on_its_own_network_unless_another_is_named(npz, monkeyp
     data, asked = load_data(npz(size=32), device="cpu", zca=False), []
     real = selection.random(data, 1, asdict(NetworkConfig("alexnet", 4, depth=2)), 0)
     network = data.network
-    monkeypatch.setattr(type(data), "network", lambda _, config: asked.append(config) or network(config))
-    for options in ({}, {"width": 8}, {"architecture": "convnet"}, {"architecture": "vgg11", "width": 2}):
+    monkeypatch.setattr(
+        type(data), "network", lambda _, config: asked.append(config) or network(config)
+    )
+    for options in (
+        {},
+        {"width": 8},
+        {"architecture": "convnet"},
+        {"architecture": "vgg11", "width": 2},
+    ):
         evaluate(real, data, repeats=1, protocol=Protocol(epochs=1), progress=False, **options)
     widths = [("alexnet", 4), ("alexnet", 8), ("convnet", 4), ("vgg11", 2)]
     assert asked == [NetworkConfig(name, width, depth=2) for name, width in widths]
@@ -182,7 +212,16 @@ def test_a_set_is_tested_on_its_own_network_unless_another_is_named(npz, monkeyp
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_command_line_takes_every_architecture(name, npz, tmp_path, capsys):
     data, out = str(npz(size=32, per_class=4)), tmp_path / "out.safetensors"
-    common = ["--data", data, "--device", "cpu", "--teachers.network.name", name, "--teachers.network.width", "4"]
+    common = [
+        "--data",
+        data,
+        "--device",
+        "cpu",
+        "--teachers.network.name",
+        name,
+        "--teachers.network.width",
+        "4",
+    ]
     common += "--teachers.count 1 --teachers.epochs 3 --teachers.batch 9".split()
     assert main(["teachers", *common, "--out", str(tmp_path)]) == 0
     steps = "--steps 1 --student-steps 2 --protocol.epochs 2 --repeats 1".split()

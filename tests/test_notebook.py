@@ -32,7 +32,9 @@ def test_begin_says_what_it_runs_on_and_where_results_go(capsys, monkeypatch):
 def test_heavy_things_are_made_once_and_the_reader_is_told(npz, tmp_path, capsys):
     base = recipe("smoke", str(npz()))
     teachers = replace(base.teachers, count=1, batch=8, network=NetworkConfig(width=4))
-    small = replace(base, teachers=teachers, distill=replace(base.distill, steps=2, student_steps=2))
+    small = replace(
+        base, teachers=teachers, distill=replace(base.distill, steps=2, student_steps=2)
+    )
     data = load_data(small.data, device="cpu")
     for word in ("trained", "loaded"):
         trained = notebook.teachers(data, small, tmp_path)
@@ -40,7 +42,9 @@ def test_heavy_things_are_made_once_and_the_reader_is_told(npz, tmp_path, capsys
     make = lambda checkpoint: distill(data, trained, small.distill, checkpoint=checkpoint)
     first = notebook.distilled(tmp_path / "a.safetensors", make)
     assert "distilled in" in capsys.readouterr().out
-    second = notebook.distilled(tmp_path / "a.safetensors", lambda checkpoint: pytest.fail("made again"))
+    second = notebook.distilled(
+        tmp_path / "a.safetensors", lambda checkpoint: pytest.fail("made again")
+    )
     assert "loaded from" in capsys.readouterr().out
     assert torch.equal(first.images, second.images)
     assert not (tmp_path / "a.checkpoint").exists()
@@ -48,7 +52,9 @@ def test_heavy_things_are_made_once_and_the_reader_is_told(npz, tmp_path, capsys
 
 def test_a_player_needs_no_network_and_names_what_it_shows():
     figure, axis = plt.subplots(figsize=(1, 1))
-    html = figures.play(figure, lambda frame: axis.set_title(str(frame)), 3, "a number that counts up").data
+    html = figures.play(
+        figure, lambda frame: axis.set_title(str(frame)), 3, "a number that counts up"
+    ).data
     assert html.count('alt="a number that counts up"') == 1
     assert 'aria-label="frame"' in html
     assert html.count("data:image/png;base64,") == 3

@@ -18,12 +18,18 @@ def images(n, *path, size=4, channels=2, dtype=torch.float64):
 
 
 def differentiates(function, *inputs):
-    """Its gradients are those of finite differences; these step over a cusp evenly, to both sides."""
-    return torch.autograd.gradcheck(function, [t.clone().requires_grad_() for t in inputs], eps=1e-5, atol=1e-4)
+    """Its gradients are those of finite differences; these step over a cusp evenly, to both
+    sides.
+    """
+    return torch.autograd.gradcheck(
+        function, [t.clone().requires_grad_() for t in inputs], eps=1e-5, atol=1e-4
+    )
 
 
 def expectations(q, c, p):
-    """E relu(u) relu(v) and P(u, v > 0) for Gaussians with covariance [[q, c], [c, p]]: an integral over the circle."""
+    """E relu(u) relu(v) and P(u, v > 0) for Gaussians with covariance [[q, c], [c, p]]: an integral
+    over the circle.
+    """
     turn = torch.arange(20_000, dtype=torch.float64) * (2 * math.pi / 20_000)
     u = math.sqrt(q) * turn.cos()
     v = c / math.sqrt(q) * turn.cos() + math.sqrt(max(p - c * c / q, 0)) * turn.sin()
@@ -32,7 +38,9 @@ def expectations(q, c, p):
 
 
 def by_hand(x, y, depth, neighbours):
-    """The kernel of two images (C, P) with P places; neighbours[i]: what the unit at place i sees, out of how many."""
+    """The kernel of two images (C, P) with P places; neighbours[i]: what the unit at place i sees,
+    out of how many.
+    """
     places = range(x.shape[1])
     products = lambda a, b: [float(a[:, i] @ b[:, i]) / len(a) for i in places]
     weigh = lambda t: [2 * sum(t[j] for j in seen) / count + 0.01 for seen, count in neighbours]
@@ -51,7 +59,9 @@ def test_the_kernels_are_integrals_over_relu_units(depth):
     x, y = images(3, "x", size=3), images(3, "y", size=3)
     y[0], y[1] = x[0], -0.5 * x[1]
     places = [(i, j) for i in range(3) for j in range(3)]
-    around = [[k for k, (r, c) in enumerate(places) if max(abs(r - i), abs(c - j)) < 2] for i, j in places]
+    around = [
+        [k for k, (r, c) in enumerate(places) if max(abs(r - i), abs(c - j)) < 2] for i, j in places
+    ]
     for n in range(3):
         dense = by_hand(x[n].reshape(-1, 1), y[n].reshape(-1, 1), depth, [([0], 1)])
         assert KERNELS["fc"](x, y, depth)[n, n].item() == pytest.approx(dense, rel=1e-3)
@@ -78,7 +88,10 @@ def network(kind, x, depth, width, rng):
         last = layer == depth
         h = h.flatten(1) if last else h
         shape = (1 if last else width, h.shape[1], *([3, 3] if kind == "conv" and not last else []))
-        w, b = torch.randn(shape, generator=rng).requires_grad_(), torch.randn(shape[0], generator=rng).requires_grad_()
+        w, b = (
+            torch.randn(shape, generator=rng).requires_grad_(),
+            torch.randn(shape[0], generator=rng).requires_grad_(),
+        )
         apply = F.conv2d if w.ndim == 4 else F.linear
         options = {"padding": 1} if w.ndim == 4 else {}
         h = apply(h, w * math.sqrt(2 / w[0].numel()), 0.1 * b, **options)
@@ -89,7 +102,8 @@ def network(kind, x, depth, width, rng):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind, depth, width, size, inits", [("fc", 1, 4000, 4, 10), ("fc", 2, 1000, 4, 20), ("conv", 2, 300, 6, 8)]
+    "kind, depth, width, size, inits",
+    [("fc", 1, 4000, 4, 10), ("fc", 2, 1000, 4, 20), ("conv", 2, 300, 6, 8)],
 )
 def test_a_wide_network_has_this_tangent_kernel(kind, depth, width, size, inits):
     x = images(4, kind, size=size, dtype=torch.float32)
@@ -97,7 +111,10 @@ def test_a_wide_network_has_this_tangent_kernel(kind, depth, width, size, inits)
     total = torch.zeros(4, 4)
     for init in range(inits):
         out, parameters = network(kind, x, depth, width, generator(init, "network"))
-        rows = [torch.cat([g.flatten() for g in torch.autograd.grad(o, parameters, retain_graph=True)]) for o in out]
+        rows = [
+            torch.cat([g.flatten() for g in torch.autograd.grad(o, parameters, retain_graph=True)])
+            for o in out
+        ]
         total += torch.stack(rows) @ torch.stack(rows).T
     exact = KERNELS[kind](x, x, depth)
     scale = exact.diagonal().sqrt()
@@ -120,9 +137,13 @@ def test_an_image_with_itself_has_no_angle(dtype):
     q = x.flatten(1).square().mean(1)
     for depth in (1, 2, 3):
         expected = sum(2 * q + 0.01 * layer for layer in range(1, depth + 2))
-        assert torch.allclose(KERNELS["fc"](x, x, depth).diagonal(), expected, rtol=20 * torch.finfo(dtype).eps)
+        assert torch.allclose(
+            KERNELS["fc"](x, x, depth).diagonal(), expected, rtol=20 * torch.finfo(dtype).eps
+        )
     one = torch.cat([KERNELS["conv"](t, t, 2)[0] for t in x.split(1)])
-    assert torch.allclose(KERNELS["conv"](x, x.clone(), 2).diagonal(), one, rtol=20 * torch.finfo(dtype).eps)
+    assert torch.allclose(
+        KERNELS["conv"](x, x.clone(), 2).diagonal(), one, rtol=20 * torch.finfo(dtype).eps
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,8 +158,17 @@ def test_the_gradient_is_right_also_at_equal_and_at_black_images(kind, depth):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_has_the_gradients_of_float64(kind):
-    x, noise = images(2, size=8, dtype=torch.float32), images(2, "noise", size=8, dtype=torch.float32)
-    for other, close in [(x.clone(), 1e-4), (-x, 1e-4), (0 * x, 1e-4), (1e3 * x, 1e-2), (x + 0.1 * noise, 1e-4)]:
+    x, noise = (
+        images(2, size=8, dtype=torch.float32),
+        images(2, "noise", size=8, dtype=torch.float32),
+    )
+    for other, close in [
+        (x.clone(), 1e-4),
+        (-x, 1e-4),
+        (0 * x, 1e-4),
+        (1e3 * x, 1e-2),
+        (x + 0.1 * noise, 1e-4),
+    ]:
         exact, single = (other.to(t).requires_grad_() for t in (torch.float64, torch.float32))
         for t in (exact, single):
             KERNELS[kind](t, x.to(t.dtype), 3).sum().backward()
@@ -151,14 +181,23 @@ def test_float32_has_the_gradients_of_float64(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_memory_covers_what_the_graph_holds(kind):
-    x, y = images(3, size=8, dtype=torch.float32).requires_grad_(), images(50, size=8, dtype=torch.float32)
+    x, y = (
+        images(3, size=8, dtype=torch.float32).requires_grad_(),
+        images(50, size=8, dtype=torch.float32),
+    )
     held = {}
-    keep = lambda t: held.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) or t
+    keep = lambda t: (
+        held.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) or t
+    )
     for depth in (1, 3):
         held.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             kernel = KERNELS[kind](x, y, depth)
-        assert sum(held.values()) < bytes_needed(kind, 3, 50, (2, 8, 8), depth) < 20 * sum(held.values())
+        assert (
+            sum(held.values())
+            < bytes_needed(kind, 3, 50, (2, 8, 8), depth)
+            < 20 * sum(held.values())
+        )
         del kernel
 
 

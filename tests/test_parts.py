@@ -28,7 +28,8 @@ def test_the_sample_is_real_cifar10_balanced(sample):
 
 
 def test_zca_makes_the_covariance_nearly_white_and_inverts():
-    images = torch.rand(400, 3, 6, 6, generator=generator(0)).cumsum(3) / 6  # neighbours depend on one another
+    # neighbours depend on one another
+    images = torch.rand(400, 3, 6, 6, generator=generator(0)).cumsum(3) / 6
     zca = fit_zca(images, eps=1e-6)
     white = zca.apply(images)
     covariance = torch.cov(white.flatten(1).T)
@@ -55,7 +56,9 @@ def test_whitening_survives_a_file(fit):
 
 
 def test_channels_are_standardized():
-    white = fit_channels(images := 3 * torch.rand(60, 2, 4, 4, generator=generator(3))).apply(images)
+    white = fit_channels(images := 3 * torch.rand(60, 2, 4, 4, generator=generator(3))).apply(
+        images
+    )
     assert torch.allclose(white.mean((0, 2, 3)), torch.zeros(2), atol=1e-5)
     assert torch.allclose(white.std((0, 2, 3)), torch.ones(2), atol=1e-2)
 
@@ -68,8 +71,11 @@ def test_an_augmentation_is_a_function_of_its_draw(operation):
     assert out.shape == images.shape
     assert torch.equal(out, augment(images, how))
     assert not torch.equal(out, images)
-    each = torch.cat([augment(images[i : i + 1], Draw(operation, how.u[i : i + 1])) for i in range(5)])
-    assert torch.allclose(out, each, atol=1e-6)  # an image's result depends on its own numbers alone
+    each = torch.cat(
+        [augment(images[i : i + 1], Draw(operation, how.u[i : i + 1])) for i in range(5)]
+    )
+    # an image's result depends on its own numbers alone
+    assert torch.allclose(out, each, atol=1e-6)
 
 
 def test_augmentations_differentiate():

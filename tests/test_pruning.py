@@ -14,7 +14,13 @@ ALIKE, TENTH, FLIPPED, ZERO, ZEROS = (1.0, 1.0), (0.05, 1.0), (1.0, -1.0), (0.0,
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize(
     "pair, signed, magnitude",
-    [(ALIKE, True, True), (TENTH, False, False), (FLIPPED, False, True), (ZERO, False, False), (ZEROS, True, True)],
+    [
+        (ALIKE, True, True),
+        (TENTH, False, False),
+        (FLIPPED, False, True),
+        (ZERO, False, False),
+        (ZEROS, True, True),
+    ],
 )
 def test_the_truth_table_of_both_rules(pair, signed, magnitude, swap):
     s, t = (torch.tensor([v]) for v in (reversed(pair) if swap else pair))
@@ -45,10 +51,14 @@ def test_epsilon_zero_still_separates_the_two_rules():
 
 
 def test_the_same_pairs_leave_numerator_and_denominator():
-    student, teacher, start = (torch.tensor(v) for v in ([1.0, 2.0, 0.01], [2.0, 1.0, 1.0], [0.0, 0.0, 0.0]))
+    student, teacher, start = (
+        torch.tensor(v) for v in ([1.0, 2.0, 0.01], [2.0, 1.0, 1.0], [0.0, 0.0, 0.0])
+    )
     assert keep_mask(student, teacher, 0.1).tolist() == [True, True, False]
     assert matching_loss(student, teacher, start, 0.1).item() == pytest.approx((1 + 1) / (4 + 1))
-    assert matching_loss(student, teacher, start, 0.1, "none").item() == pytest.approx((1 + 1 + 0.99**2) / 6)
+    assert matching_loss(student, teacher, start, 0.1, "none").item() == pytest.approx(
+        (1 + 1 + 0.99**2) / 6
+    )
 
 
 def test_the_loss_is_zero_at_the_teacher_and_one_at_the_start():
@@ -59,7 +69,9 @@ def test_the_loss_is_zero_at_the_teacher_and_one_at_the_start():
 
 
 def test_the_mask_carries_no_gradient():
-    student, teacher, start = (torch.randn(50, generator=generator(2, i), requires_grad=i == 0) for i in range(3))
+    student, teacher, start = (
+        torch.randn(50, generator=generator(2, i), requires_grad=i == 0) for i in range(3)
+    )
     keep = keep_mask(student, teacher, 0.1)
     (gradient,) = torch.autograd.grad(matching_loss(student, teacher, start, 0.1), student)
     assert not keep.requires_grad
@@ -85,16 +97,21 @@ def test_the_controls_prune_as_many_as_the_papers_rule_but_others():
     student = torch.randn(2000, generator=rng)
     teacher = student + 0.5 * torch.randn(2000, generator=rng)
     difference = (student - teacher).abs()
-    masks = {rule: keep_mask(student, teacher, 0.3, rule) for rule in ("signed", "random", "largest", "smallest")}
+    masks = {
+        rule: keep_mask(student, teacher, 0.3, rule)
+        for rule in ("signed", "random", "largest", "smallest")
+    }
     assert len({int(keep.sum()) for keep in masks.values()}) == 1
     assert difference[~masks["largest"]].min() >= difference[masks["largest"]].max()
     assert difference[~masks["smallest"]].max() <= difference[masks["smallest"]].min()
     pruned = ~masks["random"]
     expected = pruned.float().mean() ** 2 * 2000
     overlap = (pruned & ~masks["signed"]).sum()
-    assert abs(overlap - expected) < 5 * expected**0.5  # independent of what the paper's rule prunes
+    # independent of what the paper's rule prunes
+    assert abs(overlap - expected) < 5 * expected**0.5
     assert torch.equal(keep_mask(student, teacher, 0.3, "random"), masks["random"])  # replayed
-    assert not torch.equal(keep_mask(student + 1e-3, teacher, 0.3, "random"), masks["random"])  # drawn anew
+    # drawn anew
+    assert not torch.equal(keep_mask(student + 1e-3, teacher, 0.3, "random"), masks["random"])
 
 
 @pytest.mark.parametrize("rule", ["random", "largest", "smallest"])

@@ -12,13 +12,22 @@ import psutil
 import pytest
 import torch
 
-from ddpp import DistillConfig, Error, NetworkConfig, TeacherConfig, load_data, ranks, train_teachers
+from ddpp import (
+    DistillConfig,
+    Error,
+    NetworkConfig,
+    TeacherConfig,
+    load_data,
+    ranks,
+    train_teachers,
+)
 from ddpp.cli import main
 from ddpp.distill import State, check_config, match, step
 
-SETTINGS = """--ipc 2 --steps 40 --student-steps 4 --batch 3 --iterates 2 --save-steps 4 --repeats 1 --trajectories 4
-    --teachers.count 3 --teachers.batch 4 --teachers.network.width 8 --teachers.network.depth 2
-    --protocol.epochs 2 --image-lr 5 --alpha-lr 1e-6 --device cpu""".split()
+SETTINGS = """--ipc 2 --steps 40 --student-steps 4 --batch 3 --iterates 2 --save-steps 4
+    --repeats 1 --trajectories 4 --teachers.count 3 --teachers.batch 4 --teachers.network.width 8
+    --teachers.network.depth 2 --protocol.epochs 2 --image-lr 5 --alpha-lr 1e-6
+    --device cpu""".split()
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -38,7 +47,9 @@ def alone(npz, tmp_path):
 def test_two_ranks_distil_the_same_images_as_one_process(alone, tmp_path):
     data, want = alone
     out = tmp_path / "two" / "set.safetensors"
-    done = subprocess.run([*TORCHRUN, "-m", "ddpp.cli", *command(data, out)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "ddpp.cli", *command(data, out)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert out.read_bytes() == want
     assert done.stdout.count("distillation gains") == 1  # one rank speaks
@@ -52,10 +63,14 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(npz, tmp_path):
     checkpoint = Path(f"{out}.checkpoint")
     longer = ["--steps", "100", "--save-steps", "2"]
     line = [*TORCHRUN, "--max-restarts", "2", "-m", "ddpp.cli", *command(data, out), *longer]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         saved = 0
         for victim in (1, 0):
-            while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime > saved):
+            while process.poll() is None and not (
+                checkpoint.exists() and checkpoint.stat().st_mtime > saved
+            ):
                 time.sleep(0.01)
             os.kill(rank_process(process.pid, victim), signal.SIGKILL)
             saved = time.time()  # the next is killed once its own steps are saved
@@ -76,7 +91,9 @@ def rank_process(torchrun: int, number: int) -> int:
 
 def test_what_several_processes_cannot_do_they_say_before_any_work(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(ranks, "size", lambda: 2)
-    with pytest.raises(Error, match="3 trajectories per step cannot be shared evenly by 2 processes"):
+    with pytest.raises(
+        Error, match="3 trajectories per step cannot be shared evenly by 2 processes"
+    ):
         check_config(DistillConfig(trajectories=3))
     assert main(["reproduce", "--results", str(tmp_path), "--work", str(tmp_path)]) == 1
     assert "only teachers and distill can be shared out by torchrun" in capsys.readouterr().err
@@ -94,14 +111,18 @@ def test_several_trajectories_average_their_gradients():
 def test_without_torchrun_a_stray_world_size_is_explained(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(Error, match=r"WORLD_SIZE is set, but not .*RANK: start with torchrun, or unset it"):
+    with pytest.raises(
+        Error, match=r"WORLD_SIZE is set, but not .*RANK: start with torchrun, or unset it"
+    ):
         ranks.join()
 
 
 def test_the_first_of_several_trajectories_is_the_one_of_a_single_one(npz):
     data = load_data(npz(), device="cpu")
     teachers = train_teachers(
-        data, TeacherConfig(count=2, epochs=3, batch=8, network=NetworkConfig(width=4, depth=2)), progress=False
+        data,
+        TeacherConfig(count=2, epochs=3, batch=8, network=NetworkConfig(width=4, depth=2)),
+        progress=False,
     )
     images, labels = data.draw(1, 0)
     state = State(0, images, torch.tensor(0.02), torch.zeros_like(images), torch.tensor(0.0))

@@ -16,9 +16,10 @@ from ddpp.cli import main
 from ddpp.distilled import DistilledDataset
 
 KILLING = Path(__file__).with_name("killing.py")
-SETTINGS = """--seed 3 --ipc 2 --steps 60 --student-steps 4 --batch 3 --iterates 3 --save-steps 4 --repeats 1
-    --teachers.count 6 --teachers.epochs 3 --teachers.batch 2 --teachers.network.width 8 --teachers.network.depth 2
-    --protocol.epochs 2 --image-lr 5 --alpha-lr 1e-6 --device cpu""".split()
+SETTINGS = """--seed 3 --ipc 2 --steps 60 --student-steps 4 --batch 3 --iterates 3 --save-steps 4
+    --repeats 1 --teachers.count 6 --teachers.epochs 3 --teachers.batch 2
+    --teachers.network.width 8 --teachers.network.depth 2 --protocol.epochs 2 --image-lr 5
+    --alpha-lr 1e-6 --device cpu""".split()
 
 
 def command(data, out):
@@ -36,7 +37,9 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def whole(finished, tmp_path):
-    """The data, the bytes of an uninterrupted run, and how long it took; a copy of its files is in tmp_path / whole."""
+    """The data, the bytes of an uninterrupted run, and how long it took; a copy of its files is in
+    tmp_path / whole.
+    """
     data, folder, seconds = finished
     shutil.copytree(folder, tmp_path / "whole")
     return data, (folder / "set.safetensors").read_bytes(), seconds
@@ -49,7 +52,11 @@ def test_killed_at_20_random_moments_it_ends_in_the_same_bits(whole, tmp_path):
     arguments = [sys.executable, KILLING, "20", str(seconds / 2), out, *command(data, out)]
     hits = subprocess.run(arguments, capture_output=True, text=True)
     assert hits.returncode == 0, hits.stderr
-    stages = [line for line in hits.stdout.splitlines() if line in ("teachers", "distilling", "evaluating")]
+    stages = [
+        line
+        for line in hits.stdout.splitlines()
+        if line in ("teachers", "distilling", "evaluating")
+    ]
     assert len(stages) == 20
     assert stages.count("teachers") >= 3
     assert stages.count("distilling") >= 3
@@ -122,7 +129,8 @@ def test_the_history_tells_every_step(whole, tmp_path):
     assert history["layers"].shape == (60, 10)
     assert list(distilled.iterates) == [0, 20, 40, 60]
     assert torch.equal(distilled.at(60).images, distilled.images)
-    assert list(distilled.at(40).iterates) == [0, 20, 40]  # evaluating it is evaluating step 40, not the end
+    # evaluating it is evaluating step 40, not the end
+    assert list(distilled.at(40).iterates) == [0, 20, 40]
 
 
 def test_teachers_given_more_epochs_keep_the_ones_they_had(npz, tmp_path):
@@ -133,7 +141,9 @@ def test_teachers_given_more_epochs_keep_the_ones_they_had(npz, tmp_path):
     data = load_data(npz(), device="cpu")
     config = TeacherConfig(count=1, epochs=2, batch=16, network=NetworkConfig(width=4, depth=2))
     short = train_teachers(data, config, tmp_path / "t", progress=False).snapshot(0, 2)
-    longer = train_teachers(data, replace(config, count=2, epochs=4), tmp_path / "t", progress=False)
+    longer = train_teachers(
+        data, replace(config, count=2, epochs=4), tmp_path / "t", progress=False
+    )
     anew = train_teachers(data, replace(config, count=2, epochs=4), progress=False)
     assert (len(longer), longer.epochs) == (2, 4)
     assert torch.equal(longer.snapshot(0, 2), short)

@@ -27,7 +27,9 @@ def test_the_loss_is_kips_formula(kind):
     own, across = KERNELS[kind](x, x, 2), KERNELS[kind](target_x, x, 2)
     inverse = torch.linalg.inv(own + 0.1 * own.trace() / 6 * torch.eye(6, dtype=torch.float64))
     expected = 0.5 * ((target_y - across @ inverse @ y) ** 2).mean()
-    assert kip.loss(x, y, target_x, target_y, kind, 2, 0.1).item() == pytest.approx(expected.item(), rel=1e-10)
+    assert kip.loss(x, y, target_x, target_y, kind, 2, 0.1).item() == pytest.approx(
+        expected.item(), rel=1e-10
+    )
     single = kip.loss(*(t.float() for t in (x, y, target_x, target_y)), kind, 2, 0.1)
     assert single.dtype == torch.float32
     assert single.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -47,7 +49,9 @@ def test_the_loss_descends_in_images_and_labels(kind):
     x, y, target_x, target_y = (t[:4] for t in regression())
     target_x[0] = x[0]  # a cusp, which finite differences step over evenly
     of = lambda images, labels: kip.loss(images, labels, target_x, target_y, kind, 2, 1e-3)
-    assert torch.autograd.gradcheck(of, (x.requires_grad_(), y.requires_grad_()), eps=1e-5, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        of, (x.requires_grad_(), y.requires_grad_()), eps=1e-5, atol=1e-6
+    )
 
 
 def test_a_repeated_image_needs_the_regularizer():

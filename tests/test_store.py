@@ -23,7 +23,9 @@ def address(tensor):
 
 
 def at_alignments(path, tensors):
-    """The file of these tensors, written so that they begin at different places; their addresses in the file."""
+    """The file of these tensors, written so that they begin at different places; their addresses in
+    the file.
+    """
     found = set()
     for length in range(0, 64, 4):
         store.write(path, "test", tensors, {"padding": "x" * length})
@@ -36,7 +38,10 @@ def at_alignments(path, tensors):
 def test_what_is_read_is_aligned_as_a_new_tensor_is_wherever_it_lies_in_its_file(tmp_path):
     tensors = {"a": torch.randn(5), "b": torch.randn(37, 11), "c": torch.arange(9)}
     for _ in at_alignments(tmp_path / "file", tensors):
-        lazy, (whole, _) = store.Lazy(tmp_path / "file", "test"), store.read(tmp_path / "file", "test")
+        lazy, (whole, _) = (
+            store.Lazy(tmp_path / "file", "test"),
+            store.read(tmp_path / "file", "test"),
+        )
         for name, tensor in tensors.items():
             for found in (lazy[name], whole[name]):
                 assert torch.equal(found, tensor)
@@ -57,10 +62,14 @@ def test_teachers_and_sets_come_from_their_files_as_new_tensors(npz, tmp_path):
     teachers = train_teachers(data, config, tmp_path / "teachers", progress=False)
     assert [address(teachers.snapshot(0, epoch)) for epoch in range(3)] == [0, 0, 0]
     images, labels = data.draw(1, 0)
-    made = DistilledDataset(images, labels, 0.01, data.whitening, data.classes, NetworkConfig(width=5))
+    made = DistilledDataset(
+        images, labels, 0.01, data.whitening, data.classes, NetworkConfig(width=5)
+    )
     made.save(tmp_path / "set.safetensors")
     read = DistilledDataset.load(tmp_path / "set.safetensors")
-    assert [address(t) for t in (read.images, read.labels, read.alpha, read.whitening.matrix)] == [0] * 4
+    assert [address(t) for t in (read.images, read.labels, read.alpha, read.whitening.matrix)] == [
+        0
+    ] * 4
     for split in (data.train, data.validation, data.test):
         assert address(split.images) == 0
 
@@ -69,19 +78,31 @@ def test_the_students_path_comes_back_as_new_tensors(monkeypatch):
     network, seen = NetworkConfig(width=3, depth=1).build(1, 2, 4), []
     call = type(network).__call__
     monkeypatch.setattr(
-        type(network), "__call__", lambda self, theta, x: seen.append(address(theta)) or call(self, theta, x)
+        type(network),
+        "__call__",
+        lambda self, theta, x: seen.append(address(theta)) or call(self, theta, x),
     )
     images, start = torch.randn(2, 1, 4, 4, generator=generator(0)), network.initial(0)
     updates = draw_updates(2, None, 5, generator(1))
-    unroll(network, start, images, torch.arange(2), torch.tensor(0.1), updates, torch.sum, "adjoint")
+    unroll(
+        network, start, images, torch.arange(2), torch.tensor(0.1), updates, torch.sum, "adjoint"
+    )
     assert set(seen) == {0}
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a temporary file has a name for a moment")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="elsewhere a temporary file has a name for a moment",
+)
 def test_a_check_that_is_killed_leaves_nothing(tmp_path):
-    code = "import sys\nfrom ddpp import store\nprint(1, flush=True)\nwhile True: store.check_writable(sys.argv[1])"
+    code = (
+        "import sys\nfrom ddpp import store\nprint(1, flush=True)\nwhile True: "
+        "store.check_writable(sys.argv[1])"
+    )
     for i in range(5):
-        with subprocess.Popen([sys.executable, "-c", code, tmp_path / "out"], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / "out"], stdout=subprocess.PIPE
+        ) as process:
             process.stdout.read(1)
             time.sleep(0.02 + 0.01 * i)
             process.send_signal(signal.SIGKILL)
@@ -93,7 +114,12 @@ def test_what_earlier_versions_left_of_a_check_is_swept_once_its_process_is_gone
     gone.wait()
     mine = tmp_path / f"out.{os.getpid()}.probe.part"
     others = [tmp_path / name for name in ("out.probe", "out.x.probe", f"other.{gone.pid}.probe")]
-    for path in (*others, mine, tmp_path / f"out.{gone.pid}.probe", tmp_path / f"out.{gone.pid}.probe.part"):
+    for path in (
+        *others,
+        mine,
+        tmp_path / f"out.{gone.pid}.probe",
+        tmp_path / f"out.{gone.pid}.probe.part",
+    ):
         path.touch()
     store.check_writable(tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == sorted([*others, mine])

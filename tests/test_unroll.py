@@ -1,4 +1,6 @@
-"""Exactness, in float64: the two engines agree with each other and with trajectory matching written plainly."""
+"""Exactness, in float64: the two engines agree with each other and with trajectory matching written
+plainly.
+"""
 
 import pytest
 import torch
@@ -39,7 +41,10 @@ def test_the_two_engines_agree(problem, steps, epsilon, rule, batch):
     alpha = torch.tensor(0.02, dtype=torch.float64)
     updates = draw_updates(N, batch, steps, generator(1, "updates"))
     loss = lambda student: matching_loss(student, teacher, start, epsilon, rule)
-    a, b = (unroll(network, start, images, labels, alpha, updates, loss, e) for e in ("adjoint", "autograd"))
+    a, b = (
+        unroll(network, start, images, labels, alpha, updates, loss, e)
+        for e in ("adjoint", "autograd")
+    )
     assert b.grad_images.abs().max() > 0
     assert b.grad_alpha != 0
     assert relative(a.student, b.student) < 1e-12
@@ -55,14 +60,19 @@ def test_the_engines_agree_through_every_augmentation(problem, operation):
     updates = Updates([torch.arange(N)] * 2, [Draw(operation, u)] * 2)
     alpha = torch.tensor(0.05, dtype=torch.float64)
     loss = lambda student: matching_loss(student, teacher, start, 0.1)
-    a, b = (unroll(network, start, images, labels, alpha, updates, loss, e) for e in ("adjoint", "autograd"))
+    a, b = (
+        unroll(network, start, images, labels, alpha, updates, loss, e)
+        for e in ("adjoint", "autograd")
+    )
     assert relative(a.grad_images, b.grad_images) < 1e-10
 
 
 @pytest.mark.parametrize("rule, epsilon", [("none", 0.1), ("magnitude", 0.0)])
 @pytest.mark.parametrize("engine", ["autograd", "adjoint"])
 def test_pruning_nothing_is_trajectory_matching(problem, engine, rule, epsilon):
-    """Against MTT written from its definition with an ordinary module, and gradients by central differences."""
+    """Against MTT written from its definition with an ordinary module, and gradients by central
+    differences.
+    """
     _, start, teacher, images, labels = problem
     layers = []
     for c in (3, 8):
@@ -76,14 +86,25 @@ def test_pruning_nothing_is_trajectory_matching(problem, engine, rule, epsilon):
             weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
             loss = F.cross_entropy(torch.func.functional_call(net, weights, (images,)), labels)
             gradients = torch.autograd.grad(loss, list(weights.values()))
-            weights = {n: w - alpha * g for (n, w), g in zip(weights.items(), gradients, strict=True)}
+            weights = {
+                n: w - alpha * g for (n, w), g in zip(weights.items(), gradients, strict=True)
+            }
         student = torch.cat([w.detach().flatten() for w in weights.values()])
         return float(((student - teacher) ** 2).sum() / ((start - teacher) ** 2).sum())
 
     network, alpha = problem[0], 0.05
     updates = Updates([torch.arange(N)] * 3, [None] * 3)
     loss = lambda student: matching_loss(student, teacher, start, epsilon, rule)
-    out = unroll(network, start, images, labels, torch.tensor(alpha, dtype=torch.float64), updates, loss, engine)
+    out = unroll(
+        network,
+        start,
+        images,
+        labels,
+        torch.tensor(alpha, dtype=torch.float64),
+        updates,
+        loss,
+        engine,
+    )
     assert float(out.loss) == pytest.approx(plain(images, alpha), rel=1e-12)
 
     h = 1e-6

@@ -1,4 +1,6 @@
-"""Wrong solutions of assignment 1: what a student writes instead, the checks that it fails and what they say."""
+"""Wrong solutions of assignment 1: what a student writes instead, the checks that it fails and what
+they say.
+"""
 
 from wrong import Wrong
 
@@ -18,20 +20,32 @@ def both(says: str, few: str | None = None) -> dict[str, str]:
 WRONG = {
     # Task 1
     "covariance around zero instead of the mean": Wrong(
-        "fit-zca", {"(images - mean).flatten(1)": "images.flatten(1)"}, both("mean is not subtracted")
+        "fit-zca",
+        {"(images - mean).flatten(1)": "images.flatten(1)"},
+        both("mean is not subtracted"),
     ),
     "one mean for each channel": Wrong(
-        "fit-zca", {"images.mean(0)": "images.mean((0, 2, 3)).view(-1, 1, 1)"}, both("like one image")
+        "fit-zca",
+        {"images.mean(0)": "images.mean((0, 2, 3)).view(-1, 1, 1)"},
+        both("like one image"),
     ),
-    "principal components, not rotated back": Wrong("fit-zca", {ROTATED: "directions * scales"}, both("PCA")),
+    "principal components, not rotated back": Wrong(
+        "fit-zca", {ROTATED: "directions * scales"}, both("PCA")
+    ),
     "eigenvectors taken as rows": Wrong(
         "fit-zca", {ROTATED: "(directions.T * scales) @ directions"}, both("columns of U")
     ),
     "divided by the variance instead of its root": Wrong(
         "fit-zca", {"rsqrt()": "reciprocal()"}, both("divide by its square root")
     ),
-    "multiplied by the root": Wrong("fit-zca", {"rsqrt()": "sqrt()"}, both("colours instead of whitening")),
-    "no eps": Wrong("fit-zca", {"(variances + eps)": "variances.abs()"}, both("eps is missing", "not U (S + eps)")),
+    "multiplied by the root": Wrong(
+        "fit-zca", {"rsqrt()": "sqrt()"}, both("colours instead of whitening")
+    ),
+    "no eps": Wrong(
+        "fit-zca",
+        {"(variances + eps)": "variances.abs()"},
+        both("eps is missing", "not U (S + eps)"),
+    ),
     "eps after the root": Wrong(
         "fit-zca",
         {"(variances + eps).rsqrt()": "1 / (variances.abs().sqrt() + eps)"},
@@ -41,9 +55,13 @@ WRONG = {
         "fit-zca", {" / (len(images) - 1)": ""}, both("not divided by their number")
     ),
     "covariance between images": Wrong(
-        "fit-zca", {"centred.T @ centred": "centred @ centred.T"}, both("not the one between images")
+        "fit-zca",
+        {"centred.T @ centred": "centred @ centred.T"},
+        both("not the one between images"),
     ),
-    "eps always 0.1": Wrong("fit-zca", {"variances + eps": "variances + 0.1"}, {"few-images-check": "always 0.1"}),
+    "eps always 0.1": Wrong(
+        "fit-zca", {"variances + eps": "variances + 0.1"}, {"few-images-check": "always 0.1"}
+    ),
     "the directions without variance are lost": Wrong(
         "fit-zca",
         {EIGH: f"{SVD}\n    variances, directions = s**2 / (len(images) - 1), v.T"},
@@ -51,13 +69,17 @@ WRONG = {
     ),
     "V of a singular value decomposition for U": Wrong(
         "fit-zca",
-        {EIGH: "directions, variances, v = torch.linalg.svd(covariance)", ROTATED: "(directions * scales) @ v"},
+        {
+            EIGH: "directions, variances, v = torch.linalg.svd(covariance)",
+            ROTATED: "(directions * scales) @ v",
+        },
         {"few-images-check": "the same U on both sides"},
     ),
     "ddpp's own ZCA": Wrong(
         "fit-zca",
         {
-            "mean = images.mean(0)": "from ddpp import whitening\n\n    done = whitening.fit_zca(images, eps)",
+            "mean = images.mean(0)": "from ddpp import whitening\n\n    done = "
+            "whitening.fit_zca(images, eps)",
             "return mean, matrix": "return done.mean, done.matrix",
             "images - mean": "images - done.mean",
         },
@@ -92,26 +114,42 @@ WRONG = {
         "whiten", {"torch.linalg.inv(matrix)": "matrix.T"}, {"unwhiten-check": "needs its inverse"}
     ),
     # Task 3
-    "batch normalization": Wrong("convnet", {NORM: "nn.BatchNorm2d(width)"}, {"convnet-check": "batch with others"}),
+    "batch normalization": Wrong(
+        "convnet", {NORM: "nn.BatchNorm2d(width)"}, {"convnet-check": "batch with others"}
+    ),
     "one group for all channels": Wrong(
-        "convnet", {NORM: "nn.GroupNorm(1, width)"}, {"convnet-check": "all channels of an image together"}
+        "convnet",
+        {NORM: "nn.GroupNorm(1, width)"},
+        {"convnet-check": "all channels of an image together"},
     ),
     "no learned scale and shift": Wrong(
-        "convnet", {NORM: "nn.InstanceNorm2d(width)"}, {"convnet-check": "no learned scale and shift"}
+        "convnet",
+        {NORM: "nn.InstanceNorm2d(width)"},
+        {"convnet-check": "no learned scale and shift"},
     ),
-    "maximum pooling": Wrong("convnet", {"nn.AvgPool2d": "nn.MaxPool2d"}, {"convnet-check": "maximum"}),
+    "maximum pooling": Wrong(
+        "convnet", {"nn.AvgPool2d": "nn.MaxPool2d"}, {"convnet-check": "maximum"}
+    ),
     "no padding": Wrong(
         "convnet",
         {", padding=1": "", "(image_size // 8) ** 2": "(image_size // 8 - 2) ** 2"},
         {"convnet-check": "with padding"},
     ),
-    "no ReLU": Wrong("convnet", {"            nn.ReLU(),\n": ""}, {"convnet-check": "ReLU is missing"}),
-    "two blocks": Wrong(
-        "convnet", {"(channels, width, width)": "(channels, width)"}, {"convnet-check": "2 convolutions"}
+    "no ReLU": Wrong(
+        "convnet", {"            nn.ReLU(),\n": ""}, {"convnet-check": "ReLU is missing"}
     ),
-    "made for 32 x 32 only": Wrong("convnet", {"(image_size // 8) ** 2": "16"}, {"convnet-check": "inputs instead of"}),
+    "two blocks": Wrong(
+        "convnet",
+        {"(channels, width, width)": "(channels, width)"},
+        {"convnet-check": "2 convolutions"},
+    ),
+    "made for 32 x 32 only": Wrong(
+        "convnet", {"(image_size // 8) ** 2": "16"}, {"convnet-check": "inputs instead of"}
+    ),
     "convolutions without bias": Wrong(
-        "convnet", {"padding=1": "padding=1, bias=False"}, {"convnet-check": "convolutions have no bias"}
+        "convnet",
+        {"padding=1": "padding=1, bias=False"},
+        {"convnet-check": "convolutions have no bias"},
     ),
     "probabilities instead of logits": Wrong(
         "convnet",
@@ -120,16 +158,25 @@ WRONG = {
     ),
     "ddpp's own ConvNet": Wrong(
         "convnet",
-        {"return nn.Sequential(": "return ddpp.ConvNet(channels, classes, width, 3, image_size)\n    nn.Sequential("},
+        {
+            "return nn.Sequential(": "return ddpp.ConvNet(channels, classes, width, 3, "
+            "image_size)\n    nn.Sequential("
+        },
         {"convnet-check": "write it yourself"},
     ),
     # Task 4
-    "never +reach": Wrong("draw-shift", {"reach + 1": "reach"}, {"draw-shift-check": "+2 never comes up"}),
+    "never +reach": Wrong(
+        "draw-shift", {"reach + 1": "reach"}, {"draw-shift-check": "+2 never comes up"}
+    ),
     "one offset for the batch": Wrong(
-        "draw-shift", {DRAW: DRAW.replace("(n, 2)", "(1, 2)") + ".expand(n, 2)"}, {"draw-shift-check": "one for each"}
+        "draw-shift",
+        {DRAW: DRAW.replace("(n, 2)", "(1, 2)") + ".expand(n, 2)"},
+        {"draw-shift-check": "one for each"},
     ),
     "down as far as to the right": Wrong(
-        "draw-shift", {DRAW: DRAW.replace("(n, 2)", "(n, 1)") + ".expand(n, 2)"}, {"draw-shift-check": "separately"}
+        "draw-shift",
+        {DRAW: DRAW.replace("(n, 2)", "(n, 1)") + ".expand(n, 2)"},
+        {"draw-shift-check": "separately"},
     ),
     "rounded, so that the ends come up half as often": Wrong(
         "draw-shift",
@@ -137,7 +184,9 @@ WRONG = {
         {"draw-shift-check": "equally likely"},
     ),
     "the global generator": Wrong(
-        "draw-shift", {", generator=generator": ""}, {"draw-shift-check": "generator that is passed in"}
+        "draw-shift",
+        {", generator=generator": ""},
+        {"draw-shift-check": "generator that is passed in"},
     ),
     "a generator seeded anew": Wrong(
         "draw-shift",
@@ -153,16 +202,22 @@ WRONG = {
         {"shift-check": "comes in on the other"},
     ),
     "the first offset for all": Wrong(
-        "shift", {"offsets.tolist()": "offsets[:1].expand_as(offsets).tolist()"}, {"shift-check": "offset of the first"}
+        "shift",
+        {"offsets.tolist()": "offsets[:1].expand_as(offsets).tolist()"},
+        {"shift-check": "offset of the first"},
     ),
     "rows and columns swapped": Wrong(
         "shift", {"(down, right) in": "(right, down) in"}, {"shift-check": "are swapped"}
     ),
     "the wrong way": Wrong(
-        "shift", {"reach - down, reach - right": "reach + down, reach + right"}, {"shift-check": "the wrong way"}
+        "shift",
+        {"reach - down, reach - right": "reach + down, reach + right"},
+        {"shift-check": "the wrong way"},
     ),
     "the edge repeated": Wrong(
-        "shift", {"[reach] * 4": '[reach] * 4, mode="replicate"'}, {"shift-check": "edge are repeated"}
+        "shift",
+        {"[reach] * 4": '[reach] * 4, mode="replicate"'},
+        {"shift-check": "edge are repeated"},
     ),
     "gradient cut by detach": Wrong(
         "shift", {"F.pad(images,": "F.pad(images.detach(),"}, {"shift-check": "no gradient"}
@@ -171,13 +226,18 @@ WRONG = {
     "average over batches": Wrong(
         "accuracy",
         {
-            "int((network(x).argmax(1) == y).sum())": "float((network(x).argmax(1) == y).float().mean())",
+            "int((network(x).argmax(1) == y).sum())": "float((network(x).argmax(1) == "
+            "y).float().mean())",
             "hits / len(labels)": "hits / len(images.split(batch))",
         },
         {"accuracy-check": "small last batch"},
     ),
-    "a share instead of percent": Wrong("accuracy", {"100 * hits": "hits"}, {"accuracy-check": "in percent"}),
-    "a graph is built": Wrong("accuracy", {"torch.no_grad()": "torch.enable_grad()"}, {"accuracy-check": "a graph"}),
+    "a share instead of percent": Wrong(
+        "accuracy", {"100 * hits": "hits"}, {"accuracy-check": "in percent"}
+    ),
+    "a graph is built": Wrong(
+        "accuracy", {"torch.no_grad()": "torch.enable_grad()"}, {"accuracy-check": "a graph"}
+    ),
     "all images at once": Wrong(
         "accuracy",
         {"images.split(batch), labels.split(batch)": "[images], [labels]"},

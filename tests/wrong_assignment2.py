@@ -1,4 +1,6 @@
-"""Wrong solutions of assignment 2: what a student writes instead, the checks that it fails and what they say."""
+"""Wrong solutions of assignment 2: what a student writes instead, the checks that it fails and what
+they say.
+"""
 
 from wrong import Wrong
 
@@ -27,7 +29,10 @@ WRONG = {
     ),
     "layers by name, on both ways": Wrong(
         "vector",
-        {PARAMETERS: f"p.detach().flatten() {BY_NAME}", "for p in network.parameters():": f"{BY_NAME}:"},
+        {
+            PARAMETERS: f"p.detach().flatten() {BY_NAME}",
+            "for p in network.parameters():": f"{BY_NAME}:",
+        },
         {"vector-check": "where 10 comes before 2"},
     ),
     "only loaded by name": Wrong(
@@ -35,13 +40,20 @@ WRONG = {
         {"for p in network.parameters():": f"{BY_NAME}:"},
         {"vector-check": "filled in the order of their names"},
     ),
-    "a vector with its graph": Wrong("vector", {"p.detach().": "p."}, {"vector-check": "hangs on a graph"}),
+    "a vector with its graph": Wrong(
+        "vector", {"p.detach().": "p."}, {"vector-check": "hangs on a graph"}
+    ),
     "the network in the snapshot": Wrong(
-        "vector", {COPY: COPY.replace("p.copy_(", "p.data = (")}, {"vector-check": "overwrites the snapshot"}
+        "vector",
+        {COPY: COPY.replace("p.copy_(", "p.data = (")},
+        {"vector-check": "overwrites the snapshot"},
     ),
     "PyTorch's way back": Wrong(
         "vector",
-        {"return network": "nn.utils.vector_to_parameters(theta, network.parameters())\n    return network"},
+        {
+            "return network": "nn.utils.vector_to_parameters(theta, network.parameters())\n    "
+            "return network"
+        },
         {"vector-check": "overwrites the snapshot"},
     ),
     "a copy is filled": Wrong(
@@ -54,17 +66,26 @@ WRONG = {
     ),
     # Task 2
     "no initialization": Wrong(
-        "train-teacher", {"kept = [start.clone()]": "kept = []"}, {"snapshots-check": "the initialization is missing"}
+        "train-teacher",
+        {"kept = [start.clone()]": "kept = []"},
+        {"snapshots-check": "the initialization is missing"},
     ),
     "no last epoch": Wrong(
-        "train-teacher", {"range(epochs)": "range(epochs - 1)"}, {"snapshots-check": "the last epoch is missing"}
+        "train-teacher",
+        {"range(epochs)": "range(epochs - 1)"},
+        {"snapshots-check": "the last epoch is missing"},
     ),
     "snapshots that are no copies": Wrong(
-        "train-teacher", {"theta.detach().clone()": "theta.detach()"}, {"snapshots-check": "(`clone`) after each epoch"}
+        "train-teacher",
+        {"theta.detach().clone()": "theta.detach()"},
+        {"snapshots-check": "(`clone`) after each epoch"},
     ),
     "no copies at all": Wrong(
         "train-teacher",
-        {"kept = [start.clone()]": "kept = [theta.detach()]", "theta.detach().clone()": "theta.detach()"},
+        {
+            "kept = [start.clone()]": "kept = [theta.detach()]",
+            "theta.detach().clone()": "theta.detach()",
+        },
         {"snapshots-check": "(`clone`) of each"},
     ),
     "the initialization is trained": Wrong(
@@ -73,7 +94,9 @@ WRONG = {
         {"snapshots-check": "changes a tensor", "batches-check": "changes a tensor"},
     ),
     "snapshots with their graph": Wrong(
-        "train-teacher", {"theta.detach().clone()": "theta.clone()"}, {"snapshots-check": "hang on a graph"}
+        "train-teacher",
+        {"theta.detach().clone()": "theta.clone()"},
+        {"snapshots-check": "hang on a graph"},
     ),
     "a snapshot after each update": Wrong(
         "train-teacher",
@@ -81,7 +104,9 @@ WRONG = {
         {"snapshots-check": "after each update"},
     ),
     "a list of snapshots": Wrong(
-        "train-teacher", {"torch.stack(kept)": "kept"}, {"snapshots-check": "should return a tensor"}
+        "train-teacher",
+        {"torch.stack(kept)": "kept"},
+        {"snapshots-check": "should return a tensor"},
     ),
     "momentum": Wrong(
         "train-teacher",
@@ -97,10 +122,14 @@ WRONG = {
         {"snapshots-check": "gradients add up"},
     ),
     "the sum of the losses": Wrong(
-        "train-teacher", {"labels[index])": 'labels[index], reduction="sum")'}, {"snapshots-check": "the sum over"}
+        "train-teacher",
+        {"labels[index])": 'labels[index], reduction="sum")'},
+        {"snapshots-check": "the sum over"},
     ),
     "labels of other images": Wrong(
-        "train-teacher", {"labels[index]": "labels[: len(index)]"}, {"snapshots-check": "labels are not"}
+        "train-teacher",
+        {"labels[index]": "labels[: len(index)]"},
+        {"snapshots-check": "labels are not"},
     ),
     "the last batch dropped": Wrong(
         "train-teacher",
@@ -108,7 +137,9 @@ WRONG = {
         {"batches-check": "is left out"},
     ),
     "not shuffled": Wrong(
-        "train-teacher", {ORDER: "torch.arange(len(labels))"}, {"batches-check": "in which they are stored"}
+        "train-teacher",
+        {ORDER: "torch.arange(len(labels))"},
+        {"batches-check": "in which they are stored"},
     ),
     "shuffled once": Wrong(
         "train-teacher",
@@ -117,24 +148,37 @@ WRONG = {
     ),
     "drawn with replacement": Wrong(
         "train-teacher",
-        {ORDER: "torch.randint(\n            len(labels), labels.shape, generator=generator\n        )"},
+        {
+            ORDER: "torch.randint(\n            len(labels), labels.shape, generator=generator\n "
+            "       )"
+        },
         {"batches-check": "some images come twice"},
     ),
     "the global random state": Wrong(
-        "train-teacher", {", generator=generator": ""}, {"batches-check": "the generator that is passed in"}
+        "train-teacher",
+        {", generator=generator": ""},
+        {"batches-check": "the generator that is passed in"},
     ),
     "the notebook's batch": Wrong(
-        "train-teacher", {"order.split(batch)": "order.split(128)"}, {"batches-check": "images at once"}
+        "train-teacher",
+        {"order.split(batch)": "order.split(128)"},
+        {"batches-check": "images at once"},
     ),
     # Task 3
     "a start of I+": Wrong(
-        "draw-segment", {START: "torch.randint(max_start_epoch + 1,"}, {"segment-check": "the paper draws i < I+"}
+        "draw-segment",
+        {START: "torch.randint(max_start_epoch + 1,"},
+        {"segment-check": "the paper draws i < I+"},
     ),
     "never from the initialization": Wrong(
-        "draw-segment", {START: "torch.randint(1, max_start_epoch,"}, {"segment-check": "ever begins at epoch 0"}
+        "draw-segment",
+        {START: "torch.randint(1, max_start_epoch,"},
+        {"segment-check": "ever begins at epoch 0"},
     ),
     "the upper end excluded twice": Wrong(
-        "draw-segment", {START: "torch.randint(max_start_epoch - 1,"}, {"segment-check": "excludes its upper end"}
+        "draw-segment",
+        {START: "torch.randint(max_start_epoch - 1,"},
+        {"segment-check": "excludes its upper end"},
     ),
     "any epoch of the teacher": Wrong(
         "draw-segment",
@@ -142,10 +186,14 @@ WRONG = {
         {"segment-check": "the paper draws i < I+"},
     ),
     "an epoch short": Wrong(
-        "draw-segment", {"i + expert_epochs": "i + expert_epochs - 1"}, {"segment-check": "1 epochs after the start"}
+        "draw-segment",
+        {"i + expert_epochs": "i + expert_epochs - 1"},
+        {"segment-check": "1 epochs after the start"},
     ),
     "always the notebook's K": Wrong(  # right in the visible part of the check
-        "draw-segment", {"i + expert_epochs": "i + 2"}, {"segment-check": "2 epochs after the start, and not 3"}
+        "draw-segment",
+        {"i + expert_epochs": "i + 2"},
+        {"segment-check": "2 epochs after the start, and not 3"},
     ),
     "target first": Wrong(
         "draw-segment",
@@ -157,31 +205,47 @@ WRONG = {
         {"teachers[k, i + expert": "teachers[k - 1, i + expert"},
         {"segment-check": "two different teachers"},
     ),
-    "always the first teacher": Wrong("draw-segment", {TEACHER: "k = 0"}, {"segment-check": "is never drawn"}),
+    "always the first teacher": Wrong(
+        "draw-segment", {TEACHER: "k = 0"}, {"segment-check": "is never drawn"}
+    ),
     "teachers from the global random state": Wrong(
         "draw-segment",
         {TEACHER: "k = int(torch.randint(len(teachers), ()))"},
         {"segment-check": "equal generators give different segments"},
     ),
     # Task 4
-    "not normalized": Wrong("matching-loss", {LOSS: "return error.square().sum()"}, {"loss-check": "is not divided"}),
+    "not normalized": Wrong(
+        "matching-loss", {LOSS: "return error.square().sum()"}, {"loss-check": "is not divided"}
+    ),
     "normalized by the student's way": Wrong(
-        "matching-loss", {"way = start - target": "way = start - student"}, {"loss-check": "the student's own way"}
+        "matching-loss",
+        {"way = start - target": "way = start - student"},
+        {"loss-check": "the student's own way"},
     ),
     "distances instead of squares": Wrong(
-        "matching-loss", {LOSS: "return error.norm() / way.norm()"}, {"loss-check": "distances, not their squares"}
+        "matching-loss",
+        {LOSS: "return error.norm() / way.norm()"},
+        {"loss-check": "distances, not their squares"},
     ),
     "a mean over a sum": Wrong(
-        "matching-loss", {"error.square().sum()": "error.square().mean()"}, {"loss-check": "a mean over the parameters"}
+        "matching-loss",
+        {"error.square().sum()": "error.square().mean()"},
+        {"loss-check": "a mean over the parameters"},
     ),
     "distance from the start": Wrong(
-        "matching-loss", {"student - target": "student - start"}, {"loss-check": "are target and start swapped"}
+        "matching-loss",
+        {"student - target": "student - start"},
+        {"loss-check": "are target and start swapped"},
     ),
     "entry by entry": Wrong(
-        "matching-loss", {LOSS: "return (error / way).square().mean()"}, {"loss-check": "divided by its own way"}
+        "matching-loss",
+        {LOSS: "return (error / way).square().mean()"},
+        {"loss-check": "divided by its own way"},
     ),
     "a constant to be safe": Wrong(
-        "matching-loss", {"way.square().sum()": "(way.square().sum() + 1e-8)"}, {"loss-check": "is anything added"}
+        "matching-loss",
+        {"way.square().sum()": "(way.square().sum() + 1e-8)"},
+        {"loss-check": "is anything added"},
     ),
     "a plain number": Wrong(
         "matching-loss",
@@ -189,7 +253,9 @@ WRONG = {
         {"loss-check": "plain number"},
     ),
     "a detached student": Wrong(
-        "matching-loss", {"error = student -": "error = student.detach() -"}, {"loss-check": "no gradient leads"}
+        "matching-loss",
+        {"error = student -": "error = student.detach() -"},
+        {"loss-check": "no gradient leads"},
     ),
     "the module's own loss": Wrong(
         "matching-loss",
@@ -198,7 +264,9 @@ WRONG = {
     ),
     # Task 5
     "no graph of the gradients": Wrong(
-        "student-updates", {", create_graph=True": ""}, {"gradients-check": "no gradient reaches the images"}
+        "student-updates",
+        {", create_graph=True": ""},
+        {"gradients-check": "no gradient reaches the images"},
     ),
     "detached in the loop": Wrong(
         "student-updates",
@@ -208,7 +276,8 @@ WRONG = {
     "gradients at a detached student": Wrong(
         "student-updates",
         {
-            INNER: "at = theta.detach().requires_grad_()\n        loss = F.cross_entropy(network(at, images), labels)",
+            INNER: "at = theta.detach().requires_grad_()\n        loss = "
+            "F.cross_entropy(network(at, images), labels)",
             "grad(loss, theta,": "grad(loss, at,",
         },
         {"gradients-check": "leaves out how earlier updates"},
@@ -219,7 +288,9 @@ WRONG = {
         {"gradients-check": "no gradient reaches the images"},
     ),
     "alpha as a number": Wrong(
-        "student-updates", {STUDENT: "theta = theta - alpha.item() * gradient"}, {"gradients-check": "reaches alpha"}
+        "student-updates",
+        {STUDENT: "theta = theta - alpha.item() * gradient"},
+        {"gradients-check": "reaches alpha"},
     ),
     "images without a gradient": Wrong(
         "student-updates",
@@ -227,13 +298,19 @@ WRONG = {
         {"gradients-check": "no gradient reaches the images"},
     ),
     "up the hill": Wrong(
-        "student-updates", {STUDENT: "theta = theta + alpha * gradient"}, {"student-check": "goes up the gradient"}
+        "student-updates",
+        {STUDENT: "theta = theta + alpha * gradient"},
+        {"student-check": "goes up the gradient"},
     ),
     "one update short": Wrong(
-        "student-updates", {"range(steps)": "range(steps - 1)"}, {"student-check": "3 updates instead of 4"}
+        "student-updates",
+        {"range(steps)": "range(steps - 1)"},
+        {"student-check": "3 updates instead of 4"},
     ),
     "the student's losses summed": Wrong(
-        "student-updates", {", labels)": ', labels, reduction="sum")'}, {"student-check": "the sum over the images"}
+        "student-updates",
+        {", labels)": ', labels, reduction="sum")'},
+        {"student-check": "the sum over the images"},
     ),
     "the module's own gradient": Wrong(
         "student-updates",
@@ -253,7 +330,9 @@ WRONG = {
         "distil-step", {ALPHA: "new_alpha = alpha.detach()"}, {"step-check": "alpha does not"}
     ),
     "one learning rate for both": Wrong(
-        "distil-step", {ALPHA: "new_alpha = alpha - image_lr * to_alpha"}, {"step-check": "alpha changes by image_lr"}
+        "distil-step",
+        {ALPHA: "new_alpha = alpha - image_lr * to_alpha"},
+        {"step-check": "alpha changes by image_lr"},
     ),
     "new images with their graph": Wrong(
         "distil-step",
@@ -261,10 +340,14 @@ WRONG = {
         {"step-check": "the images that you return still hang"},
     ),
     "the loss with its graph": Wrong(
-        "distil-step", {"value.detach()": "value"}, {"step-check": "the loss that you return still hangs"}
+        "distil-step",
+        {"value.detach()": "value"},
+        {"step-check": "the loss that you return still hangs"},
     ),
     "the old images are changed": Wrong(
-        "distil-step", {IMAGES: "new_images = images.sub_(image_lr * to_images)"}, {"step-check": "changes a tensor"}
+        "distil-step",
+        {IMAGES: "new_images = images.sub_(image_lr * to_images)"},
+        {"step-check": "changes a tensor"},
     ),
     "target and start swapped": Wrong(
         "distil-step",
@@ -272,6 +355,8 @@ WRONG = {
         {"step-check": "start and target are swapped"},
     ),
     "the segment the wrong way round": Wrong(
-        "distil-step", {"start, target = segment": "target, start = segment"}, {"step-check": "the segment is (start"}
+        "distil-step",
+        {"start, target = segment": "target, start = segment"},
+        {"step-check": "the segment is (start"},
     ),
 }

@@ -1,9 +1,13 @@
-"""Wrong solutions of assignment 3: what a student writes instead, the checks that it fails and what they say."""
+"""Wrong solutions of assignment 3: what a student writes instead, the checks that it fails and what
+they say.
+"""
 
 from wrong import Wrong
 
 RATIOS = "a, b = student / teacher, teacher / student\n    return"
-APART = "apart = student.sign() * teacher.sign() < 0\n    return (smaller >= epsilon * larger) & ~apart"
+APART = (
+    "apart = student.sign() * teacher.sign() < 0\n    return (smaller >= epsilon * larger) & ~apart"
+)
 LEAST = "return ~(least < epsilon * most)"
 RATIO = "return error.sum() / way.sum()"
 ERROR = "error = (student - teacher).square() * keep"
@@ -18,7 +22,9 @@ GONE = "return torch.where(astray, -teacher, student)"
 WRONG = {
     # Task 1
     "similarity without its sign": Wrong(
-        "similarity", {"sign * (smaller / larger)": "smaller / larger"}, {"similarity-check": "has no sign"}
+        "similarity",
+        {"sign * (smaller / larger)": "smaller / larger"},
+        {"similarity-check": "has no sign"},
     ),
     "student over teacher, whichever is larger": Wrong(
         "similarity",
@@ -52,19 +58,25 @@ WRONG = {
     "the similarity of chapter 4, which squares": Wrong(
         "similarity",
         {
-            "return torch.where(larger > 0, sign * (smaller / larger), 1.0)": "square = larger.square()\n"
+            "return torch.where(larger > 0, sign * "
+            "(smaller / larger), 1.0)": "square = larger.square()\n"
             "    return torch.where(square > 0, student * teacher / square, 1.0)"
         },
         {"similarity-check": "do you square"},
     ),
     "ddpp's similarity": Wrong(
         "similarity",
-        {"return torch.where(larger > 0, sign * (smaller / larger), 1.0)": "return ddpp.similarity(student, teacher)"},
+        {
+            "return torch.where(larger > 0, sign * "
+            "(smaller / larger), 1.0)": "return ddpp.similarity(student, teacher)"
+        },
         {"similarity-check": "the task is to write it yourself"},
     ),
     # Tasks 2 and 3
     "the literal reading by size": Wrong(
-        "rules", {" & ~apart": ""}, {"rules-check": "compares sizes only", "edges-check": "opposite signs"}
+        "rules",
+        {" & ~apart": ""},
+        {"rules-check": "compares sizes only", "edges-check": "opposite signs"},
     ),
     "the reading by size with signs": Wrong(
         "rules",
@@ -74,7 +86,10 @@ WRONG = {
     "True for pruned": Wrong(
         "rules",
         {LEAST: "return least < epsilon * most"},
-        {"rules-check": "`keep_magnitude` is the wrong way round", "edges-check": "`keep_magnitude` prunes the pair"},
+        {
+            "rules-check": "`keep_magnitude` is the wrong way round",
+            "edges-check": "`keep_magnitude` prunes the pair",
+        },
     ),
     "one of the two ratios": Wrong(
         "rules",
@@ -89,7 +104,10 @@ WRONG = {
     "0.1 for epsilon": Wrong(
         "rules",
         {LEAST: "return ~(least < 0.1 * most)"},
-        {"rules-check": "takes no notice of epsilon", "edges-check": "`keep_magnitude` keeps the pair"},
+        {
+            "rules-check": "takes no notice of epsilon",
+            "edges-check": "`keep_magnitude` keeps the pair",
+        },
     ),
     "numbers for a mask": Wrong(
         "rules",
@@ -102,7 +120,9 @@ WRONG = {
         {"rules-check": "the task is to write it yourself", "edges-check": "only the ratio counts"},
     ),
     "pruned at the threshold": Wrong(
-        "rules", {LEAST: "return (least > epsilon * most) | (most == 0)"}, {"edges-check": "exactly epsilon"}
+        "rules",
+        {LEAST: "return (least > epsilon * most) | (most == 0)"},
+        {"edges-check": "exactly epsilon"},
     ),
     "kept where both ratios are at least epsilon, which 0/0 is not": Wrong(
         "rules",
@@ -129,13 +149,19 @@ WRONG = {
     ),
     # Task 4
     "denominator not masked": Wrong(
-        "pruned-loss", {WAY: WAY.removesuffix(" * keep")}, {"loss-check": "not out of the teacher's way"}
+        "pruned-loss",
+        {WAY: WAY.removesuffix(" * keep")},
+        {"loss-check": "not out of the teacher's way"},
     ),
     "not divided by the way": Wrong(
-        "pruned-loss", {RATIO: "return error.sum()"}, {"loss-check": "not divided by the teacher's way"}
+        "pruned-loss",
+        {RATIO: "return error.sum()"},
+        {"loss-check": "not divided by the teacher's way"},
     ),
     "mean over the kept pairs": Wrong(
-        "pruned-loss", {RATIO: "return error.sum() / keep.sum()"}, {"loss-check": "mean over the kept pairs"}
+        "pruned-loss",
+        {RATIO: "return error.sum() / keep.sum()"},
+        {"loss-check": "mean over the kept pairs"},
     ),
     "nothing pruned": Wrong(
         "pruned-loss",
@@ -144,15 +170,24 @@ WRONG = {
     ),
     "student masked, teacher not": Wrong(
         "pruned-loss",
-        {ERROR: "error = (student * keep - teacher).square()", WAY: "way = (start * keep - teacher).square()"},
+        {
+            ERROR: "error = (student * keep - teacher).square()",
+            WAY: "way = (start * keep - teacher).square()",
+        },
         {"loss-check": "prunes all but the teacher"},
     ),
-    "sign of the loss": Wrong("pruned-loss", {RATIO: "return -error.sum() / way.sum()"}, {"loss-check": "wrong sign"}),
+    "sign of the loss": Wrong(
+        "pruned-loss", {RATIO: "return -error.sum() / way.sum()"}, {"loss-check": "wrong sign"}
+    ),
     "the student's own way": Wrong(
-        "pruned-loss", {WAY: "way = (start - student).square() * keep"}, {"loss-check": "the student's way"}
+        "pruned-loss",
+        {WAY: "way = (start - student).square() * keep"},
+        {"loss-check": "the student's way"},
     ),
     "lengths, not squares": Wrong(
-        "pruned-loss", {RATIO: "return (error.sum() / way.sum()).sqrt()"}, {"loss-check": "divides lengths"}
+        "pruned-loss",
+        {RATIO: "return (error.sum() / way.sum()).sqrt()"},
+        {"loss-check": "divides lengths"},
     ),
     "mask by magnitude": Wrong(
         "pruned-loss",
@@ -168,7 +203,9 @@ WRONG = {
         {"loss-check": "either kept or pruned", "gradient-check": "pruned pairs have a gradient"},
     ),
     "a constant below the line": Wrong(
-        "pruned-loss", {RATIO: "return error.sum() / (way.sum() + 1e-8)"}, {"loss-check": "every pair is pruned here"}
+        "pruned-loss",
+        {RATIO: "return error.sum() / (way.sum() + 1e-8)"},
+        {"loss-check": "every pair is pruned here"},
     ),
     "ddpp's loss": Wrong(
         "pruned-loss",
@@ -176,7 +213,9 @@ WRONG = {
         {"loss-check": "write it yourself", "gradient-check": "write it yourself"},
     ),
     "a loss without gradient": Wrong(
-        "pruned-loss", {RATIO: "return (error.sum() / way.sum()).detach()"}, {"gradient-check": "no gradient reaches"}
+        "pruned-loss",
+        {RATIO: "return (error.sum() / way.sum()).detach()"},
+        {"gradient-check": "no gradient reaches"},
     ),
     "a loss as a float": Wrong(
         "pruned-loss",
@@ -197,16 +236,24 @@ WRONG = {
         {"gradient-check": "a gradient reaches the teacher"},
     ),
     "start not detached": Wrong(
-        "pruned-loss", {CONSTANTS: "teacher = teacher.detach()"}, {"gradient-check": "a gradient reaches the start"}
+        "pruned-loss",
+        {CONSTANTS: "teacher = teacher.detach()"},
+        {"gradient-check": "a gradient reaches the start"},
     ),
     # Task 5
     "share of all parameters": Wrong(
-        "what-is-pruned", {SHARES: "100 * float((~part).sum()) / len(keep)"}, {"layers-check": "of all parameters"}
+        "what-is-pruned",
+        {SHARES: "100 * float((~part).sum()) / len(keep)"},
+        {"layers-check": "of all parameters"},
     ),
     "fractions of the layers": Wrong(
-        "what-is-pruned", {SHARES: "float((~part).float().mean())"}, {"layers-check": "are fractions"}
+        "what-is-pruned",
+        {SHARES: "float((~part).float().mean())"},
+        {"layers-check": "are fractions"},
     ),
-    "share kept": Wrong("what-is-pruned", {SHARES: "100 * float(part.float().mean())"}, {"layers-check": "is kept"}),
+    "share kept": Wrong(
+        "what-is-pruned", {SHARES: "100 * float(part.float().mean())"}, {"layers-check": "is kept"}
+    ),
     "every layer from the beginning": Wrong(
         "what-is-pruned",
         {SHARES: "100 * float((~keep[: len(part)]).float().mean())"},
@@ -237,13 +284,21 @@ WRONG = {
     ),
     # Task 6
     "the largest errors leave": Wrong(
-        "escape", {ASTRAY: "astray = error > error.quantile(0.65)"}, {"escape-check": "only: it should be halved"}
+        "escape",
+        {ASTRAY: "astray = error > error.quantile(0.65)"},
+        {"escape-check": "only: it should be halved"},
     ),
-    "too much leaves": Wrong("escape", {ASTRAY: "astray = error > 0"}, {"escape-check": "at least half"}),
+    "too much leaves": Wrong(
+        "escape", {ASTRAY: "astray = error > 0"}, {"escape-check": "at least half"}
+    ),
     "the student comes closer": Wrong(
-        "escape", {GONE: "return torch.where(astray, teacher, student)"}, {"escape-check": "that are still kept"}
+        "escape",
+        {GONE: "return torch.where(astray, teacher, student)"},
+        {"escape-check": "that are still kept"},
     ),
-    "the student itself": Wrong("escape", {GONE: "return student"}, {"escape-check": "it should be halved"}),
+    "the student itself": Wrong(
+        "escape", {GONE: "return student"}, {"escape-check": "it should be halved"}
+    ),
     "the student in place": Wrong(
         "escape",
         {GONE: "student[astray] = -teacher[astray]\n    return student"},

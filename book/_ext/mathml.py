@@ -1,9 +1,11 @@
-r"""Formulas as MathML, made when the book is built: a page shows them without network and without JavaScript.
+r"""Formulas as MathML, made when the book is built: a page shows them without network and without
+JavaScript.
 
-latex2mathml does the work; here is what Sphinx needs of it, and corrections for what browsers do not read (columnalign)
-or latex2mathml does not know (aligned). A formula that cannot be converted is a warning, and so fails a strict build.
-\tag{8} puts (8) at the right: the number that a formula has in the paper, which no counter would give it.
-The font is STIX Two Math (SIL Open Font License), which ziamath brings along, cut to what formulas use.
+latex2mathml does the work; here is what Sphinx needs of it, and corrections for what browsers do
+not read (columnalign) or latex2mathml does not know (aligned). A formula that cannot be converted
+is a warning, and so fails a strict build. \tag{8} puts (8) at the right: the number that a formula
+has in the paper, which no counter would give it. The font is STIX Two Math (SIL Open Font License),
+which ziamath brings along, cut to what formulas use.
 """
 
 import re
@@ -45,7 +47,9 @@ def to_mathml(tex: str, display: bool) -> str:
         _correct(element)
     unknown = [text for text in math.itertext() if "\\" in text]
     if unknown or math.find(f".//{SPACE}mspace[@linebreak]") is not None:
-        raise ValueError(f"latex2mathml does not know {unknown[0] if unknown else 'an environment'}")
+        raise ValueError(
+            f"latex2mathml does not know {unknown[0] if unknown else 'an environment'}"
+        )
     return ET.tostring(math, encoding="unicode")
 
 
@@ -53,7 +57,8 @@ def _correct(element: ET.Element) -> None:
     tag, text = element.tag.removeprefix(SPACE), element.text
     if tag == "mi" and text in OPERATORS:
         element.tag, element.text = f"{SPACE}mo", OPERATORS[text]
-    if tag == "mo" and text in ("|", "‖"):  # as large as the text; \left and \right say so themselves
+    # as large as the text; \left and \right say so themselves
+    if tag == "mo" and text in ("|", "‖"):
         element.attrib = {"stretchy": "false"} | element.attrib
     if tag == "mover" and element[1].text in ACCENTS:
         element.set("accent", "true")
@@ -81,7 +86,9 @@ def _write(translator, node, tag: str, display: bool) -> None:
         log.warning("a formula cannot be shown: %s: %s", e, tex, location=node)
         math = f"<code>{translator.encode(tex)}</code>"
     focus = {"tabindex": "0"} if display else {}  # what may scroll must be reachable by keyboard
-    translator.body.append(translator.starttag(node, tag, "", CLASS="math notranslate nohighlight", **focus))
+    translator.body.append(
+        translator.starttag(node, tag, "", CLASS="math notranslate nohighlight", **focus)
+    )
     translator.body.append(math)
     if given:
         translator.body.append(f'<span class="eqno">({given[1]})</span>')

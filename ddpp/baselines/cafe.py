@@ -1,6 +1,8 @@
-"""CAFE, aligning features (Wang et al., CVPR 2022): distilled and real images of a class should have the same mean
-features after every block of a network, and distilled class centres should classify real images. A network trains on
-the distilled images in between; when each of the two loops ends is decided by watching its accuracy on real images.
+"""CAFE, aligning features (Wang et al., CVPR 2022): distilled and real images of a class should
+have the same mean
+features after every block of a network, and distilled class centres should classify real images. A
+network trains on the distilled images in between; when each of the two loops ends is decided by
+watching its accuracy on real images.
 """
 
 from collections import deque
@@ -28,34 +30,45 @@ class CAFEConfig(common.BatchConfig):
     augment: bool = False
     init: str = "noise"
     discrimination: float = 0.01  # weight of the discrimination loss
-    weights: tuple[float, ...] = (0.1, 0.1, 1.0, 2.0)  # of the features after each ReLU, and of the last
+    # of the features after each ReLU, and of the last
+    weights: tuple[float, ...] = (0.1, 0.1, 1.0, 2.0)
     network_lr: float = 0.01  # of the network, plain SGD
     batch: int = 256  # distilled images per update of the network
     inner: int = 1  # epochs of the network between two looks at its accuracy
     queries: int = 128  # real images per class for such a look
     window: int = 10  # looks that are compared
-    saturated: float = 0.04  # the image updates with a network end when its accuracies lie within this share,
-    changed: float = 0.03  # and its training between two image updates when they spread over more than this
-    most: int = 100  # looks after which either ends in any case (the published code has no such limit)
+    # the image updates with a network end when its accuracies lie within this share,
+    saturated: float = 0.04
+    # and its training between two image updates when they spread over more than this
+    changed: float = 0.03
+    # looks after which either ends in any case (the published code has no such limit)
+    most: int = 100
 
 
-def distill(data: ImageData, network: NetworkConfig, config: CAFEConfig, saving: Saving = Saving()) -> DistilledDataset:
+def distill(
+    data: ImageData, network: NetworkConfig, config: CAFEConfig, saving: Saving = Saving()
+) -> DistilledDataset:
     """Distil `data` by aligning features, in a fresh network at each step."""
     network_of = data.network(network)
     layers = len(network_of.activations(network_of.initial(0), data.train.images[:1]))
     if len(config.weights) != layers:
         raise Error(
-            f"there are {len(config.weights)} weights, but this network has {layers} layers of features: give {layers}"
+            f"there are {len(config.weights)} weights, but this network has {layers} layers of "
+            f"features: give {layers}"
         )
     return common.distill("cafe", step, data, network, config, saving)
 
 
 def step(state: State, problem: Problem[CAFEConfig]) -> tuple[State, dict]:
-    """Image updates with one network until its accuracy no longer changes; the mean of their losses is recorded."""
+    """Image updates with one network until its accuracy no longer changes; the mean of their losses
+    is recorded.
+    """
     config = problem.config
     rng = generator(config.seed, "cafe", state.step)
     theta = problem.network.initial(derive(config.seed, "cafe", state.step))
-    rate = config.image_lr * 0.5 ** sum(state.step >= share * config.steps for share in (0.6, 0.8, 0.9))
+    rate = config.image_lr * 0.5 ** sum(
+        state.step >= share * config.steps for share in (0.6, 0.8, 0.9)
+    )
     losses, looks = [], deque(maxlen=config.window)
     while len(losses) < config.most:
         loss, gradient = align(theta, state.images, problem, rng)
@@ -68,8 +81,12 @@ def step(state: State, problem: Problem[CAFEConfig]) -> tuple[State, dict]:
     return replace(state, step=state.step + 1), {"loss": torch.stack(losses).mean()}
 
 
-def align(theta: Tensor, images: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The loss of the features and of the discrimination, and its gradient for the distilled images."""
+def align(
+    theta: Tensor, images: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The loss of the features and of the discrimination, and its gradient for the distilled
+    images.
+    """
     images = images.detach().requires_grad_()
     pairs = [problem.pair(images, label, rng) for label in range(len(problem.members))]
     counts = [len(real) for real, _ in pairs]
@@ -87,13 +104,16 @@ def align(theta: Tensor, images: Tensor, problem: Problem[CAFEConfig], rng: torc
 
 
 def feature_loss(real: list[Tensor], centres: list[Tensor], weights: tuple[float, ...]) -> Tensor:
-    """The squared distances between class means (classes, ...) of each layer, weighted and summed."""
+    """The squared distances between class means (classes, ...) of each layer, weighted and
+    summed.
+    """
     parts = (w * (a - b).square().sum() for w, a, b in zip(weights, real, centres, strict=True))
     return sum(parts, centres[0].new_zeros(()))
 
 
 def discrimination_loss(features: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
-    """The cross-entropy, summed over images, of real features (n, d) that the distilled centres (classes, d) classify
+    """The cross-entropy, summed over images, of real features (n, d) that the distilled centres
+    (classes, d) classify
     by their inner product."""
     return F.cross_entropy(features @ centres.T, labels, reduction="sum")
 
@@ -103,13 +123,19 @@ def look(theta: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator) -> f
     hits = total = 0
     with torch.no_grad():
         for label in range(len(problem.members)):
-            found = problem.network(theta, problem.real(label, problem.config.queries, rng)).argmax(1)
+            found = problem.network(theta, problem.real(label, problem.config.queries, rng)).argmax(
+                1
+            )
             hits, total = hits + (found == label).sum(), total + len(found)
     return float(hits / total)
 
 
-def train_until_changed(theta: Tensor, images: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator) -> Tensor:
-    """Train the network on the distilled images until its accuracy has changed, or is unlikely to."""
+def train_until_changed(
+    theta: Tensor, images: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator
+) -> Tensor:
+    """Train the network on the distilled images until its accuracy has changed, or is unlikely
+    to.
+    """
     config, looks = problem.config, deque(maxlen=problem.config.window)
     for _ in range(config.most):
         theta = dsa.train(theta, images, problem, rng)

@@ -60,7 +60,9 @@ class Problem(Generic[Config]):
         self.network: Flat = data.network(network)
         labels = data.train.labels
         self.members = [(labels == label).nonzero().flatten() for label in range(len(data.classes))]
-        self.labels = torch.arange(len(self.members), device=data.device).repeat_interleave(config.ipc)
+        self.labels = torch.arange(len(self.members), device=data.device).repeat_interleave(
+            config.ipc
+        )
 
     def real(self, label: int, n: int, rng: torch.Generator) -> Tensor:
         """At most n random real images of one class, (n, C, H, W), without replacement."""
@@ -69,7 +71,9 @@ class Problem(Generic[Config]):
         return self.data.train.images[members[some]]
 
     def pair(self, images: Tensor, label: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A real batch of a class and its distilled images, under the same augmentation where one is asked for."""
+        """A real batch of a class and its distilled images, under the same augmentation where one
+        is asked for.
+        """
         real, mine = self.real(label, self.config.batch_real, rng), images[self.labels == label]
         if not self.config.augment:
             return real, mine
@@ -79,7 +83,9 @@ class Problem(Generic[Config]):
 
 
 def descend(state: State, gradient: Tensor, config: BatchConfig) -> State:
-    """SGD with momentum on the images; the step's number stays. Raises Stopped where the images leave the numbers."""
+    """SGD with momentum on the images; the step's number stays. Raises Stopped where the images
+    leave the numbers.
+    """
     velocity = config.momentum * state.velocity + gradient
     images = state.images - config.image_lr * velocity
     if not torch.isfinite(images).all():
@@ -87,12 +93,18 @@ def descend(state: State, gradient: Tensor, config: BatchConfig) -> State:
     return replace(state, images=images, velocity=velocity)
 
 
-def adam(x: Tensor, gradient: Tensor, moments: Tensor, lr: float, step: int) -> tuple[Tensor, Tensor]:
-    """Step number `step` (from 0) of Adam with its usual constants (Kingma & Ba, 2015): x and the moments after it."""
+def adam(
+    x: Tensor, gradient: Tensor, moments: Tensor, lr: float, step: int
+) -> tuple[Tensor, Tensor]:
+    """Step number `step` (from 0) of Adam with its usual constants (Kingma & Ba, 2015): x and the
+    moments after it.
+    """
     mean = 0.9 * moments[0] + 0.1 * gradient
     square = 0.999 * moments[1] + 0.001 * gradient.square()
     unbiased = square / (1 - 0.999 ** (step + 1))
-    return x - lr * mean / (1 - 0.9 ** (step + 1)) / (unbiased.sqrt() + 1e-8), torch.stack([mean, square])
+    return x - lr * mean / (1 - 0.9 ** (step + 1)) / (unbiased.sqrt() + 1e-8), torch.stack(
+        [mean, square]
+    )
 
 
 def distill(
@@ -103,7 +115,9 @@ def distill(
     config: Config,
     saving: loop.Saving,
 ) -> DistilledDataset:
-    """Run the method `name` on the data: `step` takes a state to the next, and says what there is to record."""
+    """Run the method `name` on the data: `step` takes a state to the next, and says what there is
+    to record.
+    """
     check(config)
     problem, start = Problem(data, network, config), data.draw(config.ipc, config.seed)
     images = begin(start, config)
@@ -126,9 +140,9 @@ def begin(start: Split, config: Started) -> Tensor:
     """The images that a run starts from: real ones, or noise."""
     if config.init == "real":
         return start.images.clone()
-    return torch.randn(start.images.shape, generator=generator(config.seed, "noise"), dtype=start.images.dtype).to(
-        start.images
-    )
+    return torch.randn(
+        start.images.shape, generator=generator(config.seed, "noise"), dtype=start.images.dtype
+    ).to(start.images)
 
 
 def alpha(data: ImageData) -> Tensor:
@@ -137,9 +151,13 @@ def alpha(data: ImageData) -> Tensor:
 
 
 def check(config: Started) -> None:
-    """Raise an Error for settings that cannot work; also for settings of a method that are made like BatchConfig."""
+    """Raise an Error for settings that cannot work; also for settings of a method that are made
+    like BatchConfig.
+    """
     if ranks.size() > 1:
-        raise Error("only the matching of trajectories can be shared out by torchrun: start without it")
+        raise Error(
+            "only the matching of trajectories can be shared out by torchrun: start without it"
+        )
     for field in fields(config):
         value = getattr(config, field.name)
         if field.type is int and field.name != "seed" and value < 1:

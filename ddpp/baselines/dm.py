@@ -1,4 +1,5 @@
-"""DM, distribution matching (Zhao & Bilen, WACV 2023): in a random network, distilled and real images of a class should
+"""DM, distribution matching (Zhao & Bilen, WACV 2023): in a random network, distilled and real
+images of a class should
 have the same mean features. No network is trained, and nothing is differentiated twice.
 """
 
@@ -24,7 +25,9 @@ class DMConfig(common.BatchConfig):
     image_lr: float = 1.0
 
 
-def distill(data: ImageData, network: NetworkConfig, config: DMConfig, saving: Saving = Saving()) -> DistilledDataset:
+def distill(
+    data: ImageData, network: NetworkConfig, config: DMConfig, saving: Saving = Saving()
+) -> DistilledDataset:
     """Distil `data` by matching mean features, in a fresh random network at each step."""
     return common.distill("dm", step, data, network, config, saving)
 
@@ -48,6 +51,7 @@ def step(state: State, problem: Problem) -> tuple[State, dict]:
 
 
 def mean_distance(real: Tensor, features: Tensor) -> Tensor:
-    """The squared distance between mean features, summed over classes: real means (classes, d), and the features of
+    """The squared distance between mean features, summed over classes: real means (classes, d), and
+    the features of
     the distilled images (classes * ipc, d), class by class."""
     return (real - features.unflatten(0, (len(real), -1)).mean(1)).square().sum()

@@ -1,5 +1,7 @@
-"""DC, gradient matching (Zhao, Mopuri & Bilen, ICLR 2021), and DSA, the same with one augmentation for both sides (Zhao
-& Bilen, ICML 2021): a class's distilled and real images should change a network in the same direction.
+"""DC, gradient matching (Zhao, Mopuri & Bilen, ICLR 2021), and DSA, the same with one augmentation
+for both sides (Zhao
+& Bilen, ICML 2021): a class's distilled and real images should change a network in the same
+direction.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +20,8 @@ from ddpp.loop import Saving
 from ddpp.networks import Flat, NetworkConfig
 from ddpp.seeds import derive, generator
 
-LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # published, by ipc
+# published, by ipc
+LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 TINY = 1e-6  # added to the norms, as published
 
 
@@ -32,13 +35,19 @@ class DSAConfig(common.BatchConfig):
     batch: int = 256  # distilled images per update of the network
 
 
-def distill(data: ImageData, network: NetworkConfig, config: DSAConfig, saving: Saving = Saving()) -> DistilledDataset:
-    """Distil `data` by matching gradients, in a fresh network at each step, which trains on the distilled images."""
+def distill(
+    data: ImageData, network: NetworkConfig, config: DSAConfig, saving: Saving = Saving()
+) -> DistilledDataset:
+    """Distil `data` by matching gradients, in a fresh network at each step, which trains on the
+    distilled images.
+    """
     return common.distill("dsa" if config.augment else "dc", step, data, network, config, saving)
 
 
 def step(state: State, problem: Problem[DSAConfig]) -> tuple[State, dict]:
-    """`outer` image updates with one network. The loss that is recorded is the mean over updates and classes."""
+    """`outer` image updates with one network. The loss that is recorded is the mean over updates
+    and classes.
+    """
     config, network = problem.config, problem.network
     rng = generator(config.seed, "dsa", state.step)
     theta = network.initial(derive(config.seed, "dsa", state.step))
@@ -49,11 +58,17 @@ def step(state: State, problem: Problem[DSAConfig]) -> tuple[State, dict]:
         loss, gradient = match(theta, state.images, problem, rng)
         state = common.descend(state, gradient, config)
         losses.append(loss)
-    return replace(state, step=state.step + 1), {"loss": torch.stack(losses).mean() / len(problem.members)}
+    return replace(state, step=state.step + 1), {
+        "loss": torch.stack(losses).mean() / len(problem.members)
+    }
 
 
-def match(theta: Tensor, images: Tensor, problem: Problem[DSAConfig], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The distance between gradients, summed over classes, and its gradient for the distilled images."""
+def match(
+    theta: Tensor, images: Tensor, problem: Problem[DSAConfig], rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The distance between gradients, summed over classes, and its gradient for the distilled
+    images.
+    """
     images, theta = images.detach().requires_grad_(), theta.detach().requires_grad_()
     total, towards = images.new_zeros(()), torch.zeros_like(images)
     for label in range(len(problem.members)):
@@ -66,19 +81,26 @@ def match(theta: Tensor, images: Tensor, problem: Problem[DSAConfig], rng: torch
     return total, towards
 
 
-def class_gradient(network: Flat, theta: Tensor, x: Tensor, label: int, create_graph: bool = False) -> Tensor:
+def class_gradient(
+    network: Flat, theta: Tensor, x: Tensor, label: int, create_graph: bool = False
+) -> Tensor:
     """The gradient (p,) of the cross-entropy on images of one class."""
     labels = torch.full((len(x),), label, device=x.device)
-    return torch.autograd.grad(F.cross_entropy(network(theta, x), labels), theta, create_graph=create_graph)[0]
+    return torch.autograd.grad(
+        F.cross_entropy(network(theta, x), labels), theta, create_graph=create_graph
+    )[0]
 
 
 def distance(network: Flat, goal: Tensor, ours: Tensor) -> Tensor:
-    """1 - cos between two gradients (p,), for each output of each layer, summed: Eq. (10) of Zhao et al. (2021).
+    """1 - cos between two gradients (p,), for each output of each layer, summed: Eq. (10) of Zhao
+    et al. (2021).
 
     As in the published code, vectors (biases, and the scales of normalization) have no part in it.
     """
     total = ours.new_zeros(())
-    for a, b in zip(network.unflatten(goal).values(), network.unflatten(ours).values(), strict=True):
+    for a, b in zip(
+        network.unflatten(goal).values(), network.unflatten(ours).values(), strict=True
+    ):
         if a.dim() > 1:
             a, b = a.flatten(1), b.flatten(1)
             total = total + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + TINY)).sum()
@@ -86,13 +108,16 @@ def distance(network: Flat, goal: Tensor, ours: Tensor) -> Tensor:
 
 
 def train(theta: Tensor, images: Tensor, problem: Problem[Any], rng: torch.Generator) -> Tensor:
-    """`inner` epochs of plain SGD on the distilled images, augmented if the method augments: DC and DSA, or CAFE, whose
+    """`inner` epochs of plain SGD on the distilled images, augmented if the method augments: DC and
+    DSA, or CAFE, whose
     settings say as much of the network's training."""
     config = problem.config
     for _ in range(config.inner):
         for index in torch.randperm(len(images), generator=rng).split(config.batch):
             x = augment(images[index], draw(len(index), rng)) if config.augment else images[index]
             theta = theta.detach().requires_grad_()
-            loss = F.cross_entropy(problem.network(theta, x), problem.labels[index.to(images.device)])
+            loss = F.cross_entropy(
+                problem.network(theta, x), problem.labels[index.to(images.device)]
+            )
             theta = theta - config.network_lr * torch.autograd.grad(loss, theta)[0]
     return theta.detach()

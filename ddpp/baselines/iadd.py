@@ -1,10 +1,11 @@
-"""IADD (Li et al., Neural Networks 172, 2024, arXiv 2401.15863): MTT with a learned weight for each parameter.
+"""IADD (Li et al., Neural Networks 172, 2024, arXiv 2401.15863): MTT with a learned weight for each
+parameter.
 
     L = ||w * (theta~ - theta_{i+K})||^2 / ||theta_i - theta_{i+K}||^2
 
-The weights w are learned with the images and alpha, by gradient descent on the same loss. There is no public code, and
-which constraint keeps all weights from going to 0 is not known to us: here none is more than halved in a step, and
-their mean stays 1.
+The weights w are learned with the images and alpha, by gradient descent on the same loss. There is
+no public code, and which constraint keeps all weights from going to 0 is not known to us: here none
+is more than halved in a step, and their mean stays 1.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +30,8 @@ class IADDConfig(DistillConfig):
 
     epsilon: float = 0.0
     rule: str = "none"
-    weights_lr: float = 0.01  # of the weights, for the gradient of p L, so that it fits networks of any size; ours
+    # of the weights, for the gradient of p L, so that it fits networks of any size; ours
+    weights_lr: float = 0.01
 
 
 @dataclass
@@ -45,29 +47,43 @@ def weighted_loss(student: Tensor, teacher: Tensor, start: Tensor, weights: Tens
 
 
 def reweigh(weights: Tensor, gradient: Tensor, lr: float) -> Tensor:
-    """The weights (p,) after a step of descent: those of pairs that are difficult to match fall, the others rise."""
+    """The weights (p,) after a step of descent: those of pairs that are difficult to match fall,
+    the others rise.
+    """
     weights = torch.maximum(weights - lr * gradient, weights / 2)  # at 0, a weight would stay there
     return weights / weights.mean()
 
 
-def step(state: State, labels: Tensor, teachers: Teachers, config: IADDConfig, engine: str) -> tuple[State, dict]:
+def step(
+    state: State, labels: Tensor, teachers: Teachers, config: IADDConfig, engine: str
+) -> tuple[State, dict]:
     """One step: the student's updates, then descent for the images, alpha and the weights."""
     epoch, k, start, teacher, updates = draw_piece(state.step, len(labels), teachers, config)
     weights = torch.ones_like(start) if state.weights is None else state.weights
     loss = lambda student: weighted_loss(student, teacher, start, weights)
     out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)
-    after = cast(State, descend(state, out.grad_images, out.grad_alpha, out.loss, config))  # a copy, with its weights
+    # a copy, with its weights
+    after = cast(State, descend(state, out.grad_images, out.grad_alpha, out.loss, config))
     if not after.skipped:
         varied = weights.clone().requires_grad_()
         (slope,) = torch.autograd.grad(weighted_loss(out.student, teacher, start, varied), varied)
         after = replace(after, weights=reweigh(weights, slope * len(weights), config.weights_lr))
-    record = {"epoch": epoch, "teacher": k, "loss": out.loss, "alpha": after.alpha, "skipped": int(after.skipped > 0)}
+    record = {
+        "epoch": epoch,
+        "teacher": k,
+        "loss": out.loss,
+        "alpha": after.alpha,
+        "skipped": int(after.skipped > 0),
+    }
     unmasked = weighted_loss(out.student, teacher, start, torch.ones_like(start))
     return after, record | {"unmasked": unmasked, "kept": torch.ones(()), "heaviest": weights.max()}
 
 
-def distill(data: ImageData, teachers: Teachers, config: IADDConfig, saving: Saving) -> DistilledDataset:
-    """Distil `data` with its `teachers`; the history is that of MTT, without `layers` and with `heaviest`, the largest
+def distill(
+    data: ImageData, teachers: Teachers, config: IADDConfig, saving: Saving
+) -> DistilledDataset:
+    """Distil `data` with its `teachers`; the history is that of MTT, without `layers` and with
+    `heaviest`, the largest
     weight in a step's loss."""
     check(config)
     columns = ("epoch", "teacher", "loss", "unmasked", "kept", "alpha", "skipped", "heaviest")
@@ -80,10 +96,14 @@ def check(config: IADDConfig) -> None:
     if config.rule != "none":
         raise Error(f"rule is {config.rule}, but IADD prunes nothing: leave it out")
     if config.trajectories > 1:
-        raise Error("IADD matches one trajectory per step: leave trajectories out, and start it without torchrun")
+        raise Error(
+            "IADD matches one trajectory per step: leave trajectories out, and start it without "
+            "torchrun"
+        )
     if not 0 < config.weights_lr < float("inf"):
         raise Error(
-            f"weights_lr is {config.weights_lr}: it must be positive; without learned weights, the method is mtt"
+            f"weights_lr is {config.weights_lr}: it must be positive; without learned weights, "
+            "the method is mtt"
         )
 
 

@@ -1,8 +1,10 @@
-"""KIP, Kernel Inducing Points (Nguyen, Chen & Lee, ICLR 2021; Nguyen, Novak, Xiao & Lee, NeurIPS 2021).
+"""KIP, Kernel Inducing Points (Nguyen, Chen & Lee, ICLR 2021; Nguyen, Novak, Xiao & Lee, NeurIPS
+2021).
 
-The distilled images are the support of a kernel ridge regression with the neural tangent kernel of an infinitely wide
-network: they are learned so that the regression on them predicts the labels of real images, the target. No network is
-trained.
+The distilled images are the support of a kernel ridge regression with the neural tangent kernel of
+an infinitely wide
+network: they are learned so that the regression on them predicts the labels of real images, the
+target. No network is trained.
 """
 
 import math
@@ -55,15 +57,24 @@ class State:
     label_moments: Tensor  # and for learned labels (2, N, classes)
 
 
-def distill(data: ImageData, network: NetworkConfig, config: KIPConfig, saving: Saving = Saving()) -> DistilledDataset:
-    """Distil `data` into the support of a kernel regression. Raises Error for a kernel that would not fit in memory."""
+def distill(
+    data: ImageData, network: NetworkConfig, config: KIPConfig, saving: Saving = Saving()
+) -> DistilledDataset:
+    """Distil `data` into the support of a kernel regression. Raises Error for a kernel that would
+    not fit in memory.
+    """
     check(config)
     classes, start = len(data.classes), data.draw(config.ipc, config.seed)
-    needed, there = memory(len(start.labels), config.target, data.shape, config.kernel, config.depth), room(data.device)
+    needed, there = (
+        memory(len(start.labels), config.target, data.shape, config.kernel, config.depth),
+        room(data.device),
+    )
     if needed > there:
         raise Error(
-            f"the kernel of {len(start.labels)} distilled and {config.target} real images takes about "
-            f"{needed / 2**30:.1f} GiB, and {there / 2**30:.1f} are there: lower target or depth, or use the kernel fc"
+            f"the kernel of {len(start.labels)} distilled and {config.target} real images takes "
+            "about "
+            f"{needed / 2**30:.1f} GiB, and {there / 2**30:.1f} are there: lower target or "
+            "depth, or use the kernel fc"
         )
     images = common.begin(start, config)
     labels = centred(start.labels, classes) if config.learn_labels else start.labels
@@ -92,13 +103,21 @@ def step(state: State, data: ImageData, config: KIPConfig) -> tuple[State, dict]
     each = max(1, config.target // classes)
     index = torch.cat([order[labels_in_order == label][:each] for label in range(classes)])
     images, y = state.images.detach().requires_grad_(), centred(data.train.labels[index], classes)
-    labels = state.labels.detach().requires_grad_() if config.learn_labels else centred(state.labels, classes)
-    value = loss(images, labels, data.train.images[index], y, config.kernel, config.depth, config.reg)
+    labels = (
+        state.labels.detach().requires_grad_()
+        if config.learn_labels
+        else centred(state.labels, classes)
+    )
+    value = loss(
+        images, labels, data.train.images[index], y, config.kernel, config.depth, config.reg
+    )
     of = torch.autograd.grad(value, [images, labels] if config.learn_labels else [images])
     moved, moments = common.adam(images.detach(), of[0], state.moments, config.image_lr, state.step)
     after = replace(state, step=state.step + 1, images=moved, moments=moments)
     if config.learn_labels:
-        learned, moments = common.adam(labels.detach(), of[1], state.label_moments, config.label_lr, state.step)
+        learned, moments = common.adam(
+            labels.detach(), of[1], state.label_moments, config.label_lr, state.step
+        )
         after = replace(after, labels=learned, label_moments=moments)
     if not torch.isfinite(after.images).all():
         raise loop.Stopped(f"the images left the numbers in step {after.step}: lower image_lr")
@@ -134,11 +153,15 @@ def loss(
     depth: int = 1,
     reg: float = REG,
 ) -> Tensor:
-    """KIP's loss: half the mean square of what the regression on the support misses at the target. A scalar.
+    """KIP's loss: half the mean square of what the regression on the support misses at the target.
+    A scalar.
 
     The mean is over target images and classes. Differentiable in the support's images and labels.
     """
-    return 0.5 * (target_y - predict(support_x, support_y, target_x, kernel, depth, reg)).square().mean()
+    return (
+        0.5
+        * (target_y - predict(support_x, support_y, target_x, kernel, depth, reg)).square().mean()
+    )
 
 
 def memory(support: int, target: int, shape: tuple[int, int, int], kernel: str, depth: int) -> int:

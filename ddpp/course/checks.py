@@ -1,7 +1,9 @@
-"""What the checks of the assignments are made of: calling a student's function, and saying what is wrong with it.
+"""What the checks of the assignments are made of: calling a student's function, and saying what is
+wrong with it.
 
-A check is a function that takes what the student wrote, prints one line where it is right and raises a Mistake where it
-is not. It looks at what a function does, never at its text or its helpers.
+A check is a function that takes what the student wrote, prints one line where it is right and
+raises a Mistake where it is not. It looks at what a function does, never at its text or its
+helpers.
 """
 
 import operator
@@ -27,16 +29,22 @@ def good(text: str) -> None:
 def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...] = ()):
     """function(*arguments), with what can go wrong in any task put in words.
 
-    forbid: rooms of ddpp that have the answer, or single functions of them; to call one is a Mistake. Raises Mistake as
-    well where the function is missing, not written yet, stops with an error, returns nothing, or changes its arguments.
+    forbid: rooms of ddpp that have the answer, or single functions of them; to call one is a
+    Mistake. Raises Mistake as well where the function is missing, not written yet, stops with an
+    error, returns nothing, or changes its arguments.
     """
     if not callable(function):
         raise Mistake(
-            f"a function was expected here, not {describe(function)}: has its name been used for something else?"
+            f"a function was expected here, not {describe(function)}: has its name been used for "
+            "something else?"
         )
     name = str(getattr(function, "__name__", "the function"))[:60]
     before = [a.detach().clone() if isinstance(a, Tensor) else a for a in arguments]
-    given = f"called with {', '.join(map(describe, arguments))}" if arguments else "called without arguments"
+    given = (
+        f"called with {', '.join(map(describe, arguments))}"
+        if arguments
+        else "called without arguments"
+    )
     result = error = None
     with watching(forbid, arguments) as called:
         try:
@@ -50,13 +58,18 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
     if isinstance(error, Mistake):
         raise error
     if isinstance(error, NotImplementedError):
-        raise Mistake(f"`{name}` is not written yet: replace `raise NotImplementedError()` by your code")
+        raise Mistake(
+            f"`{name}` is not written yet: replace `raise NotImplementedError()` by your code"
+        )
     if error:
-        raise Mistake(f"`{name}` stopped{_line_of(error, function)} with {told(error)} (it was {given})") from error
+        raise Mistake(
+            f"`{name}` stopped{_line_of(error, function)} with {told(error)} (it was {given})"
+        ) from error
     for now, then in zip(arguments, before, strict=True):
         if isinstance(now, Tensor) and not torch.equal(now.detach(), then):
             raise Mistake(
-                f"`{name}` changes a tensor that it is given: make a new one, without operations like `-=` or `add_` "
+                f"`{name}` changes a tensor that it is given: make a new one, without operations "
+                "like `-=` or `add_` "
                 "(`detach()` is no copy, `clone()` is one)"
             )
     if result is None:
@@ -65,7 +78,8 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
 
 
 def plain(value):
-    """A value without what a class of the student's adds to it: a list, a number or a tensor that is just that.
+    """A value without what a class of the student's adds to it: a list, a number or a tensor that
+    is just that.
 
     A Mistake where nothing is left then.
     """
@@ -85,7 +99,9 @@ def plain(value):
         if issubclass(kind, base) and kind not in (bool, base):
             return exact(value)
     if not known(kind):
-        raise Mistake(f"{describe(value)} says itself what it equals: return a tensor, a number or a list")
+        raise Mistake(
+            f"{describe(value)} says itself what it equals: return a tensor, a number or a list"
+        )
     return value
 
 
@@ -105,7 +121,9 @@ def told(error: BaseException, most: int = 300, name: bool = True) -> str:
 
 
 def tensor(value, shape: tuple[int, ...] | None, name: str) -> Tensor:
-    """`value` if it is a tensor of this shape (None: any) and free of NaN and infinity; otherwise a Mistake."""
+    """`value` if it is a tensor of this shape (None: any) and free of NaN and infinity; otherwise a
+    Mistake.
+    """
     if not isinstance(value, Tensor):
         raise Mistake(f"`{name}` should return a tensor, not {describe(value)}")
     if shape is not None and tuple(value.shape) != tuple(shape):
@@ -113,20 +131,29 @@ def tensor(value, shape: tuple[int, ...] | None, name: str) -> Tensor:
     if value.layout != torch.strided or value.is_meta:
         raise Mistake(f"`{name}` should return an ordinary tensor, with all its numbers")
     if value.is_floating_point() and not value.isfinite().all():
-        raise Mistake(f"`{name}` returns NaN or infinity: where does it divide by zero, or take a root of one?")
+        raise Mistake(
+            f"`{name}` returns NaN or infinity: where does it divide by zero, or take a root of "
+            "one?"
+        )
     return value
 
 
 def close(value, right, tolerance: float = 1e-4) -> bool:
     """Equal up to rounding, relative to the largest entry of `right`."""
-    value, right = torch.as_tensor(value).detach().double(), torch.as_tensor(right).detach().double()
+    value, right = (
+        torch.as_tensor(value).detach().double(),
+        torch.as_tensor(right).detach().double(),
+    )
     if value.shape != right.shape:
         return False
     return bool((value - right).abs().max() <= tolerance * right.abs().max().clamp(min=1e-12))
 
 
-def compare(value, right, wrong: Mapping[str, object], otherwise: str, tolerance: float = 1e-4) -> None:
-    """A Mistake unless value is right: the sentence of the first wrong answer that it equals, or `otherwise`.
+def compare(
+    value, right, wrong: Mapping[str, object], otherwise: str, tolerance: float = 1e-4
+) -> None:
+    """A Mistake unless value is right: the sentence of the first wrong answer that it equals, or
+    `otherwise`.
 
     wrong: what is said -> the answer that this mistake would give.
     """

@@ -1,7 +1,9 @@
-"""From the instructor's notebooks to what is made from them: the students' copies, the solutions, the points.
+"""From the instructor's notebooks to what is made from them: the students' copies, the solutions,
+the points.
 
-FOLDER/source/NAME/NAME.ipynb is the one that is edited. It has nbgrader's markers and metadata, and the students' copy
-is, cell for cell, the one that `nbgrader generate_assignment` makes; nbgrader itself is not needed.
+FOLDER/source/NAME/NAME.ipynb is the one that is edited. It has nbgrader's markers and metadata, and
+the students' copy is, cell for cell, the one that `nbgrader generate_assignment` makes; nbgrader
+itself is not needed.
 """
 
 import copy
@@ -41,7 +43,9 @@ def read(path: Path) -> NotebookNode:
     except OSError as e:
         raise Error(f"cannot read {path}: {e.strerror}") from None
     except Exception:  # nbformat raises nearly anything, from KeyError to its own
-        raise Error(f"{path} is not a Jupyter notebook: hand in the .ipynb file, as saved or downloaded") from None
+        raise Error(
+            f"{path} is not a Jupyter notebook: hand in the .ipynb file, as saved or downloaded"
+        ) from None
     return notebook
 
 
@@ -53,10 +57,15 @@ def nbgrader(cell: NotebookNode) -> dict:
 
 def sources(folder: Path) -> dict[str, Path]:
     """Name of each assignment in FOLDER/source -> the instructor's notebook."""
-    found = {path.stem: path for path in sorted(folder.glob("source/*/*.ipynb")) if path.stem == path.parent.name}
+    found = {
+        path.stem: path
+        for path in sorted(folder.glob("source/*/*.ipynb"))
+        if path.stem == path.parent.name
+    }
     if not found:
         raise Error(
-            f"no assignments in {folder}, where they would be source/NAME/NAME.ipynb: run this in the project's "
+            f"no assignments in {folder}, where they would be source/NAME/NAME.ipynb: run this "
+            "in the project's "
             "folder, or name the course's with --assignments"
         )
     return found
@@ -68,20 +77,26 @@ def tasks(source: NotebookNode) -> list[Task]:
     for cell in source.cells:
         marks = nbgrader(cell)
         if marks.get("grade"):
-            found.append(Task(marks["grade_id"], title, marks["points"], bool(marks.get("solution"))))
+            found.append(
+                Task(marks["grade_id"], title, marks["points"], bool(marks.get("solution")))
+            )
         elif cell.cell_type == "markdown" and (heading := HEADING.search(cell.source)):
             title = heading[1]
     return found
 
 
 def students(source: NotebookNode) -> NotebookNode:
-    """The students' copy: no solutions, no hidden checks, no outputs, locked where nbgrader locks."""
+    """The students' copy: no solutions, no hidden checks, no outputs, locked where nbgrader
+    locks.
+    """
     notebook = copy.deepcopy(source)
     for cell in _cells(notebook):
         marks = nbgrader(cell)
         if marks.get("solution"):
             stub = STUB if cell.cell_type == "code" else TEXT_STUB
-            cell.source = replace(cell.source, SOLUTION, stub) if f"BEGIN {SOLUTION}" in cell.source else stub
+            cell.source = (
+                replace(cell.source, SOLUTION, stub) if f"BEGIN {SOLUTION}" in cell.source else stub
+            )
         if marks.get("grade"):
             cell.source = replace(cell.source, HIDDEN)
         if marks:
@@ -97,7 +112,9 @@ def solutions(source: NotebookNode) -> NotebookNode:
     notebook = copy.deepcopy(source)
     for cell in _cells(notebook):
         cell.source = replace(cell.source, HIDDEN)
-        cell.source = "\n".join(line for line in cell.source.split("\n") if f" {SOLUTION}" not in line)
+        cell.source = "\n".join(
+            line for line in cell.source.split("\n") if f" {SOLUTION}" not in line
+        )
     return notebook
 
 
@@ -109,7 +126,9 @@ def _cells(notebook: NotebookNode) -> Iterator[NotebookNode]:
 
 
 def replace(text: str, what: str, by: str | None = None) -> str:
-    """The text with each region between the markers BEGIN `what` and END `what` replaced, indented as its marker."""
+    """The text with each region between the markers BEGIN `what` and END `what` replaced, indented
+    as its marker.
+    """
     lines, inside = [], False
     for line in text.split("\n"):
         if f"BEGIN {what}" in line:
@@ -130,7 +149,14 @@ def checksum(cell: NotebookNode) -> str:
     """By which nbgrader knows whether a cell was changed."""
     marks = nbgrader(cell)
     locked = not marks["solution"] and (marks["grade"] or marks["locked"])
-    parts = [cell.source, cell.cell_type, marks["grade"], marks["solution"], locked, marks["grade_id"]]
+    parts = [
+        cell.source,
+        cell.cell_type,
+        marks["grade"],
+        marks["solution"],
+        locked,
+        marks["grade_id"],
+    ]
     if marks["grade"]:
         parts.append(float(marks["points"]))
     return hashlib.md5("".join(map(str, parts)).encode(), usedforsecurity=False).hexdigest()
@@ -149,13 +175,17 @@ def points_table(notebooks: dict[str, NotebookNode]) -> str:
 
 
 def stale(folder: Path) -> dict[Path, str]:
-    """The files made from FOLDER/source that are not as they should be, with the text that they should have."""
+    """The files made from FOLDER/source that are not as they should be, with the text that they
+    should have.
+    """
     notebooks = {name: read(path) for name, path in sources(folder).items()}
     texts = {folder / "points.md": points_table(notebooks)}
     for name, notebook in notebooks.items():
         for kind, made in (("release", students(notebook)), ("solutions", solutions(notebook))):
             texts[folder / kind / name / f"{name}.ipynb"] = nbformat.writes(made) + "\n"
-    return {path: text for path, text in texts.items() if not path.exists() or path.read_text() != text}
+    return {
+        path: text for path, text in texts.items() if not path.exists() or path.read_text() != text
+    }
 
 
 def make(folder: Path) -> list[Path]:

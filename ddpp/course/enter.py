@@ -1,7 +1,9 @@
-"""The door of a submission's process: limits first, then Landlock where that is the wall, and only then the kernel.
+"""The door of a submission's process: limits first, then Landlock where that is the wall, and only
+then the kernel.
 
-Run as a file (python -P enter.py REQUESTS ANSWERS) and made of the standard library alone, so that no thread of a
-library is there yet when the door closes: Landlock holds for the thread that asks for it, and for those it starts.
+Run as a file (python -P enter.py REQUESTS ANSWERS) and made of the standard library alone, so that
+no thread of a library is there yet when the door closes: Landlock holds for the thread that asks
+for it, and for those it starts.
 """
 
 import ctypes
@@ -11,16 +13,21 @@ import sys
 
 FILE = 2**30  # bytes that one file may have
 PROCESSES = 64  # with threads; the kernel of the system counts them for ordinary users only
-FILE_RIGHTS = 0b1100_0000_0000_0111  # execute, write, read, truncate, ioctl: what makes sense for a file
+# execute, write, read, truncate, ioctl: what makes sense for a file
+FILE_RIGHTS = 0b1100_0000_0000_0111
 READ_RIGHTS = 0b1101  # execute, read, list
 
 
 def limit(memory: int, processes: bool) -> None:
-    """Limits that this process, and those it starts, cannot raise again. processes: whether it is alone in a space."""
+    """Limits that this process, and those it starts, cannot raise again. processes: whether it is
+    alone in a space.
+    """
     import resource
 
     limits = {resource.RLIMIT_FSIZE: FILE, resource.RLIMIT_DATA: memory, resource.RLIMIT_CORE: 0}
-    for which, most in limits.items() | ({resource.RLIMIT_NPROC: PROCESSES}.items() if processes else set()):
+    for which, most in limits.items() | (
+        {resource.RLIMIT_NPROC: PROCESSES}.items() if processes else set()
+    ):
         resource.setrlimit(which, (most, most))
 
 
@@ -32,15 +39,20 @@ def landlock() -> int:
 
 
 def confine(read: list[str], write: list[str]) -> None:
-    """From here on this process sees `read` and below, writes in `write` and below; no TCP, no signals to others.
+    """From here on this process sees `read` and below, writes in `write` and below; no TCP, no
+    signals to others.
 
-    The last two need versions 4 and 6. Modes and times of files, UDP and the existence of paths are not covered.
+    The last two need versions 4 and 6. Modes and times of files, UDP and the existence of paths are
+    not covered.
     """
     version = landlock()
     files = 0x1FFF | (version >= 2) << 13 | (version >= 3) << 14 | (version >= 5) << 15
     rules = (ctypes.c_uint64 * 3)(files, 3 * (version >= 4), 3 * (version >= 6))
     ruleset = _need(_call(444, rules, 8 if version < 4 else 16 if version < 6 else 24, 0))
-    for path, rights in [*((path, READ_RIGHTS) for path in read), *((path, files) for path in write)]:
+    for path, rights in [
+        *((path, READ_RIGHTS) for path in read),
+        *((path, files) for path in write),
+    ]:
         try:
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
@@ -68,7 +80,10 @@ def _need(result: int) -> int:
 
 
 def main() -> None:
-    with open(int(sys.argv[1]), "rb") as requests, open(int(sys.argv[2]), "wb", buffering=0) as answers:
+    with (
+        open(int(sys.argv[1]), "rb") as requests,
+        open(int(sys.argv[2]), "wb", buffering=0) as answers,
+    ):
         begin = json.loads(requests.readline())
         for pipe in (requests, answers):
             os.set_inheritable(pipe.fileno(), False)  # for nobody else

@@ -1,7 +1,9 @@
-"""Grading: a submission runs in a process behind a wall, and each check of the instructor's notebook is put to it.
+"""Grading: a submission runs in a process behind a wall, and each check of the instructor's
+notebook is put to it.
 
-Nothing that a submission is or does may take the grader down: what cannot be graded is refused with a sentence. Points
-come from the instructor's checks alone, so cells that were moved, doubled, added or edited do no harm.
+Nothing that a submission is or does may take the grader down: what cannot be graded is refused with
+a sentence. Points come from the instructor's checks alone, so cells that were moved, doubled, added
+or edited do no harm.
 """
 
 import ast
@@ -38,14 +40,19 @@ class Assignment:
     values: set[str]  # names that the students assign
     given: set[str]  # all cells as they were handed out
     stubs: set[str]  # the code of the students' cells as they were handed out
-    pictures: set[str]  # the code of cells that nothing graded depends on: those with the tag skip-grading
+    # the code of cells that nothing graded depends on: those with the tag skip-grading
+    pictures: set[str]
     seconds: float  # for a cell, unless the grader says otherwise
     digest: str  # of all that decides the points
 
     @staticmethod
     def read(path: Path) -> "Assignment":
         notebook = copies.read(path)
-        marked = {copies.nbgrader(cell)["grade_id"]: cell for cell in notebook.cells if copies.nbgrader(cell)}
+        marked = {
+            copies.nbgrader(cell)["grade_id"]: cell
+            for cell in notebook.cells
+            if copies.nbgrader(cell)
+        }
         code = {name: cell for name, cell in marked.items() if cell.cell_type == "code"}
         answers = {name for name, cell in code.items() if copies.nbgrader(cell)["solution"]}
         tasks = copies.tasks(notebook)
@@ -57,13 +64,19 @@ class Assignment:
         return Assignment(
             path.stem,
             tasks,
-            "\n".join(cell.source for name, cell in code.items() if name not in answers | checks.keys()),
+            "\n".join(
+                cell.source for name, cell in code.items() if name not in answers | checks.keys()
+            ),
             checks,
             functions,
             values,
             {cell.source.strip() for cell in students},
             {handed_out[name] for name in answers},
-            {cell.source for cell in notebook.cells if "skip-grading" in cell.metadata.get("tags", [])},
+            {
+                cell.source
+                for cell in notebook.cells
+                if "skip-grading" in cell.metadata.get("tags", [])
+            },
             notebook.metadata.get("ddpp", {}).get("seconds", SECONDS),
             hashlib.sha256(b"".join(path.read_bytes() for path in made_of)).hexdigest(),
         )
@@ -93,12 +106,15 @@ def grade(
 ) -> Report:
     """Grade one submission with the assignments in FOLDER/source, whatever is in the file.
 
-    name: the assignment, where the notebook itself does not say; trust: run it without a wall. Raises Error if the
-    instructor's side is wrong: no assignments, a setup that fails, or no wall to be had.
+    name: the assignment, where the notebook itself does not say; trust: run it without a wall.
+    Raises Error if the instructor's side is wrong: no assignments, a setup that fails, or no wall
+    to be had.
     """
     path = Path(path)
     known = assignments(Path(folder))
-    return Grader(Path(folder), known, name, limits, _wall(trust), (path,)).grade(Submission(safe(path.stem), path))
+    return Grader(Path(folder), known, name, limits, _wall(trust), (path,)).grade(
+        Submission(safe(path.stem), path)
+    )
 
 
 def grade_all(
@@ -114,19 +130,26 @@ def grade_all(
 ) -> list[Report]:
     """Grade what is in a folder, `jobs` at a time, with reports and the table grades.csv in `out`.
 
-    A report that is there already is kept if neither the submission, the assignment, its checks, the limits nor the
-    wall have changed; so the same call resumes after a stop.
+    A report that is there already is kept if neither the submission, the assignment, its checks,
+    the limits nor the wall have changed; so the same call resumes after a stop.
     """
     submissions, out = Path(submissions), Path(out)
-    grader = Grader(Path(folder), assignments(Path(folder)), name, limits, _wall(trust), (submissions, out))
+    grader = Grader(
+        Path(folder), assignments(Path(folder)), name, limits, _wall(trust), (submissions, out)
+    )
     found = handed_in(submissions, out)
     if not found:
-        raise Error(f"there is nothing to grade in {submissions}: put the notebooks there, in folders if you like")
+        raise Error(
+            f"there is nothing to grade in {submissions}: put the notebooks there, in folders if "
+            "you like"
+        )
     reports = {one.name: known for one in found if (known := grader.known(one, out))}
     if reports:
         say(f"{len(reports)} of {len(found)} are graded already")
     with ThreadPoolExecutor(jobs) as pool:
-        work = [pool.submit(grader.grade_into, one, out) for one in found if one.name not in reports]
+        work = [
+            pool.submit(grader.grade_into, one, out) for one in found if one.name not in reports
+        ]
         try:
             for done in as_completed(work):
                 result = done.result()
@@ -147,9 +170,13 @@ def _wall(trust: bool) -> wall.Wall:
     return wall.NONE if trust else wall.best()
 
 
-def digests(path: Path, assignment: Assignment, limits: Limits, walled: str = "") -> tuple[str, str]:
+def digests(
+    path: Path, assignment: Assignment, limits: Limits, walled: str = ""
+) -> tuple[str, str]:
     """Of the submission, and of what it is graded with."""
-    graded_with = hashlib.sha256(repr((assignment.digest, astuple(limits), walled)).encode()).hexdigest()
+    graded_with = hashlib.sha256(
+        repr((assignment.digest, astuple(limits), walled)).encode()
+    ).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest(), graded_with
 
 
@@ -165,7 +192,9 @@ class Grader:
     closed: tuple[Path, ...]
 
     def grade(self, submission: Submission) -> Report:
-        """A report, whatever happens; an Error only where the course is wrong and not the submission."""
+        """A report, whatever happens; an Error only where the course is wrong and not the
+        submission.
+        """
         result, began = Report(submission.name, notes=submission.notes), time.monotonic()
         try:
             self._grade(submission, result)
@@ -174,7 +203,10 @@ class Grader:
         except Error as e:
             result.refused = str(e)
         except Exception as e:
-            result.refused = f"something in it stopped the grader ({told(e)}): look at the file, and please report this"
+            result.refused = (
+                f"something in it stopped the grader ({told(e)}): look at the file, "
+                "and please report this"
+            )
         result.seconds = round(time.monotonic() - began, 1)
         return result
 
@@ -182,20 +214,28 @@ class Grader:
         notebook = read(submission.path)
         assignment = self.assignments[which(notebook, self.assignments, self.name)]
         limits = assignment.limits(self.limits)
-        private = tuple(p.resolve() for p in (self.folder / "source", self.folder / "solutions", *self.closed))
+        private = tuple(
+            p.resolve() for p in (self.folder / "source", self.folder / "solutions", *self.closed)
+        )
         begin = partial(Session, limits, self.wall, private)
         outcomes, notes = _Grading(assignment, notebook, limits, begin).run()
         result.assignment, result.wall = assignment.name, self.wall.says
         result.outcomes, result.notes = outcomes, [*result.notes, *notes]
-        result.sha256, result.graded_with = digests(submission.path, assignment, limits, self.wall.name)
+        result.sha256, result.graded_with = digests(
+            submission.path, assignment, limits, self.wall.name
+        )
 
     def grade_into(self, submission: Submission, out: Path) -> Report:
-        """`grade`, with its files written; what cannot be written is refused in the table, and the others go on."""
+        """`grade`, with its files written; what cannot be written is refused in the table, and the
+        others go on.
+        """
         result = self.grade(submission)
         try:
             result.write(out)
         except (Error, OSError, ValueError) as e:
-            return Report(submission.name, refused=f"its report could not be written: {told(e, name=False)}")
+            return Report(
+                submission.name, refused=f"its report could not be written: {told(e, name=False)}"
+            )
         return result
 
     def known(self, submission: Submission, out: Path) -> Report | None:
@@ -203,11 +243,15 @@ class Grader:
         before = report.read(out / f"{submission.name}.json")
         if not before or before.refused or before.assignment not in self.assignments:
             return None
-        if self.name not in (None, before.assignment) or not set(submission.notes) <= set(before.notes):
+        if self.name not in (None, before.assignment) or not set(submission.notes) <= set(
+            before.notes
+        ):
             return None
         assignment = self.assignments[before.assignment]
         try:
-            now = digests(submission.path, assignment, assignment.limits(self.limits), self.wall.name)
+            now = digests(
+                submission.path, assignment, assignment.limits(self.limits), self.wall.name
+            )
         except OSError:
             return None
         return before if (before.sha256, before.graded_with) == now else None
@@ -216,8 +260,19 @@ class Grader:
 class _Grading:
     """One submission on its way through the kernel."""
 
-    def __init__(self, assignment: Assignment, notebook: NotebookNode, limits: Limits, begin: Callable[[], Session]):
-        self.assignment, self.notebook, self.limits, self.begin = assignment, notebook, limits, begin
+    def __init__(
+        self,
+        assignment: Assignment,
+        notebook: NotebookNode,
+        limits: Limits,
+        begin: Callable[[], Session],
+    ):
+        self.assignment, self.notebook, self.limits, self.begin = (
+            assignment,
+            notebook,
+            limits,
+            begin,
+        )
         self.end = time.monotonic() + limits.total
         self.notes: list[str] = []
         self.skip: set[int] = set()  # cells that brought the kernel down
@@ -232,11 +287,15 @@ class _Grading:
         return [self._outcome(task) for task in self.assignment.tasks], self.notes
 
     def _through(self) -> bool:
-        """All cells, then all checks, in one kernel; False if it did not survive and should have another."""
+        """All cells, then all checks, in one kernel; False if it did not survive and should have
+        another.
+        """
         session = self.begin()
         try:
             ready = session.setup(self.assignment.setup, self.limits.seconds)
-            ready = ready if ready.error else session.run(self.assignment.setup, self.limits.seconds)
+            ready = (
+                ready if ready.error else session.run(self.assignment.setup, self.limits.seconds)
+            )
             if ready.error:  # nothing of the student's has run yet
                 raise CourseError(f"the setup of {self.assignment.name} fails: {ready.error}")
             for number, code in self._cells():
@@ -244,7 +303,11 @@ class _Grading:
                     continue
                 answer = session.run(code, self._seconds())
                 note = f"cell {number} stopped: {answer.error}"
-                if answer.error and not answer.error.startswith("NotImplementedError") and note not in self.notes:
+                if (
+                    answer.error
+                    and not answer.error.startswith("NotImplementedError")
+                    and note not in self.notes
+                ):
                     self.notes.append(note)
                 if not answer.alive:
                     self.skip.add(number)
@@ -263,9 +326,15 @@ class _Grading:
             session.close()
 
     def _cells(self) -> Iterator[tuple[int, str]]:
-        """Number (from 1) and code of the student's own cells: neither checks, nor what was left as it was given."""
-        code = [(i, cell) for i, cell in enumerate(self.notebook.cells, 1) if cell.cell_type == "code"]
-        written = set.union(set(), *(names(c.source)[0] for _, c in code if c.source not in self.assignment.stubs))
+        """Number (from 1) and code of the student's own cells: neither checks, nor what was left as
+        it was given.
+        """
+        code = [
+            (i, cell) for i, cell in enumerate(self.notebook.cells, 1) if cell.cell_type == "code"
+        ]
+        written = set.union(
+            set(), *(names(c.source)[0] for _, c in code if c.source not in self.assignment.stubs)
+        )
         for number, cell in code:
             marks = copies.nbgrader(cell)
             untouched = cell.source in self.assignment.stubs and names(cell.source)[0] & written
@@ -288,5 +357,7 @@ class _Grading:
         if task.by_hand:
             says = text_of(task.name, self.notebook, self.assignment.given)
             return Outcome(task.name, task.title, None, task.points, says)
-        passed, says = self.says.get(task.name, (False, "not reached: the notebook did not run to its end"))
+        passed, says = self.says.get(
+            task.name, (False, "not reached: the notebook did not run to its end")
+        )
         return Outcome(task.name, task.title, task.points if passed else 0, task.points, says)

@@ -1,7 +1,8 @@
-"""The checks of a submission, inside its process: in a namespace of their own, with what the student wrote put in.
+"""The checks of a submission, inside its process: in a namespace of their own, with what the
+student wrote put in.
 
-A check is run twice. First with stubs in the student's place, where it has to fail: a check that does not was changed
-by the submission. Then with the student's functions.
+A check is run twice. First with stubs in the student's place, where it has to fail: a check that
+does not was changed by the submission. Then with the student's functions.
 """
 
 import contextlib
@@ -26,17 +27,26 @@ def prepare(setup: str) -> None:
 def judge(check: str, functions: list[str], values: list[str], student: dict) -> dict:
     """Whether a check passes: {"passed": bool, "says": str}.
 
-    functions, values: the names in the check that are the student's, to be found in the namespace `student`.
+    functions, values: the names in the check that are the student's, to be found in the namespace
+    `student`.
     """
     stubs = {name: _stub(name) for name in functions} | dict.fromkeys(values)
     passed, _ = _run(check, stubs)
     if passed:
-        return {"passed": False, "says": "the checks were changed by this notebook: it must leave them as they are"}
+        return {
+            "passed": False,
+            "says": "the checks were changed by this notebook: it must leave them as they are",
+        }
     missing = [name for name in functions + values if name not in student]
     if missing:
-        return {"passed": False, "says": f"`{missing[0]}` is not there: its cell is missing, or stopped before it"}
+        return {
+            "passed": False,
+            "says": f"`{missing[0]}` is not there: its cell is missing, or stopped before it",
+        }
     try:
-        given = {name: student[name] for name in functions} | {name: plain(student[name]) for name in values}
+        given = {name: student[name] for name in functions} | {
+            name: plain(student[name]) for name in values
+        }
     except AssertionError as e:
         return {"passed": False, "says": told(e, LONGEST, name=False)}
     passed, says = _run(check, given)
@@ -59,7 +69,9 @@ def _run(check: str, given: dict) -> tuple[bool, str]:
         raise
     except BaseException as e:  # SystemExit too: it is the student's
         return False, f"the check stopped with {told(e)}"
-    return True, " ".join(dict.fromkeys(said.getvalue()[: 2 * LONGEST].split("\n"))).strip()[:LONGEST]  # each line once
+    return True, " ".join(dict.fromkeys(said.getvalue()[: 2 * LONGEST].split("\n"))).strip()[
+        :LONGEST
+    ]  # each line once
 
 
 def _stub(name: str):

@@ -1,7 +1,8 @@
 """The process in which a submission runs, from inside: cells, then checks, then what came of them.
 
-The setup runs first, with copies of the checks that the submission never gets: what it imports is another copy. The
-verdict on a check is kept until the grader has heard that the check is over, and sends the number to report it with.
+The setup runs first, with copies of the checks that the submission never gets: what it imports is
+another copy. The verdict on a check is kept until the grader has heard that the check is over, and
+sends the number to report it with.
 """
 
 import hashlib
@@ -21,14 +22,18 @@ import ddpp
 from ddpp.course import judge, pristine, watch
 from ddpp.course.checks import told
 
-SETTINGS = {"HistoryManager": {"enabled": False}, "InteractiveShell": {"xmode": "Minimal", "colors": "NoColor"}}
+SETTINGS = {
+    "HistoryManager": {"enabled": False},
+    "InteractiveShell": {"xmode": "Minimal", "colors": "NoColor"},
+}
 WAIT = 2  # seconds for threads that are about to end
 
 
 def serve(requests: BinaryIO, answers: BinaryIO, key: bytes) -> None:
     """Answer questions until there are no more. Both are signed: nobody in between can change them.
 
-    What it knows is in the frame of this function, where a submission cannot look, and in no class or module.
+    What it knows is in the frame of this function, where a submission cannot look, and in no class
+    or module.
     """
     dumps, loads, blake2b, write = json.dumps, json.loads, hashlib.blake2b, answers.write
     sign = lambda body: blake2b(body, key=key, digest_size=32).hexdigest().encode()
@@ -56,17 +61,27 @@ def serve(requests: BinaryIO, answers: BinaryIO, key: bytes) -> None:
 
 
 def _questions() -> dict[str, Callable[..., dict]]:
-    """What can be asked: to run the setup, a cell or a check, and to report what came of the check."""
+    """What can be asked: to run the setup, a cell or a check, and to report what came of the
+    check.
+    """
     shell, guard = _shell()
     run, verdict, fields = InteractiveShell.run_cell, {}, {}
-    told_of, judged, running, sleep, clock = told, judge.judge, watch.threads, time.sleep, time.monotonic
+    told_of, judged, running, sleep, clock = (
+        told,
+        judge.judge,
+        watch.threads,
+        time.sleep,
+        time.monotonic,
+    )
     restore: Callable[[], object] = dict  # until there is something to put back
     changed: Callable[[], str] = str
 
     def setup(code: str) -> dict:
         nonlocal restore, changed
         judge.prepare(code)
-        private = {name: m for name, m in sys.modules.items() if f"{name}.".startswith("ddpp.course.")}
+        private = {
+            name: m for name, m in sys.modules.items() if f"{name}.".startswith("ddpp.course.")
+        }
         for name in private:
             del sys.modules[name]
         delattr(ddpp, "course")
@@ -94,7 +109,10 @@ def _questions() -> dict[str, Callable[..., dict]]:
         put_back()
         verdict.update(judged(code, functions, values, shell.user_ns))
         if verdict["passed"] and (what := changed()):
-            verdict.update(passed=False, says=f"`{what}` was replaced while the check ran: it must stay as it is")
+            verdict.update(
+                passed=False,
+                says=f"`{what}` was replaced while the check ran: it must stay as it is",
+            )
         return {}
 
     def report(number: str) -> dict:

@@ -1,4 +1,6 @@
-"""The class as tables: grades.csv, which the grader writes, and by_hand.csv, which it reads and never writes again."""
+"""The class as tables: grades.csv, which the grader writes, and by_hand.csv, which it reads and
+never writes again.
+"""
 
 import csv
 import io
@@ -26,7 +28,9 @@ class ByHand:
 
 
 def write(reports: list[Report], out: Path) -> list[str]:
-    """OUT/grades.csv, with the marks of OUT/by_hand.csv; returns what the instructor should know of the two."""
+    """OUT/grades.csv, with the marks of OUT/by_hand.csv; returns what the instructor should know of
+    the two.
+    """
     asked = {
         (r.submission, r.assignment, o.task): (o, f"v{r.sha256[:7]}")
         for r in reports
@@ -36,7 +40,11 @@ def write(reports: list[Report], out: Path) -> list[str]:
     hand = out / "by_hand.csv"
     if asked and not hand.exists():
         store.write_bytes(hand, _template(asked))
-    given = read(hand, {key: (o.of, sha) for key, (o, sha) in asked.items()}) if hand.exists() else ByHand({}, [])
+    given = (
+        read(hand, {key: (o.of, sha) for key, (o, sha) in asked.items()})
+        if hand.exists()
+        else ByHand({}, [])
+    )
     said = [f"{hand}: {complaint}" for complaint in given.complaints]
     said += _missing(hand, asked)
     report.replace(out / "grades.csv", _table(reports, given.points))
@@ -44,7 +52,9 @@ def write(reports: list[Report], out: Path) -> list[str]:
 
 
 def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
-    """The points in by_hand.csv, as any spreadsheet saves it. asked: what can be given -> points at most, version."""
+    """The points in by_hand.csv, as any spreadsheet saves it. asked: what can be given -> points at
+    most, version.
+    """
     points, complaints = {}, []
     for number, row in enumerate(_rows(path), 2):
         key = (_bare(row.get("submission")), _bare(row.get("assignment")), _bare(row.get("task")))
@@ -56,18 +66,26 @@ def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
         except ValueError:
             value = -1
         if key not in asked:
-            complaints.append(f"line {number} is of no submission that is graded here ({' '.join(key)[:100]})")
+            complaints.append(
+                f"line {number} is of no submission that is graded here ({' '.join(key)[:100]})"
+            )
             continue
         most, version = asked[key]
         if not 0 <= value <= most:
-            complaints.append(f"line {number} has the points {written[:20]!r}, which is no number up to {most:g}")
+            complaints.append(
+                f"line {number} has the points {written[:20]!r}, which is no number up to {most:g}"
+            )
         elif key in points:
-            complaints.append(f"line {number} says once more what {' '.join(key)[:100]} gets: the first line counts")
+            complaints.append(
+                f"line {number} says once more what {' '.join(key)[:100]} gets: the first line "
+                "counts"
+            )
         else:
             points[key] = value
             if _bare(row.get("version")) not in ("", version):
                 complaints.append(
-                    f"line {number} was given to another version of the file of {key[0][:100]}: look again, and "
+                    f"line {number} was given to another version of the file of {key[0][:100]}: "
+                    "look again, and "
                     f"put {version} into the column version"
                 )
     return ByHand(points, complaints)
@@ -79,7 +97,9 @@ def cell(text: str) -> str:
 
 
 def _table(reports: list[Report], given: dict[Key, float]) -> bytes:
-    """One line for each submission, one column for each task. total: empty while marks by hand are missing."""
+    """One line for each submission, one column for each task. total: empty while marks by hand are
+    missing.
+    """
     several = len({one.assignment for one in reports if one.assignment}) > 1
     name = lambda one, outcome: f"{one.assignment} {outcome.task}" if several else outcome.task
     tasks = dict.fromkeys(name(one, outcome) for one in reports for outcome in one.outcomes)
@@ -90,7 +110,9 @@ def _table(reports: list[Report], given: dict[Key, float]) -> bytes:
         total = None if one.refused or len(marked) < len(each) else sum(marked)
         row = {key: getattr(one, key) for key in FIRST if key not in ("total", "notes")}
         row |= {"total": total, "notes": len(one.notes)}
-        rows.append(row | {name(one, o): points for o, points in zip(one.outcomes, each, strict=True)})
+        rows.append(
+            row | {name(one, o): points for o, points in zip(one.outcomes, each, strict=True)}
+        )
     return _csv([*FIRST, *tasks], rows)
 
 
@@ -98,13 +120,19 @@ def _csv(columns: list[str], rows: list[dict]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
-    writer.writerows({key: cell(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows)
+    writer.writerows(
+        {key: cell(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows
+    )
     return text.getvalue().encode(errors="backslashreplace")
 
 
 def _template(asked: dict) -> bytes:
     rows = [
-        dict(zip(BY_HAND, (*key, outcome.title, None, outcome.of, outcome.says, version), strict=True))
+        dict(
+            zip(
+                BY_HAND, (*key, outcome.title, None, outcome.of, outcome.says, version), strict=True
+            )
+        )
         for key, (outcome, version) in asked.items()
     ]
     return _csv(list(BY_HAND), rows)
@@ -113,7 +141,11 @@ def _template(asked: dict) -> bytes:
 def _missing(hand: Path, asked: dict) -> list[str]:
     """Rows that by_hand.csv does not have go to by_hand.new.csv, to be copied from there."""
     new = hand.with_name("by_hand.new.csv")
-    there = {tuple(_bare(row.get(name)) for name in BY_HAND[:3]) for row in _rows(hand)} if hand.exists() else set()
+    there = (
+        {tuple(_bare(row.get(name)) for name in BY_HAND[:3]) for row in _rows(hand)}
+        if hand.exists()
+        else set()
+    )
     missing = {key: found for key, found in asked.items() if key not in there}
     if not missing:
         new.unlink(missing_ok=True)
@@ -132,8 +164,12 @@ def _rows(path: Path) -> list[dict]:
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
-    if first and not {*BY_HAND[:3], "points"} <= set(first.strip().replace('"', "").split(delimiter)):
-        raise Error(f"{path} lacks one of the columns submission, assignment, task and points: put it back")
+    if first and not {*BY_HAND[:3], "points"} <= set(
+        first.strip().replace('"', "").split(delimiter)
+    ):
+        raise Error(
+            f"{path} lacks one of the columns submission, assignment, task and points: put it back"
+        )
     return rows
 
 

@@ -1,7 +1,9 @@
-"""What the checks rely on, as it was before a submission's first line, to be put back before each of them.
+"""What the checks rely on, as it was before a submission's first line, to be put back before each
+of them.
 
-A notebook may replace functions of torch, of ddpp, of Python itself, by accident or to be given points. Functions,
-classes and their code are compared and put back; settings that change what functions do are set anew.
+A notebook may replace functions of torch, of ddpp, of Python itself, by accident or to be given
+points. Functions, classes and their code are compared and put back; settings that change what
+functions do are set anew.
 """
 
 import builtins
@@ -17,21 +19,43 @@ import numpy as np
 import torch
 
 BUILTINS = cast(dict[str, Any], vars(builtins))
-NEAR = {"builtins", "math", "numpy", "torch", "torch.nn.functional", "torch.linalg", "torch.autograd", "torch.nn.init"}
+NEAR = {
+    "builtins",
+    "math",
+    "numpy",
+    "torch",
+    "torch.nn.functional",
+    "torch.linalg",
+    "torch.autograd",
+    "torch.nn.init",
+}
 KINDS = (property, staticmethod, classmethod, ModuleType)  # besides what can be called
 HEAP, FIXED = 1 << 9, 1 << 8  # flags of a class: made at run time; cannot be changed
-SIGNALS = [signal.SIGINT, signal.SIGTERM, *(getattr(signal, f"SIG{x}") for x in ("ALRM", "VTALRM", "PROF", "USR1"))]
+SIGNALS = [
+    signal.SIGINT,
+    signal.SIGTERM,
+    *(getattr(signal, f"SIG{x}") for x in ("ALRM", "VTALRM", "PROF", "USR1")),
+]
 
 
 def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[[], str]]:
-    """Note how everything is; returns what puts it back, and what names something that is not as it was, if there is.
+    """Note how everything is; returns what puts it back, and what names something that is not as it
+    was, if there is.
 
-    private: modules that are not in sys.modules. Functions and no class: a class can be found from `object`.
+    private: modules that are not in sys.modules. Functions and no class: a class can be found from
+    `object`.
     """
     modules = dict(sys.modules) | private
     python = dict(BUILTINS)
-    near = [s for name, m in modules.items() if _is_near(name) for s in _spaces(name, m, name in NEAR)]
-    far = [s for name, m in modules.items() if not _is_near(name) and name != "__main__" for s in _spaces(name, m)]
+    near = [
+        s for name, m in modules.items() if _is_near(name) for s in _spaces(name, m, name in NEAR)
+    ]
+    far = [
+        s
+        for name, m in modules.items()
+        if not _is_near(name) and name != "__main__"
+        for s in _spaces(name, m)
+    ]
     codes = list(_codes([kept for _, _, kept, _ in near]))
     tables = [(name, table, dict(table)) for name, table in _tables(modules)]
     settle, handlers = _settings()
@@ -59,7 +83,9 @@ def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[[
 
 
 def _settings() -> tuple[Callable[[], None], dict]:
-    """What sets anew whatever changes the meaning of a function without replacing it; the handlers of signals."""
+    """What sets anew whatever changes the meaning of a function without replacing it; the handlers
+    of signals.
+    """
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     filters, recursion, errors = list(warnings.filters), sys.getrecursionlimit(), np.geterr()
     monitoring: Any = getattr(sys, "monitoring", None)  # from Python 3.12 on
@@ -93,8 +119,12 @@ def _settings() -> tuple[Callable[[], None], dict]:
 
 def classes() -> frozenset[type]:
     """The classes that are there now."""
-    spaces = (space for name, module in dict(sys.modules).items() for space in _spaces(name, module))
-    return frozenset(value for _, _, kept, _ in spaces for value in kept.values() if type(value) is type)
+    spaces = (
+        space for name, module in dict(sys.modules).items() for space in _spaces(name, module)
+    )
+    return frozenset(
+        value for _, _, kept, _ in spaces for value in kept.values() if type(value) is type
+    )
 
 
 def _changes(spaces: list, codes: list, tables: list, put_back: bool) -> Iterator[str]:
@@ -124,21 +154,37 @@ def _changes(spaces: list, codes: list, tables: list, put_back: bool) -> Iterato
 
 
 def _is_near(name: str) -> bool:
-    return name in NEAR or name.partition(".")[0] == "ddpp" or name.startswith(("torch.nn.modules.", "torch._tensor"))
+    return (
+        name in NEAR
+        or name.partition(".")[0] == "ddpp"
+        or name.startswith(("torch.nn.modules.", "torch._tensor"))
+    )
 
 
 def _spaces(name: str, module: ModuleType, all_of_it: bool = False) -> Iterator[tuple]:
-    """A module's own dictionary, and the classes that are made in it: name, what it is, what is kept, all names."""
+    """A module's own dictionary, and the classes that are made in it: name, what it is, what is
+    kept, all names.
+    """
     if not isinstance(module, ModuleType):
         return
     space = vars(module)
     whole = name.partition(".")[0] == "ddpp"
-    yield name, space, {key: value for key, value in space.items() if whole or _kept(value)}, frozenset(space)
+    yield (
+        name,
+        space,
+        {key: value for key, value in space.items() if whole or _kept(value)},
+        frozenset(space),
+    )
     for value in [*space.values()]:
         own = issubclass(type(value), type) and value.__flags__ & (HEAP | FIXED) == HEAP
         if own and (all_of_it or vars(value).get("__module__") == name):
             held = vars(value)
-            yield f"{name}.{value.__name__}", value, {k: v for k, v in held.items() if _kept(v)}, frozenset(held)
+            yield (
+                f"{name}.{value.__name__}",
+                value,
+                {k: v for k, v in held.items() if _kept(v)},
+                frozenset(held),
+            )
 
 
 def _kept(value) -> bool:

@@ -1,4 +1,6 @@
-"""What a submission earned, for the student to read and for a program. A grade that is replaced is kept."""
+"""What a submission earned, for the student to read and for a program. A grade that is replaced is
+kept.
+"""
 
 import itertools
 import json
@@ -25,7 +27,9 @@ class Outcome:
 
 @dataclass
 class Report:
-    """What became of a submission. refused: why it was not graded, if so; notes: what happened while it ran."""
+    """What became of a submission. refused: why it was not graded, if so; notes: what happened
+    while it ran.
+    """
 
     submission: str
     assignment: str = ""
@@ -77,13 +81,21 @@ class Report:
             says = _plain(outcome.says).replace("|", "\\|")
             lines.append(f"| {mark} | {outcome.title} (`{outcome.task}`) | {points} | {says} |")
         if self.notes:
-            lines += ["", "While the notebook ran:", "", *(f"- {_plain(note)}" for note in self.notes)]
+            lines += [
+                "",
+                "While the notebook ran:",
+                "",
+                *(f"- {_plain(note)}" for note in self.notes),
+            ]
         if self.points < self.of:
             lines += [
                 "",
-                "To go on: restart the notebook and run all cells (Colab: Runtime > Restart session and run all).",
+                "To go on: restart the notebook and run all cells (Colab: Runtime > Restart "
+                "session and run all).",
             ]
-            lines += ["The first check that complains says what to mend. Then save, and hand in again."]
+            lines += [
+                "The first check that complains says what to mend. Then save, and hand in again."
+            ]
         if self.wall:
             lines += ["", f"For the instructor: {self.wall}."]
         return "\n".join([*lines, ""])
@@ -113,18 +125,25 @@ def read(path: Path) -> Report | None:
     try:
         values = json.loads(path.read_text())
         outcomes = [Outcome(**outcome) for outcome in values.pop("outcomes")]
-        return Report(outcomes=outcomes, **{k: v for k, v in values.items() if k not in ("points", "of", "by_hand")})
+        return Report(
+            outcomes=outcomes,
+            **{k: v for k, v in values.items() if k not in ("points", "of", "by_hand")},
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file, all or nothing; what was there before, if it was different, gets a second name in `before`."""
+    """Write a file, all or nothing; what was there before, if it was different, gets a second name
+    in `before`.
+    """
     if path.exists() and path.read_bytes() != data:
         written = time.strftime("%Y-%m-%d-%H%M%S", time.gmtime(path.stat().st_mtime))
         folder = path.parent / "before"
         folder.mkdir(exist_ok=True)
-        names = (f"{path.stem}.{written}{f'-{i}' if i else ''}{path.suffix}" for i in itertools.count())
+        names = (
+            f"{path.stem}.{written}{f'-{i}' if i else ''}{path.suffix}" for i in itertools.count()
+        )
         kept = next(folder / name for name in names if not (folder / name).exists())
         try:
             os.link(path, kept)

@@ -1,7 +1,8 @@
-"""A process of its own for one submission, watched from outside: its time, memory, files, processes and answers.
+"""A process of its own for one submission, watched from outside: its time, memory, files, processes
+and answers.
 
-Questions and answers are lines of JSON in two pipes. Each is signed with a key that the process got before the
-submission's first line, so what a submission writes into a pipe is neither.
+Questions and answers are lines of JSON in two pipes. Each is signed with a key that the process got
+before the submission's first line, so what a submission writes into a pipe is neither.
 """
 
 import contextlib
@@ -53,7 +54,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a piece of code. alive: whether the process still is; error: in words, empty if there was none."""
+    """What became of a piece of code. alive: whether the process still is; error: in words, empty
+    if there was none.
+    """
 
     error: str = ""
     alive: bool = True
@@ -71,7 +74,10 @@ class Session:
         self._folder = tempfile.TemporaryDirectory(prefix="ddpp-", ignore_cleanup_errors=True)
         self._work = wall.INSIDE if walls.alone else Path(os.path.realpath(self._folder.name))
         self._key, self._count, self._seen = secrets.token_bytes(32), 0, {}
-        fonts = {self._work / "matplotlib" / path.name: path for path in Path(matplotlib.get_cachedir()).glob("font*")}
+        fonts = {
+            self._work / "matplotlib" / path.name: path
+            for path in Path(matplotlib.get_cachedir()).glob("font*")
+        }
         if not walls.alone:
             (self._work / "matplotlib").mkdir()
             for place, path in fonts.items():
@@ -96,7 +102,8 @@ class Session:
         if started.error:
             self.close()
             raise CourseError(
-                f"no process to grade in: {started.error}; is IPython installed (pip install 'ddpp[course]')?"
+                f"no process to grade in: {started.error}; is IPython installed (pip install "
+                "'ddpp[course]')?"
             )
 
     def setup(self, code: str, seconds: float) -> Answer:
@@ -109,8 +116,14 @@ class Session:
 
     def check(self, code: str, functions: list[str], values: list[str], seconds: float) -> Answer:
         """Run a check; only when it has ended, tell the process with which number it may report."""
-        answer = self._ask({"do": "check", "code": code, "functions": functions, "values": values}, seconds)
-        return answer if answer.error else self._ask({"do": "report", "number": secrets.token_hex(16)}, GRACE)
+        answer = self._ask(
+            {"do": "check", "code": code, "functions": functions, "values": values}, seconds
+        )
+        return (
+            answer
+            if answer.error
+            else self._ask({"do": "report", "number": secrets.token_hex(16)}, GRACE)
+        )
 
     def close(self) -> None:
         self._kill()
@@ -124,7 +137,11 @@ class Session:
         question |= {"question": self._count}
         with contextlib.suppress(OSError):  # it has ended: that is seen below
             body = json.dumps(question).encode()
-            _write(self._requests, (self._sign(body) + b" " + body if self._count > 1 else body) + b"\n", seconds)
+            _write(
+                self._requests,
+                (self._sign(body) + b" " + body if self._count > 1 else body) + b"\n",
+                seconds,
+            )
         late, now, found = False, time.monotonic(), b""
         looked, end = now, now + seconds
         while True:
@@ -147,7 +164,9 @@ class Session:
                     return self._dead(too_much)
             if now > end:
                 if late:
-                    return self._dead(f"not finished after {seconds:.0f} s, and it could not be interrupted")
+                    return self._dead(
+                        f"not finished after {seconds:.0f} s, and it could not be interrupted"
+                    )
                 late, end = True, end + GRACE
                 self._interrupt()
 
@@ -157,9 +176,14 @@ class Session:
         if not hmac.compare_digest(code, self._sign(body)):
             return self._dead("it wrote into the pipe by which the grader gets its answers")
         answer = json.loads(body)
-        if answer.pop("question") != question["question"] or answer.pop("number", None) != question.get("number"):
+        if answer.pop("question") != question["question"] or answer.pop(
+            "number", None
+        ) != question.get("number"):
             return self._dead("it gave the answer to another question")
-        said = {name: _words(value) if isinstance(value, str) else value for name, value in answer.items()}
+        said = {
+            name: _words(value) if isinstance(value, str) else value
+            for name, value in answer.items()
+        }
         return Answer(**cast(dict[str, Any], said))
 
     def _sign(self, body: bytes) -> bytes:
@@ -172,7 +196,9 @@ class Session:
         """The process and what it started, and what left its family but was seen in it."""
         with contextlib.suppress(psutil.Error):
             first = psutil.Process(self._process.pid)
-            self._seen |= {process.pid: process for process in (first, *first.children(recursive=True))}
+            self._seen |= {
+                process.pid: process for process in (first, *first.children(recursive=True))
+            }
         return [process for process in self._seen.values() if process.is_running()]
 
     def _too_much(self) -> str:

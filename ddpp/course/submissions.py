@@ -1,6 +1,8 @@
-"""What was handed in: which files count, under which name, what is in them, and which assignment it is.
+"""What was handed in: which files count, under which name, what is in them, and which assignment it
+is.
 
-Whatever lies in the folder has a rule here. Names of reports are made of names of files, which can be anything.
+Whatever lies in the folder has a rule here. Names of reports are made of names of files, which can
+be anything.
 """
 
 import ast
@@ -20,14 +22,17 @@ from ddpp.errors import Error, choose
 
 LARGEST = 200e6  # bytes of a notebook file
 LONGEST = 150  # bytes of a report's name, which gets endings
-AGAIN = re.compile(r"^(?P<name>.+?) ?\((?P<number>\d+)\)$")  # as browsers name the second file of one name
+# as browsers name the second file of one name
+AGAIN = re.compile(r"^(?P<name>.+?) ?\((?P<number>\d+)\)$")
 MOODLE = re.compile(r"_assignsubmission_(file|onlinetext)_?$")
 LONE = re.compile("[\ud800-\udfff]")  # halves of a character
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A file that is graded. name: of its reports; older, beside: other files that came with it, by their names."""
+    """A file that is graded. name: of its reports; older, beside: other files that came with it, by
+    their names.
+    """
 
     name: str
     path: Path
@@ -43,34 +48,45 @@ class Submission:
 
 
 def handed_in(folder: Path, out: Path) -> list[Submission]:
-    """Every file in the folder and below it, but for reports, folders that begin with . or __, and such files.
+    """Every file in the folder and below it, but for reports, folders that begin with . or __, and
+    such files.
 
-    A notebook counts even then. Of NAME.ipynb and NAME (1).ipynb the highest number counts; of the notebooks in one
-    folder of Moodle's that are the same assignment, the newest. Other files count where there is no notebook of their
-    name, or in their folder below the top one, or of their student in Moodle's.
+    A notebook counts even then. Of NAME.ipynb and NAME (1).ipynb the highest number counts; of the
+    notebooks in one folder of Moodle's that are the same assignment, the newest. Other files count
+    where there is no notebook of their name, or in their folder below the top one, or of their
+    student in Moodle's.
     """
     files, out = defaultdict(list), out.resolve()
     for path in sorted(folder.rglob("*")):
         folders = path.relative_to(folder).parts[:-1]
-        hidden = path.name.startswith("._") or (path.name.startswith((".", "__")) and not _is_notebook(path))
+        hidden = path.name.startswith("._") or (
+            path.name.startswith((".", "__")) and not _is_notebook(path)
+        )
         hidden |= any(part.startswith((".", "__")) for part in folders)
         if path.is_file() and not hidden and not path.resolve().is_relative_to(out):
             files[path.parent].append(path)
-    students = {_student(path.parent) for paths in files.values() for path in paths if _is_notebook(path)}
+    students = {
+        _student(path.parent) for paths in files.values() for path in paths if _is_notebook(path)
+    }
     found = [s for place, paths in files.items() for s in _in_one(place, paths, folder, students)]
     return _named_apart(sorted(found, key=lambda s: os.fsencode(s.path)))
 
 
 def _in_one(place: Path, paths: list[Path], top: Path, students: set[str]) -> list[Submission]:
     """The submissions among the files of one folder."""
-    notebooks, others = [p for p in paths if _is_notebook(p)], [p for p in paths if not _is_notebook(p)]
+    notebooks, others = (
+        [p for p in paths if _is_notebook(p)],
+        [p for p in paths if not _is_notebook(p)],
+    )
     moodle, where = bool(MOODLE.search(place.name)), place.relative_to(top).parts
     named = lambda stem: "/".join(map(safe, (*where, stem)))
     found = []
     for *older, path in _versions(notebooks, moodle):
         beside = [p for p in others if place != top or p.stem == path.stem]
         stem = path.name[:-6] if moodle else _numbered(path, notebooks)[0]
-        found.append(Submission(named(stem), path, tuple(map(_shown, older)), tuple(map(_shown, beside))))
+        found.append(
+            Submission(named(stem), path, tuple(map(_shown, older)), tuple(map(_shown, beside)))
+        )
     if (notebooks and place != top) or (moodle and _student(place) in students):
         return found
     stems = {path.stem for path in notebooks}
@@ -82,7 +98,11 @@ def _versions(notebooks: list[Path], moodle: bool) -> list[list[Path]]:
     together = defaultdict(list)
     for path in notebooks:
         together[_said(path) if moodle else _numbered(path, notebooks)[0]].append(path)
-    age = (lambda p: (p.stat().st_mtime, p.name)) if moodle else (lambda p: _numbered(p, notebooks)[1])
+    age = (
+        (lambda p: (p.stat().st_mtime, p.name))
+        if moodle
+        else (lambda p: _numbered(p, notebooks)[1])
+    )
     return [sorted(paths, key=age) for paths in together.values()]
 
 
@@ -91,7 +111,9 @@ def _is_notebook(path: Path) -> bool:
 
 
 def _numbered(path: Path, notebooks: list[Path]) -> tuple[str, int]:
-    """A name without the number that a browser gave it, if the first one of that name is there, and the number."""
+    """A name without the number that a browser gave it, if the first one of that name is there, and
+    the number.
+    """
     again = AGAIN.match(path.stem)
     if again and any(other.stem == again["name"] for other in notebooks):
         return again["name"], int(again["number"])
@@ -118,7 +140,11 @@ def _named_apart(found: list[Submission]) -> list[Submission]:
         taken[submission.name.lower()] += 1
     for s in found:
         alone = taken[s.name.lower()] == 1
-        named.append(s if alone else Submission(_marked(s.name, os.fsencode(s.path)), s.path, s.older, s.beside))
+        named.append(
+            s
+            if alone
+            else Submission(_marked(s.name, os.fsencode(s.path)), s.path, s.older, s.beside)
+        )
     return named
 
 
@@ -128,7 +154,11 @@ def safe(part: str) -> str:
     text = raw.decode("utf-8", "replace")
     text = "".join(c if c.isprintable() else "_" for c in text)
     text = re.sub(r"^\.", "_", text)
-    text = text if len(text.encode()) <= LONGEST else text.encode()[: LONGEST - 10].decode("utf-8", "ignore")
+    text = (
+        text
+        if len(text.encode()) <= LONGEST
+        else text.encode()[: LONGEST - 10].decode("utf-8", "ignore")
+    )
     return text if text == part else _marked(text, raw)
 
 
@@ -145,16 +175,21 @@ def read(path: Path) -> NotebookNode:
     try:
         if path.stat().st_size > LARGEST:
             raise Error(
-                f"the file has {path.stat().st_size / 1e6:.0f} MB: clear the outputs, save, and hand it in again"
+                f"the file has {path.stat().st_size / 1e6:.0f} MB: clear the outputs, save, and "
+                "hand it in again"
             )
         content = json.loads(path.read_bytes())
         if content.get("nbformat") == 4:
-            content["nbformat_minor"] = 4  # without cell ids, which a cell that was copied shares with its original
+            # without cell ids, which a cell that was copied shares with its original
+            content["nbformat_minor"] = 4
         for cell in content.get("cells", []):
             cell.pop("id", None)
             cell |= {"outputs": []} if "outputs" in cell else {}
         notebook = nbformat.reads(json.dumps(content), 4)
-        if not all(isinstance(cell.source, str) and isinstance(cell.metadata, dict) for cell in notebook.cells):
+        if not all(
+            isinstance(cell.source, str) and isinstance(cell.metadata, dict)
+            for cell in notebook.cells
+        ):
             raise ValueError
         for cell in notebook.cells:
             cell.source = LONE.sub("\N{REPLACEMENT CHARACTER}", cell.source)
@@ -163,12 +198,16 @@ def read(path: Path) -> NotebookNode:
     except Error:
         raise
     except Exception:  # json and nbformat raise nearly anything
-        raise Error("it is not a Jupyter notebook: hand in the .ipynb file, as saved or downloaded") from None
+        raise Error(
+            "it is not a Jupyter notebook: hand in the .ipynb file, as saved or downloaded"
+        ) from None
     return notebook
 
 
 def names(code: str) -> tuple[set[str], set[str]]:
-    """The functions and classes that code defines at its top level, and the names that it assigns there."""
+    """The functions and classes that code defines at its top level, and the names that it assigns
+    there.
+    """
     try:
         body = ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # a student's, or with magics
@@ -176,11 +215,15 @@ def names(code: str) -> tuple[set[str], set[str]]:
     functions = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
     targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
-    return functions, {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+    return functions, {
+        n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)
+    }
 
 
 def which(notebook: NotebookNode, known: dict, name: str | None = None) -> str:
-    """Which of the known assignments a notebook is: as said, as its metadata say, or as its cells show."""
+    """Which of the known assignments a notebook is: as said, as its metadata say, or as its cells
+    show.
+    """
     if name:
         return choose("assignment", name, known)
     said = notebook.metadata.get("ddpp") if isinstance(notebook.metadata, dict) else None
@@ -188,16 +231,25 @@ def which(notebook: NotebookNode, known: dict, name: str | None = None) -> str:
     if isinstance(said, str) and said in known:
         return said
     cells = {copies.nbgrader(cell).get("grade_id") for cell in notebook.cells}
-    defined = set.union(set(), *(names(cell.source)[0] for cell in notebook.cells if cell.cell_type == "code"))
-    shared = {key: len(cells & a.checks.keys()) + len(defined & a.functions) for key, a in known.items()}
+    defined = set.union(
+        set(), *(names(cell.source)[0] for cell in notebook.cells if cell.cell_type == "code")
+    )
+    shared = {
+        key: len(cells & a.checks.keys()) + len(defined & a.functions) for key, a in known.items()
+    }
     best = max(shared, key=shared.__getitem__)
     if not shared[best]:
-        raise Error(f"it is none of the assignments {', '.join(known)}: hand in the notebook that was given out")
+        raise Error(
+            f"it is none of the assignments {', '.join(known)}: hand in the notebook that was "
+            "given out"
+        )
     return best
 
 
 def text_of(task: str, notebook: NotebookNode, given: set[str]) -> str:
-    """Where the answer to a task stands that a person grades: in its cell, below it, or perhaps elsewhere."""
+    """Where the answer to a task stands that a person grades: in its cell, below it, or perhaps
+    elsewhere.
+    """
     cells = list(enumerate(notebook.cells, 1))
     new = {i for i, c in cells if c.source.strip() not in given | {"", copies.TEXT_STUB}}
     place = [i for i, c in cells if copies.nbgrader(c).get("grade_id") == task]
@@ -211,5 +263,8 @@ def text_of(task: str, notebook: NotebookNode, given: set[str]) -> str:
     if where:
         return f"to be graded by hand: the text is not in its place but below it, in cell {where}"
     if texts:
-        return f"nothing was written in its place; there is other text in cell {', '.join(map(str, texts))}"
+        return (
+            "nothing was written in its place; there is other text in cell "
+            f"{', '.join(map(str, texts))}"
+        )
     return "nothing was written"

@@ -1,8 +1,10 @@
-"""The wall around a submission: what the operating system, and not Python, lets its process see and do.
+"""The wall around a submission: what the operating system, and not Python, lets its process see and
+do.
 
-bubblewrap builds it from namespaces: the process sees the system's libraries, Python and ddpp, all read-only, an empty
-folder of its own in memory, and nothing else: no home, no other process, no network. Where there are no namespaces,
-Landlock closes the file system. Which of them works here is found by trying.
+bubblewrap builds it from namespaces: the process sees the system's libraries, Python and ddpp, all
+read-only, an empty folder of its own in memory, and nothing else: no home, no other process, no
+network. Where there are no namespaces, Landlock closes the file system. Which of them works here is
+found by trying.
 """
 
 import os
@@ -18,17 +20,38 @@ from pathlib import Path
 from ddpp.course import enter
 from ddpp.errors import Error
 
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/sys/devices/system/cpu")
-ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "fonts", "localtime", "mime.types")
+SYSTEM = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/nix/store",
+    "/sys/devices/system/cpu",
+)
+ETC = (
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "alternatives",
+    "fonts",
+    "localtime",
+    "mime.types",
+)
 DEVICES = ("null", "zero", "full", "random", "urandom")
-PROC = ("cpuinfo", "meminfo", "stat", "sys/vm/overcommit_memory")  # what libraries ask of the machine
+# what libraries ask of the machine
+PROC = ("cpuinfo", "meminfo", "stat", "sys/vm/overcommit_memory")
 PACKAGE = Path(__file__).parents[1]
 ROOM = 2**30  # bytes that a submission may keep in its folder
 SHARED = 2**28  # and in /dev/shm
 INSIDE = Path("/tmp")  # the folder, behind a wall of namespaces
 REFUSED = (
-    "submissions cannot be confined here: bubblewrap finds no user namespaces, and the system has no Landlock (both "
-    "are Linux). Grade in the container of the project's Containerfile, or, if you trust each of the submissions with "
+    "submissions cannot be confined here: bubblewrap finds no user namespaces, and the system "
+    "has no Landlock (both "
+    "are Linux). Grade in the container of the project's Containerfile, or, if you trust each of "
+    "the submissions with "
     "all that you can read and write, with --trust-submissions"
 )
 
@@ -46,24 +69,55 @@ class Wall:
         """Whether the process has a folder, processes and a network of its own."""
         return bool(self.program)
 
-    def command(self, arguments: list[str], private: tuple[Path, ...], files: dict[Path, Path]) -> list[str]:
+    def command(
+        self, arguments: list[str], private: tuple[Path, ...], files: dict[Path, Path]
+    ) -> list[str]:
         """The command that runs Python with these arguments behind this wall.
 
-        private: what must not be seen even where it lies in a library's folder; files: where a file should be -> which.
+        private: what must not be seen even where it lies in a library's folder; files: where a file
+        should be -> which.
         """
         if not self.alone:
             return [sys.executable, *arguments]
         mounts = {path: ["--ro-bind", str(path), str(path)] for path in libraries()}
-        hidden = [path for path in _secrets(private) if any(path.is_relative_to(shown) for shown in mounts)]
+        hidden = [
+            path
+            for path in _secrets(private)
+            if any(path.is_relative_to(shown) for shown in mounts)
+        ]
         for path in hidden:
-            nothing = ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", os.devnull, str(path)]
+            nothing = (
+                ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", os.devnull, str(path)]
+            )
             mounts[path] = nothing
         mounts[INSIDE] = ["--size", str(ROOM), "--tmpfs", str(INSIDE)]
         mounts |= {place: ["--ro-bind", str(path), str(place)] for place, path in files.items()}
-        ordered = [word for path in sorted(mounts) for word in mounts[path]]  # a folder before what lies in it
-        own = f"--unshare-all --unshare-user --disable-userns --cap-drop ALL {' '.join(ENDS)} --proc /proc --dev /dev"
-        room = ["--size", str(SHARED), "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--remount-ro", "/"]
-        return [self.program, *own.split(), *ordered, *room, "--chdir", str(INSIDE), sys.executable, *arguments]
+        # a folder before what lies in it
+        ordered = [word for path in sorted(mounts) for word in mounts[path]]
+        own = (
+            f"--unshare-all --unshare-user --disable-userns --cap-drop ALL {' '.join(ENDS)} "
+            "--proc /proc --dev /dev"
+        )
+        room = [
+            "--size",
+            str(SHARED),
+            "--tmpfs",
+            "/dev/shm",
+            "--remount-ro",
+            "/dev",
+            "--remount-ro",
+            "/",
+        ]
+        return [
+            self.program,
+            *own.split(),
+            *ordered,
+            *room,
+            "--chdir",
+            str(INSIDE),
+            sys.executable,
+            *arguments,
+        ]
 
     def rules(self, work: Path, private: tuple[Path, ...]) -> dict | None:
         """What Landlock should allow, if it is the wall."""
@@ -72,35 +126,61 @@ class Wall:
         shown = libraries()
         for path in private:
             if any(path.is_relative_to(folder) for folder in shown):
-                raise Error(f"Landlock cannot hide {path}, which lies among the libraries: move it, or {OTHERWISE}")
-        read = [*map(str, shown), *(f"/proc/{name}" for name in PROC), *(f"/dev/{name}" for name in DEVICES)]
+                raise Error(
+                    f"Landlock cannot hide {path}, which lies among the libraries: move it, or "
+                    f"{OTHERWISE}"
+                )
+        read = [
+            *map(str, shown),
+            *(f"/proc/{name}" for name in PROC),
+            *(f"/dev/{name}" for name in DEVICES),
+        ]
         return {"read": read, "write": [str(work), os.devnull]}
 
 
-ENDS = ("--die-with-parent", "--new-session", "--as-pid-1")  # when bubblewrap ends, so do all in there
+# when bubblewrap ends, so do all in there
+ENDS = ("--die-with-parent", "--new-session", "--as-pid-1")
 OTHERWISE = "install bubblewrap where user namespaces are allowed"
 LANDLOCK = Wall(
     "Landlock",
-    "files were closed to this submission by Landlock. It does not stop UDP, sockets of other programs, the change of "
-    "modes and times of files, or a process that leaves its group; before Linux 6.7 no network, before 6.12 no signals",
+    "files were closed to this submission by Landlock. It does not stop UDP, sockets of other "
+    "programs, the change of "
+    "modes and times of files, or a process that leaves its group; before Linux 6.7 no network, "
+    "before 6.12 no signals",
 )
 NONE = Wall("none", "nothing confined this submission: it was graded with --trust-submissions")
 
 
 def libraries() -> list[Path]:
-    """What a submission may read: the system's programs and libraries, Python, its packages, and ddpp."""
+    """What a submission may read: the system's programs and libraries, Python, its packages, and
+    ddpp.
+    """
     python = Path(os.path.realpath(sys.executable)).parents[1]
-    packages = [path for path in map(Path, sys.path) if path.name in ("site-packages", "dist-packages")]
-    linked = [Path(path) for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path]
+    packages = [
+        path for path in map(Path, sys.path) if path.name in ("site-packages", "dist-packages")
+    ]
+    linked = [
+        Path(path) for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path
+    ]
     system = [*map(Path, SYSTEM), *(Path("/etc", name) for name in ETC)]
     places = [*system, Path(sys.prefix), Path(sys.base_prefix), python, *packages, *linked, PACKAGE]
     both = {place for path in places for place in (path.absolute(), path.resolve())}
-    return sorted(path for path in both if path.exists() and path not in (Path("/"), Path(os.path.expanduser("~"))))
+    return sorted(
+        path
+        for path in both
+        if path.exists() and path not in (Path("/"), Path(os.path.expanduser("~")))
+    )
 
 
 def environment(work: Path) -> dict[str, str]:
-    """All that a submission finds in its environment: nothing of the grader's but what it needs to start."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH") if name in os.environ}
+    """All that a submission finds in its environment: nothing of the grader's but what it needs to
+    start.
+    """
+    kept = {
+        name: os.environ[name]
+        for name in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
+        if name in os.environ
+    }
     packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     return kept | {
         **dict.fromkeys(("HOME", "TMPDIR", "IPYTHONDIR"), str(work)),
@@ -115,9 +195,14 @@ def environment(work: Path) -> dict[str, str]:
 
 @lru_cache(1)
 def best() -> Wall:
-    """The best wall that works here, found by trying; an Error that names the ways out where none does."""
+    """The best wall that works here, found by trying; an Error that names the ways out where none
+    does.
+    """
     programs = [shutil.which("bwrap"), _packaged()]
-    for wall in [*(Wall("bubblewrap", program=program) for program in programs if program), LANDLOCK]:
+    for wall in [
+        *(Wall("bubblewrap", program=program) for program in programs if program),
+        LANDLOCK,
+    ]:
         if works(wall):
             return wall
     raise Error(REFUSED)
@@ -127,7 +212,10 @@ def works(wall: Wall) -> bool:
     """Whether a process behind this wall starts, and does not see a file outside."""
     if wall == LANDLOCK and not enter.landlock():
         return False
-    with tempfile.TemporaryDirectory(prefix="ddpp-") as folder, tempfile.NamedTemporaryFile(dir=folder) as secret:
+    with (
+        tempfile.TemporaryDirectory(prefix="ddpp-") as folder,
+        tempfile.NamedTemporaryFile(dir=folder) as secret,
+    ):
         work = Path(folder, "work")
         work.mkdir()
         probe = (
@@ -139,7 +227,9 @@ def works(wall: Wall) -> bool:
         )
         try:
             command = wall.command(["-P", "-S", "-c", probe], (), {})
-            found = subprocess.run(command, env=environment(work), capture_output=True, text=True, timeout=60)
+            found = subprocess.run(
+                command, env=environment(work), capture_output=True, text=True, timeout=60
+            )
         except (OSError, subprocess.TimeoutExpired):
             return False
         return found.stdout == "walled\n"
@@ -157,5 +247,7 @@ def _packaged() -> str | None:
 
 def _secrets(private: tuple[Path, ...]) -> list[Path]:
     """What is never shown: what the grader names, and where pip keeps passwords."""
-    settings = [Path(prefix, "pip.conf") for prefix in (sys.prefix, sys.base_prefix, *site.PREFIXES)]
+    settings = [
+        Path(prefix, "pip.conf") for prefix in (sys.prefix, sys.base_prefix, *site.PREFIXES)
+    ]
     return [path.resolve() for path in (*private, *settings) if path.exists()]

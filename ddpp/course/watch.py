@@ -1,7 +1,9 @@
-"""Whose code does what: library functions that a task forbids, and a submission that looks into its checks.
+"""Whose code does what: library functions that a task forbids, and a submission that looks into its
+checks.
 
-While a student's function runs, the forbidden functions are traps, and calls of their code by another way are seen.
-In the grader's process more is watched: frames, threads, ctypes. That makes lying expensive; it is no wall.
+While a student's function runs, the forbidden functions are traps, and calls of their code by
+another way are seen. In the grader's process more is watched: frames, threads, ctypes. That makes
+lying expensive; it is no wall.
 """
 
 import contextlib
@@ -11,18 +13,33 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 
-PROGRAMS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"}
+PROGRAMS = {
+    "os.exec",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.system",
+    "subprocess.Popen",
+}
 NETWORK = {"socket.connect", "socket.getaddrinfo", "socket.sendto"}
-FRAMES = {"sys._getframe", "sys._current_frames", "sys._current_exceptions", "sys.settrace", "sys.setprofile"}
+FRAMES = {
+    "sys._getframe",
+    "sys._current_frames",
+    "sys._current_exceptions",
+    "sys.settrace",
+    "sys.setprofile",
+}
 FRAMES |= {"gc.get_objects", "gc.get_referrers", "gc.get_referents", "code.__new__"}
 OF_OBJECTS = {"tb_frame", "gi_frame", "cr_frame", "ag_frame"}
 THREADS = {"_thread.start_new_thread", "_thread.start_joinable_thread"}
+# of the library, which look into frames for others
 GO_BETWEENS = (
     "inspect.py",
     "traceback.py",
     "contextlib.py",
     os.path.join("ctypes", "__init__.py"),
-)  # of the library, which look into frames for others
+)
 
 STILL_RUNNING = "a thread that this notebook started is still running: wait for it with `join`"
 
@@ -31,10 +48,12 @@ getframe, current_frames = sys._getframe, sys._current_frames
 
 @dataclass
 class Guard:
-    """What is known in the grader's process. It has no functions of its own: from a class one finds to the rest.
+    """What is known in the grader's process. It has no functions of its own: from a class one finds
+    to the rest.
 
-    private, codes: the grader's copies of the checks, by the ids of their dictionaries, and their code; classes: that
-    were there before the submission; changed: what names a change; asking: whether a student's function runs now.
+    private, codes: the grader's copies of the checks, by the ids of their dictionaries, and their
+    code; classes: that were there before the submission; changed: what names a change; asking:
+    whether a student's function runs now.
     """
 
     library: tuple[str, ...]
@@ -49,14 +68,18 @@ guard: Guard | None = None  # in the grader's process only
 
 
 def start(library: tuple[str, ...]) -> Guard:
-    """Watch this process from here on. library: where the files of code lie that is not a submission's."""
+    """Watch this process from here on. library: where the files of code lie that is not a
+    submission's.
+    """
     global guard
     guard = mine = Guard(library)
     inside = []
 
     def see(event: str, values: tuple) -> None:
         if event in PROGRAMS:
-            raise PermissionError("while grading, code cannot start other programs (no !, no %pip, no workers)")
+            raise PermissionError(
+                "while grading, code cannot start other programs (no !, no %pip, no workers)"
+            )
         if event in NETWORK:
             raise PermissionError("while grading, there is no network")
         if event in ("os.kill", "os.killpg") and values[0] != os.getpid():
@@ -64,8 +87,14 @@ def start(library: tuple[str, ...]) -> Guard:
         if event in THREADS and mine.asking:
             raise PermissionError("while a check runs, code cannot start threads")
         looks = event in FRAMES or (event == "object.__getattr__" and values[1] in OF_OBJECTS)
-        pretends = event == "compile" and isinstance(values[1], str) and values[1].startswith(library)
-        reads = event == "open" and str(values[0]).startswith("/proc/") and str(values[0]).endswith(("/mem", "/maps"))
+        pretends = (
+            event == "compile" and isinstance(values[1], str) and values[1].startswith(library)
+        )
+        reads = (
+            event == "open"
+            and str(values[0]).startswith("/proc/")
+            and str(values[0]).endswith(("/mem", "/maps"))
+        )
         if (looks or pretends or reads or event.startswith("ctypes.")) and not inside:
             inside.append(event)
             try:
@@ -73,14 +102,18 @@ def start(library: tuple[str, ...]) -> Guard:
             finally:
                 inside.clear()
             if theirs:
-                raise PermissionError(f"while grading, code cannot look into the process that runs it ({event})")
+                raise PermissionError(
+                    f"while grading, code cannot look into the process that runs it ({event})"
+                )
 
     sys.addaudithook(see)
     return mine
 
 
 def hide(guard: Guard, private: dict[str, ModuleType]) -> None:
-    """The grader's copies of the checks; the submission's own, which have the answers in them, are forbidden."""
+    """The grader's copies of the checks; the submission's own, which have the answers in them, are
+    forbidden.
+    """
     guard.private = frozenset(id(vars(module)) for module in private.values())
     functions = [function for module in private.values() for function in _functions(module)]
     guard.codes = frozenset(code for function in functions for code in _nested(function.__code__))
@@ -95,20 +128,30 @@ def known(kind: type) -> bool:
     """Whether a check may rely on what objects of this class say of themselves."""
     if not guard or kind in guard.classes:
         return True
-    own = (getattr(kind, name, None) for name in ("__eq__", "__ne__", "__len__", "__iter__", "__getitem__"))
-    return all(f.__code__.co_filename.startswith(guard.library) for f in own if isinstance(f, FunctionType))
+    own = (
+        getattr(kind, name, None)
+        for name in ("__eq__", "__ne__", "__len__", "__iter__", "__getitem__")
+    )
+    return all(
+        f.__code__.co_filename.startswith(guard.library) for f in own if isinstance(f, FunctionType)
+    )
 
 
 def _of_library(frame, library: tuple[str, ...]) -> bool:
     """Whether a library asked for something, and not a student's code by way of one."""
-    while frame and (frame.f_code.co_filename.endswith(GO_BETWEENS) or frame.f_code.co_name == "currentframe"):
+    while frame and (
+        frame.f_code.co_filename.endswith(GO_BETWEENS) or frame.f_code.co_name == "currentframe"
+    ):
         frame = frame.f_back
     return not frame or frame.f_code.co_filename.startswith(library)
 
 
 @contextlib.contextmanager
-def watching(forbidden: tuple[ModuleType | Callable, ...], given: tuple = ()) -> Iterator[list[str]]:
-    """Collects the names of these functions, and of the functions of these modules, that the block calls.
+def watching(
+    forbidden: tuple[ModuleType | Callable, ...], given: tuple = ()
+) -> Iterator[list[str]]:
+    """Collects the names of these functions, and of the functions of these modules, that the block
+    calls.
 
     given: what a check hands out, and so may be called.
     """
@@ -125,7 +168,11 @@ def watching(forbidden: tuple[ModuleType | Callable, ...], given: tuple = ()) ->
             return
         if id(frame.f_globals) in private:
             inner = "." in frame.f_code.co_qualname or id(frame.f_back.f_globals) in private
-            if inner or frame.f_code in handed_out or frame.f_back.f_code.co_filename.startswith(library):
+            if (
+                inner
+                or frame.f_code in handed_out
+                or frame.f_back.f_code.co_filename.startswith(library)
+            ):
                 return
         if frame.f_globals.get("__name__") in names or frame.f_code in watched:
             called.append(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}")
@@ -142,7 +189,9 @@ def watching(forbidden: tuple[ModuleType | Callable, ...], given: tuple = ()) ->
 
 
 def unwatched() -> str:
-    """What a student's function left behind, in words, if anything: other threads, other functions in the library."""
+    """What a student's function left behind, in words, if anything: other threads, other functions
+    in the library.
+    """
     if not guard:
         return ""
     if threads():
@@ -158,7 +207,10 @@ def _functions(module: ModuleType) -> list[FunctionType]:
     for value in list(vars(module).values()):
         if getattr(value, "__module__", None) == module.__name__:
             inner = list(vars(value).values()) if isinstance(value, type) else [value]
-            inner = [getattr(x, "__func__", getattr(x, "__wrapped__", getattr(x, "fget", x))) for x in inner]
+            inner = [
+                getattr(x, "__func__", getattr(x, "__wrapped__", getattr(x, "fget", x)))
+                for x in inner
+            ]
             found += [x for x in inner if isinstance(x, FunctionType)]
     return found
 
@@ -172,14 +224,18 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 @contextlib.contextmanager
 def _trapped(functions: list[FunctionType]) -> Iterator[set[CodeType]]:
-    """These functions fail while the block runs, in whatever thread or process they are called: with the code given."""
+    """These functions fail while the block runs, in whatever thread or process they are called:
+    with the code given.
+    """
 
     def trap(*_, **__):
         raise AssertionError("the task is to write it yourself")
 
     before = {id(f): (f, f.__code__) for f in functions if not f.__code__.co_freevars}.values()
     for function, code in before:
-        function.__code__ = trap.__code__.replace(co_name=code.co_name, co_firstlineno=code.co_firstlineno)
+        function.__code__ = trap.__code__.replace(
+            co_name=code.co_name, co_firstlineno=code.co_firstlineno
+        )
     try:
         yield {function.__code__ for function, _ in before}
     finally:
@@ -189,7 +245,9 @@ def _trapped(functions: list[FunctionType]) -> Iterator[set[CodeType]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """In the grader's process: what a student's function prints is not heard, and it starts no threads."""
+    """In the grader's process: what a student's function prints is not heard, and it starts no
+    threads.
+    """
     if not guard:
         yield
         return

@@ -1,6 +1,8 @@
-"""Make the bundled sample from the complete CIFAR-10:  python -m ddpp.sample.make ROOT  (ROOT holds cifar10.npz).
+"""Make the bundled sample from the complete CIFAR-10:  python -m ddpp.sample.make ROOT  (ROOT holds
+cifar10.npz).
 
-Writes cifar10-sample.webp: 6,000 tiles of 32 x 32 in a lossless mosaic, and prints the arrays' SHA-256 for data.py.
+Writes cifar10-sample.webp: 6,000 tiles of 32 x 32 in a lossless mosaic, and prints the arrays'
+SHA-256 for data.py.
 """
 
 import sys
@@ -15,7 +17,9 @@ from ddpp.data import SAMPLE, _find, _sha256
 def sample_of(
     arrays: dict[str, np.ndarray], train_per_class: int = 500, test_per_class: int = 100
 ) -> dict[str, np.ndarray]:
-    """The bundled sample's rule: the first images of each class in the official order, class by class."""
+    """The bundled sample's rule: the first images of each class in the official order, class by
+    class.
+    """
     first = lambda y, n: np.concatenate([np.flatnonzero(y == c)[:n] for c in range(10)])
     train, test = first(arrays["y_train"], train_per_class), first(arrays["y_test"], test_per_class)
     picks = {"x_train": train, "y_train": train, "x_test": test, "y_test": test}
