@@ -19,13 +19,14 @@ except ModuleNotFoundError:  # where ddpp was installed without its dependencies
     ) from None
 
 from ddpp import experiments, ranks, store
-from ddpp.data import SHA256, find_device, load_data
+from ddpp.data import SHA256, load_data
+from ddpp.devices import find_device
 from ddpp.distill import DistillConfig
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error, choose
 from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
 from ddpp.folder import pack_folder
-from ddpp.loop import MethodConfig
+from ddpp.methods import MethodConfig
 from ddpp.networks import accuracy
 from ddpp.pipeline import commit, provenance, report_path, run, teachers_in
 from ddpp.recipes import PROFILES, Recipe, recipe

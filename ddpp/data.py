@@ -2,11 +2,8 @@
 any .npz file.
 """
 
-import contextlib
-import ctypes
 import hashlib
-import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpp import store
+from ddpp.devices import find_device
 from ddpp.errors import Error, choose
 from ddpp.networks import Flat, NetworkConfig
 from ddpp.seeds import generator
@@ -122,6 +120,10 @@ class ImageData:
         """What a distilled file says of its data."""
         return {"data": {"name": self.name, **self.identity}}
 
+    def made_from(self, network: NetworkConfig) -> dict:
+        """What a run on this data without teachers is made from, for its identity."""
+        return {"network": asdict(network), "images": self.identity}
+
     def network(self, config: NetworkConfig) -> Flat:
         """The network of a NetworkConfig, sized for these images and classes."""
         return config.build(self.shape[0], len(self.classes), self.shape[1], self.device)
@@ -197,39 +199,6 @@ def load_data(
         held_out=validation,
         sha256=hashlib.sha256("".join(_sha256(arrays[key]) for key in ARRAYS).encode()).hexdigest(),
     )
-
-
-def find_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or the GPU if there is one, else the CPU."""
-    # float32 means float32: on by default, TF32 would round convolutions
-    torch.backends.cudnn.allow_tf32 = False
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    try:
-        device = torch.device(("cuda" if found else "cpu") if device is None else device)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError
-    except RuntimeError:
-        raise Error(f"unknown device '{device}': use 'cpu' or 'cuda'") from None
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise Error(
-            f"CUDA was asked for but PyTorch finds no {'such ' if found else ''}GPU here: "
-            "use the device 'cpu', or a machine with a GPU"
-        )
-    if device.type == "cpu":
-        _keep_memory()
-    elif device.index is None:  # under torchrun, each rank on a machine takes a GPU of its own
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % found)
-    return device
-
-
-def _keep_memory() -> None:
-    """Let the C library keep freed memory for the next tensor, instead of handing each large block
-    back to the system
-    and taking it anew, page by page: on a CPU that doubles the speed of a teacher."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no block is a mapping of its own
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
 
 
 def _find(name_or_path: str | Path, root: Path) -> tuple[str, dict[str, np.ndarray]]:

@@ -3,18 +3,20 @@ be taken.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ddpp import loop, ranks
 from ddpp.data import ImageData, Split
+from ddpp.devices import made_on
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error, choose
+from ddpp.identity import of_run
 from ddpp.pruning import RULES, keep_mask, masked_loss
 from ddpp.seeds import generator
 from ddpp.teachers import Teachers
@@ -69,6 +71,15 @@ Config = TypeVar("Config", bound=DistillConfig)
 S = TypeVar("S", bound=State)
 
 
+@dataclass(frozen=True)
+class Algorithm(Generic[Config, S]):
+    """A method that matches trajectories: its name, its first state, and its step."""
+
+    name: str
+    begin: Callable[[Split, Config], S]
+    step: Callable[[S, Tensor, Teachers, Config, str], tuple[S, dict]]
+
+
 def distill(
     data: ImageData,
     teachers: Teachers,
@@ -79,60 +90,45 @@ def distill(
     save_minutes: float = 1.0,
     progress: bool = True,
     report: Callable[[str], None] = lambda line: None,
+    on_step: Callable[[loop.Run], None] = lambda run: None,
 ) -> DistilledDataset:
     """Distil `data` with its `teachers` into config.ipc images per class.
 
     With a `checkpoint` path, the state is saved there every `save_steps` steps or `save_minutes`
     minutes, and on Ctrl-C; the same call goes on from it, on one machine's CPU to the same bits as
     a run that was never stopped (on a GPU, sums run in no fixed order). `report` hears which engine
-    was taken and why. The result's history has, per
-    step: start epoch, teacher, loss, the unmasked (MTT) loss, kept fraction, alpha, skipped, and
-    the kept fraction of each layer, `layers` (steps, layers); of several trajectories the mean, but
-    start epoch and teacher of the first. Under torchrun every rank matches its share of
+    was taken and why. `on_step` is called with the `Run` after each step. The result's history has,
+    per step: start epoch, teacher, loss, the unmasked (MTT) loss, kept fraction, alpha, skipped,
+    and the kept fraction of each layer, `layers` (steps, layers); of several trajectories the mean,
+    but start epoch and teacher of the first. Under torchrun every rank matches its share of
     config.trajectories, and rank 0 saves. Raises Error for settings that cannot work, a checkpoint
     of another run, and a run that has stopped making steps.
     """
-    columns = ("epoch", "teacher", "loss", "unmasked", "kept", "alpha", "skipped")
-    columns = dict.fromkeys(columns, ()) | {"layers": (len(teachers.network.shapes),)}
-    saving = loop.Saving(checkpoint, save_steps, save_minutes, progress, report)
-    return run("ddpp", data, teachers, config, begin, step, columns, saving)
+    saving = loop.Saving(checkpoint, save_steps, save_minutes, progress, report, on_step)
+    return run(Algorithm("ddpp", begin, step), data, teachers, config, saving)
 
 
 def run(
-    method: str,
+    algorithm: Algorithm[Config, S],
     data: ImageData,
     teachers: Teachers,
     config: Config,
-    begin: Callable[[Split, Config], S],
-    step: Callable[[S, Tensor, Teachers, Config, str], tuple[S, dict]],
-    columns: Mapping[str, tuple[int, ...]],
     saving: loop.Saving,
 ) -> DistilledDataset:
-    """The loop of a method that matches trajectories: from the state `begin` makes, with the
-    function `step`.
-    """
+    """Distil with Algorithm 1, or with another method that matches trajectories."""
     check(config, data, teachers)
     start_set = data.draw(config.ipc, config.seed)
     engine, why = config.engine, "as asked for"
     if engine == "auto":
-        engine, why = choose_engine(
-            teachers.network, *start_set, config.batch, config.student_steps
-        )
+        network, batch = teachers.network, config.batch
+        engine, why = choose_engine(network, *start_set, batch, config.student_steps)
     saving.report(f"engine: {engine} ({why})")
-    return loop.run(  # line 3
-        data,
-        start_set.labels,
-        begin(start_set, config),
-        lambda state: step(state, start_set.labels, teachers, config, engine),
-        steps=config.steps,
-        iterates=config.iterates,
-        columns=columns,
-        identity=loop.identity(method, config, teachers.config, data),
-        network=asdict(teachers.config.network),
-        saving=saving,
-        here=loop.made_on(data.device) | {"engine": engine},
-        check=_check_moving,
-    )
+    step = lambda state: algorithm.step(state, start_set.labels, teachers, config, engine)
+    begin, network = algorithm.begin(start_set, config), teachers.config.network
+    method = loop.Method(begin, step, config.steps, config.iterates, _advice)
+    identity = of_run(algorithm.name, config, teachers.config.made_from(data), network.name)
+    done = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)  # line 3
+    return DistilledDataset.from_run(done, data, start_set.labels, network, identity)
 
 
 def step(
@@ -290,26 +286,19 @@ def begin(start_set: Split, config: DistillConfig) -> State:
     return State(0, images, alpha, torch.zeros_like(images), torch.zeros_like(alpha))
 
 
-def _check_moving(state: State, history: dict[str, Tensor]) -> None:
-    if state.skipped > MAX_SKIPPED or state.skipped == state.step == len(history["loss"]):
-        raise loop.Stopped(
-            _advice(
-                state, {name: float(history[name][state.step - 1]) for name in ("kept", "loss")}
-            )
-        )
-
-
-def _advice(state: State, record: dict) -> str:
-    if record["kept"] == 0:
-        return f"every parameter was pruned in {state.skipped} steps in a row: lower epsilon"
-    if math.isfinite(record["loss"]):
+def _advice(run: loop.Run[State]) -> str:
+    """What to change in a run that has stopped making steps; nothing for one that has not."""
+    skipped = run.state.skipped
+    if skipped <= MAX_SKIPPED and not skipped == run.state.step == len(run.history["loss"]):
+        return ""
+    if run.last("kept") == 0:
+        return f"every parameter was pruned in {skipped} steps in a row: lower epsilon"
+    if math.isfinite(run.last("loss")):
         return (
-            f"alpha or the images left the numbers in {state.skipped} steps in a row (alpha is "
-            f"{state.alpha:.2g}): "
-            "lower alpha_lr and image_lr"
+            f"alpha or the images became NaN or infinite, or alpha not positive, in {skipped} "
+            f"steps in a row (alpha is {run.state.alpha:.2g}): lower alpha_lr and image_lr"
         )
     return (
-        f"the loss was not finite in {state.skipped} steps in a row: lower image_lr, alpha_lr or "
-        "alpha0, or check that "
-        "the teachers move from epoch to epoch"
+        f"the loss was not finite in {skipped} steps in a row: lower image_lr, alpha_lr or alpha0, "
+        "or check that the teachers move from epoch to epoch"
     )

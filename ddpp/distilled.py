@@ -15,7 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddpp import store
+from ddpp.data import ImageData
 from ddpp.errors import Error, choose
+from ddpp.loop import Run, pack, unpack
+from ddpp.networks import NetworkConfig
 from ddpp.whitening import Whitening
 
 KIND = "distilled dataset"
@@ -74,6 +77,28 @@ class DistilledDataset(Dataset):
                     "not all finite"
                 )
             _check_alpha(alpha, f"the alpha of step {step}")
+
+    @classmethod
+    def from_run(
+        cls, run: Run, data: ImageData, labels: Tensor, network: NetworkConfig, identity: dict
+    ) -> "DistilledDataset":
+        """What a finished run has made of `data`, with `labels` (N,) or learned ones (N, classes).
+
+        network, identity: those of the run.
+        """
+        learned = labels.is_floating_point()
+        return cls(
+            images=run.state.images,
+            labels=labels,
+            loss=SQUARED_ERROR if learned else None,
+            alpha=run.state.alpha,
+            whitening=data.whitening,
+            classes=data.classes,
+            network=dataclasses.asdict(network),
+            iterates=run.iterates,
+            history=run.history,
+            provenance=identity | data.provenance | {"made_on": list(run.machines)},
+        )
 
     def __repr__(self) -> str:
         shape, alpha = "x".join(map(str, self.images.shape[1:])), float(self.alpha)
@@ -279,33 +304,6 @@ def loss_in(tensors: dict[str, Tensor], meta: dict) -> str:
     return meta.get(
         "loss", SQUARED_ERROR if tensors["labels"].is_floating_point() else CROSS_ENTROPY
     )
-
-
-def pack(
-    iterates: dict[int, tuple[Tensor, Tensor]], history: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Iterates and history as named tensors for a file."""
-    tensors = {f"history.{name}": column for name, column in history.items()}
-    for step, (images, alpha) in iterates.items():
-        tensors |= {f"iterate.{step}.images": images, f"iterate.{step}.alpha": alpha}
-    return tensors
-
-
-def unpack(
-    tensors: dict[str, Tensor],
-) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """The iterates and the history that `pack` named."""
-    steps = sorted(
-        int(m[1]) for name in tensors if (m := re.fullmatch(r"iterate\.(\d+)\.images", name))
-    )
-    iterates = {
-        step: (tensors[f"iterate.{step}.images"], tensors[f"iterate.{step}.alpha"])
-        for step in steps
-    }
-    prefix = "history."
-    return iterates, {
-        name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
-    }
 
 
 def _pil(image: Tensor) -> Image.Image:

@@ -29,8 +29,9 @@ from ddpp import store
 from ddpp.data import ImageData, load_data
 from ddpp.errors import Error, differences
 from ddpp.evaluate import evaluate
+from ddpp.identity import marks_of
 from ddpp.loop import KIND as CHECKPOINT
-from ddpp.loop import Stopped, marks_of
+from ddpp.loop import Stopped
 from ddpp.methods import METHODS
 from ddpp.networks import NetworkConfig
 from ddpp.pipeline import beside, clock, commit, provenance, run, stopwatch
@@ -563,7 +564,7 @@ def read_result(each: Run, results: str | Path) -> dict | None:
 
 def _marks(each: Run) -> dict:
     """What its method, settings and network name that is not ddpp's own."""
-    return marks_of(each.recipe.method, each.recipe.distill, _network(each))
+    return marks_of(each.recipe.method, each.recipe.distill, _network(each).name)
 
 
 def _network(each: Run) -> NetworkConfig:

@@ -19,12 +19,16 @@ import sysconfig
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddpp.errors import Error
+
+if TYPE_CHECKING:  # it is nowhere else
+    from _typeshed import DataclassInstance
 
 VERSION = "__ddpp_version__"
 LIBRARIES = tuple(
@@ -103,6 +107,25 @@ def marks(**names: str | bool) -> dict[str, dict[str, str]]:
         elif kind in TABLES:
             found |= TABLES[kind].marks(name)
     return {"custom": found} if found else {}
+
+
+def of_run(method: str, config: "DataclassInstance", made_from: dict, network: str) -> dict:
+    """What the outcome of a run is a function of; its checkpoint and its result carry it.
+
+    config: the method's settings, a dataclass; made_from: what the run is given, in terms of JSON;
+    network: its name.
+    """
+    own = marks_of(method, config, network)
+    run = {"method": method, "config": dataclasses.asdict(config)} | made_from | own
+    return json.loads(json.dumps(run))  # as files give it back
+
+
+def marks_of(method: str, config: "DataclassInstance", network: str) -> dict:
+    """What a method, its settings and a network name that is not ddpp's own, see `marks`."""
+    named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    named = {name: value for name, value in named.items() if name in TABLES}
+    augment = getattr(config, "augment", True)
+    return marks(method=method, network=network, augmentation=augment, **named)
 
 
 def custom(thing, version: str | int):

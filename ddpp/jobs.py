@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ddpp.data import ImageData, Split, find_device
+from ddpp.data import ImageData, Split
+from ddpp.devices import find_device
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluate import Protocol, evaluate
 from ddpp.networks import NetworkConfig

@@ -1,67 +1,37 @@
-"""The loop that all methods share: from real images, step by step, to a distilled dataset.
-Stoppable at any moment.
+"""The loop that all methods share: from a first state, step by step, to the last one; stoppable at
+any moment.
 
-A method brings the state it begins with and a function from one state to the next. A state is a
-dataclass with the fields `step` (int), `images` and `alpha`, and whatever else a step reads from
-the steps before it: tensors and numbers.
+A *Method* knows how to step. A *Run* is what has happened so far. A *Checkpoint* is where that is
+kept. The loop knows nothing of data, networks or teachers.
 """
 
-import json
 import math
-import platform
+import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import Field, asdict, dataclass, fields
-from importlib.metadata import version
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpp import ranks, store
-from ddpp.data import ImageData
-from ddpp.distilled import SQUARED_ERROR, DistilledDataset, pack, unpack
 from ddpp.errors import Error, differences
-from ddpp.identity import TABLES, marks
-from ddpp.networks import NetworkConfig
-from ddpp.teachers import TeacherConfig
 
 KIND = "checkpoint"
 Iterates = dict[int, tuple[Tensor, Tensor]]  # {step: (images, alpha)}
-# of what a step records, in the progress bar
-SHOWN = {"loss": ".3f", "kept": ".1%", "alpha": ".4f"}
+SHOWN = {"loss": ".3f", "kept": ".1%", "alpha": ".4f"}  # of a record, in the progress bar
 
 
 class Stopped(Error):
-    """A run that can make no more steps: of pruning too much, say. Its checkpoint and settings are
-    in order.
-    """
-
-
-class MethodConfig(Protocol):
-    """The settings of a method: a frozen dataclass with at least these."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    @property
-    def ipc(self) -> int: ...
-
-    @property
-    def seed(self) -> int: ...
-
-
-class GivenTeachers(MethodConfig, Protocol):
-    """The settings of a method that is given teachers."""
-
-    @property
-    def teacher_epochs(self) -> int: ...  # the last epoch of theirs that it needs
+    """The run cannot make another step, because too much is pruned, say. Its checkpoint is kept."""
 
 
 class State(Protocol):
-    """Where a run is, a dataclass with at least these: all that a step reads from the steps before
-    it.
+    """All that a step reads from the steps before it: a dataclass of tensors and numbers with at
+    least these fields.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -80,160 +50,175 @@ S = TypeVar("S", bound=State)
 
 
 @dataclass(frozen=True)
+class Method(Generic[S]):
+    """How to distil: the first state, and a function from one state to the next."""
+
+    begin: S
+    step: Callable[[S], tuple[S, dict]]  # returns the next state, and what to record of this step
+    steps: int
+    iterates: int  # how many states along the way are kept, evenly spaced
+    advise: Callable[["Run[S]"], str] = lambda run: ""  # what to change, if the run is stuck
+
+    @property
+    def milestones(self) -> set[int]:
+        """The steps after which a state is kept."""
+        return {math.ceil(self.steps * (i + 1) / self.iterates) for i in range(self.iterates)}
+
+
+@dataclass(frozen=True)
+class Run(Generic[S]):
+    """What has happened so far. It never changes: `advance` returns another one."""
+
+    state: S
+    iterates: Iterates
+    history: dict[str, Tensor] = field(default_factory=dict)  # (steps, ...), NaN for future steps
+    machines: tuple[dict, ...] = ()  # that the steps were made on, in order
+
+    @classmethod
+    def of(cls, method: Method[S]) -> "Run[S]":
+        """The run before its first step."""
+        return cls(method.begin, {0: (method.begin.images, method.begin.alpha)})
+
+    def on(self, machine: dict) -> "Run[S]":
+        """The run, about to go on with a machine."""
+        known = machine in self.machines
+        return self if known else replace(self, machines=(*self.machines, machine))
+
+    def advance(self, method: Method[S]) -> "Run[S]":
+        """The run after one more step."""
+        after, record = method.step(self.state)
+        now = self.state.step
+        history = {
+            name: _recorded(self.history.get(name), method.steps, now, torch.as_tensor(value))
+            for name, value in record.items()
+        }
+        kept = {after.step: (after.images, after.alpha)} if after.step in method.milestones else {}
+        return replace(
+            self, state=after, iterates=self.iterates | kept, history=self.history | history
+        )
+
+    def last(self, name: str) -> float:
+        """What the last step recorded under a name."""
+        return float(self.history[name][self.state.step - 1])
+
+
+def _recorded(column: Tensor | None, steps: int, now: int, value: Tensor) -> Tensor:
+    """A column of the history (steps, ...) with one more row; the first value decides its shape."""
+    if column is None:
+        column = torch.full((steps, *value.shape), math.nan, dtype=torch.float32)
+    column = column.clone()
+    column[now] = value
+    return column
+
+
+@dataclass(frozen=True)
 class Saving:
-    """When a run's state is saved, and whether its progress is shown."""
+    """Where and when a run is saved, and who hears of it."""
 
     checkpoint: str | Path | None = None  # the file; None: nowhere
     save_steps: int | None = None  # every so many steps,
     save_minutes: float = 1.0  # and whenever so many minutes have passed
-    progress: bool = True
-    report: Callable[[str], None] = lambda line: None  # hears what the run does
+    progress: bool = True  # whether a progress bar is shown
+    report: Callable[[str], None] = lambda line: None  # called with what the run does, in words
+    on_step: Callable[[Run], None] = lambda run: None  # called with the run after each step
 
 
-def run(
-    data: ImageData,
-    labels: Tensor,
-    state: S,
-    step: Callable[[S], tuple[S, dict]],
-    *,
-    steps: int,
-    iterates: int,
-    columns: Mapping[str, tuple[int, ...]],
-    identity: dict,
-    network: dict,
-    saving: Saving,
-    here: dict,
-    check: Callable[[S, dict], None] = lambda state, history: None,
-) -> DistilledDataset:
-    """Take `steps` steps from `state`, or go on from the checkpoint, and keep `iterates` states
-    along the way.
+class Checkpoint(Generic[S]):
+    """The file in which a run is kept, and the identity that it must have."""
 
-    labels (N,), class by class; columns: the shape of each value that a step records; identity:
-    what the outcome is a function of; network: a NetworkConfig as a dict; here: what the steps are
-    made on, see `made_on`; `check` may raise Stopped after a step. Raises Error for a checkpoint of
-    another identity.
+    def __init__(self, saving: Saving, identity: dict):
+        self.path, self.every = saving.checkpoint, (saving.save_steps, 60 * saving.save_minutes)
+        self.identity = identity
+        self.saved = time.monotonic()
+
+    def load(self, begin: S) -> Run[S] | None:
+        """The run that was saved, on the device of `begin`; None if there is none. Raises Error
+        for a damaged file, and for a run of another identity.
+        """
+        if self.path is None or not Path(self.path).exists():
+            return None
+        tensors, meta = read_checkpoint(self.path, self.identity)
+        device = begin.images.device
+        values = {
+            f.name: tensors[f.name].to(device) if f.name in tensors else meta[f.name]
+            for f in fields(begin)
+        }
+        iterates, history = unpack(tensors)
+        iterates = {at: (x.to(device), alpha.to(device)) for at, (x, alpha) in iterates.items()}
+        return Run(type(begin)(**values), iterates, history, tuple(meta["made_on"]))
+
+    def save(self, run: Run[S]) -> None:
+        """Write the run, all or nothing. Under torchrun rank 0 does it."""
+        self.saved = time.monotonic()
+        if self.path is None or ranks.rank():
+            return
+        values = {f.name: getattr(run.state, f.name) for f in fields(run.state)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in values.items() if name not in tensors}
+        meta = {"identity": self.identity, **numbers, "made_on": list(run.machines)}
+        store.write(self.path, KIND, tensors | pack(run.iterates, run.history), meta)
+
+    def save_if_due(self, run: Run[S]) -> None:
+        """Write the run if enough steps or minutes have passed since the last time."""
+        steps, seconds = self.every
+        due = bool(steps) and run.state.step % steps == 0
+        if due or time.monotonic() - self.saved > seconds:
+            self.save(run)
+
+
+def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run[S]:
+    """Make all steps of a method, or those that its checkpoint lacks.
+
+    - method: how to step.
+    - identity: what the outcome is a function of; a checkpoint with another one is refused.
+    - machine: what the steps are made on; all that a run saw are recorded.
+    - saving: the checkpoint, and who hears of the progress.
+
+    Raises Stopped, with advice, if the run is stuck. After Ctrl-C or an Error all steps so far are
+    in the checkpoint, and the same call resumes from it.
     """
-    milestones = {math.ceil(steps * (i + 1) / iterates) for i in range(iterates)} | {steps}
-    history = {
-        name: torch.full((steps, *shape), math.nan, dtype=torch.float32)
-        for name, shape in columns.items()
-    }
-    kept, machines = {0: (state.images, state.alpha)}, []
-    path, report = saving.checkpoint, saving.report
-    if path is not None and Path(path).exists():
-        state, kept, history, machines = _load(path, identity, state, data.device)
-        report(f"going on from step {state.step} of {steps}, saved in {path}")
-        if here not in machines:
-            report(
-                "the steps before were made elsewhere: the bits may differ from a run on one "
-                "machine alone"
-            )
-    machines += [here] if here not in machines else []
-    check(state, history)
-
-    def save() -> None:
-        if path is not None and ranks.rank() == 0:
-            _save(path, identity, machines, state, kept, history)
-
-    saved = time.monotonic()
+    checkpoint = Checkpoint[S](saving, identity)
+    run = _begun(method, checkpoint, machine, saving)
     quiet = not saving.progress or ranks.rank() > 0
-    with tqdm(total=steps, initial=state.step, desc="distil", unit="step", disable=quiet) as bar:
-        try:
-            while state.step < steps:
-                after, record = step(state)
-                if after.step in milestones:
-                    kept = kept | {after.step: (after.images, after.alpha)}
-                for name, value in record.items():
-                    history[name][state.step] = value
-                state = after
-                shown = {
-                    name: f"{record[name]:{form}}" for name, form in SHOWN.items() if name in record
-                }
+    bar = tqdm(
+        total=method.steps, initial=run.state.step, desc="distil", unit="step", disable=quiet
+    )
+    try:
+        with bar:
+            while run.state.step < method.steps:
+                run = run.advance(method)
+                shown = {k: f"{run.last(k):{f}}" for k, f in SHOWN.items() if k in run.history}
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
-                check(state, history)
-                due = saving.save_steps and state.step % saving.save_steps == 0
-                if due or time.monotonic() - saved > 60 * saving.save_minutes:
-                    save()
-                    saved = time.monotonic()
-        except (KeyboardInterrupt, Error):  # the steps made so far are not lost
-            save()
-            raise
-    save()
-    return DistilledDataset(
-        images=state.images,
-        labels=getattr(state, "labels", labels),
-        loss=SQUARED_ERROR
-        if getattr(state, "labels", labels).is_floating_point()
-        else None,  # learned by KIP
-        alpha=state.alpha,
-        whitening=data.whitening,
-        classes=data.classes,
-        network=network,
-        iterates=kept,
-        history=history,
-        provenance=identity | data.provenance | {"made_on": machines},
-    )
+                saving.on_step(run)
+                _refuse_stuck(method, run)
+                checkpoint.save_if_due(run)
+    except (KeyboardInterrupt, Error):  # the steps so far are not lost
+        checkpoint.save(run)
+        raise
+    checkpoint.save(run)
+    return run
 
 
-def identity(
-    method: str, config: MethodConfig, source: TeacherConfig | NetworkConfig, data: ImageData
-) -> dict:
-    """What a run's outcome is a function of; its checkpoint and its result carry it. config: the
-    method's settings;
-    source: the teachers', for a method that has them, else the kind of network."""
-    if isinstance(source, TeacherConfig):
-        made_from, network = (
-            {"teachers": source.identity(data), "teacher_count": source.count},
-            source.network,
+def _begun(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: Saving) -> Run[S]:
+    """The run to go on with."""
+    run = checkpoint.load(method.begin)
+    if run is None:
+        return Run.of(method).on(machine)
+    at = f"step {run.state.step} of {method.steps}"
+    saving.report(f"going on from {at}, saved in {saving.checkpoint}")
+    if machine not in run.machines:
+        saving.report(
+            "the steps before were made elsewhere: the bits may differ from a run on one machine "
+            "alone"
         )
-    else:
-        made_from, network = {"network": asdict(source), "images": data.identity}, source
-    made_from |= marks_of(method, config, network)
-    # as files give it back
-    return json.loads(json.dumps({"method": method, "config": asdict(config)} | made_from))
+    _refuse_stuck(method, run)
+    return run.on(machine)
 
 
-def marks_of(method: str, config: MethodConfig, network: NetworkConfig) -> dict:
-    """What a method, its settings and a network name that is not ddpp's own, see `marks`."""
-    named = {
-        field.name: getattr(config, field.name) for field in fields(config) if field.name in TABLES
-    }
-    return marks(
-        method=method, network=network.name, augmentation=getattr(config, "augment", True), **named
-    )
-
-
-def made_on(device: torch.device) -> dict:
-    """The device and the versions that a run depends on."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
-    return {
-        "device": f"{device.type}: {name}",
-        "versions": {
-            "ddpp": version("ddpp"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _save(
-    path: str | Path,
-    identity: dict,
-    machines: list[dict],
-    state: State,
-    kept: Iterates,
-    history: dict[str, Tensor],
-) -> None:
-    values = {field.name: getattr(state, field.name) for field in fields(state)}
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    numbers = {name: value for name, value in values.items() if name not in tensors}
-    meta = {"identity": identity, **numbers, "made_on": machines}
-    store.write(path, KIND, tensors | pack(kept, history), meta)
+def _refuse_stuck(method: Method[S], run: Run[S]) -> None:
+    if run.state.step and (advice := method.advise(run)):
+        raise Stopped(advice)
 
 
 def read_checkpoint(path: str | Path, identity: dict) -> tuple[dict[str, Tensor], dict]:
@@ -243,23 +228,27 @@ def read_checkpoint(path: str | Path, identity: dict) -> tuple[dict[str, Tensor]
         raise Error(
             f"the checkpoint {path} belongs to a run with other settings, data or teachers "
             f"({differences(meta['identity'], identity)}): repeat that run's settings to go on "
-            "with it, or choose "
-            "another output"
+            "with it, or choose another output"
         )
     return tensors, meta
 
 
-def _load(
-    path: str | Path, identity: dict, begin: S, device: torch.device
-) -> tuple[S, Iterates, dict[str, Tensor], list[dict]]:
-    """What `_save` wrote: the state, as one of the kind of `begin`, the iterates, the history and
-    the machines.
-    """
-    tensors, meta = read_checkpoint(path, identity)
-    values = {
-        f.name: tensors[f.name].to(device) if f.name in tensors else meta[f.name]
-        for f in fields(begin)
+def pack(iterates: Iterates, history: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Iterates and history as named tensors for a file."""
+    tensors = {f"history.{name}": column for name, column in history.items()}
+    for step, (images, alpha) in iterates.items():
+        tensors |= {f"iterate.{step}.images": images, f"iterate.{step}.alpha": alpha}
+    return tensors
+
+
+def unpack(tensors: dict[str, Tensor]) -> tuple[Iterates, dict[str, Tensor]]:
+    """The iterates and the history that `pack` named."""
+    names = (re.fullmatch(r"iterate\.(\d+)\.images", name) for name in tensors)
+    steps = sorted(int(match[1]) for match in names if match)
+    of = lambda step: (tensors[f"iterate.{step}.images"], tensors[f"iterate.{step}.alpha"])
+    history = {
+        name.removeprefix("history."): column
+        for name, column in tensors.items()
+        if name.startswith("history.")
     }
-    kept, history = unpack(tensors)
-    kept = {at: (images.to(device), alpha.to(device)) for at, (images, alpha) in kept.items()}
-    return type(begin)(**values), kept, history, meta["made_on"]
+    return {step: of(step) for step in steps}, history

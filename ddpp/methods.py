@@ -1,9 +1,9 @@
 """Every method that `ddpp distill --method NAME` knows, one line each."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import Field, asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from ddpp import selection
 from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
@@ -12,10 +12,29 @@ from ddpp.distill import DistillConfig, check_config, distill
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
 from ddpp.identity import Table
-from ddpp.loop import MethodConfig, Saving
+from ddpp.loop import Saving
 from ddpp.networks import NetworkConfig
 from ddpp.selection import SelectionConfig
 from ddpp.teachers import Teachers
+
+
+class MethodConfig(Protocol):
+    """The settings of a method: a frozen dataclass with at least these."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def ipc(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+class GivenTeachers(MethodConfig, Protocol):
+    """The settings of a method that is given teachers."""
+
+    @property
+    def teacher_epochs(self) -> int: ...  # the last epoch of theirs that it needs
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ import torch
 
 from ddpp import ranks, selection, store
 from ddpp.data import ImageData, load_data
+from ddpp.devices import made_on
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error, differences
 from ddpp.evaluate import evaluate
-from ddpp.loop import Saving, identity, made_on
+from ddpp.identity import of_run
+from ddpp.loop import Saving
 from ddpp.methods import METHODS
 from ddpp.recipes import Recipe
 from ddpp.teachers import TeacherConfig, train_teachers
@@ -78,8 +80,10 @@ def run(
         folder = Path(teachers_folder) if teachers_folder else teachers_in(out.parent, config, data)
         checkpoint, own_scores = beside(out, "checkpoint"), beside(out, "scores")
         resumed = out.exists() or checkpoint.exists() or (method.teachers and folder.exists())
-        source = config if method.teachers else config.network
-        made_from = identity(recipe.method, recipe.distill, source, data)
+        source, given = config.network, data.made_from(config.network)
+        if method.teachers:
+            given = config.made_from(data)
+        made_from = of_run(recipe.method, recipe.distill, given, config.network.name)
         distilled = _finished(out, made_from, data)
         if distilled is not None:
             say(f"{out} is finished already, by a run with these settings")

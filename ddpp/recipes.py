@@ -15,8 +15,7 @@ from ddpp.baselines.dsa import LOOPS
 from ddpp.distill import DistillConfig
 from ddpp.errors import Error, choose
 from ddpp.evaluate import Protocol, check_protocol
-from ddpp.loop import GivenTeachers, MethodConfig
-from ddpp.methods import METHODS, check_settings
+from ddpp.methods import METHODS, GivenTeachers, MethodConfig, check_settings
 from ddpp.networks import NetworkConfig
 from ddpp.teachers import TeacherConfig
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ddpp import store
 from ddpp.data import ImageData
-from ddpp.distilled import DistilledDataset, loss_in, unpack
+from ddpp.distilled import DistilledDataset, loss_in
 from ddpp.errors import Error
+from ddpp.loop import unpack
 
 KIND = "result"
 LAST = 20  # distillation steps over which the final loss is averaged

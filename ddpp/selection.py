@@ -14,6 +14,7 @@ from ddpp import loop, store
 from ddpp.data import ImageData, Split
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
+from ddpp.identity import of_run
 from ddpp.loop import Saving
 from ddpp.seeds import generator
 from ddpp.teachers import Teachers
@@ -120,7 +121,8 @@ def _looks(data: ImageData, teachers: Teachers, config: SelectionConfig, saving:
     N).
     """
     path, looks = saving.checkpoint, []
-    identity = loop.identity("forgetting", config, teachers.config, data)
+    made_from, network = teachers.config.made_from(data), teachers.config.network.name
+    identity = of_run("forgetting", config, made_from, network)
     if path is not None and Path(path).exists():
         tensors, _ = loop.read_checkpoint(path, identity)
         looks = list(tensors["looks"].to(data.device))

@@ -49,6 +49,10 @@ class TeacherConfig:
         }
         return own | marks(network=self.network.name, augmentation=self.augment)
 
+    def made_from(self, data: ImageData) -> dict:
+        """What a run with these teachers is made from, for its identity."""
+        return {"teachers": self.identity(data), "teacher_count": self.count}
+
 
 class Teachers:
     """Trained teachers. `snapshot(k, e)` is theta_e of teacher k as a vector (p,); e = 0 is the

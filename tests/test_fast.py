@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from ddpp import fast
 from ddpp.augment import OPERATIONS, Draw
-from ddpp.data import find_device
+from ddpp.devices import find_device
 from ddpp.networks import ConvNet, Flat, NetworkConfig
 from ddpp.pruning import RULES, matching_loss
 from ddpp.seeds import generator

@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 
 from ddpp import cli, pipeline, store
-from ddpp.data import find_device, load_data
+from ddpp.data import load_data
+from ddpp.devices import find_device
 from ddpp.distill import MAX_SKIPPED, DistillConfig, distill, step
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error

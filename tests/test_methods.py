@@ -175,9 +175,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, name, tmp_path, monkeypatc
     assert torch.isfinite(whole.history["loss"]).all()
     assert not torch.equal(whole.images, whole.at(0).images)
     saving = Saving(tmp_path / "checkpoint", save_steps=1, progress=False)
-    again = stop_and_go_on(
-        lambda saving: method.run(data, NETWORK, config, saving), saving, monkeypatch
-    )
+    again = stop_and_go_on(lambda saving: method.run(data, NETWORK, config, saving), saving)
     assert torch.equal(again.images, whole.images)
     assert torch.equal(again.history["loss"], whole.history["loss"])
     with pytest.raises(Error, match="other settings"):
@@ -208,20 +206,15 @@ def test_forgetting_goes_on_with_the_next_look(data, tmp_path, monkeypatch):
         METHODS["forgetting"].run(data, teachers, small("forgetting", epochs=3), saving)
 
 
-def stop_and_go_on(run, saving, monkeypatch):
-    """What a run comes to that is stopped at its second save and begun again."""
-    real_save, calls = common.loop._save, []
+def stop_and_go_on(run, saving):
+    """What a run comes to that is stopped after its second step and begun again."""
 
-    def save_then_stop(*args):
-        real_save(*args)
-        calls.append(1)
-        if len(calls) == 2:
+    def stop(after):
+        if after.state.step == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(common.loop, "_save", save_then_stop)
     with pytest.raises(KeyboardInterrupt):
-        run(saving)
-    monkeypatch.undo()
+        run(replace(saving, on_step=stop))
     said = []
     again = run(replace(saving, report=said.append))
     assert any("going on from step" in line for line in said)
@@ -272,9 +265,7 @@ def test_iadd_begins_as_mtt_and_its_weights_are_a_part_of_the_state(data, tmp_pa
     assert not later.any()
     assert (whole.history["heaviest"].diff() > 0).all()
     run = lambda saving: METHODS["iadd"].run(data, teachers, small("iadd", **settings), saving)
-    again = stop_and_go_on(
-        run, Saving(tmp_path / "checkpoint", save_steps=1, progress=False), monkeypatch
-    )
+    again = stop_and_go_on(run, Saving(tmp_path / "checkpoint", save_steps=1, progress=False))
     assert torch.equal(again.images, whole.images)
     wrong = {
         "weights_lr": "must be positive",

@@ -1,8 +1,8 @@
 """What the methods that compare distilled images with real batches have in common."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Generic, Protocol, TypeVar
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,8 +10,10 @@ from torch import Tensor
 from ddpp import loop, ranks
 from ddpp.augment import Draw, augment, draw
 from ddpp.data import ImageData, Split
+from ddpp.devices import made_on
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error, choose
+from ddpp.identity import of_run
 from ddpp.networks import Flat, NetworkConfig
 from ddpp.seeds import generator
 from ddpp.selection import LEARNING_RATE
@@ -32,8 +34,13 @@ class BatchConfig:
     seed: int = 0
 
 
-class Started(loop.MethodConfig, Protocol):
-    """Settings that say what the images start from."""
+class Started(Protocol):
+    """Settings that say what the images start from: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def seed(self) -> int: ...
 
     @property
     def init(self) -> str: ...
@@ -121,19 +128,11 @@ def distill(
     check(config)
     problem, start = Problem(data, network, config), data.draw(config.ipc, config.seed)
     images = begin(start, config)
-    return loop.run(
-        data,
-        start.labels,
-        State(0, images, alpha(data), torch.zeros_like(images)),
-        lambda state: step(state, problem),
-        steps=config.steps,
-        iterates=config.iterates,
-        columns={"loss": ()},
-        identity=loop.identity(name, config, network, data),
-        network=asdict(network),
-        saving=saving,
-        here=loop.made_on(data.device),
-    )
+    state = State(0, images, alpha(data), torch.zeros_like(images))
+    method = loop.Method(state, lambda at: step(at, problem), config.steps, config.iterates)
+    identity = of_run(name, config, data.made_from(network), network.name)
+    run = loop.run(method, identity, made_on(data.device), saving)
+    return DistilledDataset.from_run(run, data, start.labels, network, identity)
 
 
 def begin(start: Split, config: Started) -> Tensor:

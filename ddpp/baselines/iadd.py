@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpp.data import ImageData, Split
-from ddpp.distill import DistillConfig, begin, check_config, descend, draw_piece, run
+from ddpp.distill import Algorithm, DistillConfig, begin, check_config, descend, draw_piece, run
 from ddpp.distill import State as Unweighted
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error
@@ -86,8 +86,7 @@ def distill(
     `heaviest`, the largest
     weight in a step's loss."""
     check(config)
-    columns = ("epoch", "teacher", "loss", "unmasked", "kept", "alpha", "skipped", "heaviest")
-    return run("iadd", data, teachers, config, _begin, step, dict.fromkeys(columns, ()), saving)
+    return run(Algorithm("iadd", _begin, step), data, teachers, config, saving)
 
 
 def check(config: IADDConfig) -> None:

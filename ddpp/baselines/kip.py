@@ -8,7 +8,7 @@ target. No network is trained.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor
 from ddpp import loop
 from ddpp.baselines import common
 from ddpp.data import ImageData
+from ddpp.devices import made_on
 from ddpp.distilled import DistilledDataset
 from ddpp.errors import Error, choose
+from ddpp.identity import of_run
 from ddpp.loop import Saving
 from ddpp.networks import NetworkConfig
 from ddpp.ntk import KERNELS, bytes_needed
@@ -80,19 +82,11 @@ def distill(
     labels = centred(start.labels, classes) if config.learn_labels else start.labels
     moments = lambda x: torch.zeros(2, *x.shape, dtype=torch.float32, device=x.device)
     state = State(0, images, labels, common.alpha(data), moments(images), moments(labels))
-    return loop.run(
-        data,
-        labels,
-        state,
-        lambda state: step(state, data, config),
-        steps=config.steps,
-        iterates=1 if config.learn_labels else config.iterates,
-        columns={"loss": ()},
-        identity=loop.identity("kip", config, network, data),
-        network=asdict(network),
-        saving=saving,
-        here=loop.made_on(data.device),
-    )
+    iterates = 1 if config.learn_labels else config.iterates
+    method = loop.Method(state, lambda at: step(at, data, config), config.steps, iterates)
+    identity = of_run("kip", config, data.made_from(network), network.name)
+    run = loop.run(method, identity, made_on(data.device), saving)
+    return DistilledDataset.from_run(run, data, run.state.labels, network, identity)
 
 
 def step(state: State, data: ImageData, config: KIPConfig) -> tuple[State, dict]:
