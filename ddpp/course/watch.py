@@ -7,6 +7,7 @@ lying expensive; it is no wall.
 """
 
 import contextlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ GO_BETWEENS = (
     "contextlib.py",
     os.path.join("ctypes", "__init__.py"),
 )
+
+KIND_OF_CODE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 STILL_RUNNING = "a thread that this notebook started is still running: wait for it with `join`"
 
@@ -231,12 +234,25 @@ def _trapped(functions: list[FunctionType]) -> Iterator[set[CodeType]]:
     def trap(*_, **__):
         raise AssertionError("the task is to write it yourself")
 
-    before = {id(f): (f, f.__code__) for f in functions if not f.__code__.co_freevars}.values()
-    for function, code in before:
-        function.__code__ = trap.__code__.replace(
-            co_name=code.co_name, co_firstlineno=code.co_firstlineno
-        )
+    def generator_trap(*_, **__):
+        raise AssertionError("the task is to write it yourself")
+        yield
+
+    # a generator's code can be replaced by a generator's only
+    traps = {
+        code.co_flags & KIND_OF_CODE: code for code in (trap.__code__, generator_trap.__code__)
+    }
+    before = {
+        id(f): (f, f.__code__)
+        for f in functions
+        if not f.__code__.co_freevars and f.__code__.co_flags & KIND_OF_CODE in traps
+    }.values()
     try:
+        for function, code in before:
+            kind = traps[code.co_flags & KIND_OF_CODE]
+            function.__code__ = kind.replace(
+                co_name=code.co_name, co_firstlineno=code.co_firstlineno
+            )
         yield {function.__code__ for function, _ in before}
     finally:
         for function, code in before:
