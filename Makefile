@@ -15,7 +15,7 @@ distill: $(READY)  ## ten images from the 5,000 that come with the project, comp
 	$(BIN)/ddpp show runs/smoke.safetensors --progress runs/progress.png
 
 test: $(READY)  ## the module's tests, then the notebooks' cells against their stored outputs
-	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup --cov=ddpp --cov-report=term-missing:skip-covered --cov-fail-under=90 $(OPTIONS)
+	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(OPTIONS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
 
 check: lint  ## style, types, and the tests that are not slow: about a minute

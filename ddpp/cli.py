@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
+from importlib.metadata import entry_points
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
@@ -28,7 +29,7 @@ from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
 from ddpp.folder import pack_folder
 from ddpp.methods import MethodConfig
 from ddpp.networks import accuracy
-from ddpp.pipeline import commit, provenance, report_path, run, teachers_in
+from ddpp.pipeline import report_path, run, teachers_in
 from ddpp.recipes import PROFILES, Recipe, recipe
 from ddpp.teachers import train_teachers
 
@@ -245,96 +246,6 @@ class PackCommand:
         print(f"written: {self.out} ({len(counts)} classes, images of {self.size}x{self.size})")
 
 
-@dataclass
-class BenchCommand:
-    """Time and memory of a distillation step, as ratios, and of the jobs that a full-scale run
-    consists of.
-    """
-
-    student_steps: tuple[int, ...] = (10, 30, 50)  # J
-    width: int = 128
-    images: int = 10  # distilled images
-    rounds: int = 3  # runs of each engine, in turn
-    jobs: tuple[str, ...] | None = None  # names; default: three of them on a CPU, all on a GPU
-    device: str | None = None
-    out: Path | None = None  # also write the figures there, as JSON
-
-    def __call__(self) -> None:
-        from ddpp.bench import bench, bench_jobs, choose_jobs
-
-        # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
-        device = find_device(self.device)
-        jobs = choose_jobs(self.jobs, device.type)
-        commit()  # what is measured, also where the tree moves on in the meantime
-        if self.out:
-            store.check_writable(self.out)
-        result = bench(self.student_steps, self.width, self.images, self.rounds, device.type)
-        if jobs:
-            result["jobs"] = bench_jobs(jobs, self.width, device.type)
-        if self.out:
-            store.write_json(self.out, result | provenance(device))
-            print(f"written to {self.out}")
-
-
-@dataclass
-class AssignCommand:
-    """Make the students' copies, the solutions and the points table from the instructor's
-    notebooks.
-    """
-
-    # the instructor's are in FOLDER/source/NAME/NAME.ipynb
-    folder: tyro.conf.Positional[Path] = Path("assignments")
-
-    def __call__(self) -> None:
-        from ddpp.course import copies  # here, as ddpp itself does without notebooks
-
-        written = copies.make(self.folder)
-        print("\n".join(f"written: {path}" for path in written) or "everything is up to date")
-
-
-@dataclass
-class GradeCommand:
-    """Grade a submission, or a folder of them; the exit code is 0 if no point is missing, else
-    3.
-    """
-
-    # a notebook, or a folder with one file per student, or one folder each
-    submissions: tyro.conf.Positional[Path]
-    out: Path = Path("grades")  # the reports, and for a folder grades.csv
-    assignments: Path = Path("assignments")  # the instructor's notebooks are in its folder source
-    assignment: str | None = None  # its name; default: the notebook says
-    jobs: int | None = None  # submissions at a time; default: one per core
-    seconds: float | None = None  # for a cell, or a check; default: what the assignment says
-    memory: float = 4.0  # GB for a submission
-    trust_submissions: bool = False  # run them without a wall, with all that you can read and write
-
-    def __call__(self) -> int:
-        try:
-            from ddpp.course import grade, session
-        except ModuleNotFoundError as e:
-            raise Error(f"grading needs the package {e.name}: pip install 'ddpp[course]'") from None
-
-        if not self.submissions.exists():
-            raise Error(f"there is no {self.submissions}: name a notebook, or a folder of them")
-        limits = session.Limits(self.seconds or 0.0, self.memory)
-        grade.assignments(self.assignments)  # before anything is written
-        store.check_writable(self.out / "grades.csv")
-        options = {"name": self.assignment, "limits": limits, "trust": self.trust_submissions}
-        if self.submissions.is_dir():
-            jobs = self.jobs or os.cpu_count() or 1
-            reports = grade.grade_all(
-                self.submissions, self.assignments, self.out, jobs=jobs, **options
-            )
-            print(f"written: {self.out / 'grades.csv'}, and a report for each")
-            if refused := [report.submission for report in reports if report.refused]:
-                print(f"{len(refused)} of {len(reports)} could not be graded: {', '.join(refused)}")
-        else:
-            reports = [grade.grade(self.submissions, self.assignments, **options)]
-            reports[0].write(self.out)
-            print(reports[0].text())
-        return 0 if all(not r.refused and r.points == r.of for r in reports) else 3
-
-
 def show_report(out: Path, distilled: DistilledDataset, report: dict) -> None:
     """The last lines of a run: what was written where, and what it is worth."""
     kept = ""
@@ -377,9 +288,9 @@ def commands(base: Recipe) -> Any:
         Annotated[EvaluateCommand, subcommand("evaluate")],
         Annotated[ShowCommand, subcommand("show")],
         Annotated[PackCommand, subcommand("pack")],
-        Annotated[AssignCommand, subcommand("assign")],
-        Annotated[GradeCommand, subcommand("grade")],
-        Annotated[BenchCommand, subcommand("bench")],
+    ]
+    choices += [
+        Annotated[verb.load(), subcommand(verb.name)] for verb in entry_points(group="ddpp.verbs")
     ]
     return reduce(or_, choices)
 

@@ -19,7 +19,7 @@ from ddpp.networks import Flat, NetworkConfig
 from ddpp.seeds import generator
 from ddpp.whitening import Whitening, fit_channels, fit_zca
 
-SAMPLE = Path(__file__).parent / "sample" / "cifar10-sample.webp"
+SAMPLE = Path(__file__).parent / "cifar10-sample.webp"
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
     butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab

@@ -337,6 +337,8 @@ def _in_library(module: types.ModuleType | None) -> bool:
         return False
     top = module.__name__.partition(".")[0]
     file = getattr(module, "__file__", None)
-    if top in ("ddpp", "builtins") or (top != "__main__" and top in sys.stdlib_module_names):
+    if top in ("ddpp", "ddpp_course", "builtins") or (
+        top != "__main__" and top in sys.stdlib_module_names
+    ):
         return True
     return file is not None and str(Path(file).resolve()).startswith(LIBRARIES)

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 from wrong_assignment1 import WRONG
 
-from ddpp.course import grade
+from ddpp_course import grade
 
 ASSIGNMENTS = Path(__file__).parents[1] / "assignments"
 

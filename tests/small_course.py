@@ -3,7 +3,7 @@
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from ddpp.course import copies
+from ddpp_course import copies
 
 KERNEL = {
     "kernelspec": {"name": "python3", "display_name": "Python 3"},

@@ -10,11 +10,12 @@ import psutil
 import pytest
 import torch
 
-from ddpp import bench, fast, jobs
-from ddpp.cli import main
+from ddpp import fast
 from ddpp.errors import Error
-from ddpp.jobs import JOBS, Job, arithmetic, least_bytes, measure
 from ddpp.recipes import PAPER
+from tools import bench, jobs
+from tools.bench import main
+from tools.jobs import JOBS, Job, arithmetic, least_bytes, measure
 
 SMALL = {
     "step": Job("step", 3, 6, 4, 4, "updates", share=2),
@@ -124,7 +125,7 @@ def test_on_a_gpu_all_jobs_are_the_default():
 
 
 def test_an_unknown_job_is_refused_before_anything_is_measured(capsys):
-    assert main("bench --device cpu --jobs teacher-epok".split()) == 1
+    assert main("--device cpu --jobs teacher-epok".split()) == 1
     captured = capsys.readouterr()
     assert "did you mean 'teacher-epoch'?" in captured.err
     assert captured.out == ""
@@ -136,7 +137,7 @@ def test_the_command_writes_jobs_beside_the_rows(here, monkeypatch, tmp_path):
     options = (
         "--student-steps 1 --width 4 --images 4 --rounds 1 --device cpu --jobs evaluate".split()
     )
-    assert main(["bench", *options, "--out", str(out)]) == 0
+    assert main([*options, "--out", str(out)]) == 0
     written = json.loads(out.read_text())
     assert set(written) >= {
         "machine",

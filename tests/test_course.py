@@ -24,11 +24,11 @@ from small_course import cell_of, make
 from wrong import Wrong
 
 from ddpp import cli
-from ddpp.course import copies, grade, judge, wall
-from ddpp.course.checks import Mistake, ask, compare, tensor
-from ddpp.course.session import Limits
 from ddpp.errors import Error
 from ddpp.pruning import RULES
+from ddpp_course import copies, grade, judge, wall
+from ddpp_course.checks import Mistake, ask, compare, tensor
+from ddpp_course.session import Limits
 
 ROOT = Path(__file__).parents[1]
 COURSE = ROOT / "assignments"
@@ -245,7 +245,7 @@ def course(tmp_path_factory):
     )
     half = "def half(x):\n    ### BEGIN SOLUTION\n    return x / 2\n    ### END SOLUTION"
     other = "if ask(half, 6) != 3:\n    raise Mistake('6 does not become 3')"
-    setup = "import ddpp\nfrom ddpp.course.checks import Mistake, ask"
+    setup = "import ddpp\nfrom ddpp_course.checks import Mistake, ask"
     tasks = [("double", 2, double, check), ("half", 1, half, other)]
     return make(tmp_path_factory.mktemp("course"), "numbers", setup, tasks)
 
@@ -301,7 +301,7 @@ def reading(notebook, course):
 
 def overwriting(notebook, course):
     code = (
-        "import ddpp.course.checks as c, ddpp.course.judge as j\nc.ask = lambda *_, **__: 6\n"
+        "import ddpp_course.checks as c, ddpp_course.judge as j\nc.ask = lambda *_, **__: 6\n"
         "j._run = lambda *_: (True, '')\nj.judge = lambda *_: {'passed': True, 'says': ''}\n"
         "def ask(*_): return 6\ndef double(x): return 7"
     )

@@ -23,16 +23,16 @@ from nbformat.v4 import new_code_cell
 from small_course import cell_of, make, solved
 
 from ddpp import cli
-from ddpp.course import enter, grade, wall
-from ddpp.course.session import Limits, Session
 from ddpp.errors import Error
+from ddpp_course import enter, grade, wall
+from ddpp_course.session import Limits, Session
 
 ROOT = Path(__file__).parents[1]
 SETUP = """import torch
 import ddpp
 from ddpp import pruning
-from ddpp.course import assignment1
-from ddpp.course.checks import Mistake, ask"""
+from ddpp_course import assignment1
+from ddpp_course.checks import Mistake, ask"""
 TASKS = [
     (
         "double",
@@ -152,7 +152,7 @@ WANTS = {
     ),
     "patches a rule": (["pruning.RULES['signed'] = lambda s, t, e: s > 100"], "not the mask"),
     "patches the checks": (
-        ["import ddpp.course.checks as c\nc.ask = lambda *_, **__: 6"],
+        ["import ddpp_course.checks as c\nc.ask = lambda *_, **__: 6"],
         "no double",
     ),
     "patches Python": (
@@ -244,12 +244,12 @@ WANTS = {
     ),
     "calls the checks": (
         ["def move(x, o):\n    return assignment1._moved(x, o)"],
-        "calls `ddpp.course.assignment1._moved`",
+        "calls `ddpp_course.assignment1._moved`",
     ),
     "calls the checks and hides them": (
         [
             "import sys\ndel "
-            "sys.modules['ddpp.course.assignment1']\nassignment1.__dict__['__name__'] = 'mine'\n"
+            "sys.modules['ddpp_course.assignment1']\nassignment1.__dict__['__name__'] = 'mine'\n"
             "def move(x, o):\n    return assignment1._moved(x, o)"
         ],
         "the task is to write it yourself",
@@ -265,7 +265,7 @@ WANTS = {
             "in [*s.values()] "
             "if hasattr(f, '__globals__')}\n"
             "mine = [s for s in spaces.values() if "
-            "str(s.get('__name__')).startswith('ddpp.course')]\nfor s in mine:\n"
+            "str(s.get('__name__')).startswith('ddpp_course')]\nfor s in mine:\n"
             "    s['ask'] = lambda f, *a, **k: 6\n    s['judge'] = s['_run'] = lambda *a: (True, "
             "'')\n"
             "    s['unwatched'] = s['changed'] = lambda: ''\n    s['guard'] = None\n"
@@ -281,7 +281,7 @@ WANTS = {
             "moved = [s['_moved'] for s in spaces if '_moved' in s]\ndef move(x, o):\n    return "
             "moved[0](x, o)"
         ],
-        "calls `ddpp.course.assignment1._moved`",
+        "calls `ddpp_course.assignment1._moved`",
     ),
     "looks back": (
         [
@@ -422,7 +422,7 @@ def _attacker(course, name, words):
 @pytest.fixture(scope="module")
 def after(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ddpp.course.wall.ROOM", ROOM)
+        patch.setattr("ddpp_course.wall.ROOM", ROOM)
         left_out = NOT_BY_LANDLOCK if BEST == wall.LANDLOCK else ()
         names = [name for name in (*REACHES, *WANTS) if name not in left_out]
         return attack(tmp_path_factory.mktemp("attacks"), names)

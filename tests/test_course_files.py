@@ -11,11 +11,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_raw_cell
 from small_course import cell_of, make, solved
 
-from ddpp.course import copies, grade, marks, wall
-from ddpp.course.report import Outcome, Report
-from ddpp.course.session import Limits
-from ddpp.course.submissions import handed_in, safe, text_of
 from ddpp.errors import Error
+from ddpp_course import copies, grade, marks, wall
+from ddpp_course.report import Outcome, Report
+from ddpp_course.session import Limits
+from ddpp_course.submissions import handed_in, safe, text_of
 
 try:
     TRUST = wall.best() == wall.NONE
@@ -35,7 +35,7 @@ TASKS = [
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    setup = "from ddpp.course.checks import Mistake, ask"
+    setup = "from ddpp_course.checks import Mistake, ask"
     return make(tmp_path_factory.mktemp("course"), "texts", setup, TASKS)
 
 

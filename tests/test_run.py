@@ -20,10 +20,10 @@ from ddpp import (
     recipe,
     train_teachers,
 )
-from ddpp.bench import bench
 from ddpp.cli import main
 from ddpp.data import SAMPLE, _unpack_sample
 from ddpp.recipes import PAPER
+from tools.bench import bench
 
 USING = Path(__file__).parents[1] / "book" / "using.md"
 

@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from ddpp.course.grade import grade
+from ddpp_course.grade import grade
 
 FILES = sorted(Path("submission").glob("*.ipynb"))
 COURSE = Path(os.environ.get("COURSE", "course"), "assignments")

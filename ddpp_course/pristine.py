@@ -29,6 +29,7 @@ NEAR = {
     "torch.autograd",
     "torch.nn.init",
 }
+OURS = ("ddpp", "ddpp_course")
 KINDS = (property, staticmethod, classmethod, ModuleType)  # besides what can be called
 HEAP, FIXED = 1 << 9, 1 << 8  # flags of a class: made at run time; cannot be changed
 SIGNALS = [
@@ -156,7 +157,7 @@ def _changes(spaces: list, codes: list, tables: list, put_back: bool) -> Iterato
 def _is_near(name: str) -> bool:
     return (
         name in NEAR
-        or name.partition(".")[0] == "ddpp"
+        or name.partition(".")[0] in OURS
         or name.startswith(("torch.nn.modules.", "torch._tensor"))
     )
 
@@ -168,7 +169,7 @@ def _spaces(name: str, module: ModuleType, all_of_it: bool = False) -> Iterator[
     if not isinstance(module, ModuleType):
         return
     space = vars(module)
-    whole = name.partition(".")[0] == "ddpp"
+    whole = name.partition(".")[0] in OURS
     yield (
         name,
         space,
@@ -204,7 +205,7 @@ def _codes(kept: list[dict]) -> Iterator[tuple]:
 def _tables(modules: dict[str, ModuleType]) -> Iterator[tuple[str, dict]]:
     """ddpp's own tables of functions, such as the pruning rules: a notebook may add to them."""
     for name, module in modules.items():
-        if name.partition(".")[0] == "ddpp":
+        if name.partition(".")[0] in OURS:
             for key, value in vars(module).items():
                 own = isinstance(value, dict) and value and not key.startswith("__")
                 if own and all(map(callable, value.values())):

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpp import pruning, tables
-from ddpp.course.checks import Mistake, ask, close, compare, describe, good, tensor
 from ddpp.data import ImageData, Split, load_data
 from ddpp.distill import DistillConfig, distill
 from ddpp.evaluate import Evaluation, evaluate
@@ -28,6 +27,7 @@ from ddpp.seeds import generator
 from ddpp.teachers import Teachers
 from ddpp.unroll import draw_updates, unroll
 from ddpp.whitening import fit_zca
+from ddpp_course.checks import Mistake, ask, close, compare, describe, good, tensor
 
 Setting = tuple[str, float]  # rule, epsilon
 NO_RULE = "`run_once` takes no notice of the rule: how does it get into the config?"

@@ -1,6 +1,6 @@
 """The jobs that a full-scale run consists of, on made-up images: how long one takes in this
 process, in how much
-memory, and the least that it could take. `python -m ddpp.jobs FUNCTION JSON` calls a function here
+memory, and the least that it could take. `python -m tools.jobs FUNCTION JSON` calls a function here
 in its own process.
 """
 

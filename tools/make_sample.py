@@ -1,5 +1,6 @@
-"""Make the bundled sample from the complete CIFAR-10:  python -m ddpp.sample.make ROOT  (ROOT holds
-cifar10.npz).
+"""Make the bundled sample from the complete CIFAR-10.
+
+    python -m tools.make_sample ROOT        ROOT holds cifar10.npz
 
 Writes cifar10-sample.webp: 6,000 tiles of 32 x 32 in a lossless mosaic, and prints the arrays'
 SHA-256 for data.py.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ddpp.course.watch import known, unwatched, watching
+from ddpp_course.watch import known, unwatched, watching
 
 
 class Mistake(AssertionError):

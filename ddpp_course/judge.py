@@ -8,8 +8,8 @@ does not was changed by the submission. Then with the student's functions.
 import contextlib
 import io
 
-from ddpp.course import watch
-from ddpp.course.checks import plain, told
+from ddpp_course import watch
+from ddpp_course.checks import plain, told
 
 LONGEST = 600  # characters that a check may say
 

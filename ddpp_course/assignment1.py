@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpp import augment, networks, whitening
-from ddpp.course.checks import Mistake, ask, close, compare, describe, good, tensor
+from ddpp_course.checks import Mistake, ask, close, compare, describe, good, tensor
 
 
 def fit_zca(function: Callable, seed: int = 0, images: Tensor | None = None) -> None:

@@ -25,9 +25,9 @@ from typing import Any, cast
 import matplotlib
 import psutil
 
-from ddpp.course import enter, wall
-from ddpp.course.wall import Wall
 from ddpp.errors import Error
+from ddpp_course import enter, wall
+from ddpp_course.wall import Wall
 
 GRACE = 5  # seconds that a cell has to end after it was interrupted
 START = 120  # seconds that a process has to start

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from ddpp.course import copies, marks, report, wall
-from ddpp.course.checks import told
-from ddpp.course.report import Outcome, Report
-from ddpp.course.session import CourseError, Limits, Session
-from ddpp.course.submissions import Submission, handed_in, names, read, safe, text_of, which
 from ddpp.errors import Error
+from ddpp_course import copies, marks, report, wall
+from ddpp_course.checks import told
+from ddpp_course.report import Outcome, Report
+from ddpp_course.session import CourseError, Limits, Session
+from ddpp_course.submissions import Submission, handed_in, names, read, safe, text_of, which
 
 SECONDS = 120  # for a cell, where the assignment does not say
 RESTARTS = 4  # of a kernel that a submission brings down, each time without the cell that did

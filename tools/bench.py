@@ -9,15 +9,21 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 
+from ddpp import store
+from ddpp.devices import find_device
 from ddpp.errors import Error, choose
-from ddpp.jobs import JOBS, Job, arithmetic, least_bytes
+from ddpp.pipeline import commit, provenance
 from ddpp.unroll import ENGINES
+from tools.jobs import JOBS, Job, arithmetic, least_bytes
 
+ROOT = Path(__file__).parents[1]
 MIB = 2**20
 # the graph of all updates, and the walk back, both as PyTorch runs them
 WAYS = ("autograd", "adjoint")
@@ -206,12 +212,55 @@ def _measure(job: Job, engine: str, width: int, count: int, device: str) -> dict
 
 
 def _child(function: str, **arguments: object) -> Any:
-    """What a function of ddpp/jobs.py returns in a process of its own."""
-    command = [sys.executable, "-m", "ddpp.jobs", function, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    """What a function of tools/jobs.py returns in a process of its own."""
+    command = [sys.executable, "-m", "tools.jobs", function, json.dumps(arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode == -signal.SIGKILL:
         return {"failed": "out of memory: the system stopped it"}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise Error(f"a measurement failed ({last}): try fewer images or a smaller width")
     return json.loads(done.stdout)
+
+
+@dataclass
+class BenchCommand:
+    """Time and memory of a distillation step, as ratios, and of the jobs that a full-scale run
+    consists of.
+    """
+
+    student_steps: tuple[int, ...] = (10, 30, 50)  # J
+    width: int = 128
+    images: int = 10  # distilled images
+    rounds: int = 3  # runs of each engine, in turn
+    jobs: tuple[str, ...] | None = None  # names; default: three of them on a CPU, all on a GPU
+    device: str | None = None
+    out: Path | None = None  # also write the figures there, as JSON
+
+    def __call__(self) -> None:
+        # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
+        device = find_device(self.device)
+        jobs = choose_jobs(self.jobs, device.type)
+        commit()  # what is measured, also where the tree moves on in the meantime
+        if self.out:
+            store.check_writable(self.out)
+        result = bench(self.student_steps, self.width, self.images, self.rounds, device.type)
+        if jobs:
+            result["jobs"] = bench_jobs(jobs, self.width, device.type)
+        if self.out:
+            store.write_json(self.out, result | provenance(device))
+            print(f"written to {self.out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the bench; the exit code is 0, or 1 for an Error, in a sentence."""
+    try:
+        tyro.cli(BenchCommand, args=argv, prog="python -m tools.bench")()
+    except Error as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

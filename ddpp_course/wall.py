@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ddpp.course import enter
+from ddpp import errors
 from ddpp.errors import Error
+from ddpp_course import enter
 
 SYSTEM = (
     "/usr",
@@ -43,7 +44,8 @@ ETC = (
 DEVICES = ("null", "zero", "full", "random", "urandom")
 # what libraries ask of the machine
 PROC = ("cpuinfo", "meminfo", "stat", "sys/vm/overcommit_memory")
-PACKAGE = Path(__file__).parents[1]
+COURSE = Path(__file__).parent
+PACKAGES = (Path(errors.__file__).parent, COURSE)  # ddpp and this one
 ROOM = 2**30  # bytes that a submission may keep in its folder
 SHARED = 2**28  # and in /dev/shm
 INSIDE = Path("/tmp")  # the folder, behind a wall of namespaces
@@ -163,7 +165,15 @@ def libraries() -> list[Path]:
         Path(path) for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path
     ]
     system = [*map(Path, SYSTEM), *(Path("/etc", name) for name in ETC)]
-    places = [*system, Path(sys.prefix), Path(sys.base_prefix), python, *packages, *linked, PACKAGE]
+    places = [
+        *system,
+        Path(sys.prefix),
+        Path(sys.base_prefix),
+        python,
+        *packages,
+        *linked,
+        *PACKAGES,
+    ]
     both = {place for path in places for place in (path.absolute(), path.resolve())}
     return sorted(
         path
@@ -185,7 +195,7 @@ def environment(work: Path) -> dict[str, str]:
     return kept | {
         **dict.fromkeys(("HOME", "TMPDIR", "IPYTHONDIR"), str(work)),
         **dict.fromkeys(("USER", "LOGNAME"), "student"),
-        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *packages]),
+        "PYTHONPATH": os.pathsep.join([*dict.fromkeys(str(p.parent) for p in PACKAGES), *packages]),
         "MPLBACKEND": "agg",
         "MPLCONFIGDIR": str(work / "matplotlib"),
         "OMP_NUM_THREADS": "1",  # one core each: a class is graded side by side
@@ -219,7 +229,7 @@ def works(wall: Wall) -> bool:
         work = Path(folder, "work")
         work.mkdir()
         probe = (
-            f"import sys; sys.path.insert(0, {str(PACKAGE / 'course')!r}); import enter\n"
+            f"import sys; sys.path.insert(0, {str(COURSE)!r}); import enter\n"
             f"rules = {wall.rules(work, ())!r}\n"
             "if rules: enter.confine(**rules)\n"
             f"try: open({secret.name!r})\n"

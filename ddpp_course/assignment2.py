@@ -15,7 +15,7 @@ from torch.autograd import grad
 
 from ddpp import networks, pruning, unroll
 from ddpp import teachers as stage_a
-from ddpp.course.checks import Mistake, ask, close, compare, describe, good, tensor
+from ddpp_course.checks import Mistake, ask, close, compare, describe, good, tensor
 
 LR = 0.3  # of the teachers that are checked
 

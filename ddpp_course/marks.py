@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddpp import store
-from ddpp.course import report
-from ddpp.course.report import Report
 from ddpp.errors import Error
+from ddpp_course import report
+from ddpp_course.report import Report
 
 BY_HAND = ("submission", "assignment", "task", "title", "points", "of", "says", "version")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # by which a spreadsheet knows one

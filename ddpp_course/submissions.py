@@ -17,8 +17,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from ddpp.course import copies
 from ddpp.errors import Error, choose
+from ddpp_course import copies
 
 LARGEST = 200e6  # bytes of a notebook file
 LONGEST = 150  # bytes of a report's name, which gets endings

@@ -18,9 +18,8 @@ import tqdm
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-import ddpp
-from ddpp.course import judge, pristine, watch
-from ddpp.course.checks import told
+from ddpp_course import judge, pristine, watch
+from ddpp_course.checks import told
 
 SETTINGS = {
     "HistoryManager": {"enabled": False},
@@ -80,11 +79,10 @@ def _questions() -> dict[str, Callable[..., dict]]:
         nonlocal restore, changed
         judge.prepare(code)
         private = {
-            name: m for name, m in sys.modules.items() if f"{name}.".startswith("ddpp.course.")
+            name: m for name, m in sys.modules.items() if f"{name}.".startswith("ddpp_course.")
         }
         for name in private:
             del sys.modules[name]
-        delattr(ddpp, "course")
         watch.hide(guard, private)
         restore, changed = pristine.keep(private)
         guard.classes, guard.changed = pristine.classes(), changed

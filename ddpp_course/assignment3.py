@@ -9,9 +9,9 @@ import torch
 from torch import Size, Tensor
 
 from ddpp import pruning
-from ddpp.course.checks import Mistake, ask, close, compare, describe, good, tensor
 from ddpp.pruning import magnitude, masked_loss, matching_loss, signed
 from ddpp.seeds import generator
+from ddpp_course.checks import Mistake, ask, close, compare, describe, good, tensor
 
 
 def similarity(similarity: Callable, seed: int = 0) -> None:

@@ -95,7 +95,7 @@ def main() -> None:
             confine(**begin["landlock"])
         if sys.platform.startswith("linux"):
             ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # what it starts cannot read or write its memory
-        from ddpp.course import kernel
+        from ddpp_course import kernel
 
         kernel.serve(requests, answers, bytes.fromhex(begin["key"]))
 
