@@ -5,10 +5,10 @@ the distilled file.
 from ddpp.data import ImageData, load_data
 from ddpp.distill import DistillConfig, distill
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error
 from ddpp.evaluate import Evaluation, Protocol, evaluate
 from ddpp.folder import pack_folder
-from ddpp.identity import custom
+from ddpp.foundation.errors import Error
+from ddpp.foundation.identity import custom
 from ddpp.networks import VGG11, AlexNet, ConvNet, NetworkConfig, ResNet18
 from ddpp.pruning import keep_mask, matching_loss, similarity
 from ddpp.recipes import Recipe, recipe

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpp.identity import Table
+from ddpp.foundation.identity import Table
 
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5  # DSA's published strengths
 # share of the side, share of the side, factor, degrees

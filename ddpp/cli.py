@@ -19,14 +19,15 @@ except ModuleNotFoundError:  # where ddpp was installed without its dependencies
         "the command line needs the package tyro: install it with 'pip install tyro'"
     ) from None
 
-from ddpp import experiments, ranks, store
+from ddpp import experiments
 from ddpp.data import SHA256, load_data
-from ddpp.devices import find_device
 from ddpp.distill import DistillConfig
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error, choose
 from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
 from ddpp.folder import pack_folder
+from ddpp.foundation import files, processes
+from ddpp.foundation.devices import find_device
+from ddpp.foundation.errors import Error, choose
 from ddpp.methods import MethodConfig
 from ddpp.networks import accuracy
 from ddpp.pipeline import report_path, run, teachers_in
@@ -61,8 +62,8 @@ class TeachersCommand(Settings[Config]):
 
     def __call__(self) -> None:
         config = self.stored_teachers()
-        store.check_writable(self.out / "teachers")
-        with ranks.in_turn():
+        files.check_writable(self.out / "teachers")
+        with processes.in_turn():
             data = load_data(
                 self.data,
                 root=self.root,
@@ -73,7 +74,7 @@ class TeachersCommand(Settings[Config]):
         print(data)
         folder = teachers_in(self.out, config, data)
         teachers = train_teachers(data, config, folder)
-        if ranks.rank():
+        if processes.rank():
             return
         scores = [
             accuracy(teachers.network, teachers.snapshot(k, teachers.epochs), *data.test)
@@ -315,13 +316,13 @@ def main(argv: list[str] | None = None) -> int:
                 distill=replace(base.distill, trajectories=int(os.environ.get("WORLD_SIZE", 1))),
             )
         command = tyro.cli(commands(base), args=argv, prog="ddpp")
-        ranks.join()
-        if ranks.size() > 1 and not isinstance(command, TeachersCommand | DistillCommand):
+        processes.join()
+        if processes.size() > 1 and not isinstance(command, TeachersCommand | DistillCommand):
             raise Error(
                 "only teachers and distill can be shared out by torchrun: start this command "
                 "without it"
             )
-        with contextlib.redirect_stdout(None) if ranks.rank() else contextlib.nullcontext():
+        with contextlib.redirect_stdout(None) if processes.rank() else contextlib.nullcontext():
             return command() or 0
     except Error as e:
         print(f"ddpp: {e}", file=sys.stderr)
@@ -333,7 +334,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 130
     finally:
-        ranks.leave()
+        processes.leave()
 
 
 if __name__ == "__main__":

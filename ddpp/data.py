@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpp import store
-from ddpp.devices import find_device
-from ddpp.errors import Error, choose
+from ddpp.foundation import files
+from ddpp.foundation.devices import find_device
+from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat, NetworkConfig
-from ddpp.seeds import generator
 from ddpp.whitening import Whitening, fit_channels, fit_zca
 
 SAMPLE = Path(__file__).parent / "cifar10-sample.webp"
@@ -258,9 +258,9 @@ def _download(name: str, root: Path) -> dict[str, np.ndarray]:
     try:
         train, test = both(False)  # where it is complete, nothing need be written
     except Exception:  # missing, or in part
-        store.check_writable(root / name)
+        files.check_writable(root / name)
         try:
-            with store.lock(root / name, wait=True):  # several runs may want it at once
+            with files.lock(root / name, wait=True):  # several runs may want it at once
                 train, test = both(True)
         except Exception as e:
             raise Error(

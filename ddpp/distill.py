@@ -11,14 +11,14 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ddpp import loop, ranks
 from ddpp.data import ImageData, Split
-from ddpp.devices import made_on
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error, choose
-from ddpp.identity import of_run
+from ddpp.foundation import loop, processes
+from ddpp.foundation.devices import made_on
+from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.identity import of_run
+from ddpp.foundation.seeds import generator
 from ddpp.pruning import RULES, keep_mask, masked_loss
-from ddpp.seeds import generator
 from ddpp.teachers import Teachers
 from ddpp.unroll import ENGINES, Updates, choose_engine, draw_updates, unroll
 
@@ -138,9 +138,10 @@ def step(
     there is to record.
     """
     mine = [
-        match(state, labels, teachers, config, engine, m) for m in ranks.share(config.trajectories)
+        match(state, labels, teachers, config, engine, m)
+        for m in processes.share(config.trajectories)
     ]
-    mean = ranks.average(mine, config.trajectories)
+    mean = processes.average(mine, config.trajectories)
     grads = (mean.pop("grad_images"), mean.pop("grad_alpha"))
     after = descend(state, *grads, mean["loss"], config)  # line 16
     first = {name: mine[0][name] for name in ("epoch", "teacher")}
@@ -256,11 +257,11 @@ def check_config(config: DistillConfig) -> None:
     ):
         if getattr(config, name) < 1:
             raise Error(f"{name} is {getattr(config, name)}: it must be at least 1")
-    if config.trajectories % ranks.size():
+    if config.trajectories % processes.size():
         raise Error(
             f"{config.trajectories} trajectories per step cannot be shared evenly by "
-            f"{ranks.size()} processes: "
-            f"choose a multiple of {ranks.size()}, or start another number of processes"
+            f"{processes.size()} processes: "
+            f"choose a multiple of {processes.size()}, or start another number of processes"
         )
     for name in ("image_lr", "alpha0"):
         if not 0 < getattr(config, name) < math.inf:

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddpp import store
 from ddpp.data import ImageData
-from ddpp.errors import Error, choose
-from ddpp.loop import Run, pack, unpack
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.loop import Run, pack, unpack
 from ddpp.networks import NetworkConfig
 from ddpp.whitening import Whitening
 
@@ -170,14 +170,14 @@ class DistilledDataset(Dataset):
             "provenance": self.provenance,
         }
         meta |= {"loss": self.loss} if self.labels.is_floating_point() else {}
-        store.write(path, KIND, tensors, meta)
+        files.write(path, KIND, tensors, meta)
 
     @staticmethod
     def load(path: str | Path) -> "DistilledDataset":
         """Read a file written by `save`; a damaged one, or one of another kind, is refused with an
         Error.
         """
-        tensors, meta = store.read(path, KIND)
+        tensors, meta = files.read(path, KIND)
         iterates, history = unpack(tensors)
         return DistilledDataset(
             images=tensors["images"],

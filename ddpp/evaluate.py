@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpp import store
 from ddpp.augment import augment, draw
 from ddpp.data import ImageData, Split
 from ddpp.distilled import SQUARED_ERROR, DistilledDataset
-from ddpp.errors import Error
-from ddpp.identity import marks
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error
+from ddpp.foundation.identity import marks
+from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig, accuracy
-from ddpp.seeds import derive, generator
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ def evaluate(
     with tqdm(total=trainings, desc="evaluate", unit="network", disable=not progress) as bar:
 
         def score(on: DistilledDataset, split: Split, count: int, role: str) -> list[float]:
-            tensors = [store.fingerprint(tensor) for tensor in (on.images, on.labels, on.alpha)]
+            tensors = [files.fingerprint(tensor) for tensor in (on.images, on.labels, on.alpha)]
             tensors += (
                 [on.loss] if on.labels.is_floating_point() and on.loss != SQUARED_ERROR else []
             )
             keys = [
-                store.identity({"how": how, "set": tensors, "role": role, "number": r})
+                files.identity({"how": how, "set": tensors, "role": role, "number": r})
                 for r in range(count)
             ]
             for r, key in enumerate(keys):
@@ -189,9 +189,9 @@ def evaluate(
 
 def _add_score(path: str | Path | None, key: str, score: float) -> None:
     if path is not None:
-        store.check_writable(path)
-        with store.lock(path, wait=True):
-            store.write_json(path, _read_scores(path) | {key: score})
+        files.check_writable(path)
+        with files.lock(path, wait=True):
+            files.write_json(path, _read_scores(path) | {key: score})
 
 
 def _read_scores(path: str | Path | None) -> dict[str, float]:

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ddpp import store
 from ddpp.data import ImageData, load_data
-from ddpp.errors import Error, differences
 from ddpp.evaluate import evaluate
-from ddpp.identity import marks_of
-from ddpp.loop import KIND as CHECKPOINT
-from ddpp.loop import Stopped
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error, differences
+from ddpp.foundation.identity import marks_of
+from ddpp.foundation.loop import KIND as CHECKPOINT
+from ddpp.foundation.loop import Stopped
 from ddpp.methods import METHODS
 from ddpp.networks import NetworkConfig
 from ddpp.pipeline import beside, clock, commit, provenance, run, stopwatch
@@ -307,12 +307,12 @@ def _one_by_one(
             if each.of and not base:  # perhaps in the next round
                 continue
             claim = beside(_out(each, work), "claim")
-            store.check_writable(claim)
-            with contextlib.suppress(store.Busy), store.lock(claim, wait=False):
+            files.check_writable(claim)
+            with contextlib.suppress(files.Busy), files.lock(claim, wait=False):
                 # else another process was faster
                 if not failed[i] and not read_result(each, results):
                     say(f"\n{each.name}")
-                    store.check_writable(each.report(results))
+                    files.check_writable(each.report(results))
                     data = load(each.recipe.data, each.recipe.zca, each.recipe.validation)
                     try:
                         row = _do(
@@ -412,7 +412,7 @@ def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list
             state = "begun"
             # it may end at this moment, or not count steps
             with contextlib.suppress(Error, KeyError):
-                step = store.Lazy(checkpoint, CHECKPOINT).meta["step"]
+                step = files.Lazy(checkpoint, CHECKPOINT).meta["step"]
                 state += f": {step} of {asdict(each.recipe.distill)['steps']} steps"
         lines.append(f"{each.name:{width}} {state}")
     return [*lines, f"{finished} of {len(todo)} runs are finished"]
@@ -467,7 +467,7 @@ def _do(
     scores = work / f"{each.recipe.profile}-scores.json"
     if base:
         row |= _transfer(each, base, data, work, scores, progress)
-        store.write_json(path, row)
+        files.write_json(path, row)
         return row
     try:
         distilled, report = run(
@@ -491,7 +491,7 @@ def _do(
         }
         chosen = each.recipe.method in CHOICES  # real images, which may not be ours to pass on
         row["set"] = None if chosen else write_set(path.with_suffix(".safetensors"), distilled)
-    store.write_json(path, row)
+    files.write_json(path, row)
     return row
 
 

@@ -18,8 +18,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error
 from ddpp.evaluate import spread
+from ddpp.foundation.errors import Error
 from ddpp.pruning import keep_mask
 
 if TYPE_CHECKING:  # figures need no notebook

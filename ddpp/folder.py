@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from ddpp import store
-from ddpp.errors import Error
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error
 
 LAYOUT = (
     "lay the pictures as FOLDER/CLASS/PICTURE, or as FOLDER/train/CLASS/PICTURE and "
@@ -45,7 +45,7 @@ def pack_folder(
     if not 0 < test < 1:
         raise Error(f"the share of test images is {test}: it must be above 0 and below 1")
     classes = _find(folder, test)
-    store.check_writable(out)
+    files.check_writable(out)
     found = [
         (label, path)
         for part in (0, 1)
@@ -66,7 +66,7 @@ def pack_folder(
         y_test=labels[n:],
         classes=list(classes),
     )
-    store.write_bytes(out, file.getvalue())
+    files.write_bytes(out, file.getvalue())
     return {name: (len(train), len(held_out)) for name, (train, held_out) in classes.items()}
 
 

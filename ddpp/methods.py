@@ -10,9 +10,9 @@ from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
 from ddpp.data import ImageData
 from ddpp.distill import DistillConfig, check_config, distill
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error
-from ddpp.identity import Table
-from ddpp.loop import Saving
+from ddpp.foundation.errors import Error
+from ddpp.foundation.identity import Table
+from ddpp.foundation.loop import Saving
 from ddpp.networks import NetworkConfig
 from ddpp.selection import SelectionConfig
 from ddpp.teachers import Teachers

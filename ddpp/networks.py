@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddpp.errors import Error, choose
-from ddpp.identity import Table
-from ddpp.seeds import generator
+from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.identity import Table
+from ddpp.foundation.seeds import generator
 
 
 class ConvNet(nn.Sequential):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ddpp.errors import Error, choose
-from ddpp.identity import Table
+from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.identity import Table
 
 Map = Callable[[Tensor], Tensor]
 

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import torch
 
-from ddpp import ranks, selection, store
+from ddpp import selection
 from ddpp.data import ImageData, load_data
-from ddpp.devices import made_on
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error, differences
 from ddpp.evaluate import evaluate
-from ddpp.identity import of_run
-from ddpp.loop import Saving
+from ddpp.foundation import files, processes
+from ddpp.foundation.devices import made_on
+from ddpp.foundation.errors import Error, differences
+from ddpp.foundation.identity import of_run
+from ddpp.foundation.loop import Saving
 from ddpp.methods import METHODS
 from ddpp.recipes import Recipe
 from ddpp.teachers import TeacherConfig, train_teachers
@@ -59,18 +60,18 @@ def run(
     out, method, config = Path(out), METHODS[recipe.method], recipe.stored_teachers()
     if out.suffix != ".safetensors":
         raise Error(f"the output {out} must end in .safetensors")
-    if ranks.rank():
+    if processes.rank():
         say = lambda line: None
     else:
-        store.check_writable(out)
+        files.check_writable(out)
     # perhaps: then the rank 0 before this one may still be about to end
-    restarted = ranks.size() > 1
+    restarted = processes.size() > 1
     with (
-        contextlib.nullcontext() if ranks.rank() else store.lock(out, wait=restarted),
+        contextlib.nullcontext() if processes.rank() else files.lock(out, wait=restarted),
         clock(out) as seconds,
     ):
         known = _known_report(out)
-        with stopwatch(seconds, "data"), ranks.in_turn():
+        with stopwatch(seconds, "data"), processes.in_turn():
             data = data or load_data(
                 recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device
             )
@@ -101,7 +102,7 @@ def run(
             with stopwatch(seconds, "distill"):
                 distilled = method.run(data, source, recipe.distill, saving)
             distilled = replace(distilled, provenance=distilled.provenance | made_from)
-        if ranks.rank():
+        if processes.rank():
             return distilled, {}
         if not out.exists():
             distilled.save(out)
@@ -126,7 +127,7 @@ def run(
             )
         report = {"file": out.name, "asked": asked, "recipe": asdict(recipe), **accuracies}
         report |= {"seconds": seconds, "resumed": resumed} | provenance(data.device)
-        store.write_json(report_path(out), report)
+        files.write_json(report_path(out), report)
         own_scores.unlink(missing_ok=True)
     return distilled, report
 
@@ -149,11 +150,11 @@ def clock(out: Path) -> Iterator[dict[str, float]]:
         yield seconds
     except BaseException:
         worked = sum(seconds.values()) - seconds.get("data", 0)
-        if worked > 1 and not ranks.rank():  # else perhaps nothing was begun
+        if worked > 1 and not processes.rank():  # else perhaps nothing was begun
             with contextlib.suppress(Error):
-                store.write_json(path, seconds)
+                files.write_json(path, seconds)
         raise
-    if not ranks.rank():
+    if not processes.rank():
         path.unlink(missing_ok=True)
 
 
@@ -180,7 +181,7 @@ def teachers_in(folder: Path, config: TeacherConfig, data: ImageData) -> Path:
     """The folder for these teachers in `folder`: runs with equal teachers share it, others never
     meet in it.
     """
-    return folder / f"teachers-{store.identity(config.identity(data))[:8]}"
+    return folder / f"teachers-{files.identity(config.identity(data))[:8]}"
 
 
 def report_path(out: Path) -> Path:

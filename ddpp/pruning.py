@@ -12,9 +12,9 @@ The last three rules are controls: each prunes as many pairs as the paper's rule
 import torch
 from torch import Tensor
 
-from ddpp.errors import Error, choose
-from ddpp.identity import Table
-from ddpp.seeds import generator
+from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.identity import Table
+from ddpp.foundation.seeds import generator
 
 
 def similarity(student: Tensor, teacher: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ import json
 import statistics
 from pathlib import Path
 
-from ddpp import store
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset, loss_in
-from ddpp.errors import Error
-from ddpp.loop import unpack
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error
+from ddpp.foundation.loop import unpack
 
 KIND = "result"
 LAST = 20  # distillation steps over which the final loss is averaged
@@ -47,7 +47,7 @@ def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
     tensors = {"images": images, "labels": distilled.labels, "alpha": distilled.alpha}
     tensors |= {f"history.{name}": column for name, column in distilled.history.items()}
     meta = {"loss": distilled.loss} if distilled.labels.is_floating_point() else {}
-    store.write(path, KIND, tensors, {"provenance": distilled.provenance} | meta)
+    files.write(path, KIND, tensors, {"provenance": distilled.provenance} | meta)
     return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
@@ -56,7 +56,7 @@ def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
     classes of the data
     that they were made from. Raises Error where the data are others, or were preprocessed in
     another way."""
-    tensors, meta = store.read(path.with_name(row["set"]["file"]), KIND)
+    tensors, meta = files.read(path.with_name(row["set"]["file"]), KIND)
     made_from = meta["provenance"]["data"]
     if {key: made_from[key] for key in data.identity} != data.identity:
         raise Error(

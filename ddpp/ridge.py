@@ -5,7 +5,7 @@ tangent kernel.
 import torch
 from torch import Tensor
 
-from ddpp.errors import Error, choose
+from ddpp.foundation.errors import Error, choose
 from ddpp.ntk import KERNELS
 
 BLOCK = 500  # images per part of a prediction: bounds its memory, not the result

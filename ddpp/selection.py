@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpp import loop, store
 from ddpp.data import ImageData, Split
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error
-from ddpp.identity import of_run
-from ddpp.loop import Saving
-from ddpp.seeds import generator
+from ddpp.foundation import files, loop
+from ddpp.foundation.errors import Error
+from ddpp.foundation.identity import of_run
+from ddpp.foundation.loop import Saving
+from ddpp.foundation.seeds import generator
 from ddpp.teachers import Teachers
 
 LEARNING_RATE = 0.01  # the field's rate for training on a set that does not bring its own alpha
@@ -133,7 +133,7 @@ def _looks(data: ImageData, teachers: Teachers, config: SelectionConfig, saving:
             looks.append(_correct(data, teachers, len(looks) + 1))
             bar.update()
             if path is not None:
-                store.write(path, loop.KIND, {"looks": torch.stack(looks)}, {"identity": identity})
+                files.write(path, loop.KIND, {"looks": torch.stack(looks)}, {"identity": identity})
     return torch.stack(looks)
 
 

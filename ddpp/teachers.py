@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpp import ranks, store
 from ddpp.augment import augment, draw
 from ddpp.data import ImageData
-from ddpp.errors import Error, differences
-from ddpp.identity import marks
+from ddpp.foundation import files, processes
+from ddpp.foundation.errors import Error, differences
+from ddpp.foundation.identity import marks
+from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
-from ddpp.seeds import derive, generator
 
 KIND = "teacher"
 SAVE_SECONDS = 30  # a teacher in training is saved at the first end of an epoch after so long
@@ -118,7 +118,7 @@ def train_teachers(
             raise Error(f"the teachers' {name} is {getattr(config, name)}: it must be at least 1")
     if not config.lr > 0:
         raise Error(f"the teachers' lr is {config.lr}: it must be positive")
-    if folder is None and ranks.size() > 1:
+    if folder is None and processes.size() > 1:
         raise Error("several processes share their teachers through a folder: say which")
     network, identity = data.network(config.network), config.identity(data)
     paths = [
@@ -126,12 +126,12 @@ def train_teachers(
         for k in range(config.count)
     ]
     trained = {}
-    mine = ranks.share(config.count)
+    mine = processes.share(config.count)
     bar = tqdm(
         total=len(mine) * config.epochs,
         desc="teachers",
         unit="epoch",
-        disable=not progress or ranks.rank() > 0,
+        disable=not progress or processes.rank() > 0,
     )
     with bar:
         # runs side by side share them:
@@ -141,13 +141,13 @@ def train_teachers(
                 continue
             path = paths[k]
             if path:
-                store.check_writable(path)
+                files.check_writable(path)
             with (
-                contextlib.suppress(store.Busy),
-                store.lock(path, wait) if path else contextlib.nullcontext(),
+                contextlib.suppress(files.Busy),
+                files.lock(path, wait) if path else contextlib.nullcontext(),
             ):
                 trained[k] = _train(network, data, config, identity, k, path, bar)
-    ranks.wait()
+    processes.wait()
     others = {
         k: _open(paths[k], _meta(identity, k)) for k in range(config.count) if k not in trained
     }
@@ -203,18 +203,18 @@ def _train(
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}")
             if path and time.monotonic() - saved > SAVE_SECONDS:
-                store.write(path, KIND, trajectory, meta)
+                files.write(path, KIND, trajectory, meta)
                 saved = time.monotonic()
     finally:  # finished, Ctrl-C, or an error: no whole epoch is lost
         if path and len(trajectory) > len(stored):
-            store.write(path, KIND, trajectory, meta)
-    return trajectory if path is None else store.Lazy(path, KIND)
+            files.write(path, KIND, trajectory, meta)
+    return trajectory if path is None else files.Lazy(path, KIND)
 
 
 def _open(path: Path | None, meta: dict) -> Mapping[str, Tensor]:
     if path is None or not path.exists():
         return {}
-    stored = store.Lazy(path, KIND)
+    stored = files.Lazy(path, KIND)
     if stored.meta != meta:
         raise Error(
             f"{path} belongs to a teacher of another configuration or data set "

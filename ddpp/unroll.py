@@ -29,7 +29,7 @@ from torch.autograd import grad
 
 from ddpp import fast
 from ddpp.augment import Draw, augment, draw
-from ddpp.errors import Error, choose
+from ddpp.foundation.errors import Error, choose
 from ddpp.networks import Flat
 
 # of _compare: rounding, by which a ReLU may cross its kink, cost 0.008; a walk without H costs 0.2

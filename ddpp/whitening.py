@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ddpp.errors import Error
+from ddpp.foundation.errors import Error
 
 KINDS = ("zca", "channels")
 CHUNK = 5_000  # images per matrix product: bounds the memory, not the result

@@ -9,8 +9,8 @@ import torch
 from torch import Size, Tensor
 
 from ddpp import pruning
+from ddpp.foundation.seeds import generator
 from ddpp.pruning import magnitude, masked_loss, matching_loss, signed
-from ddpp.seeds import generator
 from ddpp_course.checks import Mistake, ask, close, compare, describe, good, tensor
 
 

@@ -22,8 +22,8 @@ from ddpp import pruning, tables
 from ddpp.data import ImageData, Split, load_data
 from ddpp.distill import DistillConfig, distill
 from ddpp.evaluate import Evaluation, evaluate
+from ddpp.foundation.seeds import generator
 from ddpp.recipes import Recipe
-from ddpp.seeds import generator
 from ddpp.teachers import Teachers
 from ddpp.unroll import draw_updates, unroll
 from ddpp.whitening import fit_zca

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
-from ddpp import store
-from ddpp.errors import Error
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error
 
 
 @dataclass
@@ -52,7 +52,7 @@ class GradeCommand:
             raise Error(f"there is no {self.submissions}: name a notebook, or a folder of them")
         limits = session.Limits(self.seconds or 0.0, self.memory)
         grade.assignments(self.assignments)  # before anything is written
-        store.check_writable(self.out / "grades.csv")
+        files.check_writable(self.out / "grades.csv")
         options = {"name": self.assignment, "limits": limits, "trust": self.trust_submissions}
         if self.submissions.is_dir():
             jobs = self.jobs or os.cpu_count() or 1

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from ddpp.errors import Error
+from ddpp.foundation.errors import Error
 from ddpp_course import copies, marks, report, wall
 from ddpp_course.checks import told
 from ddpp_course.report import Outcome, Report

@@ -7,8 +7,8 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpp import store
-from ddpp.errors import Error
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error
 from ddpp_course import report
 from ddpp_course.report import Report
 
@@ -39,7 +39,7 @@ def write(reports: list[Report], out: Path) -> list[str]:
     }
     hand = out / "by_hand.csv"
     if asked and not hand.exists():
-        store.write_bytes(hand, _template(asked))
+        files.write_bytes(hand, _template(asked))
     given = (
         read(hand, {key: (o.of, sha) for key, (o, sha) in asked.items()})
         if hand.exists()
@@ -150,7 +150,7 @@ def _missing(hand: Path, asked: dict) -> list[str]:
     if not missing:
         new.unlink(missing_ok=True)
         return []
-    store.write_bytes(new, _template(missing))
+    files.write_bytes(new, _template(missing))
     who = ", ".join(dict.fromkeys(key[0] for key in missing))
     return [f"{hand} has no line for {who[:500]}: copy the lines from {new}"]
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ddpp import store
+from ddpp.foundation import files
 
 
 @dataclass
@@ -103,9 +103,9 @@ class Report:
     def write(self, out: Path) -> None:
         """OUT/SUBMISSION.md for the student, OUT/SUBMISSION.json for programs."""
         values = {"points": self.points, "of": self.of, "by_hand": self.by_hand} | asdict(self)
-        files = {".json": json.dumps(values, indent=1) + "\n", ".md": self.text()}
-        write = replace if self._differs(out) else store.write_bytes
-        for ending, text in files.items():
+        contents = {".json": json.dumps(values, indent=1) + "\n", ".md": self.text()}
+        write = replace if self._differs(out) else files.write_bytes
+        for ending, text in contents.items():
             write(out / f"{self.submission}{ending}", text.encode(errors="backslashreplace"))
 
     def _differs(self, out: Path) -> bool:
@@ -149,4 +149,4 @@ def replace(path: Path, data: bytes) -> None:
             os.link(path, kept)
         except OSError:  # a file system without second names
             shutil.copy2(path, kept)
-    store.write_bytes(path, data)
+    files.write_bytes(path, data)

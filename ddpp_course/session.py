@@ -25,7 +25,7 @@ from typing import Any, cast
 import matplotlib
 import psutil
 
-from ddpp.errors import Error
+from ddpp.foundation.errors import Error
 from ddpp_course import enter, wall
 from ddpp_course.wall import Wall
 

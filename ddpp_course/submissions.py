@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from ddpp.errors import Error, choose
+from ddpp.foundation.errors import Error, choose
 from ddpp_course import copies
 
 LARGEST = 200e6  # bytes of a notebook file

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ddpp import errors
-from ddpp.errors import Error
+from ddpp.foundation import errors
+from ddpp.foundation.errors import Error
 from ddpp_course import enter
 
 SYSTEM = (

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddpp import fast
-from ddpp.errors import Error
+from ddpp.foundation.errors import Error
 from ddpp.recipes import PAPER
 from tools import bench, jobs
 from tools.bench import main

@@ -24,7 +24,7 @@ from small_course import cell_of, make
 from wrong import Wrong
 
 from ddpp import cli
-from ddpp.errors import Error
+from ddpp.foundation.errors import Error
 from ddpp.pruning import RULES
 from ddpp_course import copies, grade, judge, wall
 from ddpp_course.checks import Mistake, ask, compare, tensor

@@ -23,7 +23,7 @@ from nbformat.v4 import new_code_cell
 from small_course import cell_of, make, solved
 
 from ddpp import cli
-from ddpp.errors import Error
+from ddpp.foundation.errors import Error
 from ddpp_course import enter, grade, wall
 from ddpp_course.session import Limits, Session
 

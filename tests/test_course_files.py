@@ -11,7 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_raw_cell
 from small_course import cell_of, make, solved
 
-from ddpp.errors import Error
+from ddpp.foundation.errors import Error
 from ddpp_course import copies, grade, marks, wall
 from ddpp_course.report import Outcome, Report
 from ddpp_course.session import Limits

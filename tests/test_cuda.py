@@ -26,7 +26,7 @@ from ddpp import (
     train_teachers,
 )
 from ddpp.augment import OPERATIONS, Draw, augment
-from ddpp.loop import Saving
+from ddpp.foundation.loop import Saving
 from ddpp.methods import METHODS
 from ddpp.pruning import RULES
 from ddpp.unroll import ENGINES

@@ -14,7 +14,7 @@ from PIL import Image
 from ddpp import DistilledDataset, Error, NetworkConfig, Protocol, evaluate, figures, load_data
 from ddpp.cli import main
 from ddpp.evaluate import loss_on
-from ddpp.seeds import generator
+from ddpp.foundation.seeds import generator
 
 NETWORK = NetworkConfig(width=4, depth=2)
 

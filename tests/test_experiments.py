@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ddpp import Error, NetworkConfig, Protocol, experiments, load_data, recipe, results, store
+from ddpp import Error, NetworkConfig, Protocol, experiments, load_data, recipe, results
 from ddpp.cli import main
 from ddpp.experiments import Run, elsewhere, overview, read_result, reproduce, runs, select
+from ddpp.foundation import files
 from ddpp.methods import METHODS
 from ddpp.pipeline import beside
 from ddpp.recipes import PROFILES, from_dict
@@ -134,7 +135,7 @@ def test_what_is_missing_is_run_and_what_is_there_is_left_alone(npz, places, qui
     assert rows[0]["random"]["final"]
     assert {"teachers", "distill", "evaluate"} <= rows[0]["seconds"].keys()
     assert "torch" in rows[0]["versions"]
-    tensors, meta = store.read(
+    tensors, meta = files.read(
         todo[0].report(places["results"]).with_suffix(".safetensors"), results.KIND
     )
     assert tensors["images"].shape == (3, 1, 12, 12)
@@ -295,8 +296,8 @@ def test_what_would_stop_all_runs_stops_at_once(places, capfd):
 def test_what_another_process_is_at_is_left_to_it(npz, places, quiet):
     todo, said = tiny_runs(npz()), []
     claim = beside(experiments._out(todo[0], places["work"]), "claim")
-    store.check_writable(claim)
-    with store.lock(claim, wait=False):
+    files.check_writable(claim)
+    with files.lock(claim, wait=False):
         rows = reproduce(todo, **quiet | {"say": said.append})
     assert [row["name"] for row in rows] == [todo[1].name]
     assert f"\n{todo[0].name}: another process is at it" in said
@@ -340,7 +341,7 @@ reproduce(runs, **places, device="cpu", jobs=2, minutes={minutes})
     lines = overview(tiny_runs(data, steps=steps), *places.values())
     assert [line.split()[1] for line in lines[:2]] == ["begun:", "begun:"]
     for each in tiny_runs(data, steps=steps):  # nobody holds them any more
-        with store.lock(beside(experiments._out(each, places["work"]), "claim"), wait=False):
+        with files.lock(beside(experiments._out(each, places["work"]), "claim"), wait=False):
             pass
 
 

@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_map
 
 from ddpp import fast
 from ddpp.augment import OPERATIONS, Draw
-from ddpp.devices import find_device
+from ddpp.foundation.devices import find_device
+from ddpp.foundation.seeds import generator
 from ddpp.networks import ConvNet, Flat, NetworkConfig
 from ddpp.pruning import RULES, matching_loss
-from ddpp.seeds import generator
 from ddpp.unroll import ENGINES, Updates, choose_engine, draw_updates, unroll
 
 # one shape of batch throughout: it is compiled once, in half a minute
@@ -238,7 +238,7 @@ def test_without_a_compiler_a_step_is_made_all_the_same(tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_callers_is_the_callers(uncompiled, monkeypatch):
-    from ddpp.errors import Error
+    from ddpp.foundation.errors import Error
 
     def full(*_):
         raise Error("no room")

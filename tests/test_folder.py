@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpp import cli, load_data, pack_folder, store
-from ddpp.errors import Error
+from ddpp import cli, load_data, pack_folder
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error
 
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 200, 40), "eel": (40, 40, 200)}
 ORIENTATION = 0x0112  # the EXIF tag
@@ -367,7 +368,7 @@ def test_an_output_that_cannot_be_written_is_noticed_before_a_picture_is_read(
 
 
 def test_a_full_disk_leaves_no_half_a_file(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "check_writable", lambda _: None)
+    monkeypatch.setattr(files, "check_writable", lambda _: None)
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -28,7 +28,7 @@ from ddpp import (
 from ddpp.augment import OPERATIONS
 from ddpp.cli import main
 from ddpp.experiments import Run, read_result, reproduce
-from ddpp.identity import TABLES, fingerprint, marks
+from ddpp.foundation.identity import TABLES, fingerprint, marks
 from ddpp.methods import METHODS
 from ddpp.networks import ARCHITECTURES
 from ddpp.pipeline import run
@@ -154,8 +154,8 @@ def test_functions_of_a_module_of_ones_own_count(tmp_path, monkeypatch):
     for text in ("def f(x): return x", "def f(x): return 2 * x"):
         (tmp_path / "mylib.py").write_text(text)
         code = (
-            "import mylib, ddpp.identity\ndef rule(x): return "
-            "mylib.f(x)\nprint(ddpp.identity.fingerprint(rule))"
+            "import mylib, ddpp.foundation.identity\ndef rule(x): return "
+            "mylib.f(x)\nprint(ddpp.foundation.identity.fingerprint(rule))"
         )
         run = [sys.executable, "-B", "-c", code]
         found.append(

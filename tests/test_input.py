@@ -16,13 +16,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddpp import cli, pipeline, store
+from ddpp import cli, pipeline
 from ddpp.data import load_data
-from ddpp.devices import find_device
 from ddpp.distill import MAX_SKIPPED, DistillConfig, distill, step
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error
 from ddpp.evaluate import Protocol, evaluate
+from ddpp.foundation import files
+from ddpp.foundation.devices import find_device
+from ddpp.foundation.errors import Error
 from ddpp.networks import NetworkConfig
 from ddpp.recipes import recipe
 from ddpp.teachers import TeacherConfig, Teachers, train_teachers
@@ -278,7 +279,7 @@ def test_a_path_that_is_not_there_or_no_npz(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX systems")
 def test_a_forbidden_file_is_not_called_damaged(tmp_path):
     npz, ours = save(tmp_path / "mine.npz"), tmp_path / "ours.safetensors"
-    store.write(ours, "thing", {}, {})
+    files.write(ours, "thing", {}, {})
     for path in (npz, ours):
         path.chmod(0)
     root = os.geteuid() == 0
@@ -288,7 +289,7 @@ def test_a_forbidden_file_is_not_called_damaged(tmp_path):
         with refused("mine.npz cannot be read", "Permission denied"):
             load(npz)
         with refused("cannot read", "ours.safetensors", "Permission denied", "permissions"):
-            store.read(ours, "thing")
+            files.read(ours, "thing")
     finally:
         if root:
             os.seteuid(0)
@@ -322,7 +323,7 @@ def test_data_that_is_there_is_read_where_nothing_can_be_written(tmp_path, monke
 
     monkeypatch.setattr("torchvision.datasets.CIFAR100", complete)
     monkeypatch.setattr(
-        "ddpp.data.store.check_writable", lambda path: pytest.fail(f"{path} is asked for")
+        "ddpp.data.files.check_writable", lambda path: pytest.fail(f"{path} is asked for")
     )
     # which these are not, but they were read
     with refused("x_train of cifar100 is not the official array"):
@@ -420,7 +421,7 @@ def test_a_teacher_that_diverges_is_stored_up_to_then(data, tmp_path):
     one_update = replace(TEACHERS, lr=INF, batch=len(data.train.labels))
     with refused("teacher 0 diverged in epoch 1", "lower its learning rate"):
         train_teachers(data, one_update, tmp_path, progress=False)
-    assert set(store.read(tmp_path / "teacher_000.safetensors", "teacher")[0]) == {"epoch_000"}
+    assert set(files.read(tmp_path / "teacher_000.safetensors", "teacher")[0]) == {"epoch_000"}
 
 
 def test_teachers_of_other_data_are_refused(tmp_path, run, teachers):
@@ -456,7 +457,7 @@ def test_no_hundred_gpus():
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "thing.safetensors"
-    store.write(
+    files.write(
         path, "thing", {"a": torch.arange(3.0), "b": torch.tensor(7)}, {"name": "x", "number": 0.1}
     )
     return path
@@ -464,7 +465,7 @@ def file(tmp_path):
 
 def test_equal_content_is_equal_bytes(file):
     again = file.with_name("again.safetensors")
-    store.write(
+    files.write(
         again, "thing", {"b": torch.tensor(7), "a": torch.arange(3.0)}, {"number": 0.1, "name": "x"}
     )
     assert again.read_bytes() == file.read_bytes()
@@ -475,7 +476,7 @@ def test_every_truncation_is_noticed(file):
     for kept in range(len(content)):
         file.write_bytes(content[:kept])
         with refused("thing.safetensors", "damaged", "cut short or altered"):
-            store.read(file, "thing")
+            files.read(file, "thing")
 
 
 def test_every_flipped_byte_is_noticed(file):
@@ -484,7 +485,7 @@ def test_every_flipped_byte_is_noticed(file):
     for at in range(len(content)):
         file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         with pytest.raises(Error, match=r"damaged|not written by ddpp") as caught:
-            store.read(file, "thing")
+            files.read(file, "thing")
         assert at < data_begins or "altered" in str(caught.value)
 
 
@@ -499,19 +500,19 @@ def test_a_file_of_another_kind_is_named_as_what_it_is(file, run):
 def test_a_safetensors_file_from_elsewhere_is_refused(file, metadata):
     file.write_bytes(safetensors.torch.save({"a": torch.ones(2)}, metadata))
     with untouched(file), refused("was not written by ddpp", "choose another file"):
-        store.read(file, "thing")
+        files.read(file, "thing")
 
 
 def test_another_programs_file_is_not_to_be_deleted(file):
     file.write_bytes(b"a year of measurements")
     with untouched(file), refused("not a file of ddpp", "move it away"):
-        store.read(file, "thing")
+        files.read(file, "thing")
 
 
 def test_a_missing_file_is_not_called_damaged(file, tmp_path):
     for path in (file.with_name("nowhere"), tmp_path):
         with refused("there is no file", "check the path"):
-            store.read(path, "thing")
+            files.read(path, "thing")
 
 
 @pytest.fixture
@@ -641,7 +642,7 @@ def test_a_run_whose_images_leave_the_numbers_ends_with_advice_and_keeps_its_ste
     assert not taken.history["skipped"].any()
     with refused("the loss was not finite", f"{MAX_SKIPPED + 1} steps in a row", "lower image_lr"):
         run(image_lr=1e30, steps=30, checkpoint=path, save_steps=1)
-    tensors, meta = store.read(path, "checkpoint")
+    tensors, meta = files.read(path, "checkpoint")
     skipped = tensors["history.skipped"]
     assert meta["step"] >= MAX_SKIPPED
     assert skipped[0] == 0 and skipped[1 : meta["step"]].all()
@@ -656,7 +657,7 @@ def test_a_run_whose_steps_were_all_skipped_is_no_result(run, data, tmp_path):
     for _ in range(2):  # the second time from the checkpoint
         with refused(f"in {MAX_SKIPPED} steps in a row", "lower alpha_lr"):
             run(alpha_lr=1e30, steps=MAX_SKIPPED, checkpoint=path)
-    tensors, _ = store.read(path, "checkpoint")
+    tensors, _ = files.read(path, "checkpoint")
     assert tensors["history.skipped"].sum() == MAX_SKIPPED
     assert torch.equal(tensors["images"], data.draw(CONFIG.ipc, CONFIG.seed).images)
     assert tensors["alpha"] == torch.tensor(CONFIG.alpha0)

@@ -23,10 +23,10 @@ from ddpp import (
 )
 from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
 from ddpp.cli import main
-from ddpp.loop import Saving, Stopped
+from ddpp.foundation.loop import Saving, Stopped
+from ddpp.foundation.seeds import generator
 from ddpp.methods import METHODS
 from ddpp.recipes import PROFILES, from_dict, recipe
-from ddpp.seeds import generator
 from ddpp.selection import forgetting_events, herd
 
 WITHOUT_TEACHERS = [

@@ -21,8 +21,8 @@ from ddpp import (
     train_teachers,
 )
 from ddpp.augment import OPERATIONS, Draw
+from ddpp.foundation.seeds import generator
 from ddpp.networks import ARCHITECTURES, Flat, accuracy, plain
-from ddpp.seeds import generator
 from ddpp.unroll import Updates, draw_updates, unroll
 
 SHAPE, CLASSES = (3, 8, 8), 4

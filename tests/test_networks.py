@@ -26,9 +26,9 @@ from ddpp import (
     train_teachers,
 )
 from ddpp.cli import main
+from ddpp.foundation.seeds import generator
 from ddpp.networks import ARCHITECTURES
 from ddpp.pruning import matching_loss
-from ddpp.seeds import generator
 from ddpp.unroll import draw_updates, unroll
 
 OTHERS = ("alexnet", "vgg11", "resnet18")

@@ -8,8 +8,8 @@ import torch
 from ddpp import ConvNet, load_data
 from ddpp.augment import OPERATIONS, Draw, augment, draw
 from ddpp.data import SHA256
+from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import NetworkConfig
-from ddpp.seeds import derive, generator
 from ddpp.whitening import Whitening, fit_channels, fit_zca
 
 

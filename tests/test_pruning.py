@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ddpp import keep_mask, matching_loss, similarity
+from ddpp.foundation.seeds import generator
 from ddpp.networks import NetworkConfig
 from ddpp.pruning import RULES
-from ddpp.seeds import generator
 
 ALIKE, TENTH, FLIPPED, ZERO, ZEROS = (1.0, 1.0), (0.05, 1.0), (1.0, -1.0), (0.0, 1.0), (0.0, 0.0)
 

@@ -12,17 +12,10 @@ import psutil
 import pytest
 import torch
 
-from ddpp import (
-    DistillConfig,
-    Error,
-    NetworkConfig,
-    TeacherConfig,
-    load_data,
-    ranks,
-    train_teachers,
-)
+from ddpp import DistillConfig, Error, NetworkConfig, TeacherConfig, load_data, train_teachers
 from ddpp.cli import main
 from ddpp.distill import State, check_config, match, step
+from ddpp.foundation import processes
 
 SETTINGS = """--ipc 2 --steps 40 --student-steps 4 --batch 3 --iterates 2 --save-steps 4
     --repeats 1 --trajectories 4 --teachers.count 3 --teachers.batch 4 --teachers.network.width 8
@@ -90,7 +83,7 @@ def rank_process(torchrun: int, number: int) -> int:
 
 
 def test_what_several_processes_cannot_do_they_say_before_any_work(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(processes, "size", lambda: 2)
     with pytest.raises(
         Error, match="3 trajectories per step cannot be shared evenly by 2 processes"
     ):
@@ -103,9 +96,9 @@ def test_what_several_processes_cannot_do_they_say_before_any_work(monkeypatch, 
 
 def test_several_trajectories_average_their_gradients():
     one, other = {"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([3.0, 6.0])}
-    mean = ranks.average([one, other], 2)
+    mean = processes.average([one, other], 2)
     assert mean["a"].tolist() == [2, 4]
-    assert list(ranks.share(3)) == [0, 1, 2]
+    assert list(processes.share(3)) == [0, 1, 2]
 
 
 def test_without_torchrun_a_stray_world_size_is_explained(monkeypatch):
@@ -114,7 +107,7 @@ def test_without_torchrun_a_stray_world_size_is_explained(monkeypatch):
     with pytest.raises(
         Error, match=r"WORLD_SIZE is set, but not .*RANK: start with torchrun, or unset it"
     ):
-        ranks.join()
+        processes.join()
 
 
 def test_the_first_of_several_trajectories_is_the_one_of_a_single_one(npz):

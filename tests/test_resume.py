@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import write_npz
 
-from ddpp import store
 from ddpp.cli import main
 from ddpp.distilled import DistilledDataset
+from ddpp.foundation import files
 
 KILLING = Path(__file__).with_name("killing.py")
 SETTINGS = """--seed 3 --ipc 2 --steps 60 --student-steps 4 --batch 3 --iterates 3 --save-steps 4
@@ -112,7 +112,7 @@ def test_another_evaluation_does_not_replace_the_report(whole, tmp_path, capsys)
 
 def test_two_runs_do_not_write_one_file(npz, tmp_path, capsys):
     out = tmp_path / "set.safetensors"
-    with store.lock(out, wait=False):
+    with files.lock(out, wait=False):
         assert main(command(npz(), out)) == 1
     assert "another process is writing" in capsys.readouterr().err
 

@@ -5,9 +5,9 @@ import torch
 
 from ddpp import Error
 from ddpp.baselines import kip
+from ddpp.foundation.seeds import generator
 from ddpp.ntk import KERNELS
 from ddpp.ridge import predict
-from ddpp.seeds import generator
 
 KINDS = list(KERNELS)
 

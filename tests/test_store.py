@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ddpp import Error, NetworkConfig, TeacherConfig, load_data, store, train_teachers
+from ddpp import Error, NetworkConfig, TeacherConfig, load_data, train_teachers
 from ddpp.distilled import DistilledDataset
-from ddpp.seeds import generator
+from ddpp.foundation import files
+from ddpp.foundation.seeds import generator
 from ddpp.unroll import draw_updates, unroll
 
 ALIGNED = 64  # bytes; how PyTorch allocates on a CPU
@@ -28,7 +29,7 @@ def at_alignments(path, tensors):
     """
     found = set()
     for length in range(0, 64, 4):
-        store.write(path, "test", tensors, {"padding": "x" * length})
+        files.write(path, "test", tensors, {"padding": "x" * length})
         with safe_open(path, "pt") as file:
             found.add(tuple(address(file.get_tensor(name)) for name in tensors))
         yield
@@ -39,8 +40,8 @@ def test_what_is_read_is_aligned_as_a_new_tensor_is_wherever_it_lies_in_its_file
     tensors = {"a": torch.randn(5), "b": torch.randn(37, 11), "c": torch.arange(9)}
     for _ in at_alignments(tmp_path / "file", tensors):
         lazy, (whole, _) = (
-            store.Lazy(tmp_path / "file", "test"),
-            store.read(tmp_path / "file", "test"),
+            files.Lazy(tmp_path / "file", "test"),
+            files.read(tmp_path / "file", "test"),
         )
         for name, tensor in tensors.items():
             for found in (lazy[name], whole[name]):
@@ -49,8 +50,8 @@ def test_what_is_read_is_aligned_as_a_new_tensor_is_wherever_it_lies_in_its_file
 
 
 def test_what_is_read_can_be_changed_without_changing_the_file(tmp_path):
-    store.write(tmp_path / "file", "test", {"a": torch.ones(3)}, {})
-    lazy = store.Lazy(tmp_path / "file", "test")
+    files.write(tmp_path / "file", "test", {"a": torch.ones(3)}, {})
+    lazy = files.Lazy(tmp_path / "file", "test")
     lazy["a"].zero_()
     assert torch.equal(lazy["a"], torch.ones(3))
 
@@ -96,8 +97,8 @@ def test_the_students_path_comes_back_as_new_tensors(monkeypatch):
 )
 def test_a_check_that_is_killed_leaves_nothing(tmp_path):
     code = (
-        "import sys\nfrom ddpp import store\nprint(1, flush=True)\nwhile True: "
-        "store.check_writable(sys.argv[1])"
+        "import sys\nfrom ddpp.foundation import files\nprint(1, flush=True)\nwhile True: "
+        "files.check_writable(sys.argv[1])"
     )
     for i in range(5):
         with subprocess.Popen(
@@ -121,7 +122,7 @@ def test_what_earlier_versions_left_of_a_check_is_swept_once_its_process_is_gone
         tmp_path / f"out.{gone.pid}.probe.part",
     ):
         path.touch()
-    store.check_writable(tmp_path / "out")
+    files.check_writable(tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == sorted([*others, mine])
 
 
@@ -130,5 +131,5 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "folder", tmp_path / "file" / "out", tmp_path / ("x" * 252)):
         with pytest.raises(Error, match=r"cannot write .*choose another place"):
-            store.check_writable(path)
-    assert store.check_writable(tmp_path / ("x" * 250)) is None
+            files.check_writable(path)
+    assert files.check_writable(tmp_path / ("x" * 250)) is None

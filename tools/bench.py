@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import tyro
 
-from ddpp import store
-from ddpp.devices import find_device
-from ddpp.errors import Error, choose
+from ddpp.foundation import files
+from ddpp.foundation.devices import find_device
+from ddpp.foundation.errors import Error, choose
 from ddpp.pipeline import commit, provenance
 from ddpp.unroll import ENGINES
 from tools.jobs import JOBS, Job, arithmetic, least_bytes
@@ -243,12 +243,12 @@ class BenchCommand:
         jobs = choose_jobs(self.jobs, device.type)
         commit()  # what is measured, also where the tree moves on in the meantime
         if self.out:
-            store.check_writable(self.out)
+            files.check_writable(self.out)
         result = bench(self.student_steps, self.width, self.images, self.rounds, device.type)
         if jobs:
             result["jobs"] = bench_jobs(jobs, self.width, device.type)
         if self.out:
-            store.write_json(self.out, result | provenance(device))
+            files.write_json(self.out, result | provenance(device))
             print(f"written to {self.out}")
 
 

@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ddpp.data import ImageData, Split
-from ddpp.devices import find_device
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluate import Protocol, evaluate
+from ddpp.foundation.devices import find_device
+from ddpp.foundation.seeds import generator
 from ddpp.networks import NetworkConfig
 from ddpp.pruning import matching_loss
 from ddpp.recipes import PAPER
-from ddpp.seeds import generator
 from ddpp.teachers import TeacherConfig, train_teachers
 from ddpp.unroll import Updates, draw_updates, graph_bytes, unroll
 from ddpp.whitening import fit_channels

@@ -16,10 +16,10 @@ from ddpp.baselines import common, dsa
 from ddpp.baselines.common import Problem, State
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error
-from ddpp.loop import Saving
+from ddpp.foundation.errors import Error
+from ddpp.foundation.loop import Saving
+from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import NetworkConfig
-from ddpp.seeds import derive, generator
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ddpp import loop, ranks
 from ddpp.augment import Draw, augment, draw
 from ddpp.data import ImageData, Split
-from ddpp.devices import made_on
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error, choose
-from ddpp.identity import of_run
+from ddpp.foundation import loop, processes
+from ddpp.foundation.devices import made_on
+from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.identity import of_run
+from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat, NetworkConfig
-from ddpp.seeds import generator
 from ddpp.selection import LEARNING_RATE
 
 
@@ -153,7 +153,7 @@ def check(config: Started) -> None:
     """Raise an Error for settings that cannot work; also for settings of a method that are made
     like BatchConfig.
     """
-    if ranks.size() > 1:
+    if processes.size() > 1:
         raise Error(
             "only the matching of trajectories can be shared out by torchrun: start without it"
         )

@@ -12,9 +12,9 @@ from ddpp.baselines import common
 from ddpp.baselines.common import Problem, State
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.loop import Saving
+from ddpp.foundation.loop import Saving
+from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import NetworkConfig
-from ddpp.seeds import derive, generator
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from ddpp.baselines import common
 from ddpp.baselines.common import Problem, State
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.loop import Saving
+from ddpp.foundation.loop import Saving
+from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
-from ddpp.seeds import derive, generator
 
 # published, by ipc
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}

@@ -18,8 +18,8 @@ from ddpp.data import ImageData, Split
 from ddpp.distill import Algorithm, DistillConfig, begin, check_config, descend, draw_piece, run
 from ddpp.distill import State as Unweighted
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error
-from ddpp.loop import Saving
+from ddpp.foundation.errors import Error
+from ddpp.foundation.loop import Saving
 from ddpp.teachers import Teachers
 from ddpp.unroll import unroll
 

@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpp import loop
 from ddpp.baselines import common
 from ddpp.data import ImageData
-from ddpp.devices import made_on
 from ddpp.distilled import DistilledDataset
-from ddpp.errors import Error, choose
-from ddpp.identity import of_run
-from ddpp.loop import Saving
+from ddpp.foundation import loop
+from ddpp.foundation.devices import made_on
+from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.identity import of_run
+from ddpp.foundation.loop import Saving
+from ddpp.foundation.seeds import generator
 from ddpp.networks import NetworkConfig
 from ddpp.ntk import KERNELS, bytes_needed
 from ddpp.ridge import REG, predict
-from ddpp.seeds import generator
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import torch
 
-from ddpp.errors import Error
+from ddpp.foundation.errors import Error
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpp.errors import Error
+from ddpp.foundation.errors import Error
 
 if TYPE_CHECKING:  # it is nowhere else
     from _typeshed import DataclassInstance

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddpp.errors import Error
+from ddpp.foundation.errors import Error
 
 PATIENCE = datetime.timedelta(hours=24)  # a rank may wait for another's teachers that long
 

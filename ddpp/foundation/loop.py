@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpp import ranks, store
-from ddpp.errors import Error, differences
+from ddpp.foundation import files, processes
+from ddpp.foundation.errors import Error, differences
 
 KIND = "checkpoint"
 Iterates = dict[int, tuple[Tensor, Tensor]]  # {step: (images, alpha)}
@@ -150,13 +150,13 @@ class Checkpoint(Generic[S]):
     def save(self, run: Run[S]) -> None:
         """Write the run, all or nothing. Under torchrun rank 0 does it."""
         self.saved = time.monotonic()
-        if self.path is None or ranks.rank():
+        if self.path is None or processes.rank():
             return
         values = {f.name: getattr(run.state, f.name) for f in fields(run.state)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         numbers = {name: value for name, value in values.items() if name not in tensors}
         meta = {"identity": self.identity, **numbers, "made_on": list(run.machines)}
-        store.write(self.path, KIND, tensors | pack(run.iterates, run.history), meta)
+        files.write(self.path, KIND, tensors | pack(run.iterates, run.history), meta)
 
     def save_if_due(self, run: Run[S]) -> None:
         """Write the run if enough steps or minutes have passed since the last time."""
@@ -179,7 +179,7 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
     """
     checkpoint = Checkpoint[S](saving, identity)
     run = _begun(method, checkpoint, machine, saving)
-    quiet = not saving.progress or ranks.rank() > 0
+    quiet = not saving.progress or processes.rank() > 0
     bar = tqdm(
         total=method.steps, initial=run.state.step, desc="distil", unit="step", disable=quiet
     )
@@ -223,7 +223,7 @@ def _refuse_stuck(method: Method[S], run: Run[S]) -> None:
 
 def read_checkpoint(path: str | Path, identity: dict) -> tuple[dict[str, Tensor], dict]:
     """A checkpoint's tensors and metadata; an Error for one of another identity."""
-    tensors, meta = store.read(path, KIND)
+    tensors, meta = files.read(path, KIND)
     if meta["identity"] != identity:
         raise Error(
             f"the checkpoint {path} belongs to a run with other settings, data or teachers "

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ddpp.errors import Error
+from ddpp.foundation.errors import Error
 
 KEY = "ddpp"  # the one metadata entry of our safetensors files
 

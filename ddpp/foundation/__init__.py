@@ -1,0 +1,1 @@
+"""What any such project needs, and nothing of the paper: errors, files, the loop, seeds."""
