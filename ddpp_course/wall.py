@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ddpp.foundation import errors
+import ddpp
 from ddpp.foundation.errors import Error
 from ddpp_course import enter
 
@@ -45,7 +45,7 @@ DEVICES = ("null", "zero", "full", "random", "urandom")
 # what libraries ask of the machine
 PROC = ("cpuinfo", "meminfo", "stat", "sys/vm/overcommit_memory")
 COURSE = Path(__file__).parent
-PACKAGES = (Path(errors.__file__).parent, COURSE)  # ddpp and this one
+PACKAGES = (Path(ddpp.__file__).parent, COURSE)  # ddpp and this one
 ROOM = 2**30  # bytes that a submission may keep in its folder
 SHARED = 2**28  # and in /dev/shm
 INSIDE = Path("/tmp")  # the folder, behind a wall of namespaces

@@ -214,7 +214,9 @@ def _functions(module: ModuleType) -> list[FunctionType]:
                 getattr(x, "__func__", getattr(x, "__wrapped__", getattr(x, "fget", x)))
                 for x in inner
             ]
-            found += [x for x in inner if isinstance(x, FunctionType)]
+            found += [
+                x for x in inner if isinstance(x, FunctionType) and x.__globals__ is vars(module)
+            ]
     return found
 
 
