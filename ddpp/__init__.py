@@ -3,15 +3,15 @@ the distilled file.
 """
 
 from ddpp.data import ImageData, load_data
-from ddpp.distill import DistillConfig, distill
+from ddpp.data.folder import pack_folder
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluate import Evaluation, Protocol, evaluate
-from ddpp.folder import pack_folder
+from ddpp.distilling import DistillConfig, distill
+from ddpp.evaluating import Evaluation, Protocol, evaluate
+from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.foundation.errors import Error
 from ddpp.foundation.identity import custom
 from ddpp.networks import VGG11, AlexNet, ConvNet, NetworkConfig, ResNet18
 from ddpp.pruning import keep_mask, matching_loss, similarity
-from ddpp.recipes import Recipe, recipe
 from ddpp.teachers import TeacherConfig, Teachers, train_teachers
 
 __all__ = [

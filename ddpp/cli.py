@@ -20,18 +20,19 @@ except ModuleNotFoundError:  # where ddpp was installed without its dependencies
     ) from None
 
 from ddpp import experiments
-from ddpp.data import SHA256, load_data
-from ddpp.distill import DistillConfig
+from ddpp.data import load_data
+from ddpp.data.folder import pack_folder
+from ddpp.data.sources import SHA256
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluate import Evaluation, Protocol, evaluate, spread
-from ddpp.folder import pack_folder
+from ddpp.distilling import DistillConfig
+from ddpp.evaluating import Evaluation, Protocol, evaluate, spread
+from ddpp.experiments.methods import MethodConfig
+from ddpp.experiments.recipes import PROFILES, Recipe, recipe
+from ddpp.experiments.run import report_path, run, teachers_in
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, choose
-from ddpp.methods import MethodConfig
 from ddpp.networks import accuracy
-from ddpp.pipeline import report_path, run, teachers_in
-from ddpp.recipes import PROFILES, Recipe, recipe
 from ddpp.teachers import train_teachers
 
 if TYPE_CHECKING:  # matplotlib takes seconds to import
@@ -220,7 +221,7 @@ class ShowCommand:
         print(f"{len(distilled)} images, {each}: {out}")
         for name, path in (("progress", self.progress), ("before_after", self.before_after)):
             if path:
-                from ddpp import figures  # here, as matplotlib takes seconds to import
+                from ddpp.book import figures  # here, as matplotlib takes seconds to import
 
                 figures.use_style()
                 save_picture(getattr(figures, name)(distilled), path)

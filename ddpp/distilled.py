@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddpp.data import ImageData
+from ddpp.data.whitening import Whitening
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.loop import Run, pack, unpack
 from ddpp.networks import NetworkConfig
-from ddpp.whitening import Whitening
 
 KIND = "distilled dataset"
 # what networks are trained on the labels with

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpp.augment import augment, draw
 from ddpp.data import ImageData
+from ddpp.data.augmentation import augment, draw
 from ddpp.foundation import files, processes
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import marks

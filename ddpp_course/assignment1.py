@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpp import augment, networks, whitening
+from ddpp import networks
+from ddpp.data import augmentation, whitening
 from ddpp_course.checks import Mistake, ask, close, compare, describe, good, tensor
 
 
@@ -304,7 +305,7 @@ def draw_shift(function: Callable, seed: int = 0) -> None:
     """Range and distribution of the offsets, and that they are a function of the generator."""
     n, reach, generator = 2000, 2, torch.Generator().manual_seed(seed)
     call = lambda n, reach, rng: _real(
-        ask(function, n, reach, rng, forbid=(augment,)), (n, 2), "draw_shift"
+        ask(function, n, reach, rng, forbid=(augmentation,)), (n, 2), "draw_shift"
     )
     offsets = call(n, reach, generator)
     if offsets.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
@@ -356,7 +357,7 @@ def shift(function: Callable, seed: int = 0) -> None:
     offsets = torch.randint(-2, 3, (6, 2), generator=generator)
     offsets[:3] = torch.tensor([[2, -1], [0, 0], [-1, 0]])
     call = lambda images, moves: _real(
-        ask(function, images, moves, forbid=(augment,)), tuple(images.shape), "shift"
+        ask(function, images, moves, forbid=(augmentation,)), tuple(images.shape), "shift"
     )
     for images, moves in ((x, offsets), (x[:1], offsets[:1]), (x[1:2], offsets[1:2])):
         pairs, flipped = list(zip(images, moves.tolist(), strict=True)), moves.flip(1)

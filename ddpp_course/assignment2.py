@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from ddpp import networks, pruning, unroll
+from ddpp import networks, pruning, unrolling
 from ddpp import teachers as stage_a
 from ddpp_course.checks import Mistake, ask, close, compare, describe, good, tensor
 
@@ -462,7 +462,7 @@ def student(function: Callable, seed: int = 0) -> None:
     start = network.initial(seed)
     for steps, rate in ((4, 0.5), (1, 0.2), (3 + seed, 0.8)):
         x, alpha = images.clone().requires_grad_(), torch.tensor(rate, requires_grad=True)
-        value = ask(function, network, start, x, labels, alpha, steps, forbid=(unroll,))
+        value = ask(function, network, start, x, labels, alpha, steps, forbid=(unrolling,))
         value = tensor(value, (network.size,), "student_updates").detach().cpu()
 
         def after(count: int = steps, rate: float = rate, **options) -> Tensor:
@@ -507,7 +507,7 @@ def gradients(function: Callable, seed: int = 0) -> None:
     target = start + 0.5 * torch.randn(len(start), generator=rng)
 
     def run(x: Tensor, rate: Tensor) -> Tensor:
-        value = ask(function, network, start.clone(), x, labels, rate, steps, forbid=(unroll,))
+        value = ask(function, network, start.clone(), x, labels, rate, steps, forbid=(unrolling,))
         value = tensor(value, (network.size,), "student_updates").cpu()
         if not value.is_floating_point():
             raise Mistake(f"`student_updates` should return real parameters, not {value.dtype}")
@@ -594,7 +594,7 @@ def step(function: Callable, seed: int = 0) -> None:
 
     for _ in range(2):
         arguments = (train, _loss, (start, target), images, alpha, image_lr, alpha_lr)
-        answer = ask(function, *arguments, forbid=(unroll,))
+        answer = ask(function, *arguments, forbid=(unrolling,))
         if not isinstance(answer, (tuple, list)) or len(answer) != 3:
             raise Mistake(
                 "`distil_step` should return three things, `images, alpha, loss`, not "

@@ -18,15 +18,16 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddpp import pruning, tables
+from ddpp import pruning
+from ddpp.book import tables
 from ddpp.data import ImageData, Split, load_data
-from ddpp.distill import DistillConfig, distill
-from ddpp.evaluate import Evaluation, evaluate
+from ddpp.data.whitening import fit_zca
+from ddpp.distilling import DistillConfig, distill
+from ddpp.evaluating import Evaluation, evaluate
+from ddpp.experiments.recipes import Recipe
 from ddpp.foundation.seeds import generator
-from ddpp.recipes import Recipe
 from ddpp.teachers import Teachers
-from ddpp.unroll import draw_updates, unroll
-from ddpp.whitening import fit_zca
+from ddpp.unrolling import draw_updates, unroll
 from ddpp_course.checks import Mistake, ask, close, compare, describe, good, tensor
 
 Setting = tuple[str, float]  # rule, epsilon

@@ -159,7 +159,7 @@ def watching(
     given: what a check hands out, and so may be called.
     """
     handed_out = {x.__code__ for x in given if isinstance(x, FunctionType)}
-    modules = [x for x in forbidden if isinstance(x, ModuleType)]
+    modules = [m for x in forbidden if isinstance(x, ModuleType) for m in _rooms(x)]
     functions = [x for x in forbidden if not isinstance(x, ModuleType)]
     functions += [f for module in modules for f in _functions(module)]
     names, called = {module.__name__ for module in modules}, []
@@ -202,6 +202,12 @@ def unwatched() -> str:
     if changed := guard.changed():
         return f"`{changed}` was replaced while the check ran: it must stay as it is"
     return ""
+
+
+def _rooms(module: ModuleType) -> list[ModuleType]:
+    """A module, and of a package also the modules in it."""
+    inside = f"{module.__name__}."
+    return [module, *(m for name, m in dict(sys.modules).items() if name.startswith(inside))]
 
 
 def _functions(module: ModuleType) -> list[FunctionType]:

@@ -10,9 +10,9 @@ import psutil
 import pytest
 import torch
 
-from ddpp import fast
+from ddpp.experiments.recipes import PAPER
 from ddpp.foundation.errors import Error
-from ddpp.recipes import PAPER
+from ddpp.unrolling import compiled
 from tools import bench, jobs
 from tools.bench import main
 from tools.jobs import JOBS, Job, arithmetic, least_bytes, measure
@@ -194,7 +194,7 @@ def test_where_compiled_cannot_be_used_it_has_no_time(monkeypatch):
         raise RuntimeError("no kernels today")
 
     monkeypatch.setattr(torch, "compile", fails)
-    fast.student.cache_clear()  # in this process, an earlier test may have compiled it
+    compiled.student.cache_clear()  # in this process, an earlier test may have compiled it
     assert "no kernels today" in run("step", "compiled")["failed"]
 
 

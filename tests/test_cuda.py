@@ -2,7 +2,7 @@
 the CPU's results.
 
 What it cannot see: the kernels of CUDA and their speed, memory, compilation, and real CUDA graphs,
-which are tapes here (see test_fast); the tests there that need a GPU are for these.
+which are tapes here (see test_compiled); the tests there that need a GPU are for these.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pretending import gpu
-from test_fast import Tape
+from test_compiled import Tape
 
 from ddpp import (
     DistillConfig,
@@ -21,15 +21,14 @@ from ddpp import (
     Protocol,
     TeacherConfig,
     evaluate,
-    fast,
     load_data,
     train_teachers,
 )
-from ddpp.augment import OPERATIONS, Draw, augment
+from ddpp.data.augmentation import OPERATIONS, Draw, augment
+from ddpp.experiments.methods import METHODS
 from ddpp.foundation.loop import Saving
-from ddpp.methods import METHODS
 from ddpp.pruning import RULES
-from ddpp.unroll import ENGINES
+from ddpp.unrolling import ENGINES, compiled
 
 TEACHERS = TeacherConfig(
     count=2, epochs=3, lr=0.02, batch=10, network=NetworkConfig(width=4, depth=1)
@@ -66,10 +65,10 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
     monkeypatch.setattr(torch.cuda, "graph", record)
-    fast.student.cache_clear()
+    compiled.student.cache_clear()
     with gpu(monkeypatch) as there:
         yield there
-    fast.student.cache_clear()
+    compiled.student.cache_clear()
 
 
 @pytest.fixture
@@ -161,17 +160,17 @@ LEFT = {  # what is left on the CPU: the function that makes it, and another in 
     "a teacher": ("teachers", "Teachers.snapshot", lambda f: lambda *args: f(*args).cpu()),
     "the start of a network": ("networks", "Flat.initial", lambda f: lambda *args: f(*args).cpu()),
     "labels": (
-        "distill",
+        "distilling",
         "step",
         lambda f: lambda state, labels, *rest: f(state, labels.cpu(), *rest),
     ),
-    "images": ("distill", "begin", lambda f: lambda start, config: f(start.to("cpu"), config)),
+    "images": ("distilling", "begin", lambda f: lambda start, config: f(start.to("cpu"), config)),
     "the numbers of an augmentation": (
-        "augment",
+        "data.augmentation",
         "_integers",
         lambda f: lambda u, n: f(u.cpu(), n),
     ),
-    "a mask": ("distill", "keep_mask", lambda f: lambda *args: f(*args).cpu()),
+    "a mask": ("distilling", "keep_mask", lambda f: lambda *args: f(*args).cpu()),
 }
 
 

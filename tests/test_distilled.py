@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ddpp import DistilledDataset, Error, NetworkConfig, Protocol, evaluate, figures, load_data
+from ddpp import DistilledDataset, Error, NetworkConfig, Protocol, evaluate, load_data
+from ddpp.book import figures
 from ddpp.cli import main
-from ddpp.evaluate import loss_on
+from ddpp.evaluating import loss_on
 from ddpp.foundation.seeds import generator
 
 NETWORK = NetworkConfig(width=4, depth=2)

@@ -6,8 +6,8 @@ import statistics
 from pathlib import Path
 
 from ddpp import experiments
-from ddpp.methods import METHODS
-from ddpp.recipes import PAPER
+from ddpp.experiments.methods import METHODS
+from ddpp.experiments.recipes import PAPER
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

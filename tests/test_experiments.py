@@ -15,15 +15,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ddpp import Error, NetworkConfig, Protocol, experiments, load_data, recipe, results
+from ddpp import Error, NetworkConfig, Protocol, load_data, recipe
+from ddpp.baselines.selection import SelectionConfig
+from ddpp.book.tables import TABLE_1, cells, costs, differences, paired, summarize, table_1, table_3
 from ddpp.cli import main
-from ddpp.experiments import Run, elsewhere, overview, read_result, reproduce, runs, select
+from ddpp.experiments import Run, elsewhere, overview, read_result, reproduce, results, runs, select
+from ddpp.experiments.methods import METHODS
+from ddpp.experiments.queue import out_of
+from ddpp.experiments.recipes import PROFILES, from_dict
+from ddpp.experiments.run import beside
 from ddpp.foundation import files
-from ddpp.methods import METHODS
-from ddpp.pipeline import beside
-from ddpp.recipes import PROFILES, from_dict
-from ddpp.selection import SelectionConfig
-from ddpp.tables import TABLE_1, cells, costs, differences, paired, summarize, table_1, table_3
 
 REPRODUCING = Path(__file__).with_name("reproducing.py")
 
@@ -205,7 +206,7 @@ def test_it_stops_when_the_minutes_are_over(npz, places, quiet):
     assert lines[-1] == "0 of 2 runs are finished"
     assert "begun: " in lines[0]
     assert " of 400 steps" in lines[0]
-    beside(experiments._out(todo[0], places["work"]), "checkpoint").rename(places["work"] / "kept")
+    beside(out_of(todo[0], places["work"]), "checkpoint").rename(places["work"] / "kept")
     assert overview(todo, *places.values())[0].endswith("missing")
     for minutes in (0, math.inf):
         with pytest.raises(Error, match="it must be positive and below a million"):
@@ -295,7 +296,7 @@ def test_what_would_stop_all_runs_stops_at_once(places, capfd):
 
 def test_what_another_process_is_at_is_left_to_it(npz, places, quiet):
     todo, said = tiny_runs(npz()), []
-    claim = beside(experiments._out(todo[0], places["work"]), "claim")
+    claim = beside(out_of(todo[0], places["work"]), "claim")
     files.check_writable(claim)
     with files.lock(claim, wait=False):
         rows = reproduce(todo, **quiet | {"say": said.append})
@@ -341,7 +342,7 @@ reproduce(runs, **places, device="cpu", jobs=2, minutes={minutes})
     lines = overview(tiny_runs(data, steps=steps), *places.values())
     assert [line.split()[1] for line in lines[:2]] == ["begun:", "begun:"]
     for each in tiny_runs(data, steps=steps):  # nobody holds them any more
-        with files.lock(beside(experiments._out(each, places["work"]), "claim"), wait=False):
+        with files.lock(beside(out_of(each, places["work"]), "claim"), wait=False):
             pass
 
 

@@ -360,7 +360,7 @@ def test_an_output_that_cannot_be_written_is_noticed_before_a_picture_is_read(
     pictures, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "ddpp.folder.read_picture", lambda *_: pytest.fail("a picture was read in vain")
+        "ddpp.data.folder.read_picture", lambda *_: pytest.fail("a picture was read in vain")
     )
     (tmp_path / "file").write_bytes(b"")
     with refused("cannot write", "file/mine.npz", "choose another place"):

@@ -15,25 +15,17 @@ import torch
 from torch import nn
 
 import ddpp
-from ddpp import (
-    DistillConfig,
-    Error,
-    NetworkConfig,
-    Protocol,
-    TeacherConfig,
-    evaluate,
-    load_data,
-    selection,
-)
-from ddpp.augment import OPERATIONS
+from ddpp import DistillConfig, Error, NetworkConfig, Protocol, TeacherConfig, evaluate, load_data
+from ddpp.baselines import selection
 from ddpp.cli import main
-from ddpp.experiments import Run, read_result, reproduce
+from ddpp.data.augmentation import OPERATIONS
+from ddpp.experiments.methods import METHODS
+from ddpp.experiments.queue import Run, read_result, reproduce
+from ddpp.experiments.recipes import recipe
+from ddpp.experiments.run import run
 from ddpp.foundation.identity import TABLES, fingerprint, marks
-from ddpp.methods import METHODS
 from ddpp.networks import ARCHITECTURES
-from ddpp.pipeline import run
 from ddpp.pruning import RULES
-from ddpp.recipes import recipe
 
 SCALE, TABLE = 2.0, torch.arange(3.0)
 

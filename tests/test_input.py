@@ -16,16 +16,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddpp import cli, pipeline
+from ddpp import cli
 from ddpp.data import load_data
-from ddpp.distill import MAX_SKIPPED, DistillConfig, distill, step
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluate import Protocol, evaluate
+from ddpp.distilling import MAX_SKIPPED, DistillConfig, distill, step
+from ddpp.evaluating import Protocol, evaluate
+from ddpp.experiments import run as whole_runs
+from ddpp.experiments.recipes import recipe
 from ddpp.foundation import files
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error
 from ddpp.networks import NetworkConfig
-from ddpp.recipes import recipe
 from ddpp.teachers import TeacherConfig, Teachers, train_teachers
 
 NAN, INF = float("nan"), float("inf")
@@ -323,7 +324,7 @@ def test_data_that_is_there_is_read_where_nothing_can_be_written(tmp_path, monke
 
     monkeypatch.setattr("torchvision.datasets.CIFAR100", complete)
     monkeypatch.setattr(
-        "ddpp.data.files.check_writable", lambda path: pytest.fail(f"{path} is asked for")
+        "ddpp.data.sources.files.check_writable", lambda path: pytest.fail(f"{path} is asked for")
     )
     # which these are not, but they were read
     with refused("x_train of cifar100 is not the official array"):
@@ -780,7 +781,7 @@ def test_an_output_that_cannot_be_written_is_noticed_before_training(
     tmp_path, said, monkeypatch, verb
 ):
     npz = save(tmp_path / "mine.npz")
-    for module in (cli, pipeline):
+    for module in (cli, whole_runs):
         monkeypatch.setattr(
             module, "train_teachers", lambda *_: pytest.fail("teachers were trained in vain")
         )

@@ -18,16 +18,15 @@ from ddpp import (
     TeacherConfig,
     evaluate,
     load_data,
-    selection,
     train_teachers,
 )
-from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
+from ddpp.baselines import cafe, common, dm, dsa, iadd, kip, selection
+from ddpp.baselines.selection import forgetting_events, herd
 from ddpp.cli import main
+from ddpp.experiments.methods import METHODS
+from ddpp.experiments.recipes import PROFILES, from_dict, recipe
 from ddpp.foundation.loop import Saving, Stopped
 from ddpp.foundation.seeds import generator
-from ddpp.methods import METHODS
-from ddpp.recipes import PROFILES, from_dict, recipe
-from ddpp.selection import forgetting_events, herd
 
 WITHOUT_TEACHERS = [
     name for name, method in METHODS.items() if not method.teachers and name != "random"

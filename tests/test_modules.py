@@ -10,20 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpp import (
-    Error,
-    NetworkConfig,
-    TeacherConfig,
-    evaluate,
-    load_data,
-    networks,
-    selection,
-    train_teachers,
-)
-from ddpp.augment import OPERATIONS, Draw
+from ddpp import Error, NetworkConfig, TeacherConfig, evaluate, load_data, networks, train_teachers
+from ddpp.baselines import selection
+from ddpp.data.augmentation import OPERATIONS, Draw
 from ddpp.foundation.seeds import generator
 from ddpp.networks import ARCHITECTURES, Flat, accuracy, plain
-from ddpp.unroll import Updates, draw_updates, unroll
+from ddpp.unrolling import Updates, draw_updates, unroll
 
 SHAPE, CLASSES = (3, 8, 8), 4
 

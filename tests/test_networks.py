@@ -20,16 +20,15 @@ from ddpp import (
     ResNet18,
     TeacherConfig,
     evaluate,
-    fast,
     load_data,
-    selection,
     train_teachers,
 )
+from ddpp.baselines import selection
 from ddpp.cli import main
 from ddpp.foundation.seeds import generator
 from ddpp.networks import ARCHITECTURES
 from ddpp.pruning import matching_loss
-from ddpp.unroll import draw_updates, unroll
+from ddpp.unrolling import compiled, draw_updates, unroll
 
 OTHERS = ("alexnet", "vgg11", "resnet18")
 
@@ -155,7 +154,7 @@ def test_images_too_small_are_refused_before_any_work(name, size, least, npz, tm
 def test_the_engines_agree_on_every_architecture(name, size, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes minutes
     # anew, not the one of another test
-    monkeypatch.setattr(fast, "student", fast.student.__wrapped__)
+    monkeypatch.setattr(compiled, "student", compiled.student.__wrapped__)
     network, rng = build(name, size=size), generator(0, "problem")
     start = network.initial(0).double()
     teacher = start + 0.02 * torch.randn(start.shape, generator=rng, dtype=torch.float64)

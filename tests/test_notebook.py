@@ -8,8 +8,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from ddpp import NetworkConfig, distill, figures, load_data, notebook, recipe
-from ddpp.notebook import begin
+from ddpp import NetworkConfig, distill, load_data, recipe
+from ddpp.book import figures, notebook
+from ddpp.book.notebook import begin
 
 
 def test_begin_says_what_it_runs_on_and_where_results_go(capsys, monkeypatch):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ddpp import Error
+from ddpp.baselines.ntk import KERNELS, bytes_needed
 from ddpp.foundation.seeds import generator
-from ddpp.ntk import KERNELS, bytes_needed
 
 KINDS = list(KERNELS)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ddpp import ConvNet, load_data
-from ddpp.augment import OPERATIONS, Draw, augment, draw
-from ddpp.data import SHA256
+from ddpp.data.augmentation import OPERATIONS, Draw, augment, draw
+from ddpp.data.sources import SHA256
+from ddpp.data.whitening import Whitening, fit_channels, fit_zca
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import NetworkConfig
-from ddpp.whitening import Whitening, fit_channels, fit_zca
 
 
 @pytest.fixture(scope="module")

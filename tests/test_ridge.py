@@ -5,9 +5,8 @@ import torch
 
 from ddpp import Error
 from ddpp.baselines import kip
+from ddpp.baselines.ntk import KERNELS, predict
 from ddpp.foundation.seeds import generator
-from ddpp.ntk import KERNELS
-from ddpp.ridge import predict
 
 KINDS = list(KERNELS)
 

@@ -21,8 +21,8 @@ from ddpp import (
     train_teachers,
 )
 from ddpp.cli import main
-from ddpp.data import SAMPLE, _unpack_sample
-from ddpp.recipes import PAPER
+from ddpp.data.sources import SAMPLE, unpack_sample
+from ddpp.experiments.recipes import PAPER
 from tools.bench import bench
 
 USING = Path(__file__).parents[1] / "book" / "using.md"
@@ -126,7 +126,7 @@ def test_the_six_lines_reach_the_accuracy_of_evaluate(smoke):
         )
         <= 6
     )
-    arrays = _unpack_sample()
+    arrays = unpack_sample()
     x = torch.from_numpy(arrays["x_test"]).permute(0, 3, 1, 2) / 255
     y = torch.from_numpy(arrays["y_test"]).long()
     scores = []
@@ -158,8 +158,8 @@ def test_the_command_line_says_what_it_lacks():
 
 def test_evaluation_is_a_function_of_its_seed(npz):
     data = load_data(npz(), device="cpu")
-    from ddpp.evaluate import Protocol
-    from ddpp.selection import random
+    from ddpp.baselines.selection import random
+    from ddpp.evaluating import Protocol
 
     real = random(data, 2, {"name": "convnet", "width": 4, "depth": 2})
     run = lambda seed: evaluate(
@@ -201,7 +201,7 @@ def test_the_bench_compares_the_engines(capsys):
 
 
 def test_figures_draw_what_a_run_recorded(smoke):
-    from ddpp import figures
+    from ddpp.book import figures
 
     distilled = DistilledDataset.load(smoke[0])
     figures.use_style()

@@ -316,7 +316,7 @@ WRONG = {
         "student-updates",
         {
             INNER_GRADIENT: "how = (labels, None, True)\n"
-            "        gradient = ddpp.unroll._gradient(network, theta, images, *how)",
+            "        gradient = ddpp.unrolling.gradient(network, theta, images, *how)",
         },
         {"student-check": "write it yourself", "gradients-check": "write it yourself"},
     ),

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import tyro
 
+from ddpp.experiments.run import commit, provenance
 from ddpp.foundation import files
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, choose
-from ddpp.pipeline import commit, provenance
-from ddpp.unroll import ENGINES
+from ddpp.unrolling import ENGINES
 from tools.jobs import JOBS, Job, arithmetic, least_bytes
 
 ROOT = Path(__file__).parents[1]

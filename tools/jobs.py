@@ -20,16 +20,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ddpp.data import ImageData, Split
+from ddpp.data.whitening import fit_channels
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluate import Protocol, evaluate
+from ddpp.evaluating import Protocol, evaluate
+from ddpp.experiments.recipes import PAPER
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.seeds import generator
 from ddpp.networks import NetworkConfig
 from ddpp.pruning import matching_loss
-from ddpp.recipes import PAPER
 from ddpp.teachers import TeacherConfig, train_teachers
-from ddpp.unroll import Updates, draw_updates, graph_bytes, unroll
-from ddpp.whitening import fit_channels
+from ddpp.unrolling import Updates, draw_updates, graph_bytes, unroll
 
 SHAPE = (3, 32, 32)  # of an image
 

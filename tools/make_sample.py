@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddpp.data import SAMPLE, _find, _sha256
+from ddpp.data.sources import SAMPLE, find, sha256
 
 
 def sample_of(
@@ -27,9 +27,9 @@ def sample_of(
     return {key: arrays[key][index] for key, index in picks.items()}
 
 
-sample = sample_of(_find("cifar10", Path(sys.argv[1]))[1])
+sample = sample_of(find("cifar10", Path(sys.argv[1]))[1])
 tiles = np.concatenate([sample["x_train"], sample["x_test"]])
 mosaic = tiles.reshape(75, 80, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(75 * 32, 80 * 32, 3)
 Image.fromarray(mosaic).save(SAMPLE, lossless=True, quality=100, method=6)
 for key, array in sample.items():
-    print(f'"{key}": "{_sha256(array)}",')
+    print(f'"{key}": "{sha256(array)}",')

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ddpp.augment import Draw, augment, draw
+from ddpp.baselines.selection import LEARNING_RATE
 from ddpp.data import ImageData, Split
+from ddpp.data.augmentation import Draw, augment, draw
 from ddpp.distilled import DistilledDataset
 from ddpp.foundation import loop, processes
 from ddpp.foundation.devices import made_on
@@ -16,7 +17,6 @@ from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat, NetworkConfig
-from ddpp.selection import LEARNING_RATE
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpp.augment import augment, draw
 from ddpp.baselines import common
 from ddpp.baselines.common import Problem, State
 from ddpp.data import ImageData
+from ddpp.data.augmentation import augment, draw
 from ddpp.distilled import DistilledDataset
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive, generator

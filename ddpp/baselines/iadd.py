@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ddpp.data import ImageData, Split
-from ddpp.distill import Algorithm, DistillConfig, begin, check_config, descend, draw_piece, run
-from ddpp.distill import State as Unweighted
 from ddpp.distilled import DistilledDataset
+from ddpp.distilling import Algorithm, DistillConfig, begin, check_config, descend, draw_piece, run
+from ddpp.distilling import State as Unweighted
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving
 from ddpp.teachers import Teachers
-from ddpp.unroll import unroll
+from ddpp.unrolling import unroll
 
 
 @dataclass(frozen=True)

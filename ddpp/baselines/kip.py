@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpp.baselines import common
+from ddpp.baselines.ntk import KERNELS, REG, bytes_needed, predict
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.foundation import loop
@@ -25,8 +26,6 @@ from ddpp.foundation.identity import of_run
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 from ddpp.networks import NetworkConfig
-from ddpp.ntk import KERNELS, bytes_needed
-from ddpp.ridge import REG, predict
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from torch._inductor import config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from ddpp import fast
-from ddpp.augment import OPERATIONS, Draw
+from ddpp.data.augmentation import OPERATIONS, Draw
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.seeds import generator
 from ddpp.networks import ConvNet, Flat, NetworkConfig
 from ddpp.pruning import RULES, matching_loss
-from ddpp.unroll import ENGINES, Updates, choose_engine, draw_updates, unroll
+from ddpp.unrolling import ENGINES, Updates, choose_engine, compiled, draw_updates, unroll
 
 # one shape of batch throughout: it is compiled once, in half a minute
 BATCH, CLASSES, SIZE = (
@@ -40,7 +39,7 @@ def make_network(width=4):
 def keep_compiled():
     """A run keeps one student; here, tests of several kinds take turns."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "student", lru_cache(maxsize=8)(fast.student.__wrapped__))
+        patch.setattr(compiled, "student", lru_cache(maxsize=8)(compiled.student.__wrapped__))
         yield
 
 
@@ -182,7 +181,7 @@ def test_a_process_may_go_on_to_any_number_of_networks(monkeypatch):
 def test_it_does_not_keep_every_network(uncompiled):
     for _ in range(10):
         solve(make_network(), "compiled", twice(None))
-    assert fast.student.cache_info().currsize == 8
+    assert compiled.student.cache_info().currsize == 8
 
 
 # Where it cannot work
@@ -194,13 +193,13 @@ def fails(function, **_):
 
 def is_wrong(function, **_):
     """A compiler that drops the part of H, the least visible of mistakes."""
-    if function.__name__ == "gradient":
+    if function.__name__ == "slope":
         return function
     return lambda *a: (torch.zeros_like(a[1]), *function(*a)[1:])
 
 
 def leaves_the_numbers(function, **_):
-    if function.__name__ == "gradient":
+    if function.__name__ == "slope":
         return function
     return lambda *a: tuple(part * torch.nan for part in function(*a))
 
@@ -243,7 +242,7 @@ def test_an_error_of_the_callers_is_the_callers(uncompiled, monkeypatch):
     def full(*_):
         raise Error("no room")
 
-    monkeypatch.setattr("ddpp.unroll._Path.push", full)
+    monkeypatch.setattr("ddpp.unrolling.adjoint.StudentPath.push", full)
     with pytest.raises(Error, match="no room"):
         solve(make_network(), "compiled", twice("flip"))
 
@@ -298,13 +297,13 @@ def tapes(uncompiled, monkeypatch):
         **{"stream": contextlib.nullcontext, "device": contextlib.nullcontext},
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    original = fast.Student.__init__
+    original = compiled.Student.__init__
 
     def init(self, *args):
         original(self, *args)
         self._pool = "a pool"
 
-    monkeypatch.setattr(fast.Student, "__init__", init)
+    monkeypatch.setattr(compiled.Student, "__init__", init)
     return made
 
 

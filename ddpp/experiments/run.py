@@ -15,17 +15,17 @@ from pathlib import Path
 
 import torch
 
-from ddpp import selection
+from ddpp.baselines import selection
 from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluate import evaluate
+from ddpp.evaluating import evaluate
+from ddpp.experiments.methods import METHODS
+from ddpp.experiments.recipes import Recipe
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.loop import Saving
-from ddpp.methods import METHODS
-from ddpp.recipes import Recipe
 from ddpp.teachers import TeacherConfig, train_teachers
 
 

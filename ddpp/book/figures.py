@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluate import spread
+from ddpp.evaluating import spread
 from ddpp.foundation.errors import Error
 from ddpp.pruning import keep_mask
 

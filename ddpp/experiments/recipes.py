@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from ddpp.baselines.dsa import LOOPS
-from ddpp.distill import DistillConfig
-from ddpp.evaluate import Protocol, check_protocol
+from ddpp.distilling import DistillConfig
+from ddpp.evaluating import Protocol, check_protocol
+from ddpp.experiments.methods import METHODS, GivenTeachers, MethodConfig, check_settings
 from ddpp.foundation.errors import Error, choose
-from ddpp.methods import METHODS, GivenTeachers, MethodConfig, check_settings
 from ddpp.networks import NetworkConfig
 from ddpp.teachers import TeacherConfig
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpp.augment import augment, draw
 from ddpp.data import ImageData, Split
+from ddpp.data.augmentation import augment, draw
 from ddpp.distilled import SQUARED_ERROR, DistilledDataset
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error

@@ -5,16 +5,15 @@ from dataclasses import Field, asdict, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from ddpp import selection
-from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
+from ddpp.baselines import cafe, common, dm, dsa, iadd, kip, selection
+from ddpp.baselines.selection import SelectionConfig
 from ddpp.data import ImageData
-from ddpp.distill import DistillConfig, check_config, distill
 from ddpp.distilled import DistilledDataset
+from ddpp.distilling import DistillConfig, check_config, distill
 from ddpp.foundation.errors import Error
 from ddpp.foundation.identity import Table
 from ddpp.foundation.loop import Saving
 from ddpp.networks import NetworkConfig
-from ddpp.selection import SelectionConfig
 from ddpp.teachers import Teachers
 
 

@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Sequence
 
-from ddpp.evaluate import spread
-from ddpp.methods import METHODS
+from ddpp.evaluating import spread
+from ddpp.experiments.methods import METHODS
 
 # rule none is MTT
 _METHODS = ("random", "forgetting", "herding", "dsa", "dm", "cafe", "none", "signed")

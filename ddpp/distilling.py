@@ -20,7 +20,7 @@ from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
 from ddpp.pruning import RULES, keep_mask, masked_loss
 from ddpp.teachers import Teachers
-from ddpp.unroll import ENGINES, Updates, choose_engine, draw_updates, unroll
+from ddpp.unrolling import ENGINES, Updates, choose_engine, draw_updates, unroll
 
 MAX_SKIPPED = 20  # steps in a row that could not be taken, after which the run stops with advice
 

@@ -21,6 +21,8 @@ from ddpp.foundation.identity import Table
 Map = Callable[[Tensor], Tensor]
 
 WEIGHTS, BIASES = 2.0, 0.01  # as KIP's code; its paper of ICLR 2021 says 1e-4 for the biases
+BLOCK = 500  # images per part of a prediction: bounds its memory, not the result
+REG = 1e-6  # as KIP
 
 
 def fully_connected(x: Tensor, y: Tensor, depth: int) -> Tensor:
@@ -135,3 +137,41 @@ def _patches(t: Tensor) -> Tensor:
     )
     t = (rows @ t.flatten(1)).view_as(t)
     return (columns @ t.flatten(2)).view_as(t)
+
+
+def predict(
+    support_x: Tensor,
+    support_y: Tensor,
+    x: Tensor,
+    kernel: str = "fc",
+    depth: int = 1,
+    reg: float = REG,
+) -> Tensor:
+    """The regression on the support, images (n, C, H, W) and labels (n, classes), at images x: (m,
+    classes).
+
+    The support's own kernel is computed and solved in float64, whatever the images are: float32
+    rounds it by about as much as reg adds, and the inverse enlarges that.
+    """
+    function = KERNELS[choose("kernel", kernel, KERNELS)]
+    own = function(support_x.double(), support_x.double(), depth)
+    coefficients = ridge(own, support_y.double(), reg).to(x.dtype)
+    return torch.cat([function(support_x, part, depth).T @ coefficients for part in x.split(BLOCK)])
+
+
+def ridge(kernel: Tensor, labels: Tensor, reg: float = REG) -> Tensor:
+    """(K + reg tr(K) / n I)^-1 y for the support's kernel (n, n) and labels (n, classes):
+    coefficients (n, classes).
+    """
+    penalty = (
+        reg
+        * kernel.diagonal().mean()
+        * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    )
+    factor, failed = torch.linalg.cholesky_ex(kernel + penalty)
+    if failed:
+        raise Error(
+            "the kernel of the distilled images is not positive definite: raise reg or lower the "
+            "learning rate"
+        )
+    return torch.cholesky_solve(labels, factor)

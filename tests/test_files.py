@@ -14,7 +14,7 @@ from ddpp import Error, NetworkConfig, TeacherConfig, load_data, train_teachers
 from ddpp.distilled import DistilledDataset
 from ddpp.foundation import files
 from ddpp.foundation.seeds import generator
-from ddpp.unroll import draw_updates, unroll
+from ddpp.unrolling import draw_updates, unroll
 
 ALIGNED = 64  # bytes; how PyTorch allocates on a CPU
 

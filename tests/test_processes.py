@@ -14,7 +14,7 @@ import torch
 
 from ddpp import DistillConfig, Error, NetworkConfig, TeacherConfig, load_data, train_teachers
 from ddpp.cli import main
-from ddpp.distill import State, check_config, match, step
+from ddpp.distilling import State, check_config, match, step
 from ddpp.foundation import processes
 
 SETTINGS = """--ipc 2 --steps 40 --student-steps 4 --batch 3 --iterates 2 --save-steps 4

@@ -5,13 +5,19 @@ the data has it.
 import hashlib
 import json
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset, loss_in
+from ddpp.experiments.lists import Run, home, runs, settings
+from ddpp.experiments.methods import METHODS
+from ddpp.experiments.recipes import from_dict
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Error, differences
+from ddpp.foundation.identity import marks_of
 from ddpp.foundation.loop import unpack
+from ddpp.networks import NetworkConfig
 
 KIND = "result"
 LAST = 20  # distillation steps over which the final loss is averaged
@@ -120,3 +126,63 @@ def describe(row: dict) -> str:
         return f"stopped: {row['error']}"
     kept = f", kept {row['kept']:.1%}, skipped {row['skipped']}" if "kept" in row else ""
     return f"{row['accuracy']:.1f} %{kept}"
+
+
+def read_result(each: Run, results: str | Path) -> dict | None:
+    """A run's result, or None where there is none; an Error for one that is damaged or of other
+    settings.
+    """
+    path = each.report(results)
+    if not path.exists():
+        return None
+    row = read_row(path)
+    now = (
+        {"recipe": asdict(each.recipe)} | ({"of": each.of} if each.of else {}) | marks_of_run(each)
+    )
+    try:
+        then = {"recipe": asdict(from_dict(row["recipe"]))} | {
+            key: row[key] for key in ("of", "custom") if key in row
+        }
+        other = differences(then, now)
+    except (Error, TypeError):
+        other = "which this version of ddpp cannot read"
+    if other:
+        raise Error(
+            f"{path} is the result of other settings ({other}): move it away, or choose another "
+            "folder for results"
+        )
+    return row
+
+
+def marks_of_run(each: Run) -> dict:
+    """What its method, settings and network name that is not ddpp's own."""
+    return marks_of(each.recipe.method, each.recipe.distill, network_of(each).name)
+
+
+def network_of(each: Run) -> NetworkConfig:
+    """The network that it evaluates a set in."""
+    return each.network or each.recipe.teachers.network
+
+
+def read(results: str | Path, profile: str, experiment: str) -> list[dict]:
+    """The rows (see `read_row`) of an experiment's finished runs. To the ablation belong also those
+    of Table I for its
+    data and size: MTT, and the paper's rule at the paper's threshold; to Table III, both in the
+    network they were distilled with."""
+
+    def belongs(each: Run) -> bool:
+        its_home = (each.recipe.data, each.recipe.distill.ipc) == home(profile)
+        of_table_1 = each.name.startswith("table1/") and each.recipe.method == "ddpp" and its_home
+        return each.name.startswith(f"{experiment}/") or (
+            experiment in ("epsilon", "table3") and of_table_1
+        )
+
+    rows = [read_result(each, results) for each in runs(profile) if belongs(each)]
+    rules, methods = settings(profile), list(METHODS)
+    order = lambda row: (
+        rules.index((row["rule"], row["epsilon"]))
+        if "rule" in row
+        else len(rules) + methods.index(row["method"]),
+        row["seed"],
+    )
+    return sorted((row for row in rows if row), key=order)

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ddpp.augment import OPERATIONS, Draw
+from ddpp.data.augmentation import OPERATIONS, Draw
 from ddpp.foundation.seeds import generator
 from ddpp.networks import NetworkConfig
 from ddpp.pruning import matching_loss
-from ddpp.unroll import Updates, choose_engine, draw_updates, graph_bytes, unroll
+from ddpp.unrolling import Updates, choose_engine, draw_updates, graph_bytes, unroll
 
 N, CLASSES, SIZE = 6, 3, 8
 

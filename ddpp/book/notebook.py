@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from ddpp import figures
+from ddpp.book import figures
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.recipes import Recipe
+from ddpp.experiments.recipes import Recipe
 from ddpp.teachers import Teachers, train_teachers
 
 DRIVE = Path("/content/drive")

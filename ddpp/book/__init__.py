@@ -1,0 +1,1 @@
+"""What the chapters draw, tabulate and begin with."""
