@@ -28,10 +28,11 @@ from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Evaluation, Protocol, evaluate, spread
 from ddpp.experiments.methods import MethodConfig
 from ddpp.experiments.recipes import PROFILES, Recipe, recipe
-from ddpp.experiments.run import report_path, run, teachers_in
+from ddpp.experiments.run import Experiment, report_path, teachers_in
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.loop import Saving
 from ddpp.networks import accuracy
 from ddpp.teachers import train_teachers
 
@@ -100,16 +101,16 @@ class DistillCommand(Settings[Config]):
     best_on_test: bool = False  # also report the best iterate on the test set, as papers do
 
     def __call__(self) -> None:
-        distilled, report = run(
+        saving = Saving(save_steps=self.save_steps, save_minutes=self.save_minutes, report=print)
+        distilled, report = Experiment(
             self.recipe,
             self.out,
             root=self.root,
-            teachers_folder=self.teachers_dir,
             device=self.device,
-            save_steps=self.save_steps,
-            save_minutes=self.save_minutes,
+            teachers_folder=self.teachers_dir,
+            saving=saving,
             best_on_test=self.best_on_test,
-        )
+        ).run()
         if report:  # on rank 0
             show_report(self.out, distilled, report)
 

@@ -301,7 +301,7 @@ def test_what_another_process_is_at_is_left_to_it(npz, places, quiet):
     with files.lock(claim, wait=False):
         rows = reproduce(todo, **quiet | {"say": said.append})
     assert [row["name"] for row in rows] == [todo[1].name]
-    assert f"\n{todo[0].name}: another process is at it" in said
+    assert f"\n{todo[0].name}: running in another process" in said
     assert len(reproduce(todo, **quiet)) == 2
 
 

@@ -22,8 +22,9 @@ from ddpp.data.augmentation import OPERATIONS
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.queue import Run, read_result, reproduce
 from ddpp.experiments.recipes import recipe
-from ddpp.experiments.run import run
+from ddpp.experiments.run import Experiment
 from ddpp.foundation.identity import TABLES, fingerprint, marks
+from ddpp.foundation.loop import Saving
 from ddpp.networks import ARCHITECTURES
 from ddpp.pruning import RULES
 
@@ -293,7 +294,7 @@ def test_a_whole_run_and_its_accuracies_are_those_of_the_rule_and_network(
     base = recipe("smoke", str(npz()))
     small = replace(base, teachers=TEACHERS, distill=CONFIG, protocol=Protocol(epochs=2), repeats=1)
     out = tmp_path / "out.safetensors"
-    go = lambda: run(small, out, device="cpu", progress=False, say=lambda line: None)
+    go = lambda: Experiment(small, out, device="cpu", saving=Saving(progress=False)).run()
     monkeypatch.setitem(RULES, "mine", keeps(0.01))
     go()
     assert ddpp.DistilledDataset.load(out).provenance["custom"] == {

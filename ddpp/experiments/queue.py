@@ -2,8 +2,7 @@
 
 The result of a run is two small files in RESULTS/PROFILE/EXPERIMENT: NAME.json, with the
 accuracies, the settings, what it cost and on what it was made, and, of a recipe, NAME.safetensors,
-the distilled images. The report is written last, so a run is finished exactly if its report is
-there.
+the distilled images. The report is written last: a run is finished exactly if its report is there.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,14 +33,16 @@ from ddpp.experiments.results import (
     summary,
     write_set,
 )
-from ddpp.experiments.run import beside, clock, commit, provenance, run, stopwatch
+from ddpp.experiments.run import Clock, Experiment, beside, commit, provenance
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import KIND as CHECKPOINT
-from ddpp.foundation.loop import Stopped
+from ddpp.foundation.loop import Saving, Stopped
 
 if TYPE_CHECKING:  # a class that takes no subscript when the program runs
     from multiprocessing.sharedctypes import SynchronizedArray
+
+    Marks = bytearray | SynchronizedArray[int]  # for each run of a list, whether it has failed
 
 
 def reproduce(
@@ -56,146 +57,250 @@ def reproduce(
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[dict]:
-    """Do the runs of `todo` that have no result yet, for `minutes` or until all are done; returns
-    the rows (see
-    `read_row`) of those that are finished.
+    """Do the runs of `todo` that have no result yet, for `minutes` or until all are done.
 
-    One after the other, or `jobs` at a time, in processes that divide the cores among them; small
-    networks keep one core busy, but not two. Several calls may work at one list: what one of them
-    is at, the others leave to it. Teachers, checkpoints and whole distilled files are in `work`;
-    with it, a stopped call goes on where it was, here or on another machine. Of several jobs at a
-    time there are no progress bars, and they print what they do themselves; a script that calls
-    this needs the line `if __name__ == "__main__":`, as each process imports it. A run that fails
-    says why and leaves the others to go on; in the end there is an Error with the names of such
-    runs. Raises Error at once for a result that is damaged or belongs to other settings, and for
-    what would stop all runs.
+    - todo: runs, see `runs` and `select`.
+    - results: the folder of reports and distilled images.
+    - work: the folder of teachers, checkpoints and whole distilled files; with it, a stopped call
+      resumes, here or on another machine.
+    - root, device: as in load_data.
+    - minutes: stop after so many. jobs: runs at a time, in processes that divide the cores among
+      them; small networks keep one core busy, but not two.
+    - progress, say: progress bars, and a function that hears every line; of several jobs there are
+      no bars, and they print themselves.
+
+    Returns the rows (see `read_row`) of the finished runs. Several calls may work at one list, and
+    none does what another is doing. A script that calls this with several jobs needs the line
+    `if __name__ == "__main__":`, because each process imports it. If a run fails, the others are
+    still done; in the end there is an Error with the names of those that failed. Error at once for
+    a result that is damaged or belongs to other settings, and for what would stop all runs.
     """
-    if jobs < 1:
-        raise Error(f"jobs is {jobs}: it must be at least 1")
-    if jobs > 1 and not hasattr(os, "setsid"):
-        raise Error("several jobs at a time are not possible on this system: leave jobs out")
-    todo = list(todo)
-    finished = lambda: [row for each in todo if (row := read_result(each, results))]
-    say(f"{len(finished())} of {len(todo)} runs are finished")
-    options = {"results": Path(results), "work": Path(work), "root": root, "device": device}
+    worker = Worker(tuple(todo), Path(results), Path(work), root, device, progress, say)
+    _check_jobs(jobs)
+    say(f"{len(worker.finished())} of {len(worker.todo)} runs are finished")
     ends = time.monotonic() + 60 * (minutes or math.inf)
+    failed: Marks = bytearray(len(worker.todo))
     try:
         with time_limit(minutes):
-            failed = bytearray(len(todo))
             if jobs > 1:
-                failed = _side_by_side(jobs, todo, options)
+                failed = _side_by_side(jobs, worker)
             else:
-                _one_by_one(todo, failed, **options, progress=progress, say=say)
-            for each, bad in zip(todo, failed, strict=True):
-                if bad or read_result(each, results):
-                    continue
-                if each.of and not _base(each, results):
-                    why = (
-                        "has no images in"
-                        if read_result(_origin(each), results)
-                        else "has no result yet in"
-                    )
-                    say(f"\n{each.name}: left out, as {each.of} {why} {results}")
-                else:
-                    say(f"\n{each.name}: another process is at it")
+                worker.work(failed)
+            worker.say_what_is_left(failed)
     except KeyboardInterrupt:
         if time.monotonic() < ends:
             raise
         say(
-            f"\nthe {minutes:g} minutes are over; what was done is saved. Run the same command "
-            "again to go on"
+            f"\nthe {minutes:g} minutes are over; what was done is saved. To resume, run the same "
+            "command again"
         )
-    rows = finished()
-    say(f"\n{len(rows)} of {len(todo)} runs are finished")
-    if names := ", ".join(each.name for each, bad in zip(todo, failed, strict=True) if bad):
+    rows = worker.finished()
+    say(f"\n{len(rows)} of {len(worker.todo)} runs are finished")
+    if names := ", ".join(run.name for run, bad in zip(worker.todo, failed[:], strict=True) if bad):
         raise Error(f"failed, for the reasons above: {names}")
     return rows
 
 
-def _one_by_one(
-    todo: list[Run],
-    failed: "bytearray | SynchronizedArray[int]",
-    results: Path,
-    work: Path,
-    root: str | Path,
-    device: str | None,
-    progress: bool,
-    say: Callable[[str], None],
-) -> None:
-    """Do what has no result and no other process is at, until there is no more of it; mark in
-    `failed`, an array that
-    the processes share, the runs whose own fault stopped them."""
-    load = lru_cache(1)(
-        lambda *which: load_data(
-            which[0], root=root, zca=which[1], validation=which[2], device=device
+def _check_jobs(jobs: int) -> None:
+    if jobs < 1:
+        raise Error(f"jobs is {jobs}: it must be at least 1")
+    if jobs > 1 and not hasattr(os, "setsid"):
+        raise Error("several jobs at a time are not possible on this system: leave jobs out")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process that works at a list; see `reproduce`."""
+
+    todo: tuple[Run, ...]
+    results: Path
+    work_folder: Path
+    root: str | Path
+    device: str | None
+    progress: bool
+    say: Callable[[str], None]
+
+    def finished(self) -> list[dict]:
+        """The rows of the runs that have a result."""
+        return [row for run in self.todo if (row := read_result(run, self.results))]
+
+    def work(self, failed: "Marks") -> None:
+        """Do what has no result and what no other process is doing, until nothing is left.
+
+        failed: marks the runs that failed by their own fault; the processes share it.
+        """
+        load = lru_cache(1)(self._load)
+        commit()
+        missing, before = list(range(len(self.todo))), None
+        while missing != before:
+            before, missing = missing, []
+            for i in before:
+                run = self.todo[i]
+                if failed[i] or read_result(run, self.results):
+                    continue
+                missing.append(i)
+                base = self._base(run)
+                if run.of and not base:  # perhaps in the next round
+                    continue
+                claim = beside(out_of(run, self.work_folder), "claim")
+                files.check_writable(claim)
+                with contextlib.suppress(files.Busy), files.lock(claim, wait=False):
+                    # another process may have been faster
+                    if not failed[i] and not read_result(run, self.results):
+                        self.say(f"\n{run.name}")
+                        files.check_writable(run.report(self.results))
+                        recipe = run.recipe
+                        data = load(recipe.data, recipe.zca, recipe.validation)
+                        failed[i] = not self._attempt(run, base, data)
+                    missing.pop()
+
+    def say_what_is_left(self, failed: "Marks") -> None:
+        """One line for each run that is neither finished nor failed."""
+        for run, bad in zip(self.todo, failed[:], strict=True):
+            if bad or read_result(run, self.results):
+                continue
+            if run.of and not self._base(run):
+                done = read_result(_origin(run), self.results)
+                why = "has no images in" if done else "has no result yet in"
+                self.say(f"\n{run.name}: left out, as {run.of} {why} {self.results}")
+            else:
+                self.say(f"\n{run.name}: running in another process")
+
+    def _load(self, data: str, zca: bool | None, validation: float) -> ImageData:
+        return load_data(data, root=self.root, zca=zca, validation=validation, device=self.device)
+
+    def _attempt(self, run: Run, base: tuple[Path, dict] | None, data: ImageData) -> bool:
+        """Do a run, and say what came out; False if it failed."""
+        try:
+            row = self._transferred(run, base, data) if base else self._distilled(run, data)
+        except Error as e:
+            self.say(f"{run.name} failed: {e}")
+            return False
+        self.say(f"{run.name}: {describe(row)}")
+        return True
+
+    def _distilled(self, run: Run, data: ImageData) -> dict:
+        """Run the recipe, and write its result."""
+        path, row = run.report(self.results), self._begun(run)
+        saving = Saving(save_minutes=0.5, progress=self.progress, report=self._details)
+        experiment = Experiment(
+            run.recipe,
+            out_of(run, self.work_folder),
+            given=data,
+            saving=saving,
+            best_on_test=run.recipe.profile != "smoke",
+            scores=self._scores(run),
         )
-    )
-    commit()
-    missing, before = list(enumerate(todo)), None
-    while missing != before:
-        before, missing = missing, []
-        for i, each in before:
-            if failed[i] or read_result(each, results):
-                continue
-            missing.append((i, each))
-            base = _base(each, results)
-            if each.of and not base:  # perhaps in the next round
-                continue
-            claim = beside(out_of(each, work), "claim")
-            files.check_writable(claim)
-            with contextlib.suppress(files.Busy), files.lock(claim, wait=False):
-                # else another process was faster
-                if not failed[i] and not read_result(each, results):
-                    say(f"\n{each.name}")
-                    files.check_writable(each.report(results))
-                    data = load(each.recipe.data, each.recipe.zca, each.recipe.validation)
-                    try:
-                        row = _do(
-                            each,
-                            base,
-                            data,
-                            results,
-                            work,
-                            progress,
-                            say if progress else lambda line: None,
-                        )
-                        say(f"{each.name}: {describe(row)}")
-                    except Error as e:
-                        failed[i] = 1
-                        say(f"{each.name} failed: {e}")
-                missing.pop()
+        try:
+            distilled, report = experiment.run()
+        except Stopped as e:  # pruning too much is a result, too
+            row |= {"error": str(e), "recipe": asdict(run.recipe)} | provenance(data.device)
+            distilled, report = None, {}
+        if done := read_result(run, self.results):
+            return done
+        if distilled:
+            row |= summary(distilled, report)
+            row |= {key: report[key] for key in report if key not in ("file", "asked")}
+            chosen = run.recipe.method in CHOICES  # real images, which may not be ours to pass on
+            row["set"] = None if chosen else write_set(path.with_suffix(".safetensors"), distilled)
+        files.write_json(path, row)
+        return row
+
+    def _transferred(self, run: Run, base: tuple[Path, dict], data: ImageData) -> dict:
+        """Evaluate another run's set in the network of this one, and write the result."""
+        network, recipe = network_of(run), run.recipe
+        with Clock(out_of(run, self.work_folder)) as clock, clock.stage("evaluate"):
+            found = evaluate(
+                read_set(*base, data),
+                data,
+                network.name,
+                recipe.repeats,
+                width=network.width,
+                protocol=recipe.protocol,
+                seed=recipe.distill.seed,
+                scores=self._scores(run),
+                progress=self.progress,
+            )
+        row = self._begun(run) | {
+            "of": run.of,
+            "network": asdict(network),
+            "accuracy": found.mean,
+            "distilled": found.to_dict(),
+            "recipe": asdict(recipe),
+            "seconds": clock.seconds,
+        }
+        row |= provenance(data.device)
+        files.write_json(run.report(self.results), row)
+        return row
+
+    def _begun(self, run: Run) -> dict:
+        """What a row says whatever comes out."""
+        recipe = run.recipe
+        row = {"name": run.name, "method": recipe.method, "seed": recipe.distill.seed}
+        row["error"] = None
+        if recipe.method in ("ddpp", "mtt"):
+            row |= {key: getattr(recipe.distill, key) for key in ("rule", "epsilon")}
+        return row | marks_of_run(run)
+
+    def _scores(self, run: Run) -> Path:
+        """One file for all runs of a profile: those of a seed have their real images in common."""
+        return self.work_folder / f"{run.recipe.profile}-scores.json"
+
+    def _details(self, line: str) -> None:
+        if self.progress:
+            self.say(line)
+
+    def _base(self, run: Run) -> tuple[Path, dict] | None:
+        """The path and the report of the run that `run.of` names, once its images are there."""
+        if not run.of:
+            return None
+        base = _origin(run)
+        row = read_result(base, self.results)
+        return (base.report(self.results), row) if row and row.get("set") else None
 
 
-def _side_by_side(jobs: int, todo: list[Run], options: dict) -> Sequence[int]:
-    """`_one_by_one` in so many processes; returns which runs failed. Ctrl-C stops them as it stops
-    one: what was done
-    is saved."""
+def _origin(run: Run) -> Run:
+    """The run whose set this one evaluates."""
+    return replace(run, name=run.of, of=None, network=None)
+
+
+def _side_by_side(jobs: int, worker: Worker) -> "Marks":
+    """`Worker.work` in so many processes; returns which runs failed.
+
+    Ctrl-C stops them as it stops one: what was done is saved.
+    """
     spawn = multiprocessing.get_context("spawn")
-    failed, processes = spawn.Array("b", len(todo)), []
-    # also where the list is shorter: they decide the bits
+    failed, started = spawn.Array("b", len(worker.todo)), []
+    worker = replace(worker, progress=False, say=_print_at_once)
+    # not fewer processes for a shorter list: the number of threads decides the bits
     threads = max(1, torch.get_num_threads() // jobs)
     try:
-        for _ in range(min(jobs, len(todo))):
-            process = spawn.Process(target=_job, args=(threads, todo, failed, options))
+        for _ in range(min(jobs, len(worker.todo))):
+            process = spawn.Process(target=_job, args=(threads, worker, failed))
             with _interrupts_blocked():  # in the child, too, until it can take one
                 process.start()
-                processes.append(process)
-        for each in processes:
-            each.join()
+                started.append(process)
+        for process in started:
+            process.join()
     except BaseException:
-        while alive := [each for each in processes if each.is_alive()]:
-            # of an impatient user, or of the time limit, each minute
-            with contextlib.suppress(KeyboardInterrupt):
-                for each in alive:
-                    os.kill(each.pid, signal.SIGINT)
-                for each in alive:
-                    each.join(60)
+        _stop(started)
         raise
-    if any(each.exitcode for each in processes):
+    if any(process.exitcode for process in started):
         raise Error(
             "not all processes came to the end; the reasons are above, and what was done is saved"
         )
-    return failed[:]
+    return bytearray(failed[:])
+
+
+def _stop(started: list) -> None:
+    """Interrupt processes until all have ended."""
+    while alive := [process for process in started if process.is_alive()]:
+        # of an impatient user, or of the time limit, each minute
+        with contextlib.suppress(KeyboardInterrupt):
+            for process in alive:
+                os.kill(process.pid, signal.SIGINT)
+            for process in alive:
+                process.join(60)
 
 
 @contextlib.contextmanager
@@ -207,21 +312,24 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def _job(threads: int, todo: list[Run], failed: "SynchronizedArray[int]", options: dict) -> None:
-    # also where a shell in the background has it ignored
+def _job(threads: int, worker: Worker, failed: "SynchronizedArray[int]") -> None:
+    # also if a shell in the background has it ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.setsid()  # a Ctrl-C at the terminal is its parent's, who passes it on, once
+    os.setsid()  # a Ctrl-C at the terminal goes to the parent, which passes it on, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    line_by_line = lambda line: print(f"{line.strip()}\n", end="", flush=True)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        _one_by_one(todo, failed, **options, progress=False, say=line_by_line)
+        worker.work(failed)
     except KeyboardInterrupt:
         sys.exit(130)
     except Error as e:
         print(f"ddpp: {e}", file=sys.stderr)
         sys.exit(1)
+
+
+def _print_at_once(line: str) -> None:
+    print(f"{line.strip()}\n", end="", flush=True)
 
 
 def _end_with_parent() -> None:
@@ -233,29 +341,36 @@ def _end_with_parent() -> None:
 
 
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:
-    """One line per run: what came out, how far it is, or that it is missing; and a last one with
-    their numbers.
+    """One line per run: its result, how far it is, or that it is missing; and a last line with
+    how many are finished.
     """
-    lines, finished, width = [], 0, max((len(each.name) for each in todo), default=0)
-    for each in todo:
-        row, state = read_result(each, results), "missing"
-        if row:
-            finished, state = finished + 1, describe(row)
-        elif out_of(each, work).exists():
-            state = "distilled, not yet evaluated"
-        elif (checkpoint := beside(out_of(each, work), "checkpoint")).exists():
-            state = "begun"
-            # it may end at this moment, or not count steps
-            with contextlib.suppress(Error, KeyError):
-                step = files.Lazy(checkpoint, CHECKPOINT).meta["step"]
-                state += f": {step} of {asdict(each.recipe.distill)['steps']} steps"
-        lines.append(f"{each.name:{width}} {state}")
-    return [*lines, f"{finished} of {len(todo)} runs are finished"]
+    width = max((len(run.name) for run in todo), default=0)
+    rows = [read_result(run, results) for run in todo]
+    lines = [
+        f"{run.name:{width}} {describe(row) if row else _progress(run, work)}"
+        for run, row in zip(todo, rows, strict=True)
+    ]
+    return [*lines, f"{sum(map(bool, rows))} of {len(todo)} runs are finished"]
 
 
-def out_of(each: Run, work: str | Path) -> Path:
+def _progress(run: Run, work: str | Path) -> str:
+    """How far a run without a result is."""
+    out = out_of(run, work)
+    checkpoint = beside(out, "checkpoint")
+    if out.exists():
+        return "distilled, not yet evaluated"
+    if not checkpoint.exists():
+        return "missing"
+    try:  # it may end at this moment, or not count steps
+        step = files.Lazy(checkpoint, CHECKPOINT).meta["step"]
+        return f"begun: {step} of {asdict(run.recipe.distill)['steps']} steps"
+    except (Error, KeyError):
+        return "begun"
+
+
+def out_of(run: Run, work: str | Path) -> Path:
     """The whole distilled file of a run, with its checkpoint and its teachers beside it."""
-    return Path(work) / f"{each.recipe.profile}-{each.name.replace('/', '-')}.safetensors"
+    return Path(work) / f"{run.recipe.profile}-{run.name.replace('/', '-')}.safetensors"
 
 
 @contextlib.contextmanager
@@ -278,96 +393,3 @@ def time_limit(minutes: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _do(
-    each: Run,
-    base: tuple[Path, dict] | None,
-    data: ImageData,
-    results: Path,
-    work: Path,
-    progress: bool,
-    say: Callable[[str], None],
-) -> dict:
-    """Run it, and write its result; `base`: see `_base`."""
-    path, distill = each.report(results), each.recipe.distill
-    row = {"name": each.name, "method": each.recipe.method, "seed": distill.seed, "error": None}
-    row |= {
-        key: getattr(distill, key)
-        for key in ("rule", "epsilon")
-        if each.recipe.method in ("ddpp", "mtt")
-    }
-    row |= marks_of_run(each)
-    # of all runs: those of a seed share their real images
-    scores = work / f"{each.recipe.profile}-scores.json"
-    if base:
-        row |= _transfer(each, base, data, work, scores, progress)
-        files.write_json(path, row)
-        return row
-    try:
-        distilled, report = run(
-            each.recipe,
-            out_of(each, work),
-            data=data,
-            scores=scores,
-            best_on_test=each.recipe.profile != "smoke",
-            save_minutes=0.5,
-            progress=progress,
-            say=say,
-        )
-    except Stopped as e:  # pruning too much is a result, too
-        row |= {"error": str(e), "recipe": asdict(each.recipe)} | provenance(data.device)
-        distilled, report = None, {}
-    if done := read_result(each, results):
-        return done
-    if distilled:
-        row |= summary(distilled, report) | {
-            key: report[key] for key in report if key not in ("file", "asked")
-        }
-        chosen = each.recipe.method in CHOICES  # real images, which may not be ours to pass on
-        row["set"] = None if chosen else write_set(path.with_suffix(".safetensors"), distilled)
-    files.write_json(path, row)
-    return row
-
-
-def _transfer(
-    each: Run, base: tuple[Path, dict], data: ImageData, work: Path, scores: Path, progress: bool
-) -> dict:
-    """The evaluation of another run's set in each.network."""
-    network = network_of(each)
-    with clock(out_of(each, work)) as seconds, stopwatch(seconds, "evaluate"):
-        found = evaluate(
-            read_set(*base, data),
-            data,
-            network.name,
-            each.recipe.repeats,
-            width=network.width,
-            protocol=each.recipe.protocol,
-            seed=each.recipe.distill.seed,
-            scores=scores,
-            progress=progress,
-        )
-    return {
-        "of": each.of,
-        "network": asdict(network),
-        "accuracy": found.mean,
-        "distilled": found.to_dict(),
-        "recipe": asdict(each.recipe),
-        "seconds": seconds,
-    } | provenance(data.device)
-
-
-def _base(each: Run, results: str | Path) -> tuple[Path, dict] | None:
-    """The path and the report of the run each.of, if there is one, it is finished, and its images
-    are there.
-    """
-    if not each.of:
-        return None
-    base = _origin(each)
-    row = read_result(base, results)
-    return (base.report(results), row) if row and row.get("set") else None
-
-
-def _origin(each: Run) -> Run:
-    """The run each.of."""
-    return replace(each, name=each.of, of=None, network=None)

@@ -1,6 +1,4 @@
-"""The three stages and the evaluation as one run, from nothing to a distilled file with a report
-beside it.
-"""
+"""One run of a recipe, from nothing to a distilled file with a report beside it."""
 
 import contextlib
 import datetime
@@ -8,9 +6,9 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
-from functools import cache, partial
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
@@ -19,117 +17,251 @@ from ddpp.baselines import selection
 from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import evaluate
-from ddpp.experiments.methods import METHODS
+from ddpp.experiments.methods import METHODS, Method
 from ddpp.experiments.recipes import Recipe
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.loop import Saving
-from ddpp.teachers import TeacherConfig, train_teachers
+from ddpp.teachers import TeacherConfig, Teachers, train_teachers
 
 
-def run(
-    recipe: Recipe,
-    out: str | Path,
-    *,
-    root: str | Path = "data",
-    data: ImageData | None = None,
-    teachers_folder: str | Path | None = None,
-    device: str | None = None,
-    save_steps: int | None = None,
-    save_minutes: float = 1.0,
-    best_on_test: bool = False,
-    scores: str | Path | None = None,
-    progress: bool = True,
-    say: Callable[[str], None] = print,
-) -> tuple[DistilledDataset, dict]:
-    """Train teachers where the method has them, distil, evaluate: write the distilled file `out`
-    and, beside it, a
-    report (.json).
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe, and the file `out` that it becomes, with a report (.json) beside it.
 
-    Whatever exists already is taken: teachers in `teachers_folder` (default: a folder beside `out`,
-    named by their configuration), the checkpoint `out`.checkpoint, a finished `out`, its report. So
-    the same call goes on after any stop. Raises Error where a file belongs to another run; nothing
-    is overwritten. Returns the set and the report. `data`: what the recipe names, if it is loaded
-    already; `scores`: a file of accuracies that several runs share, for the sets that they have in
-    common. Under torchrun all ranks work, rank 0 writes and evaluates; to the others the report is
-    empty.
+    - recipe: all settings.
+    - out: the distilled file, ending in .safetensors.
+    - root, device: where data sets are looked for, and what the run works on (see load_data).
+    - given: what the recipe's `data` names, if it is loaded already.
+    - teachers_folder: default is a folder beside `out`, named by the teachers' configuration.
+    - saving: when the state is saved, and who hears of the progress; the checkpoint is beside `out`
+      in any case.
+    - best_on_test: whether the report also has the best iterate on the test set, as papers do.
+    - scores: a file of accuracies that several runs share, for the sets that they have in common.
+
+    `teachers`, `distilled` and `report` each read what is on disk, or make it; `run` does all that
+    is missing. The same call resumes after any stop. Error for a file of another run: nothing is
+    overwritten.
     """
-    commit()
-    out, method, config = Path(out), METHODS[recipe.method], recipe.stored_teachers()
-    if out.suffix != ".safetensors":
-        raise Error(f"the output {out} must end in .safetensors")
-    if processes.rank():
-        say = lambda line: None
-    else:
-        files.check_writable(out)
-    # perhaps: then the rank 0 before this one may still be about to end
-    restarted = processes.size() > 1
-    with (
-        contextlib.nullcontext() if processes.rank() else files.lock(out, wait=restarted),
-        clock(out) as seconds,
-    ):
-        known = _known_report(out)
-        with stopwatch(seconds, "data"), processes.in_turn():
-            data = data or load_data(
-                recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device
-            )
-        say(str(data))
-        # too few images of a class: say so before the teachers
-        data.draw(recipe.distill.ipc, recipe.distill.seed)
-        folder = Path(teachers_folder) if teachers_folder else teachers_in(out.parent, config, data)
-        checkpoint, own_scores = beside(out, "checkpoint"), beside(out, "scores")
-        resumed = out.exists() or checkpoint.exists() or (method.teachers and folder.exists())
-        source, given = config.network, data.made_from(config.network)
-        if method.teachers:
-            given = config.made_from(data)
-        made_from = of_run(recipe.method, recipe.distill, given, config.network.name)
-        distilled = _finished(out, made_from, data)
-        if distilled is not None:
-            say(f"{out} is finished already, by a run with these settings")
-        elif known:
-            raise Error(
-                f"{report_path(out)} reports on a set that is gone: move it away, or choose "
-                "another output"
-            )
-        else:
-            if method.teachers:
-                with stopwatch(seconds, "teachers"):
-                    source = train_teachers(data, config, folder, progress=progress)
-                say(f"{len(source)} teachers of {source.epochs} epochs are in {folder}")
-            saving = Saving(checkpoint, save_steps, save_minutes, progress, say)
-            with stopwatch(seconds, "distill"):
-                distilled = method.run(data, source, recipe.distill, saving)
-            distilled = replace(distilled, provenance=distilled.provenance | made_from)
-        if processes.rank():
-            return distilled, {}
-        if not out.exists():
-            distilled.save(out)
-        checkpoint.unlink(missing_ok=True)
 
-        protocol = {
-            "protocol": asdict(recipe.protocol),
-            "repeats": recipe.repeats,
-            "best_on_test": best_on_test,
-        }
-        asked = {"sha256": hashlib.sha256(out.read_bytes()).hexdigest(), **protocol}
+    recipe: Recipe
+    out: Path
+    root: str | Path = "data"
+    device: str | None = None
+    given: ImageData | None = None
+    teachers_folder: Path | None = None
+    saving: Saving = field(default_factory=Saving)
+    best_on_test: bool = False
+    scores: Path | None = None
+
+    def run(self) -> tuple[DistilledDataset, dict]:
+        """Train teachers if the method has them, distil, evaluate. Returns the set and the report.
+
+        Under torchrun all ranks work, and rank 0 writes and evaluates; the report is empty on the
+        others.
+        """
+        commit()
+        _ = self.teacher_config  # refuses settings that cannot work, before any work
+        if self.out.suffix != ".safetensors":
+            raise Error(f"the output {self.out} must end in .safetensors")
+        if processes.rank():
+            with self.clock:
+                return self.distilled(), {}
+        files.check_writable(self.out)
+        # after a restart by torchrun, the rank 0 before this one may still be about to end
+        restarted = processes.size() > 1
+        with files.lock(self.out, wait=restarted), self.clock:
+            known = self._known_report()
+            self._say(str(self.data))
+            # a class with too few images is refused before the teachers are trained
+            self.data.draw(self.recipe.distill.ipc, self.recipe.distill.seed)
+            trained = self.method.teachers and self.folder.exists()
+            resumed = self.out.exists() or self.checkpoint.exists() or trained
+            if known and not self.out.exists():
+                raise Error(
+                    f"{report_path(self.out)} reports on a set that is gone: move it away, or "
+                    "choose another output"
+                )
+            distilled = self.distilled()
+            return distilled, self.report(distilled, resumed)
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.recipe.method]
+
+    @cached_property
+    def teacher_config(self) -> TeacherConfig:
+        """The teachers that the run can use. Error for settings that cannot work."""
+        return self.recipe.stored_teachers()
+
+    @cached_property
+    def clock(self) -> "Clock":
+        return Clock(self.out)
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The data set, loaded when first asked for."""
+        recipe = self.recipe
+        with self.clock.stage("data"), processes.in_turn():
+            return self.given or load_data(
+                recipe.data,
+                root=self.root,
+                zca=recipe.zca,
+                validation=recipe.validation,
+                device=self.device,
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the teachers."""
+        default = teachers_in(self.out.parent, self.teacher_config, self.data)
+        return self.teachers_folder or default
+
+    @property
+    def checkpoint(self) -> Path:
+        return beside(self.out, "checkpoint")
+
+    @property
+    def identity(self) -> dict:
+        """What the result is a function of."""
+        config, data = self.teacher_config, self.data
+        source = config.made_from(data) if self.method.teachers else data.made_from(config.network)
+        return of_run(self.recipe.method, self.recipe.distill, source, config.network.name)
+
+    def teachers(self) -> Teachers:
+        """The teachers: read, resumed or trained."""
+        with self.clock.stage("teachers"):
+            progress = self.saving.progress
+            teachers = train_teachers(
+                self.data, self.teacher_config, self.folder, progress=progress
+            )
+        self._say(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {self.folder}")
+        return teachers
+
+    def distilled(self) -> DistilledDataset:
+        """The distilled set: read from `out`, or made and written there."""
+        if self.out.exists():
+            self._say(f"{self.out} is finished already, by a run with these settings")
+            distilled = self._stored()
+        else:
+            source = self.teachers() if self.method.teachers else self.teacher_config.network
+            saving = replace(self.saving, checkpoint=self.checkpoint, report=self._say)
+            with self.clock.stage("distill"):
+                made = self.method.run(self.data, source, self.recipe.distill, saving)
+            distilled = replace(made, provenance=made.provenance | self.identity)
+        if not processes.rank():
+            if not self.out.exists():
+                distilled.save(self.out)
+            self.checkpoint.unlink(missing_ok=True)
+        return distilled
+
+    def report(self, distilled: DistilledDataset, resumed: bool = False) -> dict:
+        """The report on the set in `out`: read, or made by evaluation and written."""
+        known, asked = self._known_report(), self._asked()
         if known and known["asked"] != asked:
             raise Error(
-                f"{report_path(out)} has another evaluation: move it away for a new one, or use "
-                "'ddpp evaluate'"
+                f"{report_path(self.out)} has another evaluation: move it away for a new one, or "
+                "use 'ddpp evaluate'"
             )
         if known:
-            return distilled, known
-        with stopwatch(seconds, "evaluate"):
-            accuracies = _accuracies(
-                distilled, data, recipe, best_on_test, scores or own_scores, progress
-            )
-        report = {"file": out.name, "asked": asked, "recipe": asdict(recipe), **accuracies}
-        report |= {"seconds": seconds, "resumed": resumed} | provenance(data.device)
-        files.write_json(report_path(out), report)
+            return known
+        own_scores = beside(self.out, "scores")
+        with self.clock.stage("evaluate"):
+            accuracies = self._accuracies(distilled, self.scores or own_scores)
+        report = {"file": self.out.name, "asked": asked, "recipe": asdict(self.recipe)}
+        report |= accuracies
+        report |= {"seconds": self.clock.seconds, "resumed": resumed}
+        report |= provenance(self.data.device)
+        files.write_json(report_path(self.out), report)
         own_scores.unlink(missing_ok=True)
-    return distilled, report
+        return report
+
+    def _say(self, line: str) -> None:
+        if not processes.rank():
+            self.saving.report(line)
+
+    def _stored(self) -> DistilledDataset:
+        """The file at `out`, if it is this very run's result; an Error if it is another's."""
+        distilled, made_from = DistilledDataset.load(self.out), self.identity
+        names = [key for key in (*made_from, "custom") if key in distilled.provenance]
+        kept = {key: distilled.provenance[key] for key in names}
+        if kept != made_from:
+            raise Error(
+                f"{self.out} holds the result of another run ({differences(kept, made_from)}): "
+                "choose another output, or move that file away"
+            )
+        return distilled.to(self.data.device)
+
+    def _asked(self) -> dict:
+        """What the report answers: the evaluation of these bytes in this way."""
+        return {
+            "sha256": hashlib.sha256(self.out.read_bytes()).hexdigest(),
+            "protocol": asdict(self.recipe.protocol),
+            "repeats": self.recipe.repeats,
+            "best_on_test": self.best_on_test,
+        }
+
+    def _known_report(self) -> dict | None:
+        """The report beside `out`, if there is one; an Error if another file has its name."""
+        path = report_path(self.out)
+        if not path.exists():
+            return None
+        try:
+            report = json.loads(path.read_text())
+            return {"asked": report["asked"]} | report
+        except (OSError, ValueError, KeyError, TypeError):
+            raise Error(
+                f"{path} is where the report belongs, but is another file: move it away"
+            ) from None
+
+    def _accuracies(self, distilled: DistilledDataset, scores: Path) -> dict:
+        """Of the set, and of the real images that it started from."""
+        seed = self.recipe.distill.seed
+        test = partial(
+            evaluate,
+            data=self.data,
+            repeats=self.recipe.repeats,
+            protocol=self.recipe.protocol,
+            seed=seed,
+            scores=scores,
+            progress=self.saving.progress,
+        )
+        result = test(distilled, best_on_test=self.best_on_test)
+        real = selection.random(self.data, distilled.ipc, distilled.network, seed)
+        return {"distilled": result.to_dict(), "random": test(real).to_dict()}
+
+
+class Clock:
+    """The seconds of each stage. A run that is stopped leaves them in a file for the next one."""
+
+    def __init__(self, out: Path):
+        self.path, self.seconds = beside(out, "seconds"), {}
+
+    def __enter__(self) -> "Clock":
+        with contextlib.suppress(OSError, ValueError, TypeError):  # lost or damaged: only a clock
+            self.seconds |= dict(json.loads(self.path.read_text()))
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if processes.rank():
+            return
+        if kind is None:
+            self.path.unlink(missing_ok=True)
+        elif sum(self.seconds.values()) - self.seconds.get("data", 0) > 1:
+            with contextlib.suppress(Error):
+                files.write_json(self.path, self.seconds)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the seconds that the block takes to those of a stage."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            taken = time.monotonic() - began
+            self.seconds[name] = round(self.seconds.get(name, 0) + taken, 1)
 
 
 def beside(out: Path, ending: str) -> Path:
@@ -137,35 +269,15 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(f"{out.name}.{ending}")
 
 
-@contextlib.contextmanager
-def clock(out: Path) -> Iterator[dict[str, float]]:
-    """The seconds of each stage, which a run that is stopped leaves in a file for the run that goes
-    on.
+def report_path(out: Path) -> Path:
+    return out.with_suffix(".json")
+
+
+def teachers_in(folder: Path, config: TeacherConfig, data: ImageData) -> Path:
+    """The folder for these teachers in `folder`: shared by runs with equal teachers, and by no
+    others.
     """
-    path = beside(out, "seconds")
-    seconds = {}
-    with contextlib.suppress(OSError, ValueError, TypeError):  # lost or damaged, it is only a clock
-        seconds = dict(json.loads(path.read_text()))
-    try:
-        yield seconds
-    except BaseException:
-        worked = sum(seconds.values()) - seconds.get("data", 0)
-        if worked > 1 and not processes.rank():  # else perhaps nothing was begun
-            with contextlib.suppress(Error):
-                files.write_json(path, seconds)
-        raise
-    if not processes.rank():
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the seconds that the block takes to seconds[stage]."""
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - began, 1)
+    return folder / f"teachers-{files.identity(config.identity(data))[:8]}"
 
 
 def provenance(device: torch.device) -> dict:
@@ -177,86 +289,23 @@ def provenance(device: torch.device) -> dict:
     }
 
 
-def teachers_in(folder: Path, config: TeacherConfig, data: ImageData) -> Path:
-    """The folder for these teachers in `folder`: runs with equal teachers share it, others never
-    meet in it.
-    """
-    return folder / f"teachers-{files.identity(config.identity(data))[:8]}"
-
-
-def report_path(out: Path) -> Path:
-    return out.with_suffix(".json")
-
-
-def _finished(out: Path, made_from: dict, data: ImageData) -> DistilledDataset | None:
-    """The file at `out` if it is this very run's result; an Error if it is another's."""
-    if not out.exists():
-        return None
-    distilled = DistilledDataset.load(out)
-    kept = {
-        key: distilled.provenance[key]
-        for key in (*made_from, "custom")
-        if key in distilled.provenance
-    }
-    if kept != made_from:
-        raise Error(
-            f"{out} holds the result of another run ({differences(kept, made_from)}): choose "
-            "another output, or move "
-            "that file away"
-        )
-    return distilled.to(data.device)
-
-
-def _known_report(out: Path) -> dict | None:
-    """The report beside `out`, if there is one; an Error if a file of another kind has its name."""
-    path = report_path(out)
-    if not path.exists():
-        return None
-    try:
-        report = json.loads(path.read_text())
-        return {"asked": report["asked"]} | report
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Error(
-            f"{path} is where the report belongs, but is another file: move it away"
-        ) from None
-
-
-def _accuracies(
-    distilled: DistilledDataset,
-    data: ImageData,
-    recipe: Recipe,
-    best_on_test: bool,
-    scores: str | Path,
-    progress: bool,
-) -> dict:
-    """Of the set, and of the real images that it started from."""
-    seed = recipe.distill.seed
-    test = partial(
-        evaluate,
-        data=data,
-        repeats=recipe.repeats,
-        protocol=recipe.protocol,
-        seed=seed,
-        scores=scores,
-        progress=progress,
-    )
-    result = test(distilled, best_on_test=best_on_test)
-    baseline = test(selection.random(data, distilled.ipc, distilled.network, seed))
-    return {"distilled": result.to_dict(), "random": baseline.to_dict()}
-
-
 @cache
 def commit() -> str | None:
     """The commit of this source tree, with + for uncommitted changes; None for an installed copy.
-    Asked for when a run
-    begins, it is what runs, also where the tree moves on before the run ends."""
-    git = lambda *words: subprocess.run(
-        ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "--short=12", "HEAD") + (
-            "+" if git("status", "--porcelain", "--", ".") else ""
+
+    Asked for when a run begins: it is the code that runs, also if the tree moves on meanwhile.
+    """
+    here = Path(__file__)
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=here.parent, capture_output=True, text=True, check=True
         )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        changed = "+" if git("status", "--porcelain", "--", "..") else ""
+        return git("rev-parse", "--short=12", "HEAD") + changed
     except (OSError, subprocess.CalledProcessError):
         return None
