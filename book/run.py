@@ -2,15 +2,17 @@
 [NOTEBOOK ...]
 
 Each starts without a runs/ folder, so that what its outputs say was computed was computed, as for a
-reader who opens this chapter first. Progress bars and sliders are dropped from what is stored:
+reader who opens this chapter first. A runs/ folder that is there is set aside and put back. Progress bars and sliders are dropped from what is stored:
 without a kernel they would be dead. Prints the seconds that each notebook took, and the peak memory
 of its kernel, for the cards at the chapters' heads.
 """
 
+import contextlib
 import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -23,7 +25,6 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 def run(path: Path) -> str:
     """Run one notebook and store its outputs; returns seconds and memory in words."""
-    shutil.rmtree(path.parent / "runs", ignore_errors=True)
     notebook = nbformat.read(path, 4)
     notebook.metadata = {
         key: notebook.metadata[key] for key in ("accelerator", "colab") if key in notebook.metadata
@@ -35,7 +36,8 @@ def run(path: Path) -> str:
     memory = [""]
     client.on_cell_executed = lambda **cell: memory.append(peak(client.km.provisioner.pid))
     began = time.monotonic()
-    client.execute()
+    with without_runs(path.parent):
+        client.execute()
     notebook.metadata |= {"language_info": {"name": "python"}}  # not this machine's version
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -44,6 +46,30 @@ def run(path: Path) -> str:
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
     return f"{time.monotonic() - began:.0f} s, {memory[-1]}"
+
+
+@contextlib.contextmanager
+def without_runs(folder: Path) -> Iterator[None]:
+    """Set the folder's runs/ aside for the block, and put it back afterwards."""
+    runs, aside = folder / "runs", folder / "runs-set-aside"
+    if aside.exists():
+        raise SystemExit(f"{aside} is left from a stopped call: move it back to {runs} first")
+    if runs.exists():
+        runs.rename(aside)
+    try:
+        yield
+    finally:
+        shutil.rmtree(runs, ignore_errors=True)
+        if aside.exists():
+            aside.rename(runs)
+
+
+def named(name: str) -> Path:
+    """The notebook of this name. Only those of the book are run, as their outputs are replaced."""
+    path = Path(name).resolve()
+    if path.parent != NOTEBOOKS or path.suffix != ".ipynb" or not path.is_file():
+        raise SystemExit(f"{name} is no notebook in {NOTEBOOKS}: python book/run.py [NOTEBOOK ...]")
+    return path
 
 
 def peak(process: int) -> str:
@@ -70,7 +96,5 @@ def joined(outputs) -> list:
 
 
 if __name__ == "__main__":
-    for path in [Path(name).resolve() for name in sys.argv[1:]] or sorted(
-        NOTEBOOKS.glob("*.ipynb")
-    ):
+    for path in [named(name) for name in sys.argv[1:]] or sorted(NOTEBOOKS.glob("*.ipynb")):
         print(f"{path.name}: {run(path)}", flush=True)

@@ -1,5 +1,6 @@
-"""Stage C: Algorithm 1, line by line. Stoppable at any moment, and proof against steps that cannot
-be taken.
+"""Stage C: Algorithm 1, line by line.
+
+A run can be stopped at any moment, and skips steps whose result is not finite.
 """
 
 import math
@@ -15,37 +16,48 @@ from ddpp.data import ImageData, Split
 from ddpp.distilled import DistilledDataset
 from ddpp.foundation import loop, processes
 from ddpp.foundation.devices import made_on
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import (
+    Count,
+    Error,
+    NotNegative,
+    Positive,
+    Share,
+    check_bounds,
+    choose,
+)
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
 from ddpp.pruning import RULES, keep_mask, masked_loss
 from ddpp.teachers import Teachers
 from ddpp.unrolling import ENGINES, Updates, choose_engine, draw_updates, unroll
 
-MAX_SKIPPED = 20  # steps in a row that could not be taken, after which the run stops with advice
+MAX_SKIPPED = 20  # skipped steps in a row, after which the run stops with advice
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """The settings of Algorithm 1, with the paper's symbols."""
 
-    ipc: int = 1  # images per class
-    steps: int = 5000  # T, distillation steps
-    student_steps: int = 50  # J, updates of the student in one step
-    expert_epochs: int = 2  # K, epochs of the teacher that J updates are to match
-    max_start_epoch: int = 2  # I+, start epochs are drawn from 0 ... I+ - 1
-    epsilon: float = 0.1  # similarity below which a parameter is difficult to match
+    ipc: Count = 1  # images per class
+    steps: Count = 5000  # T, distillation steps
+    student_steps: Count = 50  # J, updates of the student in one step
+    expert_epochs: Count = 2  # K, epochs of the teacher that J updates are to match
+    max_start_epoch: Count = 2  # I+, start epochs are drawn from 0 ... I+ - 1
+    epsilon: Share = 0.1  # similarity below which a parameter is difficult to match
     # how similarity is read: signed or magnitude; none (= MTT); a control (see ddpp/pruning.py)
     rule: str = "signed"
-    image_lr: float = 100.0  # learning rate of the images
-    alpha0: float = 0.01  # initial learning rate of the student
-    alpha_lr: float = 1e-7  # learning rate of alpha
-    momentum: float = 0.5  # of both
-    batch: int | None = None  # distilled images per student update; None: all of them
+    image_lr: Positive = 100.0  # learning rate of the images
+    alpha0: Positive = 0.01  # initial learning rate of the student
+    alpha_lr: NotNegative = 1e-7  # learning rate of alpha
+    momentum: Share = 0.5  # of both
+    batch: Count | None = None  # distilled images per student update; None: all of them
     engine: str = "auto"  # auto, autograd, adjoint or compiled
-    iterates: int = 5  # how many states along the way are kept, evenly spaced, to choose from
-    trajectories: int = 1  # matched in each step, their gradients averaged; shared out over ranks
+    iterates: Count = 5  # states along the way that are kept, evenly spaced, to choose from
+    trajectories: Count = 1  # per step, their gradients averaged; torchrun shares them out
     seed: int = 0
+
+    def __post_init__(self):
+        check_bounds(self)
 
     @property
     def teacher_epochs(self) -> int:
@@ -55,9 +67,7 @@ class DistillConfig:
 
 @dataclass
 class State:
-    """Where a run is: all that a step reads from the steps before it. Replaced as a whole, never
-    half.
-    """
+    """All that a step reads from the steps before it. It is replaced as a whole."""
 
     step: int
     images: Tensor
@@ -94,15 +104,23 @@ def distill(
 ) -> DistilledDataset:
     """Distil `data` with its `teachers` into config.ipc images per class.
 
-    With a `checkpoint` path, the state is saved there every `save_steps` steps or `save_minutes`
-    minutes, and on Ctrl-C; the same call goes on from it, on one machine's CPU to the same bits as
-    a run that was never stopped (on a GPU, sums run in no fixed order). `report` hears which engine
-    was taken and why. `on_step` is called with the `Run` after each step. The result's history has,
-    per step: start epoch, teacher, loss, the unmasked (MTT) loss, kept fraction, alpha, skipped,
-    and the kept fraction of each layer, `layers` (steps, layers); of several trajectories the mean,
-    but start epoch and teacher of the first. Under torchrun every rank matches its share of
-    config.trajectories, and rank 0 saves. Raises Error for settings that cannot work, a checkpoint
-    of another run, and a run that has stopped making steps.
+    - data: the images to distil; their first ones, drawn by config.seed, are where it starts.
+    - teachers: stage A on the same data, with epochs 0 to I+ - 1 + K at least.
+    - config: the settings of Algorithm 1.
+    - checkpoint: a file for the state, saved every `save_steps` steps, every `save_minutes`
+      minutes, and on Ctrl-C. The same call resumes from it: on one machine's CPU to the same bits
+      as a run that was never stopped, on a GPU up to the order of sums.
+    - progress: whether a progress bar is shown.
+    - report: called with lines of text: which engine is used, and from which step a run resumes.
+    - on_step: called with the `Run` after each step.
+
+    The result's history has, per step: epoch (the start epoch), teacher, loss, unmasked (MTT's
+    loss), kept (a fraction), alpha, skipped, and layers, the kept fraction of each layer (steps,
+    layers). Of several trajectories it has the mean, but epoch and teacher of the first. Under
+    torchrun every rank matches its share of the trajectories, and rank 0 saves.
+
+    Raises Error for settings that cannot work, for a checkpoint of another run, and for a run that
+    is stuck, with advice. Source: Algorithm 1 of the paper.
     """
     saving = loop.Saving(checkpoint, save_steps, save_minutes, progress, report, on_step)
     return run(Algorithm("ddpp", begin, step), data, teachers, config, saving)
@@ -134,9 +152,7 @@ def run(
 def step(
     state: State, labels: Tensor, teachers: Teachers, config: DistillConfig, engine: str
 ) -> tuple[State, dict]:
-    """Lines 4 to 16 of Algorithm 1: one distillation step. Returns the state after it and what
-    there is to record.
-    """
+    """Make one distillation step, lines 4 to 16. Returns the next state and the record."""
     mine = [
         match(state, labels, teachers, config, engine, m)
         for m in processes.share(config.trajectories)
@@ -152,9 +168,7 @@ def step(
 def descend(
     state: State, grad_images: Tensor, grad_alpha: Tensor, loss: Tensor, config: DistillConfig
 ) -> State:
-    """Line 16: gradient descent with momentum for the images and alpha; a step that cannot be taken
-    is skipped.
-    """
+    """Move images and alpha by gradient descent with momentum (line 16), or skip the step."""
     images_velocity = config.momentum * state.images_velocity + grad_images
     alpha_velocity = config.momentum * state.alpha_velocity + grad_alpha
     images = state.images - config.image_lr * images_velocity
@@ -177,9 +191,11 @@ def descend(
 def draw_piece(
     step: int, size: int, teachers: Teachers, config: DistillConfig, trajectory: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Updates]:
-    """Lines 4, 5 and 7, drawn anew for each step: the start epoch, the number of a teacher, its
-    parameters there and K
-    epochs on, (p,) each, and the student's updates on a set of `size` images."""
+    """Draw what a step is about, lines 4, 5 and 7.
+
+    Returns the start epoch, the index of a teacher, its parameters there and K epochs on, (p,)
+    each, and the student's updates on a set of `size` images.
+    """
     rng = generator(config.seed, "step", step, *([trajectory] if trajectory else []))
     epoch = torch.randint(config.max_start_epoch, (), generator=rng)  # line 4: i < I+
     k = torch.randint(len(teachers), (), generator=rng)
@@ -197,9 +213,7 @@ def match(
     engine: str,
     trajectory: int = 0,
 ) -> dict[str, Tensor]:
-    """Lines 4 to 15 for one trajectory: the gradients of Eq. (8) for images and alpha, and what
-    there is to record.
-    """
+    """Match one trajectory, lines 4 to 15: the gradients of Eq. (8), and what to record."""
     epoch, k, start, teacher, updates = draw_piece(
         state.step, len(labels), teachers, config, trajectory
     )
@@ -228,14 +242,13 @@ def match(
 
 
 def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
-    """Raise an Error for settings that cannot work, before any work is done."""
+    """Raise an Error for settings that cannot work with this data and these teachers."""
     check_config(config)
     if config.teacher_epochs > teachers.epochs:
         raise Error(
             f"max_start_epoch {config.max_start_epoch} and expert_epochs {config.expert_epochs} "
-            "reach epoch "
-            f"{config.teacher_epochs}, but these teachers stop at {teachers.epochs}: train them "
-            "longer or lower either"
+            f"reach epoch {config.teacher_epochs}, but these teachers stop at {teachers.epochs}: "
+            "train them longer or lower either"
         )
     if teachers.identity["data"] != data.identity:
         raise Error(
@@ -245,50 +258,26 @@ def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
 
 
 def check_config(config: DistillConfig) -> None:
-    """The part of `check` that needs neither data nor teachers."""
-    for name in (
-        "ipc",
-        "steps",
-        "student_steps",
-        "expert_epochs",
-        "max_start_epoch",
-        "iterates",
-        "trajectories",
-    ):
-        if getattr(config, name) < 1:
-            raise Error(f"{name} is {getattr(config, name)}: it must be at least 1")
+    """Raise an Error for settings that cannot work, whatever the data and teachers are."""
     if config.trajectories % processes.size():
         raise Error(
             f"{config.trajectories} trajectories per step cannot be shared evenly by "
-            f"{processes.size()} processes: "
-            f"choose a multiple of {processes.size()}, or start another number of processes"
-        )
-    for name in ("image_lr", "alpha0"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise Error(f"{name} is {getattr(config, name)}: it must be positive")
-    if not 0 <= config.alpha_lr < math.inf:
-        raise Error(f"alpha_lr is {config.alpha_lr}: it must be at least 0")
-    if not 0 <= config.momentum < 1:
-        raise Error(f"momentum is {config.momentum}: it must be at least 0 and below 1")
-    if config.batch is not None and config.batch < 1:
-        raise Error(
-            f"batch is {config.batch}: it must be at least 1, or left out for all images at once"
+            f"{processes.size()} processes: choose a multiple of {processes.size()}, or start "
+            "another number of processes"
         )
     choose("rule", config.rule, RULES)
     choose("engine", config.engine, ["auto", *ENGINES])
-    # says what is wrong with epsilon
-    keep_mask(torch.zeros(1), torch.zeros(1), config.epsilon, config.rule)
 
 
 def begin(start_set: Split, config: DistillConfig) -> State:
-    """Lines 1 and 2: real images, and alpha_0."""
+    """Start from real images and alpha_0, lines 1 and 2."""
     images = start_set.images.clone()
     alpha = torch.tensor(config.alpha0, dtype=torch.float32, device=images.device)
     return State(0, images, alpha, torch.zeros_like(images), torch.zeros_like(alpha))
 
 
 def _advice(run: loop.Run[State]) -> str:
-    """What to change in a run that has stopped making steps; nothing for one that has not."""
+    """What to change, if the run is stuck."""
     skipped = run.state.skipped
     if skipped <= MAX_SKIPPED and not skipped == run.state.step == len(run.history["loss"]):
         return ""

@@ -284,3 +284,18 @@ def test_an_edit_on_either_side_is_seen():
         assert drifted(cell, module.replace(*edit)) == [name]
         assert drifted(cell.replace(*edit), module) == [name]
     assert drifted(cell + "\n\ndef more():\n    pass", module) == ["more"]
+
+
+def test_running_the_notebooks_costs_nobody_their_runs(tmp_path, monkeypatch):
+    run = runpy.run_path(str(ROOT / "book" / "run.py"))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").write_text("hours of work")
+    with pytest.raises(KeyboardInterrupt), run["without_runs"](tmp_path):
+        assert not (tmp_path / "runs").exists()
+        (tmp_path / "runs").mkdir()
+        raise KeyboardInterrupt
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mine"]
+    monkeypatch.chdir(tmp_path)
+    for name in ("--help", str(tmp_path / "mine.ipynb")):
+        with pytest.raises(SystemExit, match="is no notebook in"):
+            run["named"](name)

@@ -1,7 +1,13 @@
 """What the caller can mend: one exception, whose message is a sentence that says how."""
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, get_args, get_type_hints
+
+if TYPE_CHECKING:  # it is nowhere else
+    from _typeshed import DataclassInstance
 
 
 class Error(ValueError):
@@ -18,6 +24,54 @@ def choose(kind: str, name: str, options: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
     raise Error(f"unknown {kind} '{name}': {hint}the choices are {', '.join(options)}")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a number of a config must be: at least `least`, above `above`, below `below`."""
+
+    least: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def broken_by(self, value: float) -> bool:
+        return not (value >= self.least and self.above < value < self.below)
+
+    def __str__(self) -> str:
+        if self.above == 0:
+            return "positive"
+        below = f" and below {self.below:g}" if self.below < math.inf else ""
+        return f"at least {self.least:g}{below}"
+
+
+Count = Annotated[int, Bound(least=1)]
+Positive = Annotated[float, Bound(above=0)]
+NotNegative = Annotated[float, Bound(least=0)]
+Share = Annotated[float, Bound(least=0, below=1)]
+
+
+def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
+    """Raise an Error for the first number of a config that its annotation excludes; NaN and
+    infinity are always excluded.
+
+    Call it in `__post_init__`: then no config with such a number exists.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in fields(config):
+        bound = _bound(hints[field.name])
+        value = getattr(config, field.name)
+        if bound and value is not None and bound.broken_by(value):
+            raise Error(f"{whose}{field.name} is {value}: it must be {bound}")
+
+
+def _bound(hint: object) -> Bound | None:
+    """The bound in an annotation, also in one like `Count | None`."""
+    for part in get_args(hint):
+        if isinstance(part, Bound):
+            return part
+        if found := _bound(part):
+            return found
+    return None
 
 
 def differences(then: dict, now: dict) -> str:
