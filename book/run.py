@@ -1,10 +1,11 @@
-"""Run the notebooks from top to bottom and store their outputs in them: python book/run.py
-[NOTEBOOK ...]
+"""Run the notebooks from top to bottom and store their outputs in them.
+
+    python book/run.py [NOTEBOOK ...]
 
 Each starts without a runs/ folder, so that what its outputs say was computed was computed, as for a
-reader who opens this chapter first. A runs/ folder that is there is set aside and put back. Progress bars and sliders are dropped from what is stored:
-without a kernel they would be dead. Prints the seconds that each notebook took, and the peak memory
-of its kernel, for the cards at the chapters' heads.
+reader who opens this chapter first; a runs/ folder that is there is set aside and put back.
+Progress bars and sliders are not stored: without a kernel they would be dead. Prints the seconds of
+each notebook, and the peak memory of its kernel, for the cards at the chapters' heads.
 """
 
 import contextlib

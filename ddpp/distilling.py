@@ -123,6 +123,13 @@ def distill(
     is stuck, with advice. Source: Algorithm 1 of the paper.
     """
     saving = loop.Saving(checkpoint, save_steps, save_minutes, progress, report, on_step)
+    return match_trajectories(data, teachers, config, saving)
+
+
+def match_trajectories(
+    data: ImageData, teachers: Teachers, config: DistillConfig, saving: loop.Saving
+) -> DistilledDataset:
+    """Run Algorithm 1: `distill`, with the signature that all methods have."""
     return run(Algorithm("ddpp", begin, step), data, teachers, config, saving)
 
 

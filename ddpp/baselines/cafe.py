@@ -1,8 +1,8 @@
-"""CAFE, aligning features (Wang et al., CVPR 2022): distilled and real images of a class should
-have the same mean
-features after every block of a network, and distilled class centres should classify real images. A
-network trains on the distilled images in between; when each of the two loops ends is decided by
-watching its accuracy on real images.
+"""CAFE, aligning features (Wang et al., CVPR 2022).
+
+Distilled and real images of a class should have the same mean features after every block of a
+network, and distilled class centres should classify real images. A network trains on the distilled
+images in between. Its accuracy on real images decides when each of the two loops ends.
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ from ddpp.baselines import common, dsa
 from ddpp.baselines.common import Problem, State
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Count, Error, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import NetworkConfig
@@ -26,23 +26,23 @@ from ddpp.networks import NetworkConfig
 class CAFEConfig(common.BatchConfig):
     """The settings of CAFE, as in the published code."""
 
-    steps: int = 2000
+    steps: Count = 2000
     augment: bool = False
     init: str = "noise"
     discrimination: float = 0.01  # weight of the discrimination loss
     # of the features after each ReLU, and of the last
     weights: tuple[float, ...] = (0.1, 0.1, 1.0, 2.0)
-    network_lr: float = 0.01  # of the network, plain SGD
-    batch: int = 256  # distilled images per update of the network
-    inner: int = 1  # epochs of the network between two looks at its accuracy
-    queries: int = 128  # real images per class for such a look
-    window: int = 10  # looks that are compared
+    network_lr: Positive = 0.01  # of the network, plain SGD
+    batch: Count = 256  # distilled images per update of the network
+    inner: Count = 1  # epochs of the network between two looks at its accuracy
+    queries: Count = 128  # real images per class for such a look
+    window: Count = 10  # looks that are compared
     # the image updates with a network end when its accuracies lie within this share,
     saturated: float = 0.04
     # and its training between two image updates when they spread over more than this
     changed: float = 0.03
     # looks after which either ends in any case (the published code has no such limit)
-    most: int = 100
+    most: Count = 100
 
 
 def distill(
@@ -60,9 +60,7 @@ def distill(
 
 
 def step(state: State, problem: Problem[CAFEConfig]) -> tuple[State, dict]:
-    """Image updates with one network until its accuracy no longer changes; the mean of their losses
-    is recorded.
-    """
+    """Update the images with one network until its accuracy saturates; record the mean loss."""
     config = problem.config
     rng = generator(config.seed, "cafe", state.step)
     theta = problem.network.initial(derive(config.seed, "cafe", state.step))
@@ -84,9 +82,7 @@ def step(state: State, problem: Problem[CAFEConfig]) -> tuple[State, dict]:
 def align(
     theta: Tensor, images: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The loss of the features and of the discrimination, and its gradient for the distilled
-    images.
-    """
+    """Compute the loss of features and discrimination, and its gradient for the images."""
     images = images.detach().requires_grad_()
     pairs = [problem.pair(images, label, rng) for label in range(len(problem.members))]
     counts = [len(real) for real, _ in pairs]
@@ -104,28 +100,25 @@ def align(
 
 
 def feature_loss(real: list[Tensor], centres: list[Tensor], weights: tuple[float, ...]) -> Tensor:
-    """The squared distances between class means (classes, ...) of each layer, weighted and
-    summed.
-    """
+    """Sum the weighted squared distances between class means (classes, ...) of each layer."""
     parts = (w * (a - b).square().sum() for w, a, b in zip(weights, real, centres, strict=True))
     return sum(parts, centres[0].new_zeros(()))
 
 
 def discrimination_loss(features: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
-    """The cross-entropy, summed over images, of real features (n, d) that the distilled centres
-    (classes, d) classify
-    by their inner product."""
+    """Sum the cross-entropy of real features (n, d), classified by their inner products with the
+    distilled centres (classes, d).
+    """
     return F.cross_entropy(features @ centres.T, labels, reduction="sum")
 
 
 def look(theta: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator) -> float:
-    """The share of real images, as many of each class, that the network classifies rightly."""
+    """Test the network on equally many real images of each class: the share that is right."""
     hits = total = 0
     with torch.no_grad():
         for label in range(len(problem.members)):
-            found = problem.network(theta, problem.real(label, problem.config.queries, rng)).argmax(
-                1
-            )
+            real = problem.real(label, problem.config.queries, rng)
+            found = problem.network(theta, real).argmax(1)
             hits, total = hits + (found == label).sum(), total + len(found)
     return float(hits / total)
 
@@ -133,9 +126,7 @@ def look(theta: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator) -> f
 def train_until_changed(
     theta: Tensor, images: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator
 ) -> Tensor:
-    """Train the network on the distilled images until its accuracy has changed, or is unlikely
-    to.
-    """
+    """Train the network on the distilled images until its accuracy changes, or `most` looks."""
     config, looks = problem.config, deque(maxlen=problem.config.window)
     for _ in range(config.most):
         theta = dsa.train(theta, images, problem, rng)

@@ -1,7 +1,7 @@
-"""What the methods that compare distilled images with real batches have in common."""
+"""What methods share that compare distilled images with batches of real ones."""
 
 from collections.abc import Callable
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, dataclass, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from ddpp.data.augmentation import Draw, augment, draw
 from ddpp.distilled import DistilledDataset
 from ddpp.foundation import loop, processes
 from ddpp.foundation.devices import made_on
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import Count, Error, Positive, Share, check_bounds, choose
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat, NetworkConfig
@@ -23,15 +23,18 @@ from ddpp.networks import Flat, NetworkConfig
 class BatchConfig:
     """Settings of every method that compares distilled images with batches of real ones."""
 
-    ipc: int = 1  # images per class
-    steps: int = 1000  # each with a fresh network
-    image_lr: float = 0.1  # learning rate of the images
-    momentum: float = 0.5  # of the images
-    batch_real: int = 256  # real images per class
+    ipc: Count = 1  # images per class
+    steps: Count = 1000  # each with a fresh network
+    image_lr: Positive = 0.1  # learning rate of the images
+    momentum: Share = 0.5  # of the images
+    batch_real: Count = 256  # real images per class
     augment: bool = True  # the same random augmentation for both sides (DSA)
     init: str = "real"  # the images start as real ones, or as noise
-    iterates: int = 5  # how many states along the way are kept, evenly spaced, to choose from
+    iterates: Count = 5  # states along the way that are kept, evenly spaced, to choose from
     seed: int = 0
+
+    def __post_init__(self):
+        check_bounds(self)
 
 
 class Started(Protocol):
@@ -48,7 +51,7 @@ class Started(Protocol):
 
 @dataclass
 class State:
-    """Where a run is: all that a step reads from the steps before it."""
+    """All that a step reads from the steps before it."""
 
     step: int
     images: Tensor  # (classes * ipc, C, H, W), class by class
@@ -60,7 +63,7 @@ Config = TypeVar("Config", bound=BatchConfig)
 
 
 class Problem(Generic[Config]):
-    """What every step of a run has before it: the data by class, the network, and the settings."""
+    """The same in every step of a run: the data by class, the network, and the settings."""
 
     def __init__(self, data: ImageData, network: NetworkConfig, config: Config):
         self.data, self.config = data, config
@@ -72,39 +75,44 @@ class Problem(Generic[Config]):
         )
 
     def real(self, label: int, n: int, rng: torch.Generator) -> Tensor:
-        """At most n random real images of one class, (n, C, H, W), without replacement."""
+        """Draw at most n real images of one class, (n, C, H, W), without replacement."""
         members = self.members[label]
         some = torch.randperm(len(members), generator=rng)[:n].to(members.device)
         return self.data.train.images[members[some]]
 
     def pair(self, images: Tensor, label: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A real batch of a class and its distilled images, under the same augmentation where one
-        is asked for.
+        """Draw a real batch of a class, beside its distilled images.
+
+        If the settings say so, both are augmented in the same way.
         """
         real, mine = self.real(label, self.config.batch_real, rng), images[self.labels == label]
         if not self.config.augment:
             return real, mine
         operation, u = draw(1, rng)  # one strength for all images of both: "siamese"
-        vary = lambda x: augment(x, Draw(operation, u.expand(len(x), -1)))
-        return vary(real), vary(mine)
+        real = augment(real, Draw(operation, u.expand(len(real), -1)))
+        return real, augment(mine, Draw(operation, u.expand(len(mine), -1)))
 
 
 def descend(state: State, gradient: Tensor, config: BatchConfig) -> State:
-    """SGD with momentum on the images; the step's number stays. Raises Stopped where the images
-    leave the numbers.
+    """Move the images by SGD with momentum; the step's index stays.
+
+    Raises Stopped if the images become NaN or infinite.
     """
     velocity = config.momentum * state.velocity + gradient
     images = state.images - config.image_lr * velocity
     if not torch.isfinite(images).all():
-        raise loop.Stopped(f"the images left the numbers in step {state.step + 1}: lower image_lr")
+        raise loop.Stopped(
+            f"the images became NaN or infinite in step {state.step + 1}: lower image_lr"
+        )
     return replace(state, images=images, velocity=velocity)
 
 
 def adam(
     x: Tensor, gradient: Tensor, moments: Tensor, lr: float, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Step number `step` (from 0) of Adam with its usual constants (Kingma & Ba, 2015): x and the
-    moments after it.
+    """Make one step of Adam with its usual constants. Returns x and the moments (2, ...) after it.
+
+    step: its index, from 0. Source: Kingma & Ba, 2015.
     """
     mean = 0.9 * moments[0] + 0.1 * gradient
     square = 0.999 * moments[1] + 0.001 * gradient.square()
@@ -122,8 +130,10 @@ def distill(
     config: Config,
     saving: loop.Saving,
 ) -> DistilledDataset:
-    """Run the method `name` on the data: `step` takes a state to the next, and says what there is
-    to record.
+    """Run the method `name` on the data.
+
+    step: takes a state to the next one; returns that, and what to record. For the rest see `run`
+    in foundation/loop.py.
     """
     check(config)
     problem, start = Problem(data, network, config), data.draw(config.ipc, config.seed)
@@ -136,7 +146,7 @@ def distill(
 
 
 def begin(start: Split, config: Started) -> Tensor:
-    """The images that a run starts from: real ones, or noise."""
+    """Make the images that a run starts from: real ones, or noise."""
     if config.init == "real":
         return start.images.clone()
     return torch.randn(
@@ -145,25 +155,14 @@ def begin(start: Split, config: Started) -> Tensor:
 
 
 def alpha(data: ImageData) -> Tensor:
-    """The rate that goes with the images of a method that learns none."""
+    """The learning rate for the images of a method that learns none."""
     return torch.tensor(LEARNING_RATE, dtype=torch.float32, device=data.device)
 
 
 def check(config: Started) -> None:
-    """Raise an Error for settings that cannot work; also for settings of a method that are made
-    like BatchConfig.
-    """
+    """Raise an Error for settings that cannot work; also for other configs with a field `init`."""
     if processes.size() > 1:
         raise Error(
             "only the matching of trajectories can be shared out by torchrun: start without it"
         )
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.type is int and field.name != "seed" and value < 1:
-            raise Error(f"{field.name} is {value}: it must be at least 1")
-        if field.name.endswith("_lr") and not 0 < value < float("inf"):
-            raise Error(f"{field.name} is {value}: it must be positive")
-    momentum = getattr(config, "momentum", 0)
-    if not 0 <= momentum < 1:
-        raise Error(f"momentum is {momentum}: it must be at least 0 and below 1")
     choose("init", config.init, ("real", "noise"))

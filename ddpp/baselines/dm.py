@@ -1,6 +1,7 @@
-"""DM, distribution matching (Zhao & Bilen, WACV 2023): in a random network, distilled and real
-images of a class should
-have the same mean features. No network is trained, and nothing is differentiated twice.
+"""DM, distribution matching (Zhao & Bilen, WACV 2023).
+
+In a random network, distilled and real images of a class should have the same mean features. No
+network is trained, and nothing is differentiated twice.
 """
 
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from ddpp.baselines import common
 from ddpp.baselines.common import Problem, State
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
+from ddpp.foundation.errors import Count, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import NetworkConfig
@@ -21,8 +23,8 @@ from ddpp.networks import NetworkConfig
 class DMConfig(common.BatchConfig):
     """The settings of DM; defaults as published for up to 50 images per class."""
 
-    steps: int = 20_000
-    image_lr: float = 1.0
+    steps: Count = 20_000
+    image_lr: Positive = 1.0
 
 
 def distill(
@@ -33,7 +35,7 @@ def distill(
 
 
 def step(state: State, problem: Problem) -> tuple[State, dict]:
-    """One image update. The loss that is recorded is the mean over classes."""
+    """Make one image update; record the mean loss per class."""
     rng = generator(problem.config.seed, "dm", state.step)
     theta = problem.network.initial(derive(problem.config.seed, "dm", state.step))
     images = state.images.detach().requires_grad_()
@@ -51,7 +53,8 @@ def step(state: State, problem: Problem) -> tuple[State, dict]:
 
 
 def mean_distance(real: Tensor, features: Tensor) -> Tensor:
-    """The squared distance between mean features, summed over classes: real means (classes, d), and
-    the features of
-    the distilled images (classes * ipc, d), class by class."""
+    """Sum the squared distances between mean features over classes.
+
+    real: means (classes, d); features: of the distilled images (classes * ipc, d), class by class.
+    """
     return (real - features.unflatten(0, (len(real), -1)).mean(1)).square().sum()

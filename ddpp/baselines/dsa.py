@@ -16,6 +16,7 @@ from ddpp.baselines.common import Problem, State
 from ddpp.data import ImageData
 from ddpp.data.augmentation import augment, draw
 from ddpp.distilled import DistilledDataset
+from ddpp.foundation.errors import Count, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
@@ -29,25 +30,24 @@ TINY = 1e-6  # added to the norms, as published
 class DSAConfig(common.BatchConfig):
     """The settings of DSA, as published for one image per class; DC: augment False, init noise."""
 
-    outer: int = 1  # image updates with one network
-    inner: int = 1  # epochs of the network on the distilled images between them
-    network_lr: float = 0.01  # of the network, plain SGD
-    batch: int = 256  # distilled images per update of the network
+    outer: Count = 1  # image updates with one network
+    inner: Count = 1  # epochs of the network on the distilled images between them
+    network_lr: Positive = 0.01  # of the network, plain SGD
+    batch: Count = 256  # distilled images per update of the network
 
 
 def distill(
     data: ImageData, network: NetworkConfig, config: DSAConfig, saving: Saving = Saving()
 ) -> DistilledDataset:
-    """Distil `data` by matching gradients, in a fresh network at each step, which trains on the
-    distilled images.
+    """Distil `data` by matching gradients.
+
+    Each step has a fresh network, which trains on the distilled images.
     """
     return common.distill("dsa" if config.augment else "dc", step, data, network, config, saving)
 
 
 def step(state: State, problem: Problem[DSAConfig]) -> tuple[State, dict]:
-    """`outer` image updates with one network. The loss that is recorded is the mean over updates
-    and classes.
-    """
+    """Make `outer` image updates with one network; record the mean loss per class."""
     config, network = problem.config, problem.network
     rng = generator(config.seed, "dsa", state.step)
     theta = network.initial(derive(config.seed, "dsa", state.step))
@@ -58,17 +58,14 @@ def step(state: State, problem: Problem[DSAConfig]) -> tuple[State, dict]:
         loss, gradient = match(theta, state.images, problem, rng)
         state = common.descend(state, gradient, config)
         losses.append(loss)
-    return replace(state, step=state.step + 1), {
-        "loss": torch.stack(losses).mean() / len(problem.members)
-    }
+    loss = torch.stack(losses).mean() / len(problem.members)
+    return replace(state, step=state.step + 1), {"loss": loss}
 
 
 def match(
     theta: Tensor, images: Tensor, problem: Problem[DSAConfig], rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The distance between gradients, summed over classes, and its gradient for the distilled
-    images.
-    """
+    """Compute the distance between gradients over all classes, and its gradient for the images."""
     images, theta = images.detach().requires_grad_(), theta.detach().requires_grad_()
     total, towards = images.new_zeros(()), torch.zeros_like(images)
     for label in range(len(problem.members)):
@@ -84,7 +81,7 @@ def match(
 def class_gradient(
     network: Flat, theta: Tensor, x: Tensor, label: int, create_graph: bool = False
 ) -> Tensor:
-    """The gradient (p,) of the cross-entropy on images of one class."""
+    """Compute the gradient (p,) of the cross-entropy on images of one class."""
     labels = torch.full((len(x),), label, device=x.device)
     return torch.autograd.grad(
         F.cross_entropy(network(theta, x), labels), theta, create_graph=create_graph
@@ -92,10 +89,10 @@ def class_gradient(
 
 
 def distance(network: Flat, goal: Tensor, ours: Tensor) -> Tensor:
-    """1 - cos between two gradients (p,), for each output of each layer, summed: Eq. (10) of Zhao
-    et al. (2021).
+    """Sum 1 - cos between two gradients (p,) over each output of each layer.
 
     As in the published code, vectors (biases, and the scales of normalization) have no part in it.
+    Source: Eq. (10) of Zhao et al. (2021).
     """
     total = ours.new_zeros(())
     for a, b in zip(
@@ -108,9 +105,10 @@ def distance(network: Flat, goal: Tensor, ours: Tensor) -> Tensor:
 
 
 def train(theta: Tensor, images: Tensor, problem: Problem[Any], rng: torch.Generator) -> Tensor:
-    """`inner` epochs of plain SGD on the distilled images, augmented if the method augments: DC and
-    DSA, or CAFE, whose
-    settings say as much of the network's training."""
+    """Train a network (p,) for `inner` epochs of plain SGD on the distilled images.
+
+    They are augmented if the method augments. CAFE's settings fit, too.
+    """
     config = problem.config
     for _ in range(config.inner):
         for index in torch.randperm(len(images), generator=rng).split(config.batch):

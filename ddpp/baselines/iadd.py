@@ -1,5 +1,4 @@
-"""IADD (Li et al., Neural Networks 172, 2024, arXiv 2401.15863): MTT with a learned weight for each
-parameter.
+"""IADD (Li et al., Neural Networks 172, 2024): MTT with a learned weight for each parameter.
 
     L = ||w * (theta~ - theta_{i+K})||^2 / ||theta_i - theta_{i+K}||^2
 
@@ -18,7 +17,7 @@ from ddpp.data import ImageData, Split
 from ddpp.distilled import DistilledDataset
 from ddpp.distilling import Algorithm, DistillConfig, begin, check_config, descend, draw_piece, run
 from ddpp.distilling import State as Unweighted
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Error, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.teachers import Teachers
 from ddpp.unrolling import unroll
@@ -31,7 +30,7 @@ class IADDConfig(DistillConfig):
     epsilon: float = 0.0
     rule: str = "none"
     # of the weights, for the gradient of p L, so that it fits networks of any size; ours
-    weights_lr: float = 0.01
+    weights_lr: Positive = 0.01
 
 
 @dataclass
@@ -42,13 +41,14 @@ class State(Unweighted):
 
 
 def weighted_loss(student: Tensor, teacher: Tensor, start: Tensor, weights: Tensor) -> Tensor:
-    """MTT's loss with a weight for each of the p parameters, in the distance alone. A scalar."""
+    """Compute MTT's loss with a weight for each of the p parameters, in the numerator. A scalar."""
     return (weights * (student - teacher)).square().sum() / (start - teacher).square().sum()
 
 
 def reweigh(weights: Tensor, gradient: Tensor, lr: float) -> Tensor:
-    """The weights (p,) after a step of descent: those of pairs that are difficult to match fall,
-    the others rise.
+    """Make a step of descent for the weights (p,).
+
+    Those of pairs that are difficult to match fall, the others rise.
     """
     weights = torch.maximum(weights - lr * gradient, weights / 2)  # at 0, a weight would stay there
     return weights / weights.mean()
@@ -57,7 +57,7 @@ def reweigh(weights: Tensor, gradient: Tensor, lr: float) -> Tensor:
 def step(
     state: State, labels: Tensor, teachers: Teachers, config: IADDConfig, engine: str
 ) -> tuple[State, dict]:
-    """One step: the student's updates, then descent for the images, alpha and the weights."""
+    """Make one step: the student's updates, then descent for images, alpha and weights."""
     epoch, k, start, teacher, updates = draw_piece(state.step, len(labels), teachers, config)
     weights = torch.ones_like(start) if state.weights is None else state.weights
     loss = lambda student: weighted_loss(student, teacher, start, weights)
@@ -82,9 +82,10 @@ def step(
 def distill(
     data: ImageData, teachers: Teachers, config: IADDConfig, saving: Saving
 ) -> DistilledDataset:
-    """Distil `data` with its `teachers`; the history is that of MTT, without `layers` and with
-    `heaviest`, the largest
-    weight in a step's loss."""
+    """Distil `data` with its `teachers`.
+
+    The history is MTT's, without `layers` and with `heaviest`, the largest weight of a step.
+    """
     check(config)
     return run(Algorithm("iadd", _begin, step), data, teachers, config, saving)
 
@@ -98,11 +99,6 @@ def check(config: IADDConfig) -> None:
         raise Error(
             "IADD matches one trajectory per step: leave trajectories out, and start it without "
             "torchrun"
-        )
-    if not 0 < config.weights_lr < float("inf"):
-        raise Error(
-            f"weights_lr is {config.weights_lr}: it must be positive; without learned weights, "
-            "the method is mtt"
         )
 
 

@@ -1,13 +1,10 @@
-"""KIP, Kernel Inducing Points (Nguyen, Chen & Lee, ICLR 2021; Nguyen, Novak, Xiao & Lee, NeurIPS
-2021).
+"""KIP, Kernel Inducing Points (Nguyen et al., ICLR 2021 and NeurIPS 2021).
 
 The distilled images are the support of a kernel ridge regression with the neural tangent kernel of
-an infinitely wide
-network: they are learned so that the regression on them predicts the labels of real images, the
-target. No network is trained.
+an infinitely wide network. They are learned so that the regression predicts the labels of real
+images, the target. No network is trained.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import psutil
@@ -21,7 +18,7 @@ from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.foundation import loop
 from ddpp.foundation.devices import made_on
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import Count, Error, Positive, check_bounds, choose
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
@@ -32,23 +29,26 @@ from ddpp.networks import NetworkConfig
 class KIPConfig:
     """The settings of KIP. The network that is trained on the result has no part in them."""
 
-    ipc: int = 1  # images per class
-    steps: int = 1000  # updates of the images
+    ipc: Count = 1  # images per class
+    steps: Count = 1000  # updates of the images
     kernel: str = "fc"  # fc: fully connected; conv: 3x3 convolutions without pooling
-    depth: int = 1  # hidden layers of the kernel's network
-    reg: float = REG  # of the regression, in units of its kernel's mean diagonal
-    image_lr: float = 0.04  # Adam's
+    depth: Count = 1  # hidden layers of the kernel's network
+    reg: Positive = REG  # of the regression, in units of its kernel's mean diagonal
+    image_lr: Positive = 0.04  # Adam's
     learn_labels: bool = False  # also learn the labels; networks then regress on them
-    label_lr: float = 0.01  # Adam's, for the labels
-    target: int = 1000  # real images that are predicted in each step, as many of each class
+    label_lr: Positive = 0.01  # Adam's, for the labels
+    target: Count = 1000  # real images that are predicted in each step, as many of each class
     init: str = "real"  # the images start as real ones, or as noise
-    iterates: int = 5  # how many states along the way are kept; with learned labels only the last
+    iterates: Count = 5  # how many states along the way are kept; with learned labels only the last
     seed: int = 0
+
+    def __post_init__(self):
+        check_bounds(self)
 
 
 @dataclass
 class State:
-    """Where a run is: all that a step reads from the steps before it."""
+    """All that a step reads from the steps before it."""
 
     step: int
     images: Tensor
@@ -61,26 +61,24 @@ class State:
 def distill(
     data: ImageData, network: NetworkConfig, config: KIPConfig, saving: Saving = Saving()
 ) -> DistilledDataset:
-    """Distil `data` into the support of a kernel regression. Raises Error for a kernel that would
-    not fit in memory.
+    """Distil `data` into the support of a kernel regression.
+
+    Raises Error for a kernel that does not fit in memory.
     """
     check(config)
     classes, start = len(data.classes), data.draw(config.ipc, config.seed)
-    needed, there = (
-        memory(len(start.labels), config.target, data.shape, config.kernel, config.depth),
-        room(data.device),
-    )
+    n = len(start.labels)
+    needed = memory(n, config.target, data.shape, config.kernel, config.depth)
+    there = room(data.device)
     if needed > there:
         raise Error(
-            f"the kernel of {len(start.labels)} distilled and {config.target} real images takes "
-            "about "
+            f"the kernel of {n} distilled and {config.target} real images takes about "
             f"{needed / 2**30:.1f} GiB, and {there / 2**30:.1f} are there: lower target or "
             "depth, or use the kernel fc"
         )
     images = common.begin(start, config)
     labels = centred(start.labels, classes) if config.learn_labels else start.labels
-    moments = lambda x: torch.zeros(2, *x.shape, dtype=torch.float32, device=x.device)
-    state = State(0, images, labels, common.alpha(data), moments(images), moments(labels))
+    state = State(0, images, labels, common.alpha(data), _moments(images), _moments(labels))
     iterates = 1 if config.learn_labels else config.iterates
     method = loop.Method(state, lambda at: step(at, data, config), config.steps, iterates)
     identity = of_run("kip", config, data.made_from(network), network.name)
@@ -88,8 +86,13 @@ def distill(
     return DistilledDataset.from_run(run, data, run.state.labels, network, identity)
 
 
+def _moments(x: Tensor) -> Tensor:
+    """Adam's two moments of a tensor before its first step."""
+    return torch.zeros(2, *x.shape, dtype=torch.float32, device=x.device)
+
+
 def step(state: State, data: ImageData, config: KIPConfig) -> tuple[State, dict]:
-    """One update by Adam, on a random target."""
+    """Make one update by Adam, on a random target."""
     rng, classes = generator(config.seed, "kip", state.step), len(data.classes)
     order = torch.randperm(len(data.train.labels), generator=rng).to(data.device)
     labels_in_order = data.train.labels[order]
@@ -113,12 +116,14 @@ def step(state: State, data: ImageData, config: KIPConfig) -> tuple[State, dict]
         )
         after = replace(after, labels=learned, label_moments=moments)
     if not torch.isfinite(after.images).all():
-        raise loop.Stopped(f"the images left the numbers in step {after.step}: lower image_lr")
+        raise loop.Stopped(
+            f"the images became NaN or infinite in step {after.step}: lower image_lr"
+        )
     return after, {"loss": value.detach()}
 
 
 def room(device: torch.device) -> int:
-    """Bytes of memory that the device has."""
+    """Return the bytes of memory that the device has."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return psutil.virtual_memory().total
@@ -128,12 +133,10 @@ def check(config: KIPConfig) -> None:
     """Raise an Error for settings that cannot work."""
     common.check(config)
     choose("kernel", config.kernel, KERNELS)
-    if not 0 < config.reg < math.inf:
-        raise Error(f"reg is {config.reg}: it must be positive")
 
 
 def centred(labels: Tensor, classes: int) -> Tensor:
-    """Labels (N,) as vectors (N, classes) to regress on: one-hot less 1 / classes."""
+    """Turn labels (N,) into vectors (N, classes) to regress on: one-hot less 1 / classes."""
     return F.one_hot(labels, classes).float() - 1 / classes
 
 
@@ -146,19 +149,15 @@ def loss(
     depth: int = 1,
     reg: float = REG,
 ) -> Tensor:
-    """KIP's loss: half the mean square of what the regression on the support misses at the target.
-    A scalar.
+    """Compute KIP's loss: half the mean squared error of the regression at the target. A scalar.
 
     The mean is over target images and classes. Differentiable in the support's images and labels.
     """
-    return (
-        0.5
-        * (target_y - predict(support_x, support_y, target_x, kernel, depth, reg)).square().mean()
-    )
+    predicted = predict(support_x, support_y, target_x, kernel, depth, reg)
+    return 0.5 * (target_y - predicted).square().mean()
 
 
 def memory(support: int, target: int, shape: tuple[int, int, int], kernel: str, depth: int) -> int:
-    """Bytes at the peak of the loss and its gradient, for so many images of shape (C, H, W)."""
-    return bytes_needed(kernel, support, target, shape, depth) + bytes_needed(
-        kernel, support, support, shape, depth, itemsize=8
-    )
+    """Estimate the peak bytes of the loss and its gradient, for images of shape (C, H, W)."""
+    own = bytes_needed(kernel, support, support, shape, depth, itemsize=8)
+    return own + bytes_needed(kernel, support, target, shape, depth)

@@ -1,6 +1,4 @@
-"""Sets of real images, which a distilled set has to beat: drawn at random, or chosen with a trained
-network's help.
-"""
+"""Sets of real images that a distilled set has to beat: random, or chosen by a trained network."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,10 +11,11 @@ from tqdm.auto import tqdm
 from ddpp.data import ImageData, Split
 from ddpp.distilled import DistilledDataset
 from ddpp.foundation import files, loop
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Count, check_bounds
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
+from ddpp.networks import NetworkConfig
 from ddpp.teachers import Teachers
 
 LEARNING_RATE = 0.01  # the field's rate for training on a set that does not bring its own alpha
@@ -27,9 +26,12 @@ BATCH = 500  # images at a time through a network
 class SelectionConfig:
     """The settings of Herding and Forgetting."""
 
-    ipc: int = 1  # images per class
-    epochs: int = 10  # of the network (the first teacher) that says which images to choose
+    ipc: Count = 1  # images per class
+    epochs: Count = 10  # of the network (the first teacher) that says which images to choose
     seed: int = 0
+
+    def __post_init__(self):
+        check_bounds(self)
 
     @property
     def teacher_epochs(self) -> int:
@@ -37,22 +39,29 @@ class SelectionConfig:
 
 
 def random(data: ImageData, ipc: int, network: dict, seed: int = 0) -> DistilledDataset:
-    """`ipc` random real training images per class; with the same seed, those that distillation
-    starts from.
+    """Draw `ipc` random real training images per class.
+
+    With the seed of a run, they are the images that it starts from.
     """
-    return _set(
-        data,
-        data.draw(ipc, seed),
-        network,
-        {"method": "random real images", "ipc": ipc, "seed": seed},
-    )
+    made = {"method": "random real images", "ipc": ipc, "seed": seed}
+    return _set(data, data.draw(ipc, seed), network, made)
 
 
-def herding(data: ImageData, teachers: Teachers, config: SelectionConfig) -> DistilledDataset:
-    """The images whose mean stays closest to the mean of their class (Welling, 2009; Chen et al.,
-    2010), in features
-    of a network that was trained on the data."""
-    check_config(config)
+def choose_random(
+    data: ImageData, network: NetworkConfig, config: SelectionConfig, saving: Saving = Saving()
+) -> DistilledDataset:
+    """Choose random images, as a method with settings."""
+    return random(data, config.ipc, asdict(network), config.seed)
+
+
+def herding(
+    data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving = Saving()
+) -> DistilledDataset:
+    """Choose images whose mean feature stays closest to that of their class.
+
+    The features are those of a network that was trained on the data, the first teacher. Source:
+    Welling, 2009; Chen et al., 2010.
+    """
     theta = teachers.snapshot(0, config.epochs)
     with torch.no_grad():
         features = torch.cat(
@@ -65,14 +74,13 @@ def herding(data: ImageData, teachers: Teachers, config: SelectionConfig) -> Dis
 def forgetting(
     data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving = Saving()
 ) -> DistilledDataset:
-    """The images that a network in training forgets most often (Toneva et al., ICLR 2019); those
-    that it never learns
-    count as forgotten more often than all others, ties are broken at random.
+    """Choose the images that a network in training forgets most often.
 
-    Forgetting is looked for once per epoch, on all images as they are, and not when an image is in
-    a batch. Each look is saved, so that a stopped call goes on with the next one.
+    Images that it never learns count as forgotten more often than all others; ties are broken at
+    random. Forgetting is tested once per epoch, on all images as they are, and not when an image
+    is in a batch. Each test is saved: a stopped call resumes with the next one. Source: Toneva et
+    al., ICLR 2019.
     """
-    check_config(config)
     history = _looks(data, teachers, config, saving)
     order = torch.randperm(history.shape[1], generator=generator(config.seed, "ties")).to(
         data.device
@@ -87,9 +95,9 @@ def forgetting(
 
 
 def herd(features: Tensor, n: int) -> Tensor:
-    """Indices (n,) of the rows of features (N, d) that, taken one after the other, bring their mean
-    closest to that of
-    all rows."""
+    """Choose n rows of features (N, d), each so that the mean of the chosen is closest to that of
+    all rows. Returns their indices (n,).
+    """
     mean, total, chosen = features.mean(0), torch.zeros_like(features[0]), []
     free = torch.ones(len(features), dtype=torch.bool, device=features.device)
     for k in range(1, n + 1):
@@ -102,24 +110,17 @@ def herd(features: Tensor, n: int) -> Tensor:
 
 
 def forgetting_events(history: Tensor) -> Tensor:
-    """How often each image was right at one look and wrong at the next; history (looks, N), bool,
-    True where right.
-    Images that were never right have `looks` events, more than any other can."""
+    """Count how often each image was right at one look and wrong at the next: (N,).
+
+    history: (looks, N), bool, True where right. Images that were never right have `looks` events,
+    more than any other can.
+    """
     events = (history[:-1] & ~history[1:]).sum(0)
     return torch.where(history.any(0), events, len(history))
 
 
-def check_config(config: SelectionConfig) -> None:
-    """Raise an Error for settings that cannot work."""
-    for name in ("ipc", "epochs"):
-        if getattr(config, name) < 1:
-            raise Error(f"{name} is {getattr(config, name)}: it must be at least 1")
-
-
 def _looks(data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving) -> Tensor:
-    """Which training images the first teacher classifies rightly after each of its epochs: (epochs,
-    N).
-    """
+    """Test which training images the first teacher gets right after each epoch: (epochs, N)."""
     path, looks = saving.checkpoint, []
     made_from, network = teachers.config.made_from(data), teachers.config.network.name
     identity = of_run("forgetting", config, made_from, network)
@@ -138,7 +139,7 @@ def _looks(data: ImageData, teachers: Teachers, config: SelectionConfig, saving:
 
 
 def _correct(data: ImageData, teachers: Teachers, epoch: int) -> Tensor:
-    """Which training images (N,) the first teacher classifies rightly after so many epochs."""
+    """Test which training images (N,) the first teacher gets right after so many epochs."""
     theta = teachers.snapshot(0, epoch)
     with torch.no_grad():
         parts = zip(data.train.images.split(BATCH), data.train.labels.split(BATCH), strict=True)
@@ -146,10 +147,8 @@ def _correct(data: ImageData, teachers: Teachers, epoch: int) -> Tensor:
 
 
 def _select(data: ImageData, config: SelectionConfig, best: Callable[[Tensor], Tensor]) -> Split:
-    """config.ipc images of each class: of the indices (n,) of its training images, those that
-    `best` points at.
-    """
-    data.draw(config.ipc, config.seed)  # says so where a class has too few
+    """Take config.ipc images of each class: `best` picks among the indices (n,) of its images."""
+    data.draw(config.ipc, config.seed)  # refuses a class with too few images
     chosen = []
     for label in range(len(data.classes)):
         members = (data.train.labels == label).nonzero().flatten()

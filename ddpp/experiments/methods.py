@@ -1,7 +1,7 @@
 """Every method that `ddpp distill --method NAME` knows, one line each."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, asdict, dataclass, field
+from dataclasses import Field, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -9,12 +9,10 @@ from ddpp.baselines import cafe, common, dm, dsa, iadd, kip, selection
 from ddpp.baselines.selection import SelectionConfig
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.distilling import DistillConfig, check_config, distill
+from ddpp.distilling import DistillConfig, check_config, match_trajectories
 from ddpp.foundation.errors import Error
 from ddpp.foundation.identity import Table
 from ddpp.foundation.loop import Saving
-from ddpp.networks import NetworkConfig
-from ddpp.teachers import Teachers
 
 
 class MethodConfig(Protocol):
@@ -38,7 +36,7 @@ class GivenTeachers(MethodConfig, Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """A way from a data set to a few images per class."""
+    """A method that turns a data set into a few images per class."""
 
     matches: str  # in words, what is made equal
     config: type  # its settings, a dataclass with at least ipc and seed
@@ -52,40 +50,16 @@ class Method:
     settings: Mapping[str, object] = field(default_factory=dict)
 
 
-def _match_trajectories(
-    data: ImageData, teachers: Teachers, config: DistillConfig, saving: Saving
-) -> DistilledDataset:
-    return distill(data, teachers, config, **vars(saving))
-
-
-def _choose_random(
-    data: ImageData, network: NetworkConfig, config: SelectionConfig, saving: Saving
-) -> DistilledDataset:
-    return selection.random(data, config.ipc, asdict(network), config.seed)
-
-
-def _herd(
-    data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving
-) -> DistilledDataset:
-    return selection.herding(data, teachers, config)
-
-
-def _choose_forgotten(
-    data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving
-) -> DistilledDataset:
-    return selection.forgetting(data, teachers, config, saving)
-
-
 _trajectories = partial(
     Method,
     config=DistillConfig,
-    run=_match_trajectories,
+    run=match_trajectories,
     check=check_config,
     teachers=True,
     reach=("max_start_epoch", "expert_epochs"),
 )
 _gradients = partial(Method, config=dsa.DSAConfig, run=dsa.distill, check=common.check)
-_choice = partial(Method, config=SelectionConfig, check=selection.check_config)
+_choice = partial(Method, config=SelectionConfig, check=lambda config: None)
 _one_teacher = partial(_choice, teachers=True, first=True, reach=("epochs",))
 # or it is another method
 FIXED = {"mtt": {"rule": "none"}, "dc": {"augment": False}, "dsa": {"augment": True}}
@@ -115,22 +89,19 @@ METHODS = Table(
         "kip": Method(
             "the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check
         ),
-        "random": _choice("nothing: random real images", run=_choose_random),
-        "herding": _one_teacher("mean features, by choosing real images", run=_herd),
-        "forgetting": _one_teacher("nothing: images often forgotten", run=_choose_forgotten),
+        "random": _choice("nothing: random real images", run=selection.choose_random),
+        "herding": _one_teacher("mean features, by choosing real images", run=selection.herding),
+        "forgetting": _one_teacher("nothing: images often forgotten", run=selection.forgetting),
     },
 )
 
 
 def check_settings(name: str, config: MethodConfig) -> None:
-    """Raise an Error for settings with which a method cannot work, or would be another one under
-    its name.
-    """
+    """Raise an Error for settings with which a method cannot work, or would be another one."""
     METHODS[name].check(config)
     for key, value in FIXED.get(name, {}).items():
         if getattr(config, key) != value:
             raise Error(
-                f"{key} is {getattr(config, key)}, but {name} has {value}, or it would be "
-                "another method: leave it "
-                "out, or choose the method that has it"
+                f"{key} is {getattr(config, key)}, but {name} has {value}, or it would be another "
+                "method: leave it out, or choose the method that has it"
             )
