@@ -20,12 +20,10 @@ EPSILONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5)
 SMOKE_EPSILONS = (0.0, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
 CONTROLS = ("random", "largest", "smallest")
 # where controls prune as many pairs as the paper's rule
-CONTROLLED, SMOKE_CONTROLLED = (
-    (0.1, 0.3),
-    (0.1, 0.7),
-)
+CONTROLLED, SMOKE_CONTROLLED = (0.1, 0.3), (0.1, 0.7)
 CHOICES = ("random", "herding", "forgetting")
 RIVALS = ("dm", "dsa", "cafe")  # distillation methods of Table I
+SMOKE_RIVALS = ("random", "herding", "dc", *RIVALS, "kip", "iadd", "forgetting")
 ARCHITECTURES = ("convnet", "alexnet", "vgg11", "resnet18")  # of Table III
 # where choosing takes hours at most
 CPU_SETS = (("cifar10", 1), ("cifar10", 10), ("cifar100", 1), ("cifar100", 10))
@@ -50,114 +48,130 @@ class Run:
     network: NetworkConfig | None = None
 
     def report(self, results: str | Path) -> Path:
-        """Where its result is, in the folder `results`."""
+        """Return the path of its result, in the folder `results`."""
         return Path(results) / self.recipe.profile / f"{self.name}.json"
 
 
 def runs(profile: str) -> list[Run]:
-    """All runs of a profile, the most valuable first: one seed of everything, then the next seed.
-    (Smoke: of each seed
-    the rivals first, as the table of all methods is what this scale is for.)
+    """List all runs of a profile, the most valuable first: one seed of everything, then the next.
 
-    table1: the paper's rule, MTT (rule none) and their rivals for each data set and size; on the
-    CPU only what takes
-    hours there. table2: KIP and its transfer to a wider network. table3: other architectures.
-    epsilon: thresholds, readings of the rule and controls, with ten images per class of CIFAR-10
-    (smoke: with one). Runs of one seed share teachers, first images, batches and evaluation, so
-    that their differences are paired. At smoke scale each seed has teachers of its own; else the
-    same teachers serve all seeds, and rivals have one seed.
+    - table1: the paper's rule, MTT (rule none) and their rivals for each data set and size; on the
+      CPU only what takes hours there.
+    - table2: KIP and its transfer to a wider network. table3: other architectures.
+    - epsilon: thresholds, readings of the rule and controls, with ten images per class of CIFAR-10
+      (smoke: with one).
+
+    Runs of one seed share teachers, first images, batches and evaluation: their differences are
+    paired. At smoke scale each seed has teachers of its own, and its rivals come first, as the
+    table of all methods is what this scale is for. Else the same teachers serve all seeds, and
+    rivals have one seed.
     """
-    smoke = profile == "smoke"
-    sets = {"smoke": [("cifar10-sample", n) for n in (1, 10, 50)], "cpu": [("cifar10", 1)]}.get(
-        profile, SETS
-    )
+    lists = _Lists(profile)
+    return [run for seed in SEEDS for run in lists.of_seed(seed)]
 
-    def one(name: str, data: str, ipc: int, method: str, seed: int, **settings: object) -> Run:
-        base = recipe(profile, data, ipc, method)
-        teachers = replace(base.teachers, seed=seed if smoke else 0)
-        distill = replace(base.distill, seed=seed, **settings)
-        return Run(f"{name}-seed{seed}", replace(base, teachers=teachers, distill=distill))
 
-    def trajectories(name: str, data: str, ipc: int, rule: str, epsilon: float, seed: int) -> Run:
-        return one(name, data, ipc, "ddpp", seed, rule=rule, epsilon=epsilon)
+@dataclass(frozen=True)
+class _Lists:
+    """The experiments of a profile, each as a list of runs of one seed."""
 
-    def table1(data: str, ipc: int, seed: int) -> list[Run]:
-        both = (MTT, PRUNED)
+    profile: str
+
+    @property
+    def sets(self) -> Sequence[tuple[str, int]]:
+        """(data set, images per class) of Table I."""
+        if self.profile == "smoke":
+            return [("cifar10-sample", ipc) for ipc in (1, 10, 50)]
+        return [("cifar10", 1)] if self.profile == "cpu" else SETS
+
+    def of_seed(self, seed: int) -> list[Run]:
+        blocks = [self.table1(data, ipc, seed) for data, ipc in self.sets]
+        if home(self.profile) in self.sets:
+            blocks[2:2] = [self.ablation(seed), self.table3(seed)]
+        if self.profile == "smoke":
+            blocks.insert(0, self.rivals(SMOKE_RIVALS, *home(self.profile), seed))
+        elif seed == 0:
+            chosen = CPU_SETS if self.profile == "cpu" else SETS
+            blocks += [self.rivals(CHOICES, data, ipc, seed) for data, ipc in chosen]
+            if self.profile != "cpu":
+                blocks += [self.rivals(RIVALS, data, ipc, seed) for data, ipc in SETS]
+                blocks += [self.table2(data, ipc, seed) for data, ipc in SETS[:2] + SETS[3:5]]
+        return [run for block in blocks for run in block]
+
+    def table1(self, data: str, ipc: int, seed: int) -> list[Run]:
+        """MTT and the paper's rule."""
         return [
-            trajectories(f"table1/{data}-ipc{ipc}-{rule}", data, ipc, rule, epsilon, seed)
-            for rule, epsilon in both
+            self._trajectories(f"table1/{data}-ipc{ipc}-{pair[0]}", data, ipc, pair, seed)
+            for pair in (MTT, PRUNED)
         ]
 
-    def rivals(methods: Sequence[str], data: str, ipc: int, seed: int) -> list[Run]:
+    def rivals(self, methods: Sequence[str], data: str, ipc: int, seed: int) -> list[Run]:
+        """The other rows of Table I."""
         return [
-            one(f"table1/{data}-ipc{ipc}-{method}", data, ipc, method, seed) for method in methods
+            self._run(f"table1/{data}-ipc{ipc}-{method}", data, ipc, method, seed)
+            for method in methods
         ]
 
-    def table2(data: str, ipc: int, seed: int) -> list[Run]:
-        kip = one(f"table2/{data}-ipc{ipc}-kip", data, ipc, "kip", seed)
+    def table2(self, data: str, ipc: int, seed: int) -> list[Run]:
+        """KIP, and its evaluation in a wider network."""
+        kip = self._run(f"table2/{data}-ipc{ipc}-kip", data, ipc, "kip", seed)
         return [kip, *elsewhere(kip, "table2", [replace(kip.recipe.teachers.network, width=1024)])]
 
-    def ablation(seed: int) -> list[Run]:
-        rest = [pair for pair in settings(profile) if pair not in (MTT, PRUNED)]  # those: table 1
-        return [
-            trajectories(f"epsilon/{rule}-{epsilon:g}", *home(profile), rule, epsilon, seed)
-            for rule, epsilon in rest
-        ]
-
-    def table3(seed: int) -> list[Run]:
-        own = recipe(profile, *home(profile)).teachers.network
+    def table3(self, seed: int) -> list[Run]:
+        """The evaluation of Table I's sets in other architectures."""
+        own = recipe(self.profile, *home(self.profile)).teachers.network
         others = [replace(own, name=name) for name in ARCHITECTURES[1:]]
         return [
             run
-            for base in table1(*home(profile), seed)
+            for base in self.table1(*home(self.profile), seed)
             for run in elsewhere(base, "table3", others)
         ]
 
-    found = []
-    for seed in SEEDS:
-        blocks = [table1(*which, seed) for which in sets]
-        if home(profile) in sets:
-            blocks.insert(2, ablation(seed))
-            blocks.insert(3, table3(seed))
-        if smoke:
-            blocks.insert(
-                0,
-                rivals(
-                    ("random", "herding", "dc", *RIVALS, "kip", "iadd", "forgetting"),
-                    *home(profile),
-                    seed,
-                ),
-            )
-        elif seed == 0:
-            blocks += [
-                rivals(CHOICES, *which, seed) for which in (CPU_SETS if profile == "cpu" else SETS)
-            ]
-            if profile != "cpu":
-                blocks += [rivals(RIVALS, *which, seed) for which in SETS]
-                blocks += [table2(*which, seed) for which in SETS[:2] + SETS[3:5]]
-        found += [each for block in blocks for each in block]
-    return found
+    def ablation(self, seed: int) -> list[Run]:
+        """Thresholds, readings and controls; those of Table I are there already."""
+        return [
+            self._trajectories(f"epsilon/{rule}-{epsilon:g}", *home(self.profile), pair, seed)
+            for pair in settings(self.profile)
+            if pair not in (MTT, PRUNED)
+            for rule, epsilon in [pair]
+        ]
+
+    def _trajectories(
+        self, name: str, data: str, ipc: int, pair: tuple[str, float], seed: int
+    ) -> Run:
+        run = self._run(name, data, ipc, "ddpp", seed)
+        rule, epsilon = pair
+        distill = replace(run.recipe.distill, rule=rule, epsilon=epsilon)
+        return replace(run, recipe=replace(run.recipe, distill=distill))
+
+    def _run(self, name: str, data: str, ipc: int, method: str, seed: int) -> Run:
+        base = recipe(self.profile, data, ipc, method)
+        teachers = replace(base.teachers, seed=seed if self.profile == "smoke" else 0)
+        distill = replace(base.distill, seed=seed)
+        return Run(f"{name}-seed{seed}", replace(base, teachers=teachers, distill=distill))
 
 
 def elsewhere(base: Run, experiment: str, networks: Sequence[NetworkConfig]) -> list[Run]:
-    """The evaluation of a run's set in other networks."""
+    """List the evaluations of a run's set in other networks."""
     own = base.recipe.teachers.network
     name, _, seed = base.name.partition("/")[2].rpartition("-seed")
-    which = lambda network: network.name if network.name != own.name else f"width{network.width}"
-    return [
-        Run(f"{experiment}/{name}-{which(each)}-seed{seed}", base.recipe, base.name, each)
-        for each in networks
-    ]
+    found = []
+    for network in networks:
+        which = network.name if network.name != own.name else f"width{network.width}"
+        found.append(
+            Run(f"{experiment}/{name}-{which}-seed{seed}", base.recipe, base.name, network)
+        )
+    return found
 
 
 def home(profile: str) -> tuple[str, int]:
-    """The data set and the number of images per class of the ablation."""
+    """Return the data set and the images per class of the ablation."""
     return ("cifar10-sample", 1) if profile == "smoke" else ("cifar10", 10)
 
 
 def settings(profile: str) -> list[tuple[str, float]]:
-    """The ablation's (rule, epsilon), in the order of its table; magnitude at 0 is none, that is
-    MTT.
+    """List the ablation's (rule, epsilon), in the order of its table.
+
+    Magnitude at 0 is none, that is MTT.
     """
     smoke = profile == "smoke"
     epsilons, controlled = (SMOKE_EPSILONS, SMOKE_CONTROLLED) if smoke else (EPSILONS, CONTROLLED)
@@ -170,10 +184,13 @@ def settings(profile: str) -> list[tuple[str, float]]:
 
 
 def select(found: Sequence[Run], only: str | None) -> list[Run]:
-    """The runs whose names match the pattern `only`, with * for anything; an Error if none does."""
-    chosen = [each for each in found if only is None or fnmatchcase(each.name, only)]
+    """Return the runs whose names match the pattern `only`, with * for anything.
+
+    Raises Error if none does.
+    """
+    chosen = [run for run in found if only is None or fnmatchcase(run.name, only)]
     if not chosen:
-        some = ", ".join(each.name for each in found[:3])
+        some = ", ".join(run.name for run in found[:3])
         raise Error(
             f"no run is named like '{only}': names are {some} ...; * stands for anything, --list "
             "shows all"

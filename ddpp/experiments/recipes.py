@@ -1,8 +1,7 @@
-"""Every setting in one table: the paper's runs, with their sources, and the profiles smoke, cpu,
-colab and paper.
+"""The settings of the paper's runs, with their sources, and the profiles smoke, cpu, colab, paper.
 
 The letter prints epsilon = 0.1, 200 teachers of 50 epochs, T = 5,000 and "ZCA with default
-parameters", and refers to MTT for the rest; J, K, I+ and the learning rates below are MTT's
+parameters", and refers to MTT for the rest. J, K, I+ and the learning rates below are MTT's
 published ones for each data set and size.
 """
 
@@ -81,10 +80,9 @@ class Recipe:
     all_epochs: bool = False
 
     def stored_teachers(self) -> TeacherConfig:
-        """The teachers to train: only up to epoch I+ - 1 + K, the last that can be drawn, unless
-        all are asked for.
+        """Return the teachers to train: up to epoch I+ - 1 + K, the last that can be drawn.
 
-        Raises Error where the settings cannot work, before any work is done.
+        With all_epochs, up to their end. Raises Error for settings that cannot work.
         """
         method = METHODS[choose("method", self.method, METHODS)]
         check_settings(self.method, self.distill)
@@ -98,32 +96,36 @@ class Recipe:
             many = len(method.reach) > 1
             raise Error(
                 f"{reach} reach{'' if many else 'es'} epoch {used}, but the teachers stop at "
-                f"{self.teachers.epochs}: "
-                f"train them longer or lower {'either' if many else 'it'}"
+                f"{self.teachers.epochs}: train them longer or lower {'either' if many else 'it'}"
             )
         count = 1 if method.first else self.teachers.count
-        return replace(
-            self.teachers, count=count, epochs=self.teachers.epochs if self.all_epochs else used
-        )
+        epochs = self.teachers.epochs if self.all_epochs else used
+        return replace(self.teachers, count=count, epochs=epochs)
 
 
 def recipe(
     profile: str = "smoke", data: str | None = None, ipc: int = 1, method: str = "ddpp"
 ) -> Recipe:
-    """The settings of a profile for a data set, a number of images per class and a method.
+    """Look up the settings of a profile for a data set, images per class and a method.
 
-    smoke: minutes on two CPU cores, width 32, the bundled sample unless told otherwise. paper: the
-    paper's settings.
-    colab: the paper's with 20 teachers and T = 1,000. cpu: with 3 and 500; for one image per class,
-    hours on two cores. Sizes between those of the paper take the next smaller one's settings, data
-    sets of your own those of CIFAR-10.
+    - profile: smoke (minutes on two CPU cores, width 32), cpu (the paper's settings with 3 teachers
+      and T = 500: with one image per class, hours on two cores), colab (with 20 teachers and
+      T = 1,000) or paper.
+    - data: cifar10-sample, cifar10, cifar100, or the path of an .npz; default: the bundled sample
+      for smoke, else cifar10. A data set of your own takes the settings of CIFAR-10.
+    - ipc: images per class. A size that the paper has not takes the next smaller one's settings.
+    - method: a name in METHODS.
+
+    Raises Error for an unknown name.
+
+    >>> recipe("paper", "cifar10", ipc=10).distill.max_start_epoch
+    20
     """
-    choose("recipe", profile, PROFILES)
+    choose("profile", profile, PROFILES)
     known = METHODS[choose("method", method, METHODS)]
     if profile == "smoke":
-        teachers = TeacherConfig(
-            count=3, epochs=6, lr=0.02, batch=128, network=NetworkConfig(width=32)
-        )
+        network = NetworkConfig(width=32)
+        teachers = TeacherConfig(count=3, epochs=6, lr=0.02, batch=128, network=network)
         settings = dict(known.settings) | SMOKE.get(method, {})
         protocol = Protocol(epochs=200)
     else:
@@ -143,18 +145,14 @@ def recipe(
 
 
 def published(method: str, data: str, ipc: int) -> dict:
-    """What a method's paper or code sets for a data set and size, where that is not its config's
-    default.
+    """Look up what a method's paper or code sets for a data set and size.
+
+    Only what differs from the defaults of the method's config.
     """
     if issubclass(METHODS[method].config, DistillConfig):
         table = "cifar100" if Path(data).stem == "cifar100" else "cifar10"
-        return dict(
-            zip(
-                NAMES,
-                PAPER[table, _smaller(ipc, [n for name, n in PAPER if name == table])],
-                strict=True,
-            )
-        )
+        size = _smaller(ipc, [n for name, n in PAPER if name == table])
+        return dict(zip(NAMES, PAPER[table, size], strict=True))
     if method in ("dc", "dsa"):
         return dict(zip(("outer", "inner"), LOOPS[_smaller(ipc, LOOPS)], strict=True))
     if method == "cafe":
@@ -163,26 +161,22 @@ def published(method: str, data: str, ipc: int) -> dict:
 
 
 def _smaller(ipc: int, sizes: Iterable[int]) -> int:
-    """The largest of the sizes that is not above ipc."""
+    """Return the largest of the sizes that is not above ipc."""
     return max((n for n in sizes if n <= ipc), default=1)
 
 
 def from_dict(stored: dict, kind: type = Recipe) -> Any:
-    """The recipe that `asdict` turned into `stored`; settings that are newer than it have their
-    defaults.
-    """
+    """Make the recipe that `asdict` turned into `stored`; newer settings have their defaults."""
     hints = get_type_hints(kind)
     names = {f.name for f in fields(kind)}
     if kind is Recipe and isinstance(stored, dict):
         hints["distill"] = METHODS[choose("method", stored.get("method", "ddpp"), METHODS)].config
     if not isinstance(stored, dict) or not stored.keys() <= names:
         raise Error("these are not the settings of a run of this version of ddpp")
-    inner = {
-        name: from_dict(value, hints[name])
-        for name, value in stored.items()
-        if is_dataclass(hints[name])
-    }
-    # JSON has no tuples
-    lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
-    values: dict[str, Any] = stored | inner | lists
+    values: dict[str, Any] = dict(stored)
+    for name, value in stored.items():
+        if is_dataclass(hints[name]):
+            values[name] = from_dict(value, hints[name])
+        elif isinstance(value, list):
+            values[name] = tuple(value)  # JSON has no tuples
     return kind(**values)

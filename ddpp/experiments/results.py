@@ -1,5 +1,5 @@
-"""What a run leaves: a report, and beside it the distilled images, without the preprocessing, as
-the data has it.
+"""The result of a run: a report, and beside it the distilled images, without the preprocessing,
+which the data brings.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ LARGEST = 16 * 2**20
 
 
 def summary(distilled: DistilledDataset, report: dict) -> dict:
-    """The numbers of a run that tables and figures are made of."""
+    """Take from a run the numbers that tables and figures are made of."""
     column, accuracies = distilled.history, report["distilled"]
     found = {
         "accuracy": statistics.fmean(accuracies["final"]),
@@ -44,9 +44,7 @@ def summary(distilled: DistilledDataset, report: dict) -> dict:
 
 
 def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
-    """Keep the final images, labels, alpha and the history; None for a set that is too large for
-    that.
-    """
+    """Write the final images, labels, alpha and the history; None if the set is too large."""
     images = distilled.images
     if images.numel() * images.element_size() > LARGEST:
         return None
@@ -58,10 +56,10 @@ def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
 
 
 def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
-    """The images beside the report at `path`, which says `row`, joined with the preprocessing and
-    classes of the data
-    that they were made from. Raises Error where the data are others, or were preprocessed in
-    another way."""
+    """Read the images beside the report `row` at `path`, and join them with their preprocessing.
+
+    data: what they were made from. Raises Error for other data or other preprocessing.
+    """
     tensors, meta = files.read(path.with_name(row["set"]["file"]), KIND)
     made_from = meta["provenance"]["data"]
     if {key: made_from[key] for key in data.identity} != data.identity:
@@ -82,7 +80,7 @@ def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
 
 
 def read_row(path: Path) -> dict:
-    """The report at `path`, checked together with the file of images that it names.
+    """Read the report at `path`, and check it together with the file of images that it names.
 
     name, method, seed, error; of trajectories also rule and epsilon; accuracy (percent, mean of the
     final iterate's networks), selected (the same of the iterate chosen on held-out images), alpha;
@@ -102,12 +100,10 @@ def read_row(path: Path) -> dict:
                 needed |= {"selected", "kept", "unmasked", "skipped"}
         if missing := needed - row.keys():
             raise KeyError(missing)
-        kept = row.get("set")
-        intact = (
-            not kept
-            or hashlib.sha256((path.parent / kept["file"]).read_bytes()).hexdigest()
-            == kept["sha256"]
-        )
+        intact = True
+        if kept := row.get("set"):
+            found = hashlib.sha256((path.parent / kept["file"]).read_bytes()).hexdigest()
+            intact = found == kept["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Error(
             f"{path}, or the file of images beside it, is not the result of a run: move both away"
@@ -121,28 +117,26 @@ def read_row(path: Path) -> dict:
 
 
 def describe(row: dict) -> str:
-    """One row in words."""
+    """Say what came out of a run, in a few words."""
     if row["error"]:
         return f"stopped: {row['error']}"
     kept = f", kept {row['kept']:.1%}, skipped {row['skipped']}" if "kept" in row else ""
     return f"{row['accuracy']:.1f} %{kept}"
 
 
-def read_result(each: Run, results: str | Path) -> dict | None:
-    """A run's result, or None where there is none; an Error for one that is damaged or of other
-    settings.
+def read_result(run: Run, results: str | Path) -> dict | None:
+    """Read a run's result; None if there is none.
+
+    Raises Error for one that is damaged, or that belongs to other settings.
     """
-    path = each.report(results)
+    path = run.report(results)
     if not path.exists():
         return None
     row = read_row(path)
-    now = (
-        {"recipe": asdict(each.recipe)} | ({"of": each.of} if each.of else {}) | marks_of_run(each)
-    )
+    now = {"recipe": asdict(run.recipe)} | ({"of": run.of} if run.of else {}) | marks_of_run(run)
     try:
-        then = {"recipe": asdict(from_dict(row["recipe"]))} | {
-            key: row[key] for key in ("of", "custom") if key in row
-        }
+        then = {"recipe": asdict(from_dict(row["recipe"]))}
+        then |= {key: row[key] for key in ("of", "custom") if key in row}
         other = differences(then, now)
     except (Error, TypeError):
         other = "which this version of ddpp cannot read"
@@ -154,35 +148,37 @@ def read_result(each: Run, results: str | Path) -> dict | None:
     return row
 
 
-def marks_of_run(each: Run) -> dict:
-    """What its method, settings and network name that is not ddpp's own."""
-    return marks_of(each.recipe.method, each.recipe.distill, network_of(each).name)
+def marks_of_run(run: Run) -> dict:
+    """Mark what a run names that is not ddpp's own, see `marks` in foundation/identity.py."""
+    return marks_of(run.recipe.method, run.recipe.distill, network_of(run).name)
 
 
-def network_of(each: Run) -> NetworkConfig:
-    """The network that it evaluates a set in."""
-    return each.network or each.recipe.teachers.network
+def network_of(run: Run) -> NetworkConfig:
+    """Return the network that a run evaluates a set in."""
+    return run.network or run.recipe.teachers.network
 
 
 def read(results: str | Path, profile: str, experiment: str) -> list[dict]:
-    """The rows (see `read_row`) of an experiment's finished runs. To the ablation belong also those
-    of Table I for its
-    data and size: MTT, and the paper's rule at the paper's threshold; to Table III, both in the
-    network they were distilled with."""
+    """Read the rows (see `read_row`) of an experiment's finished runs, in the order of its table.
 
-    def belongs(each: Run) -> bool:
-        its_home = (each.recipe.data, each.recipe.distill.ipc) == home(profile)
-        of_table_1 = each.name.startswith("table1/") and each.recipe.method == "ddpp" and its_home
-        return each.name.startswith(f"{experiment}/") or (
-            experiment in ("epsilon", "table3") and of_table_1
-        )
-
-    rows = [read_result(each, results) for each in runs(profile) if belongs(each)]
+    The ablation shares with Table I the runs of its data and size: MTT, and the paper's rule at the
+    paper's threshold. So does Table III, as both sets in the network they were distilled with.
+    """
+    chosen = [run for run in runs(profile) if _belongs(run, profile, experiment)]
+    rows = [row for run in chosen if (row := read_result(run, results))]
     rules, methods = settings(profile), list(METHODS)
-    order = lambda row: (
-        rules.index((row["rule"], row["epsilon"]))
-        if "rule" in row
-        else len(rules) + methods.index(row["method"]),
-        row["seed"],
-    )
-    return sorted((row for row in rows if row), key=order)
+
+    def order(row: dict) -> tuple[int, int]:
+        if "rule" in row:
+            return rules.index((row["rule"], row["epsilon"])), row["seed"]
+        return len(rules) + methods.index(row["method"]), row["seed"]
+
+    return sorted(rows, key=order)
+
+
+def _belongs(run: Run, profile: str, experiment: str) -> bool:
+    if run.name.startswith(f"{experiment}/"):
+        return True
+    at_home = (run.recipe.data, run.recipe.distill.ipc) == home(profile)
+    in_table_1 = run.name.startswith("table1/") and run.recipe.method == "ddpp"
+    return experiment in ("epsilon", "table3") and in_table_1 and at_home
