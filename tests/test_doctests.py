@@ -17,6 +17,7 @@ MODULES = sorted(
 SHOWN = """
     data.images.ImageData data.images.load_data data.folder.pack_folder data.whitening.fit_zca
     data.augmentation.draw data.augmentation.augment
+    networks.ConvNet networks.NetworkConfig
     pruning.similarity pruning.keep_mask pruning.matching_loss
 """.split()
 
