@@ -307,7 +307,8 @@ class Flat:
         own: what goes wrong here would otherwise go wrong silently, or late, in a run.
         """
         what = f"the network '{self.name}'"
-        module = self._fresh(0)
+        # on a GPU, equal calls may differ in the last bits, and dropout would use the caller's seed
+        module = self._module if torch.device(self.device).type == "cpu" else self._fresh(0)
         images = torch.randn(2, *shape, generator=generator(0, "probe"), dtype=torch.float32)
         given, constants = images.clone(), {name: b.clone() for name, b in module.named_buffers()}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
