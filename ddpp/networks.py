@@ -1,6 +1,4 @@
-"""Networks, and a network seen as a function of one flat parameter vector, which is how Eqs. (3)
-and (4) see it.
-"""
+"""Networks, and `Flat`: a network as a function of one flat parameter vector, as in Eq. (3)."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -18,18 +16,31 @@ from ddpp.foundation.seeds import generator
 
 
 class ConvNet(nn.Sequential):
-    """The ConvNet of Gidaris & Komodakis (2018) as the field uses it: 3 blocks of 128 channels,
-    320,010 parameters
-    for CIFAR-10. Block: 3x3 convolution, normalization of each channel of each image, ReLU, 2x2
-    average pooling."""
+    """The ConvNet of Gidaris & Komodakis (2018) as the field uses it.
+
+    A block: 3x3 convolution, normalization of each channel of each image, ReLU, 2x2 average
+    pooling. Three blocks of 128 channels and a linear layer have 320,010 parameters for CIFAR-10.
+
+    - channels: of an image.
+    - classes: number of logits.
+    - width: channels of each block.
+    - depth: number of blocks.
+    - image_size: side of the square images, in pixels, at least 2**depth; else Error.
+
+    >>> import ddpp, torch
+    >>> network = ddpp.ConvNet(channels=3, classes=10)
+    >>> sum(p.numel() for p in network.parameters())
+    320010
+    >>> network(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
 
     def __init__(self, channels=3, classes=10, width=128, depth=3, image_size=32):
         side = image_size // 2**depth
         if side < 1:
             raise Error(
-                f"a ConvNet of depth {depth} halves the image {depth} times, which {image_size} "
-                f"x {image_size} pixels "
-                "do not allow: use larger images or a depth of at most "
+                f"a ConvNet of depth {depth} halves the image {depth} times, which {image_size} x "
+                f"{image_size} pixels do not allow: use larger images or a depth of at most "
                 f"{image_size.bit_length() - 1}"
             )
         blocks = []
@@ -45,21 +56,19 @@ class ConvNet(nn.Sequential):
 
 
 class AlexNet(nn.Sequential):
-    """AlexNet (Krizhevsky et al., 2012) in the field's cut for images of 32 x 32: five
-    convolutions, the only ones here
-    without normalization, 2x2 max pooling after the first, second and last, one linear layer;
-    1,872,202 parameters."""
+    """AlexNet (Krizhevsky et al., 2012) in the field's version for images of 32 x 32.
+
+    Five convolutions, the only ones here without normalization; 2x2 max pooling after the first,
+    second and last; one linear layer. 1,872,202 parameters for CIFAR-10. Arguments as in
+    `NetworkConfig.build`; a width of 128 gives the published channels.
+    """
 
     def __init__(self, channels=3, classes=10, width=128, image_size=32):
-        _need(8, image_size, "an AlexNet halves the image three times, which leaves nothing of it")
+        why = "an AlexNet halves the image three times, which leaves nothing of it"
+        _need(8, image_size, why)
         layers = []
-        for published, kernel, pools in (
-            (128, 5, 1),
-            (192, 5, 1),
-            (256, 3, 0),
-            (192, 3, 0),
-            (192, 3, 1),
-        ):
+        plan = ((128, 5, 1), (192, 5, 1), (256, 3, 0), (192, 3, 0), (192, 3, 1))
+        for published, kernel, pools in plan:
             before, channels = channels, _scaled(published, width)
             layers += [
                 nn.Conv2d(before, channels, kernel, padding=kernel // 2),
@@ -72,17 +81,16 @@ class AlexNet(nn.Sequential):
 
 
 class VGG11(nn.Sequential):
-    """VGG11 (Simonyan & Zisserman, 2015) in the field's cut: eight 3x3 convolutions with the
-    ConvNet's normalization,
-    2x2 max pooling after the first, second, fourth, sixth and last, one linear layer; 9,231,114
-    parameters."""
+    """VGG11 (Simonyan & Zisserman, 2015) in the field's version for images of 32 x 32.
+
+    Eight 3x3 convolutions with the ConvNet's normalization; 2x2 max pooling after the first,
+    second, fourth, sixth and last; one linear layer. 9,231,114 parameters for CIFAR-10. Arguments
+    as in `NetworkConfig.build`; a width of 128 gives the published channels.
+    """
 
     def __init__(self, channels=3, classes=10, width=128, image_size=32):
-        _need(
-            32,
-            image_size,
-            "the last normalization of a VGG11 has a single pixel to go by, and makes it 0",
-        )
+        why = "the last normalization of a VGG11 sees a single pixel and makes it 0"
+        _need(32, image_size, why)
         layers = []
         for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
             for published in stage:
@@ -95,17 +103,16 @@ class VGG11(nn.Sequential):
 
 
 class ResNet18(nn.Sequential):
-    """ResNet18 (He et al., 2016) for small images: a first convolution of 3x3 without pooling, four
-    stages of two
-    blocks, the mean of each map, one linear layer; normalization as in the ConvNet; 11,173,962
-    parameters."""
+    """ResNet18 (He et al., 2016) in the field's version for small images.
+
+    A first convolution of 3x3 without pooling, four stages of two residual blocks, the mean of each
+    map, one linear layer; normalization as in the ConvNet. 11,173,962 parameters for CIFAR-10.
+    Arguments as in `NetworkConfig.build`; a width of 128 gives the published channels.
+    """
 
     def __init__(self, channels=3, classes=10, width=128, image_size=32):
-        _need(
-            9,
-            image_size,
-            "the last normalization of a ResNet18 has a single pixel to go by, and makes it 0",
-        )
+        why = "the last normalization of a ResNet18 sees a single pixel and makes it 0"
+        _need(9, image_size, why)
         before = _scaled(64, width)
         layers = [*_convolution(channels, before), nn.ReLU()]
         for published, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
@@ -116,9 +123,10 @@ class ResNet18(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """Two convolutions, to whose result the input is added: as it is, or where the shape changes
-    through a 1x1
-    convolution."""
+    """A residual block: the sum of two convolutions and the input.
+
+    Where the shape changes, the input goes through a 1x1 convolution.
+    """
 
     def __init__(self, before: int, after: int, stride: int = 1):
         super().__init__()
@@ -137,7 +145,7 @@ class Residual(nn.Module):
 def _convolution(
     before: int, after: int, stride: int = 1, kernel: int = 3, bias: bool = False
 ) -> list[nn.Module]:
-    """A convolution, and the normalization of each channel of each image."""
+    """Make a convolution and the normalization of each channel of each image."""
     return [
         nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=bias),
         nn.GroupNorm(after, after),
@@ -145,7 +153,7 @@ def _convolution(
 
 
 def _scaled(published: int, width: int) -> int:
-    """A layer's channels, where 128 stands for as many as published."""
+    """Scale a layer's published channels in proportion to the width; 128 keeps them."""
     return max(1, published * width // 128)
 
 
@@ -157,7 +165,7 @@ def _need(least: int, image_size: int, why: str) -> None:
         )
 
 
-# called with channels, classes, width and image_size, the ConvNet also with its depth
+# Each is called with channels, classes, width and image_size, the ConvNet also with its depth.
 ARCHITECTURES = Table(
     "network", {"convnet": ConvNet, "alexnet": AlexNet, "vgg11": VGG11, "resnet18": ResNet18}
 )
@@ -165,7 +173,14 @@ ARCHITECTURES = Table(
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Which network; channels, classes and image size come from the data."""
+    """Which network to build; channels, classes and image size come from the data.
+
+    >>> import ddpp, torch
+    >>> config = ddpp.NetworkConfig("convnet", width=32)
+    >>> network = config.build(channels=3, classes=10, image_size=32)
+    >>> network.size, network(network.initial(seed=0), torch.zeros(2, 3, 32, 32)).shape
+    (24714, torch.Size([2, 10]))
+    """
 
     name: str = "convnet"  # or alexnet, vgg11, resnet18
     # 128: every layer as wide as published; others in proportion, as 32: a quarter of the channels
@@ -175,9 +190,15 @@ class NetworkConfig:
     def build(
         self, channels: int, classes: int, image_size: int, device: torch.device | str = "cpu"
     ) -> "Flat":
-        """The network for images (n, channels, image_size, image_size). Raises Error for one that
-        cannot be used here,
-        see `Flat`."""
+        """Build the network, or return the one that was built for equal arguments before.
+
+        - channels: of an image.
+        - classes: number of logits.
+        - image_size: side of the square images, in pixels.
+        - device: where it computes. Default "cpu".
+
+        Raises Error for a network that cannot be used here, see `Flat`.
+        """
         architecture = ARCHITECTURES[choose("network", self.name, ARCHITECTURES)]
         for field in ("width", "depth"):
             if getattr(self, field) < 1:
@@ -196,7 +217,10 @@ def _build(
     image_size: int,
     device: torch.device | str,
 ) -> "Flat":
-    """config's network, made by the class that bears its name at the moment."""
+    """Build config's network by the class that its name stands for now (a part of the cache's key).
+
+    More parameters than elsewhere: they are what the cache tells networks apart by.
+    """
     sizes = {
         "channels": channels,
         "classes": classes,
@@ -210,13 +234,16 @@ def _build(
 
 
 class Flat:
-    """A network as a function of one vector: logits = network(theta, images), with theta of `size`
-    = p entries.
+    """A network as a function of one vector: logits = network(theta, images).
 
-    `make` returns the module, freshly initialized. It is computed as it is, in the mode in which it
-    is made; buffers are constants of the network. Raises Error where that would not be a function
-    of theta and the images alone: for dropout and running averages that are in use. Parameters that
-    are frozen are refused, as theta has them all.
+    - make: returns the module, freshly initialized. The module is used as it is, in the mode (train
+      or eval) in which it is made.
+    - device: where theta and the images are. Default "cpu".
+    - name: for messages.
+
+    theta has `size` = p entries, all parameters of the module; buffers are constants. Raises Error
+    where the module would not be a function of theta and the images alone, as with dropout or
+    running averages in use, and for frozen parameters.
     """
 
     def __init__(
@@ -230,21 +257,20 @@ class Flat:
         self.device = device
         self.shapes = {name: p.shape for name, p in self._module.named_parameters()}
         self.size = sum(shape.numel() for shape in self.shapes.values())
-        # whether an image's logits depend on the others of its batch; `check` finds out
-        self.mixes = False
+        self.mixes = False  # whether an image's logits depend on its batch; `check` finds out
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         return functional_call(self._module, self.unflatten(theta), (plain(images),))
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
-        """What the last linear layer sees, (n, d)."""
+        """Compute the input of the last linear layer, (n, d)."""
         return self.activations(theta, images, kinds=())[-1]
 
     def activations(
         self, theta: Tensor, images: Tensor, kinds: tuple[type[nn.Module], ...] = (nn.ReLU,)
     ) -> list[Tensor]:
-        """The output of each layer of these kinds, in order, then what the last linear layer sees,
-        (n, d).
+        """Compute the output of each layer of these kinds, in order, then the input of the last
+        linear layer, (n, d).
         """
         seen, modules = [], list(self._module.modules())
         last = [module for module in modules if isinstance(module, nn.Linear)][-1]
@@ -262,15 +288,12 @@ class Flat:
         return seen
 
     def initial(self, seed: int) -> Tensor:
-        """A fresh initialization (PyTorch's default distributions) as a vector; a function of the
-        seed alone.
-        """
-        return torch.cat([p.detach().flatten() for p in self._fresh(seed).parameters()]).to(
-            self.device
-        )
+        """Draw an initialization (p,) from PyTorch's default distributions, by the seed alone."""
+        parameters = [p.detach().flatten() for p in self._fresh(seed).parameters()]
+        return torch.cat(parameters).to(self.device)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """Views of theta (p,) as the named, shaped parameters; also splits a mask by layer."""
+        """View theta (p,), or a mask (p,), as the named, shaped parameters."""
         parts = theta.split([shape.numel() for shape in self.shapes.values()])
         return {
             name: part.view(shape)
@@ -278,13 +301,14 @@ class Flat:
         }
 
     def check(self, shape: tuple[int, int, int], classes: int) -> None:
-        """Raise an Error unless images `(n, *shape)` become logits `(n, classes)`, twice the same,
-        and change nothing.
+        """Raise an Error unless images `(n, *shape)` become logits `(n, classes)`, twice the same.
 
-        Made for networks of a user's own: what goes wrong here would go wrong silently, or late, in
-        a run.
+        The call must change neither the images nor the buffers. This is for networks of a user's
+        own: what goes wrong here would otherwise go wrong silently, or late, in a run.
         """
-        module, what = self._fresh(0), f"the network '{self.name}'"
+        what = f"the network '{self.name}'"
+        # on a GPU, equal calls may differ in the last bits, and dropout would use the caller's seed
+        module = self._module if torch.device(self.device).type == "cpu" else self._fresh(0)
         images = torch.randn(2, *shape, generator=generator(0, "probe"), dtype=torch.float32)
         given, constants = images.clone(), {name: b.clone() for name, b in module.named_buffers()}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -293,17 +317,8 @@ class Flat:
             except Exception as e:
                 size = " x ".join(map(str, shape))
                 raise Error(f"{what} cannot take images of {size}: {_first_line(e)}") from e
-        if not isinstance(logits, Tensor):
-            raise Error(
-                f"{what} returns a {type(logits).__name__}: it must return its logits alone, a "
-                "tensor"
-            )
-        if logits.shape != (2, classes):
-            raise Error(
-                f"{what} returns the shape {tuple(logits.shape)} for 2 images of {classes} "
-                "classes: its logits must "
-                f"have the shape (2, {classes})"
-            )
+        if problem := _problem_of_logits(logits, classes):
+            raise Error(f"{what} {problem}")
         if not torch.equal(images, given):
             raise Error(
                 f"{what} changes the images that it is given: make a new tensor instead of "
@@ -316,17 +331,15 @@ class Flat:
         if not torch.equal(logits.nan_to_num(), again.nan_to_num()):
             raise Error(
                 f"{what} gives the same images other logits each time: leave out dropout and "
-                "other chance"
+                "other randomness"
             )
         with torch.no_grad():
             self.mixes = not torch.allclose(module(given[:1]), logits[:1], rtol=1e-3, atol=1e-4)
 
     def _fresh(self, seed: int) -> nn.Module:
-        """A module of its own, initialized by the seed; an Error for one that is no function of its
-        parameters.
-        """
+        """Make another module, initialized by the seed; raise Error if it cannot be used."""
         with torch.random.fork_rng(devices=[]), single_precision():
-            # torch.manual_seed would also reseed the caller's GPU
+            # not torch.manual_seed, which would also reseed the caller's GPU
             torch.default_generator.manual_seed(seed)
             try:
                 module = self._make()
@@ -340,13 +353,11 @@ class Flat:
 
 
 def plain(images: Tensor) -> Tensor:
-    """The same images (n, C, H, W), each channel after the other in memory, as PyTorch lays out a
-    new tensor.
+    """Lay out images (n, C, H, W) in memory channel after channel, as in a new tensor.
 
-    Otherwise the order of memory decides which convolution is taken, and one of oneDNN's for
-    channels-last inputs (1x1, stride 2, fewer than 8 channels, on processors without AVX-512)
-    writes where it must not. `contiguous()` is not
-    enough: images of one channel count as contiguous in either order.
+    The layout decides which convolution oneDNN takes. One of its convolutions for channels-last
+    inputs (1x1, stride 2, fewer than 8 channels, on processors without AVX-512) writes out of
+    bounds. `contiguous()` is not enough: images of one channel are contiguous in either layout.
     """
     strides, size = [], 1
     for n in reversed(images.shape):
@@ -359,9 +370,7 @@ def plain(images: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def single_precision() -> Iterator[None]:
-    """float32 as the default type, whatever the caller's is: a network is a function of its seed
-    alone.
-    """
+    """Make float32 the default type, so that a network depends on its seed alone."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -371,7 +380,7 @@ def single_precision() -> Iterator[None]:
 
 
 def _problem(module: nn.Module) -> str:
-    """Why a module is no function of one vector of parameters and the images; empty where it is."""
+    """Say why a module is no function of one parameter vector and the images; empty if it is."""
     if not isinstance(module, nn.Module):
         return f"is a {type(module).__name__}: it must be an nn.Module"
     parameters = dict(module.named_parameters())
@@ -396,16 +405,24 @@ def _problem(module: nn.Module) -> str:
                 f"has dropout, {name}: a step must be a function of the parameters; leave it "
                 "out, or set p to 0"
             )
-        if (
-            isinstance(layer, nn.modules.batchnorm._NormBase)
-            and layer.running_mean is not None
-            and layer.training
-        ):
+        averages = isinstance(layer, nn.modules.batchnorm._NormBase) and layer.training
+        if averages and layer.running_mean is not None:
             return (
                 f"keeps running averages, {name}: use GroupNorm, InstanceNorm2d, or BatchNorm2d "
-                "with "
-                "track_running_stats=False, which takes the statistics of each batch"
+                "with track_running_stats=False, which takes the statistics of each batch"
             )
+    return ""
+
+
+def _problem_of_logits(logits: object, classes: int) -> str:
+    """Say why this is not what a network must return for two images; empty if it is."""
+    if not isinstance(logits, Tensor):
+        return f"returns a {type(logits).__name__}: it must return its logits alone, a tensor"
+    if logits.shape != (2, classes):
+        return (
+            f"returns the shape {tuple(logits.shape)} for 2 images of {classes} classes: its "
+            f"logits must have the shape (2, {classes})"
+        )
     return ""
 
 
@@ -417,7 +434,13 @@ def _first_line(error: Exception) -> str:
 def accuracy(
     network: Flat, theta: Tensor, images: Tensor, labels: Tensor, batch: int = 500
 ) -> float:
-    """Share of images (N, C, H, W) that the network classifies as labels (N,), in percent."""
+    """Compute the share of images that the network classifies correctly, in percent.
+
+    - network, theta: the function and its parameters (p,).
+    - images: (N, C, H, W), preprocessed.
+    - labels: (N,), int64.
+    - batch: images per forward pass.
+    """
     if network.mixes:  # then no batch may be all of one class, as those of a sorted data set are
         count = -(-len(labels) // batch)
         parts = [(images[i::count], labels[i::count]) for i in range(count)]

@@ -1,10 +1,10 @@
-"""Stage B, the paper's contribution: which parameters are difficult to match, and the loss without
-them, Eqs. (3)-(8).
+"""Stage B, the paper's contribution: which parameters are difficult to match, and a loss that
+leaves them out, Eqs. (3)-(8).
 
 Everything here works on flat vectors of p parameters: the student after its J updates, the teacher
-K epochs on, and the start that both left from. A rule says which pairs are effective, that is,
-kept; it is one function and one line in RULES. The mask is a constant of the distillation step:
-comparisons carry no gradient.
+K epochs later, and the start that both left from. A rule says which pairs are effective, that is,
+kept. Each rule is one function and one entry in RULES. The mask is a constant of the distillation
+step: no gradient flows through comparisons.
 
 The last three rules are controls: each prunes as many pairs as the paper's rule would, but others.
 """
@@ -18,25 +18,34 @@ from ddpp.foundation.seeds import generator
 
 
 def similarity(student: Tensor, teacher: Tensor) -> Tensor:
-    """How alike each pair is, in [-1, 1]: the smaller magnitude over the larger, negative where the
-    signs differ.
+    """Compare each pair: the smaller magnitude over the larger, negative where the signs differ.
 
-    The paper's test, student/teacher < epsilon or teacher/student < epsilon, is similarity <
-    epsilon for every epsilon in [0, 1). A pair 0, 0 counts as equal (1).
+    - student: parameters (p,).
+    - teacher: parameters (p,), of the same type and on the same device.
+
+    Returns values in [-1, 1], (p,). A pair 0, 0 counts as equal (1).
+
+    The paper's test in Eqs. (5)-(7), student/teacher < epsilon or teacher/student < epsilon, is
+    similarity < epsilon for every epsilon in [0, 1).
+
+    >>> import ddpp, torch
+    >>> student, teacher = torch.tensor([1.0, 4.0, -1.0, 0.0]), torch.tensor([2.0, 2.0, 4.0, 0.0])
+    >>> ddpp.similarity(student, teacher).tolist()
+    [0.5, 0.5, -0.25, 1.0]
     """
     larger = torch.maximum(student.square(), teacher.square())
     return torch.where(larger > 0, student * teacher / larger, 1.0)
 
 
 def signed(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
-    """The paper's rule read literally: a pair of opposite signs has a negative ratio, so it is
+    """Apply the paper's rule as written: a pair of opposite signs has a negative ratio, so it is
     always pruned.
     """
     return ~(student * teacher < epsilon * torch.maximum(student.square(), teacher.square()))
 
 
 def magnitude(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
-    """The other reading: only the sizes are compared. With epsilon = 0 it prunes nothing."""
+    """Apply the other reading: compare the magnitudes only. With epsilon = 0, prune nothing."""
     return ~(
         (student * teacher).abs() < epsilon * torch.maximum(student.square(), teacher.square())
     )
@@ -48,21 +57,21 @@ def none(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
 
 
 def random(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
-    """Control: prunes pairs drawn at random, anew for each student and teacher."""
-    # a step can be replayed
+    """Control: prune pairs drawn at random, anew for each student and teacher."""
+    # a function of both vectors alone, so that a step can be repeated
     rng = generator(0, "random rule", float(student.sum()), float(teacher.sum()))
     order = torch.randperm(len(student), generator=rng).to(student.device)
     return _prune_first(order, student, teacher, epsilon)
 
 
 def largest(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
-    """Control: prunes the largest differences, difficult in the sense of Cao et al. (ACML 2025)."""
+    """Control: prune the largest differences, difficult in the sense of Cao et al. (ACML 2025)."""
     order = (student - teacher).abs().argsort(descending=True)
     return _prune_first(order, student, teacher, epsilon)
 
 
 def smallest(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
-    """Control: prunes the smallest differences, the easiest pairs, as PAD and EDF do (2024)."""
+    """Control: prune the smallest differences, the easiest pairs, as PAD and EDF do (2024)."""
     order = (student - teacher).abs().argsort()
     return _prune_first(order, student, teacher, epsilon)
 
@@ -77,11 +86,22 @@ RULES = Table("rule", {f.__name__: f for f in (signed, magnitude, none, random, 
 
 
 def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: str = "signed") -> Tensor:
-    """True for the effective parameters of Eqs. (5)-(7), False for the difficult-to-match ones;
-    shape (p,), bool.
+    """Mark the effective parameters of Eqs. (5)-(7); False for the difficult-to-match ones.
 
-    Division-free, so that zeros need no special case: a pair 0, 0 is kept, a pair 0, x is pruned
-    when epsilon > 0.
+    - student: parameters (p,).
+    - teacher: parameters (p,).
+    - epsilon: the threshold, at least 0 and below 1; the paper uses 0.1.
+    - rule: a name in RULES. Default "signed", the paper's; "none" keeps all, which is MTT.
+
+    Returns a mask (p,), bool, without a gradient. Raises Error for another epsilon or rule.
+
+    There is no division, so zeros need no special case: a pair 0, 0 is kept, and a pair 0, x is
+    pruned when epsilon > 0.
+
+    >>> import ddpp, torch
+    >>> student, teacher = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([2.0, 20.0, -1.0])
+    >>> ddpp.keep_mask(student, teacher, epsilon=0.1).tolist()
+    [True, False, False]
     """
     if not 0 <= epsilon < 1:
         raise Error(f"epsilon is {epsilon}: it must be at least 0 and below 1 (the paper uses 0.1)")
@@ -89,8 +109,8 @@ def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: str = "sig
 
 
 def masked_loss(student: Tensor, teacher: Tensor, start: Tensor, keep: Tensor) -> Tensor:
-    """Eq. (8) for a given mask: squared distance to the teacher over the teacher's own way,
-    effective entries only.
+    """Compute Eq. (8) for a given mask: the squared distance between student and teacher over the
+    teacher's squared displacement, effective entries only.
     """
     return ((student - teacher).square() * keep).sum() / ((start - teacher).square() * keep).sum()
 
@@ -98,9 +118,21 @@ def masked_loss(student: Tensor, teacher: Tensor, start: Tensor, keep: Tensor) -
 def matching_loss(
     student: Tensor, teacher: Tensor, start: Tensor, epsilon: float, rule: str = "signed"
 ) -> Tensor:
-    """Eqs. (3)-(8): prune the difficult-to-match parameters, then compare what remains.
+    """Prune the difficult-to-match parameters, then match the remaining ones: Eqs. (3)-(8).
 
-    A scalar. Not finite where nothing is left or the teacher has not moved: `distill` skips such a
-    step and counts it.
+    - student: parameters (p,) after J updates; the loss is differentiable in them.
+    - teacher: parameters (p,), K epochs after the start.
+    - start: parameters (p,) that both left from.
+    - epsilon: the threshold, at least 0 and below 1; the paper uses 0.1.
+    - rule: a name in RULES. Default "signed", the paper's.
+
+    Returns a scalar. It is not finite where no parameter is kept or the teacher has not moved;
+    `distill` skips such a step and counts it. Raises Error for another epsilon or rule.
+
+    >>> import ddpp, torch
+    >>> start, teacher = torch.zeros(3), torch.tensor([2.0, 20.0, -1.0])
+    >>> student = torch.tensor([1.0, 1.0, 1.0])
+    >>> ddpp.matching_loss(student, teacher, start, epsilon=0.1).item()  # of the first pair
+    0.25
     """
     return masked_loss(student, teacher, start, keep_mask(student, teacher, epsilon, rule))

@@ -229,14 +229,15 @@ def test_every_image_says_what_it_shows():
 
 
 def definitions(source):
-    """Each top-level function, class and assignment, apart from formatting and line breaks in
-    docstrings.
+    """Each top-level function, class and assignment, apart from formatting. Of a docstring the
+    first paragraph counts: a chapter leaves out the list of arguments and the example.
     """
     found = {}
     for node in ast.parse(source).body:
         for inner in ast.walk(node):
             if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner):
-                inner.body[0].value.value = " ".join(ast.get_docstring(inner).split())
+                summary, *_ = ast.get_docstring(inner).split("\n\n")
+                inner.body[0].value.value = " ".join(summary.split())
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = ast.dump(node)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -278,11 +279,13 @@ def test_an_edit_on_either_side_is_seen():
     assert drifted(cell, module) == []
     edits = {
         "keep_mask": ("epsilon < 1", "epsilon <= 1"),
-        "matching_loss": ("A scalar.", "One number."),
+        "matching_loss": ("then match the remaining ones", "then match the others"),
     }
     for name, edit in edits.items():
         assert drifted(cell, module.replace(*edit)) == [name]
         assert drifted(cell.replace(*edit), module) == [name]
+    rest = "pruned when epsilon > 0"
+    assert rest in module and drifted(cell, module.replace(rest, "pruned")) == []
     assert drifted(cell + "\n\ndef more():\n    pass", module) == ["more"]
 
 

@@ -313,6 +313,18 @@ def test_batch_statistics_are_taken_over_images_of_all_classes(register, npz):
     assert in_order > 90
 
 
+def test_the_module_that_computes_is_the_one_that_is_checked(monkeypatch):
+    made = []
+
+    def make(**sizes):
+        made.append(PreActivation())
+        return made[-1]
+
+    monkeypatch.setitem(ARCHITECTURES, "mine", make)
+    NetworkConfig("mine").build(SHAPE[0], CLASSES, SHAPE[1])
+    assert len(made) == 1
+
+
 def test_one_network_is_made_once_and_another_of_its_name_anew(register):
     one = register(PreActivation).build(SHAPE[0], CLASSES, SHAPE[1])
     assert NetworkConfig(width=4).build(1, 2, 8) is NetworkConfig(width=4).build(1, 2, 8)

@@ -1,9 +1,8 @@
-"""The differentiable augmentation A of Eq. (2): DSA (Zhao & Bilen, ICML 2021), its full
-strategy color_crop_cutout_flip_scale_rotate.
+"""The differentiable augmentation A of Eq. (2): DSA (Zhao & Bilen, ICML 2021).
 
-One of the six operations is drawn per batch, its strength per image. Drawing (`draw`) and applying
-(`augment`) are separate, so that a student step can be replayed exactly on the way back through
-training.
+All six operations of its strategy color_crop_cutout_flip_scale_rotate are used. One operation is
+drawn per batch, its strength per image. Drawing (`draw`) and applying (`augment`) are separate, so
+that the backward pass can repeat a student's update exactly.
 """
 
 import math
@@ -15,38 +14,55 @@ from torch import Tensor
 
 from ddpp.foundation.identity import Table
 
-BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5  # DSA's published strengths
-# share of the side, share of the side, factor, degrees
-CROP, CUTOUT, SCALE, ROTATE = (
-    0.125,
-    0.5,
-    1.2,
-    15.0,
-)
+# DSA's published strengths
+BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+CROP, CUTOUT = 0.125, 0.5  # share of the side
+SCALE = 1.2  # factor
+ROTATE = 15.0  # degrees
 
 
 class Draw(NamedTuple):
-    """The randomness of one augmented batch: which operation, and three numbers in [0, 1) per
-    image.
-    """
+    """The randomness of one augmented batch: an operation, and three numbers per image."""
 
-    operation: str
-    u: Tensor  # (n, 3)
+    operation: str  # a name in OPERATIONS
+    u: Tensor  # (n, 3), in [0, 1)
 
 
 def draw(n: int, generator: torch.Generator) -> Draw:
-    """Draw the augmentation of a batch of n images."""
+    """Draw the augmentation of a batch of n images.
+
+    - n: images in the batch.
+    - generator: on the CPU; it advances by one operation and (n, 3) numbers.
+
+    >>> from ddpp.data.augmentation import draw
+    >>> from ddpp.foundation.seeds import generator
+    >>> how = draw(2, generator(0, "example"))
+    >>> how.operation, tuple(how.u.shape)
+    ('scale', (2, 3))
+    """
     operation = list(OPERATIONS)[int(torch.randint(len(OPERATIONS), (), generator=generator))]
     return Draw(operation, torch.rand(n, 3, generator=generator, dtype=torch.float64))
 
 
 def augment(images: Tensor, draw: Draw) -> Tensor:
-    """Apply a draw to images (n, C, H, W); differentiable in the images."""
+    """Apply a draw to a batch of images; differentiable in the images.
+
+    - images: (n, C, H, W), square, preprocessed; any floating-point type, on any device.
+    - draw: of a batch of n images, by `draw` or made by hand.
+
+    Returns the augmented images (n, C, H, W). Equal draws give equal images.
+
+    >>> import torch
+    >>> from ddpp.data.augmentation import Draw, augment
+    >>> image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    >>> augment(image, Draw("flip", torch.zeros(1, 3))).tolist()
+    [[[[2.0, 1.0], [4.0, 3.0]]]]
+    """
     return OPERATIONS[draw.operation](images, draw.u.to(images))
 
 
 def color(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness, then saturation, then contrast."""
+    """Change the brightness, then the saturation, then the contrast."""
     brightness, saturation, contrast = u.view(-1, 3, 1, 1, 1).unbind(1)
     x = x + (brightness - 0.5) * BRIGHTNESS
     grey = x.mean(1, keepdim=True)
@@ -56,7 +72,7 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def crop(x: Tensor, u: Tensor) -> Tensor:
-    """Shift by up to an eighth of the side in each direction; zeros move in."""
+    """Shift by up to an eighth of the side in each direction; zeros fill the gap."""
     side = x.shape[-1]
     reach = int(side * CROP + 0.5)
     shift = _integers(u, 2 * reach + 1)  # an offset into the padded image
@@ -96,26 +112,16 @@ def rotate(x: Tensor, u: Tensor) -> Tensor:
 
 
 def _integers(u: Tensor, n: int) -> Tensor:
-    """Two integers below n per image; clamped, as u just below 1 may have been rounded to 1 in
-    float32.
-    """
-    return (u[:, :2] * n).long().clamp(max=n - 1)
+    """Turn the first two numbers of each image into integers below n."""
+    return (u[:, :2] * n).long().clamp(max=n - 1)  # in float32, u just below 1 may round to 1
 
 
 def _resample(x: Tensor, linear: Tensor) -> Tensor:
-    """Bilinear resampling under a linear map (n, 2, 2) of the coordinates; zeros outside."""
+    """Resample bilinearly under a linear map (n, 2, 2) of the coordinates; zeros outside."""
     grid = F.affine_grid(F.pad(linear, [0, 1]), list(x.shape), align_corners=True)
     return F.grid_sample(x, grid, align_corners=True)
 
 
 OPERATIONS = Table(
-    "augmentation",
-    {
-        "color": color,
-        "crop": crop,
-        "cutout": cutout,
-        "flip": flip,
-        "scale": scale,
-        "rotate": rotate,
-    },
+    "augmentation", {f.__name__: f for f in (color, crop, cutout, flip, scale, rotate)}
 )

@@ -1,8 +1,9 @@
-"""A folder of pictures -> the .npz that `load_data` reads: square images of one size, to train on
-and to test on.
+"""Pack a folder of pictures into the .npz that `load_data` reads: square images of one size, split
+into training and test images.
 """
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +20,64 @@ LAYOUT = (
 NO_PICTURES = set(".txt .md .pdf .csv .tsv .json .xml .yaml .yml .html .py .ipynb .db .ini".split())
 
 
+@dataclass(frozen=True)
+class _Pictures:
+    """The pictures of one class, in order."""
+
+    train: list[Path]
+    test: list[Path]
+
+
 def pack_folder(
     folder: str | Path, out: str | Path, size: int = 32, test: float = 0.2, *, progress: bool = True
 ) -> dict[str, tuple[int, int]]:
-    """Pack a folder of pictures into the .npz file `out`; returns {class: (images to train on,
-    images to test on)}.
+    """Pack a folder of pictures into an .npz file that `load_data` reads.
 
-    The layout is FOLDER/CLASS/PICTURE, and the share `test` of each class, spread evenly over its
-    pictures by name, becomes test images; or FOLDER/train/CLASS/PICTURE and
-    FOLDER/test/CLASS/PICTURE, and stays as it is. Each picture is turned upright, put on white
-    where it is transparent, cropped to the square in its middle and resized to `size` x `size`; all
-    are RGB, unless every one of them is grey. Equal folders give equal bytes. Raises Error for a
-    folder, a picture or an output that cannot be used; nothing is overwritten.
+    - folder: FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE.
+    - out: the file to write, ending in .npz. An existing file is never overwritten.
+    - size: side of the square images, in pixels; at least 8.
+    - test: share of each class that becomes test images, above 0 and below 1, spread evenly over
+      its pictures in order of name. Ignored where the folder has train and test.
+    - progress: whether a progress bar is shown.
+
+    Returns {class: (training images, test images)}. Each picture is turned upright, put on white
+    where it is transparent, cropped to the square in its middle and resized; all are RGB, unless
+    every one is grey. Equal folders give equal bytes. Raises Error for a folder, a picture or an
+    output that cannot be used.
+
+    >>> from pathlib import Path
+    >>> import ddpp
+    >>> from PIL import Image
+    >>> for name in ("cat/a", "cat/b", "dog/a", "dog/b"):
+    ...     Path("mine", name).parent.mkdir(parents=True, exist_ok=True)
+    ...     Image.new("RGB", (20, 10), "red").save(f"mine/{name}.png")
+    >>> ddpp.pack_folder("mine", "mine.npz", size=8, test=0.5, progress=False)
+    {'cat': (1, 1), 'dog': (1, 1)}
     """
     folder, out = Path(folder), Path(out)
+    _check_request(out, size, test)
+    classes = _find(folder, test)
+    files.check_writable(out)
+    train = [(label, path) for label, c in enumerate(classes.values()) for path in c.train]
+    held_out = [(label, path) for label, c in enumerate(classes.values()) for path in c.test]
+    with tqdm(train + held_out, "pack", unit="picture", disable=not progress) as bar:
+        images = np.stack([read_picture(path, size) for _, path in bar])
+    if (images == images[..., :1]).all():
+        images = images[..., 0]
+    n, file = len(train), io.BytesIO()
+    np.savez(
+        file,
+        x_train=images[:n],
+        y_train=[label for label, _ in train],
+        x_test=images[n:],
+        y_test=[label for label, _ in held_out],
+        classes=list(classes),
+    )
+    files.write_bytes(out, file.getvalue())
+    return {name: (len(c.train), len(c.test)) for name, c in classes.items()}
+
+
+def _check_request(out: Path, size: int, test: float) -> None:
     if out.suffix != ".npz":
         raise Error(f"the output {out} must end in .npz")
     if out.exists():
@@ -44,34 +89,10 @@ def pack_folder(
         )
     if not 0 < test < 1:
         raise Error(f"the share of test images is {test}: it must be above 0 and below 1")
-    classes = _find(folder, test)
-    files.check_writable(out)
-    found = [
-        (label, path)
-        for part in (0, 1)
-        for label, pair in enumerate(classes.values())
-        for path in pair[part]
-    ]
-    with tqdm(found, "pack", unit="picture", disable=not progress) as bar:
-        images = np.stack([read_picture(path, size) for _, path in bar])
-    if (images == images[..., :1]).all():
-        images = images[..., 0]
-    labels = [label for label, _ in found]
-    n, file = sum(len(train) for train, _ in classes.values()), io.BytesIO()
-    np.savez(
-        file,
-        x_train=images[:n],
-        y_train=labels[:n],
-        x_test=images[n:],
-        y_test=labels[n:],
-        classes=list(classes),
-    )
-    files.write_bytes(out, file.getvalue())
-    return {name: (len(train), len(held_out)) for name, (train, held_out) in classes.items()}
 
 
-def _find(folder: Path, test: float) -> dict[str, tuple[list[Path], list[Path]]]:
-    """Each class's pictures to train on, and those to test on: at least one of each."""
+def _find(folder: Path, test: float) -> dict[str, _Pictures]:
+    """Find each class's pictures: at least one training and one test image."""
     if {path.name for path in _inside(folder)[0]} == {"train", "test"}:
         train, held_out = _classes(folder / "train"), _classes(folder / "test")
         if different := train.keys() ^ held_out.keys():
@@ -79,21 +100,21 @@ def _find(folder: Path, test: float) -> dict[str, tuple[list[Path], list[Path]]]
                 f"class '{min(different)}' is not in both {folder}/train and {folder}/test: add "
                 "or remove it"
             )
-        classes = {name: (train[name], held_out[name]) for name in train}
+        classes = {name: _Pictures(train[name], held_out[name]) for name in train}
     else:
         classes = {name: _split(pictures, test) for name, pictures in _classes(folder).items()}
-    for name, (train, held_out) in classes.items():
-        if not train or not held_out:
+    for name, found in classes.items():
+        if not found.train or not found.test:
             raise Error(
-                f"class '{name}' has too few pictures, {len(train)} to train on and "
-                f"{len(held_out)} to test on: "
-                "add some until there is one of each, or remove the class"
+                f"class '{name}' has too few pictures, {len(found.train)} to train on and "
+                f"{len(found.test)} to test on: add some until there is one of each, or remove "
+                "the class"
             )
     return classes
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
-    """Each class's pictures."""
+    """List each class's pictures."""
     inside = {path.name: _inside(path) for path in _inside(folder)[0]}
     for name, (folders, _) in inside.items():
         if folders:
@@ -108,7 +129,9 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders in a folder, and what may be pictures, by name; what is hidden is left out."""
+    """List the folders in a folder, and the files that may be pictures, by name; hidden ones are
+    left out.
+    """
     try:
         visible = sorted(
             path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))
@@ -118,31 +141,30 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
         raise Error(
             f"the folder {folder} cannot be read ({e.strerror}): check the path and its permissions"
         ) from e
-    return folders, [
+    pictures = [
         path for path in visible if path not in folders and path.suffix.lower() not in NO_PICTURES
     ]
+    return folders, pictures
 
 
-def _split(pictures: list[Path], test: float) -> tuple[list[Path], list[Path]]:
+def _split(pictures: list[Path], test: float) -> _Pictures:
+    """Take a share as test images, evenly spaced."""
     count = min(max(1, round(test * len(pictures))), len(pictures) - 1)
     chosen = {int((i + 0.5) * len(pictures) / count) for i in range(count)}
-    return [p for i, p in enumerate(pictures) if i not in chosen], [
-        pictures[i] for i in sorted(chosen)
-    ]
+    train = [path for i, path in enumerate(pictures) if i not in chosen]
+    return _Pictures(train, [pictures[i] for i in sorted(chosen)])
 
 
 def read_picture(path: Path, size: int) -> np.ndarray:
-    """A picture as `pack_folder` packs it: RGB, (size, size, 3), uint8."""
+    """Read a picture as `pack_folder` packs it: RGB, (size, size, 3), uint8."""
     try:
         with Image.open(path) as picture:
             mode = picture.mode
-            # decodes a large JPEG at a fraction of its size: much faster
-            picture.draft(None, (4 * size, 4 * size))
+            picture.draft(None, (4 * size, 4 * size))  # a large JPEG is decoded smaller: faster
             upright = ImageOps.exif_transpose(picture).convert("RGBA")
     except Exception as e:
-        reason = (
-            getattr(e, "strerror", None) or "it is damaged, or of a kind that Pillow does not know"
-        )
+        reason = getattr(e, "strerror", None)
+        reason = reason or "the file is damaged, or of a kind that Pillow does not know"
         raise Error(
             f"the picture {path} cannot be read ({reason}): save it anew as PNG or JPEG, or "
             "remove it"

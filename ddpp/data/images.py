@@ -16,55 +16,60 @@ from ddpp.foundation.errors import Error
 from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat, NetworkConfig
 
-# pixels x channels up to which ZCA is fitted unless told otherwise: its cost is cubic
-ZCA_LIMIT = 3 * 32 * 32
+ZCA_LIMIT = 3 * 32 * 32  # values per image up to which ZCA is the default: its cost is cubic
 
 
 class Split(NamedTuple):
-    """Images (N, C, H, W), preprocessed, float32; labels (N,), int64."""
+    """Images with their labels."""
 
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # (N, C, H, W), float32, preprocessed
+    labels: Tensor  # (N,), int64
 
     def to(self, device: torch.device | str) -> "Split":
+        """Move both to a device."""
         return Split(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, repr=False)
 class ImageData:
-    """A data set on one device. `validation` is held out from training, and thereby from the
-    teachers and the ZCA.
+    """A data set, preprocessed, on one device; made by `load_data`.
+
+    >>> import ddpp
+    >>> data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    >>> data.shape, len(data.train.labels), data.classes[:2]
+    ((3, 32, 32), 4500, ('airplane', 'automobile'))
+    >>> data.draw(ipc=2, seed=0).images.shape
+    torch.Size([20, 3, 32, 32])
     """
 
     name: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # names, in the order of the labels
     train: Split
-    validation: Split | None
+    validation: Split | None  # held out: neither teachers nor the ZCA see these images
     test: Split
     whitening: Whitening
     held_out: float  # the share of each class's training images that became `validation`
-    sha256: str  # of the raw arrays: the same data from another source has the same
+    sha256: str  # of the raw arrays, so equal for the same data from another source
 
     def __repr__(self) -> str:
         held_out = f", {len(self.validation.labels):,} held out" if self.validation else ""
-        kind = {"zca": "ZCA whitening", "channels": "mean and deviation per channel"}[
-            self.whitening.kind
-        ]
+        kinds = {"zca": "ZCA whitening", "channels": "mean and deviation per channel"}
         return (
             f"{self.name}: {len(self.train.labels):,} images to train on{held_out}, "
-            f"{len(self.test.labels):,} to test on, "
-            f"{len(self.classes)} classes, {'x'.join(map(str, self.shape))}; {kind}; on "
-            f"{self.device.type}"
+            f"{len(self.test.labels):,} to test on, {len(self.classes)} classes, "
+            f"{'x'.join(map(str, self.shape))}; {kinds[self.whitening.kind]}; "
+            f"on {self.device.type}"
         )
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+        """The shape (C, H, W) of one image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
     @property
     def device(self) -> torch.device:
+        """The device that all tensors are on."""
         return self.train.images.device
 
     @property
@@ -78,19 +83,25 @@ class ImageData:
 
     @property
     def provenance(self) -> dict:
-        """What a distilled file says of its data."""
+        """What a distilled file says about its data."""
         return {"data": {"name": self.name, **self.identity}}
 
     def made_from(self, network: NetworkConfig) -> dict:
-        """What a run on this data without teachers is made from, for its identity."""
+        """The identity's account of a run on this data without teachers."""
         return {"network": asdict(network), "images": self.identity}
 
     def network(self, config: NetworkConfig) -> Flat:
-        """The network of a NetworkConfig, sized for these images and classes."""
+        """Build the network of a NetworkConfig for these images and classes, on their device."""
         return config.build(self.shape[0], len(self.classes), self.shape[1], self.device)
 
     def draw(self, ipc: int, seed: int) -> Split:
-        """`ipc` random training images of each class, class by class."""
+        """Draw random training images of each class, class by class.
+
+        - ipc: images per class, at least 1.
+        - seed: equal seeds draw equal images.
+
+        Returns a Split of ipc * classes images. Raises Error if a class has fewer than `ipc`.
+        """
         if ipc < 1:
             raise Error(f"{ipc} images per class cannot be drawn: ask for at least 1")
         rng, picks = generator(seed, "draw", ipc), []
@@ -99,8 +110,7 @@ class ImageData:
             if len(members) < ipc:
                 raise Error(
                     f"class '{name}' has {len(members)} training images, fewer than the {ipc} "
-                    "images per class asked "
-                    "for: lower the images per class"
+                    "images per class asked for: lower the images per class"
                 )
             picks.append(members[torch.randperm(len(members), generator=rng)[:ipc]])
         index = torch.cat(picks).to(self.device)
@@ -116,17 +126,27 @@ def load_data(
     whitening: Whitening | None = None,
     device: str | torch.device | None = None,
 ) -> ImageData:
-    """Load and preprocess a data set, all of it, on one device (the GPU if there is one).
+    """Load a data set and preprocess it, all of it on one device.
 
-    - name_or_path: "cifar10-sample" (bundled: 5,000 + 1,000 images), "cifar10", "cifar100" (from
-      ROOT/NAME.npz if that exists, else torchvision's download into ROOT), or an .npz file with
-      x_train, y_train, x_test, y_test and optionally `classes`; images (N, S, S) or (N, S, S, C),
-      uint8 or floats in [0, 1]; labels integers from 0.
-    - zca: ZCA (True) or mean and deviation per channel (False); None: ZCA up to 3 x 32 x 32 values
-      an image.
-    - validation: the share of each class's training images that is held out, for choosing among
-      iterates.
-    - whitening: use this preprocessing (of a distilled file, say) instead of fitting one.
+    - name_or_path: "cifar10-sample" (bundled: 5,000 training and 1,000 test images of CIFAR-10),
+      "cifar10" or "cifar100" (ROOT/NAME.npz if that exists, else downloaded into ROOT), or the
+      path of an .npz file with x_train, y_train, x_test, y_test and optionally `classes`: images
+      (N, S, S) or (N, S, S, C), uint8 or floats in [0, 1]; labels (N,), integers from 0.
+    - root: folder of the downloaded data sets. Default "data".
+    - zca: True for ZCA, False for mean and standard deviation per channel. Default: ZCA for images
+      of at most 3 x 32 x 32 values.
+    - validation: share of each class's training images that is held out, to choose among iterates;
+      at least 0 and below 1.
+    - whitening: the preprocessing to use, of a distilled set, say. Default: one is fitted.
+    - device: "cpu" or "cuda". Default: the GPU if there is one.
+
+    Raises Error for data that cannot be found, read or used. Source: ZCA as in MTT (Cazenavette et
+    al., CVPR 2022).
+
+    >>> import ddpp
+    >>> ddpp.load_data("cifar10-sample", zca=False, device="cpu")  # doctest: +NORMALIZE_WHITESPACE
+    cifar10-sample: 4,500 images to train on, 500 held out, 1,000 to test on, 10 classes, 3x32x32;
+    mean and deviation per channel; on cpu
     """
     name, arrays = find(name_or_path, Path(root or "data"))
     check(name, arrays)
@@ -135,36 +155,36 @@ def load_data(
         raise Error(f"the validation share is {validation}: it must be at least 0 and below 1")
 
     device = find_device(device)
-    images = {key: _pixels(arrays[key]).to(device) for key in ("x_train", "x_test")}
-    labels = {
-        key: torch.from_numpy(arrays[key].astype(np.int64)).to(device)
-        for key in ("y_train", "y_test")
-    }
-    held_out = _hold_out(labels["y_train"], len(classes), validation)
+    raw = {part: _raw(arrays, part, device) for part in ("train", "test")}
+    held_out = _hold_out(raw["train"].labels, len(classes), validation)
     if whitening is None:
-        use_zca = images["x_train"][0].numel() <= ZCA_LIMIT if zca is None else zca
-        whitening = (fit_zca if use_zca else fit_channels)(images["x_train"][~held_out])
+        use_zca = raw["train"].images[0].numel() <= ZCA_LIMIT if zca is None else zca
+        whitening = (fit_zca if use_zca else fit_channels)(raw["train"].images[~held_out])
     whitening = whitening.to(device)
-    train = Split(whitening.apply(images["x_train"]), labels["y_train"])
+    images, labels = whitening.apply(raw["train"].images), raw["train"].labels
     return ImageData(
         name=name,
         classes=classes,
-        train=Split(train.images[~held_out], train.labels[~held_out]),
-        validation=Split(train.images[held_out], train.labels[held_out])
-        if held_out.any()
-        else None,
-        test=Split(whitening.apply(images["x_test"]), labels["y_test"]),
+        train=Split(images[~held_out], labels[~held_out]),
+        validation=Split(images[held_out], labels[held_out]) if held_out.any() else None,
+        test=Split(whitening.apply(raw["test"].images), raw["test"].labels),
         whitening=whitening,
         held_out=validation,
         sha256=hashlib.sha256("".join(sha256(arrays[key]) for key in ARRAYS).encode()).hexdigest(),
     )
 
 
+def _raw(arrays: dict[str, np.ndarray], part: str, device: torch.device) -> Split:
+    """Move one part of the raw arrays to the device, as pixels in [0, 1] and int64 labels."""
+    labels = torch.from_numpy(arrays[f"y_{part}"].astype(np.int64))
+    return Split(_pixels(arrays[f"x_{part}"]), labels).to(device)
+
+
 def _pixels(x: np.ndarray) -> Tensor:
-    """uint8 or float (N, H, W[, C]) -> float32 (N, C, H, W) in [0, 1]."""
+    """Turn uint8 or float (N, H, W[, C]) into float32 (N, C, H, W) in [0, 1]."""
     x = x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
     images = torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
-    # `contiguous` leaves one channel as it lies there
+    # not `contiguous`, which leaves images of one channel with the strides of the array
     images = images.clone(memory_format=torch.contiguous_format)
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 

@@ -1,5 +1,6 @@
-"""Where images come from: CIFAR-10 (the bundled sample or complete), CIFAR-100, or any .npz file;
-and every reason to refuse them.
+"""Where images come from: CIFAR-10 (complete or the bundled sample), CIFAR-100, or any .npz file.
+
+Arrays that cannot be used are refused here, each problem with its own sentence.
 """
 
 import hashlib
@@ -50,7 +51,7 @@ SHA256 = {  # of the arrays' bytes: uint8 images (N, H, W, C) and labels (N,) in
 
 
 def find(name_or_path: str | Path, root: Path) -> tuple[str, dict[str, np.ndarray]]:
-    """The raw arrays and the data set's name."""
+    """Find a data set's name and raw arrays."""
     text = str(name_or_path)
     if text == "cifar10-sample":
         return text, unpack_sample()
@@ -63,6 +64,7 @@ def find(name_or_path: str | Path, root: Path) -> tuple[str, dict[str, np.ndarra
 
 
 def unpack_sample() -> dict[str, np.ndarray]:
+    """Unpack the bundled sample of CIFAR-10."""
     mosaic = np.asarray(Image.open(SAMPLE).convert("RGB"))  # 75 x 80 tiles of 32 x 32, row by row
     tiles = mosaic.reshape(75, 32, 80, 32, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)
     label = lambda per_class: np.repeat(np.arange(10, dtype=np.uint8), per_class)
@@ -86,11 +88,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     except Error:
         raise
     except Exception as e:
-        reason = getattr(e, "strerror", None) or "it is damaged, or not an .npz"
+        reason = getattr(e, "strerror", None) or "the file is damaged, or not an .npz"
         if "Object arrays" in str(e):
-            reason = (
-                "images of several sizes, or names that are Python objects, cannot be one array"
-            )
+            reason = "images of several sizes, or names that are Python objects, are not one array"
         raise Error(
             f"{path} cannot be read: {reason}. Write it with numpy.savez, all images of one size"
         ) from e
@@ -104,17 +104,16 @@ def _download(name: str, root: Path) -> dict[str, np.ndarray]:
         dataset(str(root), train=part, download=download) for part in (True, False)
     ]
     try:
-        train, test = both(False)  # where it is complete, nothing need be written
-    except Exception:  # missing, or in part
+        train, test = both(False)  # a complete data set needs no permission to write
+    except Exception:  # missing or incomplete
         files.check_writable(root / name)
         try:
-            with files.lock(root / name, wait=True):  # several runs may want it at once
+            with files.lock(root / name, wait=True):  # several runs may download at once
                 train, test = both(True)
         except Exception as e:
             raise Error(
                 f"{name} could not be downloaded into {root} ({e}): try again, or put {name}.npz "
-                "there, "
-                f"with {', '.join(ARRAYS)}"
+                f"there, with {', '.join(ARRAYS)}"
             ) from e
     label = lambda part: np.asarray(part.targets, dtype=np.uint8)
     return {
@@ -126,7 +125,7 @@ def _download(name: str, root: Path) -> dict[str, np.ndarray]:
 
 
 def check(name: str, arrays: dict[str, np.ndarray]) -> None:
-    """Everything that can be wrong with somebody's arrays, each with its own sentence."""
+    """Raise an Error, with its own sentence, for everything that can be wrong with the arrays."""
     for key, want in SHA256.get(name, {}).items():
         if sha256(arrays[key]) != want:
             raise Error(
@@ -134,46 +133,12 @@ def check(name: str, arrays: dict[str, np.ndarray]) -> None:
                 "fetch the data again, or give data of your own another name"
             )
     for part in ("train", "test"):
-        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if x.ndim not in (3, 4) or x.shape[1] != x.shape[2]:
-            raise Error(
-                f"x_{part} has the shape {x.shape}: images must be square and lie as (N, S, S) "
-                "or (N, S, S, C), "
-                "channels last; crop or transpose them"
-            )
-        if not x.size:
-            raise Error(
-                f"x_{part} has the shape {x.shape}, without a single pixel: give at least one image"
-            )
-        if x.dtype != np.uint8:
-            if not np.issubdtype(x.dtype, np.floating):
-                raise Error(
-                    f"x_{part} has the type {x.dtype}: give uint8, or floats between 0 and 1"
-                )
-            if not np.isfinite(x).all():
-                raise Error(
-                    f"x_{part} holds values that are not finite: replace or drop those images"
-                )
-            if x.min() < 0 or x.max() > 1:
-                raise Error(
-                    f"x_{part} has values from {x.min():g} to {x.max():g}: scale the floats to "
-                    "between 0 and 1"
-                )
-        if not np.issubdtype(y.dtype, np.integer):
-            raise Error(
-                f"y_{part} has the type {y.dtype}: labels must be integers from 0 to the number "
-                "of classes - 1"
-            )
-        if y.shape != (len(x),):
-            raise Error(
-                f"x_{part} has {len(x)} images but y_{part} has the shape {y.shape}: one label "
-                "per image is needed"
-            )
-    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
+        _check_images(f"x_{part}", arrays[f"x_{part}"])
+        _check_labels_of(part, arrays)
+    train, test = (arrays[key].shape[1:] for key in ("x_train", "x_test"))
+    if train != test:
         raise Error(
-            f"training images are {arrays['x_train'].shape[1:]} and test images "
-            f"{arrays['x_test'].shape[1:]}: "
-            "bring all images to one size"
+            f"training images are {train} and test images {test}: bring all images to one size"
         )
     names = arrays.get("classes")
     if names is not None and (names.ndim != 1 or len(np.unique(names)) < len(names)):
@@ -183,8 +148,44 @@ def check(name: str, arrays: dict[str, np.ndarray]) -> None:
         )
 
 
+def _check_images(key: str, x: np.ndarray) -> None:
+    if x.ndim not in (3, 4) or x.shape[1] != x.shape[2]:
+        raise Error(
+            f"{key} has the shape {x.shape}: images must be square and lie as (N, S, S) or "
+            "(N, S, S, C), channels last; crop or transpose them"
+        )
+    if not x.size:
+        raise Error(
+            f"{key} has the shape {x.shape}, without a single pixel: give at least one image"
+        )
+    if x.dtype == np.uint8:
+        return
+    if not np.issubdtype(x.dtype, np.floating):
+        raise Error(f"{key} has the type {x.dtype}: give uint8, or floats between 0 and 1")
+    if not np.isfinite(x).all():
+        raise Error(f"{key} holds values that are not finite: replace or drop those images")
+    if x.min() < 0 or x.max() > 1:
+        raise Error(
+            f"{key} has values from {x.min():g} to {x.max():g}: scale the floats to between 0 and 1"
+        )
+
+
+def _check_labels_of(part: str, arrays: dict[str, np.ndarray]) -> None:
+    x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    if not np.issubdtype(y.dtype, np.integer):
+        raise Error(
+            f"y_{part} has the type {y.dtype}: labels must be integers from 0 to the number of "
+            "classes - 1"
+        )
+    if y.shape != (len(x),):
+        raise Error(
+            f"x_{part} has {len(x)} images but y_{part} has the shape {y.shape}: one label per "
+            "image is needed"
+        )
+
+
 def class_names(name: str, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
-    """The names of the classes, after a check of the labels."""
+    """Name the classes, after a check that the labels fit them."""
     names = CLASSES.get(name, arrays.get("classes"))
     classes = tuple(map(str, range(len(np.unique(arrays["y_train"]))) if names is None else names))
     check_labels(name, arrays, classes)
@@ -192,13 +193,14 @@ def class_names(name: str, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
 
 
 def check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...]) -> None:
+    """Raise an Error unless the labels number these classes, each with a training image."""
     for key in ("y_train", "y_test"):
         y = arrays[key]
         if y.min() < 0 or y.max() >= len(classes):
             raise Error(
                 f"{key} of {name} has labels from {y.min()} to {y.max()}, but there are "
-                f"{len(classes)} classes: "
-                f"labels must be integers from 0 to {len(classes) - 1}, without gaps"
+                f"{len(classes)} classes: labels must be integers from 0 to {len(classes) - 1}, "
+                "without gaps"
             )
     if len(classes) < 2:
         raise Error(
@@ -213,4 +215,5 @@ def check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, .
 
 
 def sha256(array: np.ndarray) -> str:
+    """Hash an array's bytes."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -1,9 +1,8 @@
-"""Preprocessing: an affine map fitted on the training images, and its exact inverse for looking at
-pictures.
+"""Preprocessing: an affine map fitted on the training images, and its exact inverse for display.
 
-ZCA as in MTT (Cazenavette et al., CVPR 2022), which the paper uses "with default parameters": the
-covariance of the images in [0, 1] is regularized by eps = 0.1 and its inverse square root applied
-to every flattened image.
+ZCA is that of MTT (Cazenavette et al., CVPR 2022), which the paper uses "with default parameters":
+the covariance of the images in [0, 1] is regularized by eps = 0.1, and its inverse square root is
+applied to every flattened image.
 """
 
 from dataclasses import dataclass
@@ -20,20 +19,18 @@ CHUNK = 5_000  # images per matrix product: bounds the memory, not the result
 
 @dataclass(frozen=True)
 class Whitening:
-    """x -> (x - mean) @ matrix on flattened images (kind "zca"), or (x - mean) / std per channel
-    (kind "channels").
+    """A preprocessing: (x - mean) @ matrix on flattened images, or (x - mean) / std per channel.
 
-    mean: (C, H, W); matrix: (D, D) symmetric with D = C*H*W, or std: (C, 1, 1). Images have values
-    in [0, 1].
+    Images have values in [0, 1] before `apply`.
     """
 
-    kind: str
-    mean: Tensor
-    matrix: Tensor | None = None
-    std: Tensor | None = None
+    kind: str  # "zca" or "channels"
+    mean: Tensor  # (C, H, W)
+    matrix: Tensor | None = None  # of kind "zca": (D, D), symmetric, with D = C*H*W
+    std: Tensor | None = None  # of kind "channels": (C, 1, 1)
 
     def apply(self, images: Tensor) -> Tensor:
-        """Whiten images (N, C, H, W)."""
+        """Whiten images (N, C, H, W). Raises Error for images of another shape."""
         if images.shape[1:] != self.mean.shape:
             raise Error(
                 f"the images are {tuple(images.shape[1:])} but this preprocessing was fitted on "
@@ -44,9 +41,7 @@ class Whitening:
         return self._product(images - self.mean, self.tensors()["matrix"])
 
     def invert(self, images: Tensor) -> Tensor:
-        """Undo `apply`: back to natural colours (values may leave [0, 1] for images that were
-        learned).
-        """
+        """Undo `apply`, into natural colours; learned images may have values outside [0, 1]."""
         if self.kind == "channels":
             return images * self.tensors()["std"] + self.mean
         return self._product(images, self.inverse) + self.mean
@@ -61,30 +56,42 @@ class Whitening:
         return torch.cat([(part.flatten(1) @ matrix).view_as(part) for part in images.split(CHUNK)])
 
     def equals(self, other: "Whitening") -> bool:
-        """The same preprocessing, up to the rounding of fits on different machines."""
-        mine, its = self.tensors(), other.tensors()
-        alike = mine.keys() == its.keys() and all(mine[key].shape == its[key].shape for key in mine)
-        return alike and all(torch.allclose(mine[key], its[key], atol=1e-3) for key in mine)
+        """Tell whether both are the same, up to the rounding of fits on different machines."""
+        a, b = self.tensors(), other.tensors()
+        alike = a.keys() == b.keys() and all(a[key].shape == b[key].shape for key in a)
+        return alike and all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
 
     def to(self, device: torch.device | str) -> "Whitening":
+        """Move all tensors to a device."""
         return Whitening.from_tensors({name: t.to(device) for name, t in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file needs to rebuild this: mean with matrix, or mean with std."""
-        named = {"mean": self.mean} | (
-            {"matrix": self.matrix} if self.kind == "zca" else {"std": self.std}
-        )
+        """Name what a file needs to rebuild this: mean with matrix, or mean with std."""
+        second = {"matrix": self.matrix} if self.kind == "zca" else {"std": self.std}
+        named = {"mean": self.mean} | second
         return {name: t for name, t in named.items() if t is not None}
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> "Whitening":
+        """Rebuild what `tensors` named; other names are ignored."""
         kind = "zca" if "matrix" in tensors else "channels"
         return Whitening(kind, tensors["mean"], tensors.get("matrix"), tensors.get("std"))
 
 
 def fit_zca(images: Tensor, eps: float = 0.1) -> Whitening:
-    """ZCA of images (N, C, H, W) in [0, 1]: matrix = U (S + eps)^-1/2 U^T, with U S U^T their
-    covariance.
+    """Fit ZCA: matrix = U (S + eps)^-1/2 U^T, where U S U^T is the covariance of the images.
+
+    - images: (N, C, H, W) in [0, 1], N at least 2.
+    - eps: added to each eigenvalue of the covariance; 0.1 is MTT's.
+
+    Returns a Whitening with a matrix (D, D), D = C*H*W. Memory grows as D^2, time as D^3.
+
+    >>> import torch
+    >>> from ddpp.data.whitening import fit_zca
+    >>> images = torch.tensor([0.0, 1.0, 0.0, 1.0]).view(4, 1, 1, 1)  # of variance 1/3
+    >>> white = fit_zca(images, eps=0.1).apply(images)
+    >>> [round(x, 3) for x in white.flatten().tolist()]  # -0.5 / sqrt(1/3 + 0.1), ...
+    [-0.76, 0.76, -0.76, 0.76]
     """
     mean = images.mean(0)
     dimension = mean.numel()
@@ -98,12 +105,15 @@ def fit_zca(images: Tensor, eps: float = 0.1) -> Whitening:
 
 
 def fit_channels(images: Tensor) -> Whitening:
-    """Mean and standard deviation per channel, for runs without ZCA."""
+    """Fit the mean and standard deviation of each channel, for runs without ZCA.
+
+    - images: (N, C, H, W) in [0, 1]. Raises Error if a channel is constant.
+    """
     mean = images.mean((0, 2, 3)).view(-1, 1, 1).expand(images.shape[1:]).contiguous()
     std = images.transpose(0, 1).flatten(1).std(1).view(-1, 1, 1)
     if not (std > 0).all():
         raise Error(
-            "a channel has the same value in every training pixel: drop it, it carries no "
-            "information"
+            "a channel has the same value in every training pixel, which carries no information: "
+            "drop it"
         )
     return Whitening("channels", mean, std=std)
