@@ -7,8 +7,10 @@ import sys
 import time
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
+from small import refused, untouched
 
 from ddpp import Error, NetworkConfig, TeacherConfig, load_data, train_teachers
 from ddpp.distilled import DistilledDataset
@@ -133,3 +135,55 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         with pytest.raises(Error, match=r"cannot write .*choose another place"):
             files.check_writable(path)
     assert files.check_writable(tmp_path / ("x" * 250)) is None
+
+
+def test_equal_content_is_equal_bytes(file):
+    again = file.with_name("again.safetensors")
+    files.write(
+        again, "thing", {"b": torch.tensor(7), "a": torch.arange(3.0)}, {"number": 0.1, "name": "x"}
+    )
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_every_truncation_is_noticed(file):
+    content = file.read_bytes()
+    for kept in range(len(content)):
+        file.write_bytes(content[:kept])
+        with refused("thing.safetensors", "damaged", "cut short or altered"):
+            files.read(file, "thing")
+
+
+def test_every_flipped_byte_is_noticed(file):
+    content = file.read_bytes()
+    data_begins = 8 + int.from_bytes(content[:8], "little")
+    for at in range(len(content)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(Error, match=r"damaged|not written by ddpp") as caught:
+            files.read(file, "thing")
+        assert at < data_begins or "altered" in str(caught.value)
+
+
+def test_a_file_of_another_kind_is_named_as_what_it_is(file, run):
+    with untouched(file), refused("holds a thing, not a distilled dataset", "choose another file"):
+        DistilledDataset.load(file)
+    with untouched(file), refused("holds a thing, not a checkpoint", "choose another file"):
+        run(checkpoint=file)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"ddpp": "5"}, {"ddpp": "{}"}])
+def test_a_safetensors_file_from_elsewhere_is_refused(file, metadata):
+    file.write_bytes(safetensors.torch.save({"a": torch.ones(2)}, metadata))
+    with untouched(file), refused("was not written by ddpp", "choose another file"):
+        files.read(file, "thing")
+
+
+def test_another_programs_file_is_not_to_be_deleted(file):
+    file.write_bytes(b"a year of measurements")
+    with untouched(file), refused("not a file of ddpp", "move it away"):
+        files.read(file, "thing")
+
+
+def test_a_missing_file_is_not_called_damaged(file, tmp_path):
+    for path in (file.with_name("nowhere"), tmp_path):
+        with refused("there is no file", "check the path"):
+            files.read(path, "thing")
