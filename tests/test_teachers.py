@@ -8,6 +8,7 @@ import pytest
 from small import INF, NAN, NETWORK, TEACHERS, X, load, refused, save, untouched
 
 from ddpp.foundation import files
+from ddpp.networks import Flat
 from ddpp.teachers import train_teachers
 
 
@@ -73,8 +74,6 @@ def test_damaged_teachers_are_refused_and_left_as_they_are(data, trained, cut):
 
 
 def test_a_folder_that_cannot_be_written_is_noticed_before_training(data, file, monkeypatch):
-    monkeypatch.setattr(
-        "ddpp.teachers._epoch", lambda *_: pytest.fail("a teacher was trained in vain")
-    )
+    monkeypatch.setattr(Flat, "__call__", lambda *_: pytest.fail("a teacher was trained in vain"))
     with untouched(file), refused("cannot write", "choose another place"):
         train_teachers(data, TEACHERS, file, progress=False)
