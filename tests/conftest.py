@@ -4,6 +4,7 @@ seconds.
 
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 
 # before torch starts: on problems this small, threads only wait for one another
@@ -16,6 +17,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import matplotlib
 import numpy as np
 import pytest
+import torch
+from small import CONFIG, TEACHERS, load, save
+
+from ddpp.distilling import distill
+from ddpp.foundation import files
+from ddpp.teachers import train_teachers
 
 matplotlib.use("Agg")
 
@@ -62,3 +69,41 @@ def write_npz(folder, classes=3, size=12, channels=1, per_class=20, name="mine",
 @pytest.fixture
 def npz(tmp_path):
     return partial(write_npz, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return load(save(tmp_path_factory.mktemp("data") / "mine.npz"))
+
+
+@pytest.fixture(scope="module")
+def teachers(data):
+    return train_teachers(data, TEACHERS, progress=False)
+
+
+@pytest.fixture
+def run(data, teachers):
+    return lambda data=data, teachers=teachers, checkpoint=None, save_steps=None, **changes: (
+        distill(
+            data,
+            teachers,
+            replace(CONFIG, **changes),
+            checkpoint=checkpoint,
+            save_steps=save_steps,
+            progress=False,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def distilled(data, teachers):
+    return distill(data, teachers, CONFIG, progress=False)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "thing.safetensors"
+    files.write(
+        path, "thing", {"a": torch.arange(3.0), "b": torch.tensor(7)}, {"name": "x", "number": 0.1}
+    )
+    return path

@@ -31,13 +31,24 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
+def measured_by(monkeypatch, measure):
+    """Measure with this function, in this process; a product of matrices takes no time."""
+    functions = {"measure": measure, "matmul_rate": lambda device: 1e9}
+    start = subprocess.run
+
+    def answer(command, **options):
+        if "tools.jobs" not in command:
+            return start(command, **options)
+        result = functions[command[-2]](**json.loads(command[-1]))
+        return SimpleNamespace(returncode=0, stdout=json.dumps(result), stderr="")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+
+
 @pytest.fixture
 def here(monkeypatch):
     """Measure in this process."""
-    functions = {"measure": jobs.measure, "matmul_rate": lambda device: 1e9}
-    monkeypatch.setattr(
-        bench, "_child", lambda function, **arguments: functions[function](**arguments)
-    )
+    measured_by(monkeypatch, jobs.measure)
 
 
 def run(job, engine="-", count=None):
@@ -114,9 +125,17 @@ def test_a_table_shows_each_job_beside_its_floor(here, monkeypatch):
     json.dumps(result)
 
 
-def test_a_share_is_scaled_to_the_whole_job():
+def test_a_share_is_scaled_to_the_whole_job(monkeypatch):
     run = {"seconds": 3.0, "above": 4 * bench.MIB, "total": 10 * bench.MIB, "kept": bench.MIB}
-    assert bench._scaled(run, 2, 6) == {"seconds": 9.0, "above": 8.0, "total": 14.0}
+    measured_by(monkeypatch, lambda **_: run)
+    job = Job("step", 3, 6, 4, 6, "updates", share=2)
+    row = bench.bench_jobs({"step": job}, 4, "cpu", lambda line: None)["rows"][0]
+    assert (row["measured"], row["of"]) == (2, 6)
+    assert {key: row[key] for key in ("seconds", "above", "total")} == {
+        "seconds": 9.0,
+        "above": 8.0,
+        "total": 14.0,
+    }
 
 
 def test_on_a_gpu_all_jobs_are_the_default():
@@ -186,7 +205,8 @@ def test_a_job_without_memory_is_reported(here, monkeypatch, error):
 def test_a_process_that_the_system_stops_is_one_without_memory(monkeypatch):
     stopped = SimpleNamespace(returncode=-9, stdout="", stderr="")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: stopped)
-    assert "out of memory" in bench._child("matmul_rate", device="cpu")["failed"]
+    with pytest.raises(Error, match="out of memory"):
+        bench.bench((1,), width=4, images=4, rounds=1, device="cpu")
 
 
 def test_where_compiled_cannot_be_used_it_has_no_time(monkeypatch):

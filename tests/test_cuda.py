@@ -156,6 +156,11 @@ def test_every_augmentation_takes_numbers_of_the_cpu(cuda, operation):
 
 # The pretended GPU is as strict as a real one
 
+
+def numbers_on_the_cpu(operation):
+    return lambda images, u: operation(images, u.cpu())
+
+
 LEFT = {  # what is left on the CPU: the function that makes it, and another in its place
     "a teacher": ("teachers", "Teachers.snapshot", lambda f: lambda *args: f(*args).cpu()),
     "the start of a network": ("networks", "Flat.initial", lambda f: lambda *args: f(*args).cpu()),
@@ -167,8 +172,8 @@ LEFT = {  # what is left on the CPU: the function that makes it, and another in 
     "images": ("distilling", "begin", lambda f: lambda start, config: f(start.to("cpu"), config)),
     "the numbers of an augmentation": (
         "data.augmentation",
-        "_integers",
-        lambda f: lambda u, n: f(u.cpu(), n),
+        "OPERATIONS",
+        lambda table: {name: numbers_on_the_cpu(f) for name, f in table.items()},
     ),
     "a mask": ("distilling", "keep_mask", lambda f: lambda *args: f(*args).cpu()),
 }

@@ -1,22 +1,43 @@
-"""Files are read into memory of their own, and nothing is left of a check that was killed."""
+"""Files are checked byte by byte, read into memory of their own, and keep their names and keys;
+nothing is left of a check that was killed.
+"""
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
+from small import CONFIG, NETWORK, TEACHERS, load, refused, save, untouched
 
-from ddpp import Error, NetworkConfig, TeacherConfig, load_data, train_teachers
+from ddpp import Error, NetworkConfig, TeacherConfig, distilling, load_data, train_teachers
+from ddpp.baselines import cafe, common, dm, dsa, iadd, kip, selection
+from ddpp.baselines.ntk import KERNELS
+from ddpp.data.augmentation import OPERATIONS
 from ddpp.distilled import DistilledDataset
+from ddpp.distilling import DistillConfig
+from ddpp.evaluating import Evaluation, Protocol, evaluate
+from ddpp.experiments.lists import runs
+from ddpp.experiments.methods import METHODS
+from ddpp.experiments.recipes import PROFILES, Recipe
+from ddpp.experiments.results import write_set
 from ddpp.foundation import files
+from ddpp.foundation.identity import TABLES
+from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
-from ddpp.unrolling import draw_updates, unroll
+from ddpp.networks import ARCHITECTURES
+from ddpp.pruning import RULES
+from ddpp.unrolling import ENGINES, draw_updates, unroll
 
 ALIGNED = 64  # bytes; how PyTorch allocates on a CPU
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def address(tensor):
@@ -133,3 +154,225 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         with pytest.raises(Error, match=r"cannot write .*choose another place"):
             files.check_writable(path)
     assert files.check_writable(tmp_path / ("x" * 250)) is None
+
+
+def test_equal_content_is_equal_bytes(file):
+    again = file.with_name("again.safetensors")
+    files.write(
+        again, "thing", {"b": torch.tensor(7), "a": torch.arange(3.0)}, {"number": 0.1, "name": "x"}
+    )
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_every_truncation_is_noticed(file):
+    content = file.read_bytes()
+    for kept in range(len(content)):
+        file.write_bytes(content[:kept])
+        with refused("thing.safetensors", "damaged", "cut short or altered"):
+            files.read(file, "thing")
+
+
+def test_every_flipped_byte_is_noticed(file):
+    content = file.read_bytes()
+    data_begins = 8 + int.from_bytes(content[:8], "little")
+    for at in range(len(content)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(Error, match=r"damaged|not written by ddpp") as caught:
+            files.read(file, "thing")
+        assert at < data_begins or "altered" in str(caught.value)
+
+
+def test_a_file_of_another_kind_is_named_as_what_it_is(file, run):
+    with untouched(file), refused("holds a thing, not a distilled dataset", "choose another file"):
+        DistilledDataset.load(file)
+    with untouched(file), refused("holds a thing, not a checkpoint", "choose another file"):
+        run(checkpoint=file)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"ddpp": "5"}, {"ddpp": "{}"}])
+def test_a_safetensors_file_from_elsewhere_is_refused(file, metadata):
+    file.write_bytes(safetensors.torch.save({"a": torch.ones(2)}, metadata))
+    with untouched(file), refused("was not written by ddpp", "choose another file"):
+        files.read(file, "thing")
+
+
+def test_another_programs_file_is_not_to_be_deleted(file):
+    file.write_bytes(b"a year of measurements")
+    with untouched(file), refused("not a file of ddpp", "move it away"):
+        files.read(file, "thing")
+
+
+def test_a_missing_file_is_not_called_damaged(file, tmp_path):
+    for path in (file.with_name("nowhere"), tmp_path):
+        with refused("there is no file", "check the path"):
+            files.read(path, "thing")
+
+
+# Names that are the format of stored files
+
+HISTORY = {"epoch", "teacher", "loss", "unmasked", "kept", "layers", "alpha", "skipped"}
+TRACE = {f"history.{name}" for name in HISTORY}
+TRACE |= {f"iterate.{step}.{name}" for step in (0, 2, 4) for name in ("images", "alpha")}
+DATA = {"sha256", "whitening", "validation"}
+TEACHER = {"lr", "batch", "augment", "seed", "network", "data"}
+FIELDS = {  # of settings and states: a file has them, and a run with others is another
+    NetworkConfig: "name width depth",
+    TeacherConfig: "count epochs lr batch augment seed network",
+    Protocol: "epochs batch momentum weight_decay augment",
+    Recipe: ("profile data teachers distill protocol method zca validation repeats all_epochs"),
+    DistillConfig: (
+        "ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0 "
+        "alpha_lr momentum batch engine iterates trajectories seed"
+    ),
+    iadd.IADDConfig: (
+        "ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0 "
+        "alpha_lr momentum batch engine iterates trajectories seed weights_lr"
+    ),
+    dm.DMConfig: "ipc steps image_lr momentum batch_real augment init iterates seed",
+    dsa.DSAConfig: (
+        "ipc steps image_lr momentum batch_real augment init iterates seed outer inner network_lr "
+        "batch"
+    ),
+    cafe.CAFEConfig: (
+        "ipc steps image_lr momentum batch_real augment init iterates seed discrimination weights "
+        "network_lr batch inner queries window saturated changed most"
+    ),
+    kip.KIPConfig: (
+        "ipc steps kernel depth reg image_lr learn_labels label_lr target init iterates seed"
+    ),
+    selection.SelectionConfig: "ipc epochs seed",
+    distilling.State: "step images alpha images_velocity alpha_velocity skipped",
+    iadd.State: "step images alpha images_velocity alpha_velocity skipped weights",
+    common.State: "step images alpha velocity",
+    kip.State: "step images labels alpha moments label_moments",
+    Evaluation: "final selected selected_step validation best_on_test best_on_test_step",
+}
+
+
+@pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_the_settings_and_states_in_files_have_the_same_names(kind):
+    assert {field.name for field in dataclasses.fields(kind)} == {*FIELDS[kind].split()}
+
+
+def test_the_choices_in_files_have_the_same_names():
+    assert list(METHODS) == ("ddpp mtt iadd dc dsa dm cafe kip random herding forgetting".split())
+    assert list(RULES) == "signed magnitude none random largest smallest".split()
+    assert list(ARCHITECTURES) == "convnet alexnet vgg11 resnet18".split()
+    # in this order: an operation is drawn by its number
+    assert list(OPERATIONS) == "color crop cutout flip scale rotate".split()
+    assert list(ENGINES) == "autograd adjoint compiled".split()
+    assert list(KERNELS) == ["fc", "conv"]
+    assert PROFILES == ("smoke", "cpu", "colab", "paper")
+    assert TABLES.keys() == {"method", "rule", "network", "augmentation", "kernel"}
+
+
+def test_a_file_has_one_entry_with_kind_metadata_and_digests(file):
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    assert metadata.keys() == {"ddpp"}
+    envelope = json.loads(metadata["ddpp"])
+    assert envelope.keys() == {"body", "sha256"}
+    assert envelope["body"].keys() == {"kind", "meta", "sha256"}
+
+
+def test_teachers_are_files_of_these_names(data, tmp_path):
+    train_teachers(data, TEACHERS, tmp_path, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "teacher_000.safetensors",
+        "teacher_001.safetensors",
+    }
+    tensors, meta = files.read(tmp_path / "teacher_001.safetensors", "teacher")
+    assert tensors.keys() == {"epoch_000"} | {
+        f"{name}_{epoch:03d}" for name in ("epoch", "loss") for epoch in (1, 2, 3)
+    }
+    assert meta.keys() == {"identity", "teacher"}
+    assert meta["identity"].keys() == TEACHER
+    assert meta["identity"]["data"].keys() == DATA
+
+
+def test_a_checkpoint_has_these_names(run, tmp_path):
+    run(checkpoint=tmp_path / "checkpoint")
+    tensors, meta = files.read(tmp_path / "checkpoint", "checkpoint")
+    state = {"images", "alpha", "images_velocity", "alpha_velocity"}
+    assert tensors.keys() == TRACE | state
+    assert meta.keys() == {"identity", "step", "skipped", "made_on"}
+    identity = meta["identity"]
+    assert identity.keys() == {"method", "config", "teachers", "teacher_count"}
+    assert identity["method"] == "ddpp"
+    assert identity["teachers"].keys() == TEACHER
+    assert [made.keys() for made in meta["made_on"]] == [{"device", "versions", "engine"}]
+
+
+def test_a_checkpoint_without_teachers_has_these_names(data, tmp_path):
+    saving = Saving(tmp_path / "checkpoint", progress=False)
+    dm.distill(data, NETWORK, dm.DMConfig(steps=2, iterates=1), saving)
+    tensors, meta = files.read(tmp_path / "checkpoint", "checkpoint")
+    assert tensors.keys() >= {"images", "alpha", "velocity"}
+    assert meta["identity"].keys() == {"method", "config", "network", "images"}
+
+
+def test_a_checkpoint_of_forgetting_has_these_names(data, teachers, tmp_path):
+    saving = Saving(tmp_path / "checkpoint", progress=False)
+    selection.forgetting(data, teachers, selection.SelectionConfig(epochs=2), saving)
+    tensors, meta = files.read(tmp_path / "checkpoint", "checkpoint")
+    assert tensors.keys() == {"looks"}
+    assert meta.keys() == {"identity"}
+    assert meta["identity"]["method"] == "forgetting"
+
+
+@pytest.mark.parametrize("zca, whitening", [(True, "matrix"), (False, "std")])
+def test_a_distilled_file_has_these_names(tmp_path, zca, whitening):
+    data = load(save(tmp_path / "mine.npz"), zca=zca)
+    teachers = train_teachers(data, TEACHERS, progress=False)
+    made = distilling.distill(data, teachers, CONFIG, progress=False)
+    made.save(tmp_path / "set.safetensors")
+    tensors, meta = files.read(tmp_path / "set.safetensors", "distilled dataset")
+    assert tensors.keys() == {"images", "labels", "alpha", "mean", whitening} | TRACE
+    assert meta.keys() == {"classes", "network", "provenance"}
+    made_from = {"method", "config", "teachers", "teacher_count", "data", "made_on"}
+    assert meta["provenance"].keys() == made_from
+    assert meta["provenance"]["data"].keys() == DATA | {"name"}
+    assert data.identity["whitening"] == ("zca" if zca else "channels")
+
+
+def test_a_set_with_learned_labels_names_its_loss(distilled, tmp_path):
+    targets = torch.randn(2, 2, generator=generator(0))
+    made = dataclasses.replace(distilled, labels=targets, loss="squared error")
+    made.save(tmp_path / "set.safetensors")
+    _, meta = files.read(tmp_path / "set.safetensors", "distilled dataset")
+    assert meta["loss"] == "squared error"
+    assert distilled.loss == "cross-entropy"
+
+
+def test_a_result_has_these_names(distilled, tmp_path):
+    entry = write_set(tmp_path / "set.safetensors", distilled)
+    assert entry.keys() == {"file", "sha256"}
+    tensors, meta = files.read(tmp_path / "set.safetensors", "result")
+    history = {f"history.{name}" for name in HISTORY}
+    assert tensors.keys() == {"images", "labels", "alpha"} | history
+    assert meta.keys() == {"provenance"}
+
+
+def test_an_accuracy_is_kept_under_these_names(data, distilled, tmp_path, monkeypatch):
+    asked, identity = [], files.identity
+
+    def record(config):
+        asked.append(config)
+        return identity(config)
+
+    monkeypatch.setattr(files, "identity", record)
+    scores = tmp_path / "scores"
+    evaluate(distilled, data, repeats=1, protocol=Protocol(epochs=1), scores=scores, progress=False)
+    (key,) = asked
+    assert key.keys() == {"how", "set", "role", "number"}
+    assert key["how"].keys() == {"data", "network", "protocol", "seed"}
+    assert (key["role"], key["number"], len(key["set"])) == ("test", 0, 3)
+    assert json.loads(scores.read_text()).keys() == {identity(key)}
+
+
+def test_stored_results_are_runs_of_the_lists():
+    stored = [path for path in RESULTS.glob("*/*/*.json") if path.parents[1].name in PROFILES]
+    assert len(stored) > 50
+    names = {profile: {each.name for each in runs(profile)} for profile in PROFILES}
+    for path in stored:
+        assert f"{path.parent.name}/{path.stem}" in names[path.parents[1].name]

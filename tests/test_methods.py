@@ -20,7 +20,7 @@ from ddpp import (
     load_data,
     train_teachers,
 )
-from ddpp.baselines import cafe, common, dm, dsa, iadd, kip, selection
+from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
 from ddpp.baselines.selection import forgetting_events, herd
 from ddpp.cli import main
 from ddpp.experiments.methods import METHODS
@@ -188,15 +188,15 @@ def test_forgetting_goes_on_with_the_next_look(data, tmp_path, monkeypatch):
         data, teachers, small("forgetting", epochs=4), saving
     )
     whole = choose(Saving(progress=False))
-    saving, looks, correct = Saving(tmp_path / "checkpoint", progress=False), [], selection._correct
+    saving, looks, snapshot = Saving(tmp_path / "checkpoint", progress=False), [], teachers.snapshot
 
-    def look(data, teachers, epoch):
+    def look(teacher, epoch):
         looks.append(epoch)
         if len(looks) == 3:
             raise KeyboardInterrupt
-        return correct(data, teachers, epoch)
+        return snapshot(teacher, epoch)
 
-    monkeypatch.setattr(selection, "_correct", look)
+    monkeypatch.setattr(teachers, "snapshot", look)
     with pytest.raises(KeyboardInterrupt):
         choose(saving)
     assert torch.equal(choose(saving).images, whole.images)

@@ -3,10 +3,11 @@ the ConvNet is.
 """
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from small import NETWORK, TEACHERS, arrays, load, refused, save
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.vgg import cfgs, make_layers
@@ -14,6 +15,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from ddpp import (
     VGG11,
     AlexNet,
+    ConvNet,
     Error,
     NetworkConfig,
     Protocol,
@@ -228,3 +230,40 @@ def test_the_command_line_takes_every_architecture(name, npz, tmp_path, capsys):
     transfer = ["--architecture", "vgg11", "--width", "6", "--repeats", "1", "--epochs", "2"]
     assert main(["evaluate", str(out), "--data", data, "--device", "cpu", *transfer]) == 0
     assert "final iterate:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("classes, parameters", [(10, 320_010), (100, 504_420)])
+def test_the_convnet_has_the_papers_size(classes, parameters):
+    assert sum(p.numel() for p in ConvNet(classes=classes).parameters()) == parameters
+    assert NetworkConfig().build(3, classes, 32).size == parameters
+
+
+@pytest.mark.parametrize("size", [28, 32, 64])
+def test_the_convnet_takes_any_size_its_depth_can_pool(size):
+    network = NetworkConfig(width=4).build(1, 8, size)
+    assert network(network.initial(0), torch.zeros(2, 1, size, size)).shape == (2, 8)
+
+
+def test_a_flat_network_is_the_module():
+    config = NetworkConfig(width=4, depth=2)
+    network, x = config.build(3, 5, 8), torch.rand(3, 3, 8, 8, generator=generator(10))
+    module = ConvNet(3, 5, 4, 2, 8)
+    torch.nn.utils.vector_to_parameters(network.initial(7), module.parameters())
+    assert torch.allclose(module(x), network(network.initial(7), x))
+    assert not torch.equal(network.initial(7), network.initial(8))
+
+
+def test_an_unknown_network_is_answered_with_the_nearest(data, distilled):
+    with refused("unknown network 'convnets'", "did you mean 'convnet'"):
+        train_teachers(
+            data, replace(TEACHERS, network=replace(NETWORK, name="convnets")), progress=False
+        )
+    with refused("unknown network 'convnets'", "did you mean 'convnet'"):
+        evaluate(distilled, data, "convnets", progress=False)
+
+
+def test_images_too_small_for_the_depth_are_told_the_depth_that_fits(tmp_path):
+    small = load(save(tmp_path / "mine.npz", **arrays(side=4)))
+    with refused("depth 3", "4 x 4 pixels", "larger images or a depth of at most 2"):
+        small.network(replace(NETWORK, depth=3))
+    small.network(replace(NETWORK, depth=2))

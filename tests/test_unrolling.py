@@ -5,6 +5,7 @@ plainly.
 import pytest
 import torch
 import torch.nn.functional as F
+from small import SHORT, limited, moving, refused
 from torch import nn
 
 from ddpp.data.augmentation import OPERATIONS, Draw
@@ -134,3 +135,13 @@ def test_the_engine_is_chosen_by_whether_the_graph_fits(problem, monkeypatch):
     memory = type("Memory", (), {"total": 1.9 * needed})
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     assert choose_engine(network, images.float(), labels, None, 10)[0] == "adjoint"
+
+
+def test_a_temporary_folder_without_room_is_named(data, tmp_path, run):
+    wide = moving(data, lambda start: 1.1 * start, width=64)
+    with (
+        limited(tmp_path / "disk") as full,
+        full(),
+        refused("no room for the student's path", "make room"),
+    ):
+        run(teachers=wide, engine="adjoint", **SHORT)

@@ -1,0 +1,166 @@
+"""The command line: bad input gets a sentence that says what is wrong and what to do, an exit code
+that is not 0, and nothing is lost.
+"""
+
+import pytest
+import safetensors.torch
+import torch
+from small import arrays, command, contents, limited, mounted, save, untouched, words
+
+from ddpp import cli
+from ddpp.distilling import distill, step
+from ddpp.experiments import run as whole_runs
+
+
+@pytest.fixture
+def said(capsys):
+    """Runs a command that must fail; returns the last line of its standard error, which must be a
+    sentence of ours.
+    """
+
+    def call(argv):
+        capsys.readouterr()
+        assert cli.main(argv) == 1
+        err = capsys.readouterr().err
+        assert "Traceback" not in err
+        assert err.endswith("\n")
+        last = err.splitlines()[-1]
+        assert last.startswith("ddpp: ")
+        return last
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The data and the result of a whole run."""
+    folder = tmp_path_factory.mktemp("finished")
+    npz, out = save(folder / "mine.npz"), folder / "out.safetensors"
+    assert cli.main(command(npz, out)) == 0
+    return npz, out
+
+
+@pytest.mark.parametrize(
+    "more, telling",
+    [
+        (["--profile", "smok"], "did you mean 'smoke'"),
+        (["--data", "cifar-10"], "did you mean 'cifar10'"),
+        (["--data", "nowhere.npz"], "there is no file"),
+        (["--rule", "sign"], "did you mean 'signed'"),
+        (["--teachers.network.name", "convnets"], "did you mean 'convnet'"),
+        (["--teachers.network.depth", "4"], "a depth of at most 3"),
+        (["--epsilon", "1"], "below 1"),
+        (["--ipc", "7"], "fewer than the 7 images per class"),
+        (["--student-steps", "0"], "at least 1"),
+        (["--expert-epochs", "3"], "the teachers stop at 3"),
+        (["--teachers.lr", "0"], "must be positive"),
+        (["--device", "tpu"], "use 'cpu' or 'cuda'"),
+        (["--validation", "1"], "below 1"),
+    ],
+)
+def test_the_command_line_answers_in_one_line_and_writes_nothing(tmp_path, capsys, more, telling):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "out.safetensors"
+    assert cli.main([*command(npz, out), *more]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("ddpp: ") and err.endswith("\n") and err.count("\n") == 1
+    assert telling in err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [npz]
+
+
+def test_words_that_are_no_command_exit_with_2(capsys):
+    for argv in ([], ["distil"], ["distill"], ["distill", "--ipc", "two"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(argv)
+        assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["out", "out.npz", "out.safetensors.bak"])
+def test_the_output_must_end_in_safetensors(tmp_path, said, name):
+    assert "must end in .safetensors" in said(command(save(tmp_path / "mine.npz"), tmp_path / name))
+
+
+@pytest.mark.parametrize("verb", ["distill", "teachers"])
+def test_an_output_that_cannot_be_written_is_noticed_before_training(
+    tmp_path, said, monkeypatch, verb
+):
+    npz = save(tmp_path / "mine.npz")
+    for module in (cli, whole_runs):
+        monkeypatch.setattr(
+            module, "train_teachers", lambda *_: pytest.fail("teachers were trained in vain")
+        )
+    with untouched(npz):
+        line = said(command(npz, npz / "out.safetensors", verb=verb))
+        assert "cannot write" in line and "choose another place" in line
+
+
+@pytest.mark.parametrize("changes", [("--seed", 1), ("--teachers.lr", 0.5), ("--epsilon", 0.2)])
+def test_the_output_of_another_run_is_refused_and_left_as_it_is(finished, said, changes):
+    before = contents(finished[1].parent)
+    line = said(command(*finished, changes))
+    assert "holds the result of another run" in line and "choose another output" in line
+    assert contents(finished[1].parent) == before
+
+
+def test_a_file_at_the_output_that_is_not_ours_is_left_as_it_is(tmp_path, said):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "out.safetensors"
+    for content in (b"a year of measurements", safetensors.torch.save({"a": torch.ones(2)})):
+        out.write_bytes(content)
+        with untouched(npz, out):
+            assert "ddpp" in said(command(npz, out))
+
+
+def test_a_distilled_file_is_evaluated_on_its_own_data_only(finished, tmp_path, said):
+    other = save(tmp_path / "3.npz", **arrays(classes=3))
+    larger = save(tmp_path / "larger.npz", **arrays(side=12))
+    evaluated_on = lambda npz, file=finished[1]: said(
+        words("evaluate", file, ("--data", npz), ("--device", "cpu"))
+    )
+    assert "the data set that it was distilled from" in evaluated_on(other)
+    assert "use the data set that it belongs to" in evaluated_on(larger)
+    with untouched(other):
+        assert "not a file of ddpp" in evaluated_on(other, other)
+
+
+def test_pictures_go_where_they_can(finished, said):
+    npz, file = finished
+    with untouched(npz, file):
+        assert "cannot write" in said(words("show", file, ("--out", npz / "pictures.png")))
+        assert "choose another folder" in said(words("show", file, ("--folder", npz)))
+
+
+@pytest.mark.parametrize("disk", [limited, mounted])
+def test_a_full_disk_costs_nothing(tmp_path, monkeypatch, capsys, said, disk):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "disk" / "out.safetensors"
+
+    def until_ctrl_c(state, *rest):
+        if state.step == 2:
+            raise KeyboardInterrupt
+        return step(state, *rest)
+
+    with disk(out.parent) as full:
+        with monkeypatch.context() as patch:
+            patch.setitem(distill.__globals__, "step", until_ctrl_c)
+            assert cli.main(command(npz, out)) == 130
+        clock = out.with_name(f"{out.name}.seconds")  # of no value by itself
+        clock.unlink(missing_ok=True)
+        before = contents(out.parent)
+        assert {path.suffix for path in before} == {".checkpoint", ".safetensors"}
+        with full():
+            for argv in (
+                command(npz, out),
+                command(npz, out.parent, ("--teachers.seed", 1), verb="teachers"),
+            ):
+                line = said(argv)
+                assert (
+                    "cannot write" in line
+                    and "what was there before is unchanged. Make room" in line
+                )
+                left = {
+                    path: content
+                    for path, content in contents(out.parent).items()
+                    if path.name not in ("filler", clock.name)
+                }
+                assert left == before  # the checkpoint and the teachers to the byte, and no .part
+        assert cli.main(command(npz, out)) == 0
+        assert "going on from step 2" in capsys.readouterr().out

@@ -1,0 +1,319 @@
+"""Data: the bundled images, whitening, augmentation; and arrays that cannot be used are refused,
+each with a sentence that says what is wrong and what to do.
+"""
+
+import hashlib
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from small import INF, NAN, XT, YT, X, Y, arrays, load, refused, save, untouched
+
+from ddpp.data import load_data
+from ddpp.data.augmentation import OPERATIONS, Draw, augment, draw
+from ddpp.data.sources import SHA256
+from ddpp.data.whitening import Whitening, fit_channels, fit_zca
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error
+from ddpp.foundation.seeds import generator
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return load_data(device="cpu", zca=False)
+
+
+def test_the_sample_is_real_cifar10_balanced(sample):
+    assert sample.train.images.shape == (4500, 3, 32, 32)
+    assert sample.train.labels.bincount().tolist() == [450] * 10
+    assert sample.validation.labels.bincount().tolist() == [50] * 10
+    assert sample.test.labels.bincount().tolist() == [100] * 10
+    assert sample.classes[3] == "cat"
+    assert len(SHA256["cifar10-sample"]) == 4  # checked on every load
+
+
+def test_the_validation_split_is_disjoint_and_the_same_each_time(sample):
+    digest = lambda images: {hashlib.sha256(x.numpy().tobytes()).digest() for x in images}
+    train, validation = digest(sample.train.images), digest(sample.validation.images)
+    assert len(train & validation) <= 5  # CIFAR-10 itself repeats a few images
+    assert load_data(device="cpu", zca=False, validation=0).validation is None
+
+
+def test_zca_makes_the_covariance_nearly_white_and_inverts():
+    # neighbours depend on one another
+    images = torch.rand(400, 3, 6, 6, generator=generator(0)).cumsum(3) / 6
+    zca = fit_zca(images, eps=1e-6)
+    white = zca.apply(images)
+    covariance = torch.cov(white.flatten(1).T)
+    assert torch.allclose(covariance, torch.eye(len(covariance)), atol=0.02)
+    assert torch.allclose(zca.invert(white), images, atol=1e-3)
+    assert torch.allclose(zca.matrix, zca.matrix.T, atol=1e-4)
+
+
+def test_zca_follows_its_definition():
+    images = torch.rand(300, 1, 5, 5, generator=generator(1))
+    flat = images.flatten(1).double()
+    u, s, _ = torch.linalg.svd(torch.cov(flat.T))
+    expected = (u * (s + 0.1).rsqrt()) @ u.T
+    assert torch.allclose(fit_zca(images).matrix.double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("fit", [fit_zca, fit_channels])
+def test_whitening_survives_a_file(fit):
+    images = torch.rand(50, 3, 4, 4, generator=generator(2))
+    whitening = fit(images)
+    again = Whitening.from_tensors(whitening.tensors())
+    assert torch.equal(again.apply(images), whitening.apply(images))
+    assert torch.allclose(again.invert(again.apply(images)), images, atol=1e-5)
+
+
+def test_channels_are_standardized():
+    white = fit_channels(images := 3 * torch.rand(60, 2, 4, 4, generator=generator(3))).apply(
+        images
+    )
+    assert torch.allclose(white.mean((0, 2, 3)), torch.zeros(2), atol=1e-5)
+    assert torch.allclose(white.std((0, 2, 3)), torch.ones(2), atol=1e-2)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_augmentation_is_a_function_of_its_draw(operation):
+    images = torch.rand(5, 3, 8, 8, generator=generator(4))
+    how = Draw(operation, torch.rand(5, 3, generator=generator(5), dtype=torch.float64))
+    out = augment(images, how)
+    assert out.shape == images.shape
+    assert torch.equal(out, augment(images, how))
+    assert not torch.equal(out, images)
+    each = torch.cat(
+        [augment(images[i : i + 1], Draw(operation, how.u[i : i + 1])) for i in range(5)]
+    )
+    # an image's result depends on its own numbers alone
+    assert torch.allclose(out, each, atol=1e-6)
+
+
+def test_augmentations_differentiate():
+    images = torch.rand(2, 3, 6, 6, generator=generator(6), dtype=torch.float64, requires_grad=True)
+    u = torch.rand(2, 3, generator=generator(7), dtype=torch.float64)
+    for operation in OPERATIONS:
+        assert torch.autograd.gradcheck(lambda x, op=operation: augment(x, Draw(op, u)), images)
+
+
+def test_augmentations_do_what_their_names_say():
+    x = torch.rand(1, 3, 32, 32, generator=generator(8))
+    at = lambda *u: torch.tensor([u], dtype=torch.float64)
+    assert torch.equal(augment(x, Draw("flip", at(0.4, 0, 0))), x.flip(3))
+    assert torch.equal(augment(x, Draw("flip", at(0.6, 0, 0))), x)
+    middle = 4.5 / 9  # of the nine shifts -4 ... 4, the one that leaves the image where it is
+    assert torch.equal(augment(x, Draw("crop", at(middle, middle, 0))), x)
+    moved = augment(x, Draw("crop", at(0.99, middle, 0)))
+    assert torch.equal(moved[:, :, :-4], x[:, :, 4:])
+    assert (moved[:, :, -4:] == 0).all()
+    holed = augment(x, Draw("cutout", at(0.5, 0.5, 0)))
+    assert int((holed[0, 0] == 0).sum()) == 16 * 16
+    assert torch.allclose(augment(x, Draw("rotate", at(0.5, 0, 0))), x, atol=1e-4)
+    one = (1 - 1 / 1.2) / (1.2 - 1 / 1.2)
+    assert torch.allclose(augment(x, Draw("scale", at(one, one, 0))), x, atol=1e-4)
+    assert torch.allclose(augment(x, Draw("color", at(0.5, 0.5, 0.5))), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_number_that_rounds_to_one_is_no_shift_out_of_the_image(operation):
+    almost = torch.full((1, 3), 1 - 2**-26, dtype=torch.float64)
+    assert almost.float().eq(1).all()
+    x = torch.rand(1, 3, 32, 32, generator=generator(11))
+    assert augment(x, Draw(operation, almost)).isfinite().all()
+
+
+def test_every_operation_is_drawn():
+    rng = generator(9)
+    assert {draw(2, rng).operation for _ in range(100)} == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    "asked, near", [("cifar-10", "cifar10"), ("cifar10_sample", "cifar10-sample")]
+)
+def test_an_unknown_data_set_is_answered_with_the_nearest(asked, near):
+    with refused("unknown data set", asked, f"did you mean '{near}'", "a path that ends in .npz"):
+        load(asked)
+
+
+def test_a_name_like_no_other_gets_the_choices_alone():
+    with pytest.raises(Error) as caught:
+        load("mnist")
+    assert "did you mean" not in str(caught.value)
+    assert "cifar10-sample, cifar10, cifar100" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"y_train": Y - 1}, ["y_train", "from -1 to 0", "integers from 0 to 1"]),
+        ({"y_test": YT + 1}, ["y_test", "from 1 to 2", "2 classes", "integers from 0 to 1"]),
+        (
+            {"classes": np.array(["a", "b"]), "y_train": Y * 2},
+            ["y_train", "from 0 to 2", "2 classes"],
+        ),
+        ({"y_train": Y * 2, "y_test": YT * 2}, ["from 0 to 2", "2 classes", "without gaps"]),
+        # must not make 10**17 names first
+        ({"y_train": Y * 10**17}, ["2 classes", "without gaps"]),
+        ({"classes": np.array(["a", "b", "c"])}, ["class 2", "no training image", "without gaps"]),
+        ({"classes": np.array(["a", "a"])}, ["classes", "different names"]),
+        ({"classes": np.array("ab")}, ["classes", "a list"]),
+        ({"classes": np.array(["a", "b"], object)}, ["Python objects"]),
+        ({"y_train": Y * 0, "y_test": YT * 0}, ["one class only", "at least 2"]),
+        ({"y_train": Y * 1.0}, ["y_train", "float64", "labels must be integers"]),
+        ({"y_train": Y > 0}, ["y_train", "bool", "labels must be integers"]),
+        ({"y_train": Y[:-1]}, ["12 images", "(11,)", "one label per image"]),
+        ({"y_train": Y[:, None]}, ["12 images", "(12, 1)", "one label per image"]),
+    ],
+)
+def test_labels_must_number_the_classes(tmp_path, changes, words):
+    with refused(*words):
+        load(save(tmp_path / "mine.npz", **changes))
+
+
+def sizes(*images):
+    array = np.empty(len(images), object)
+    array[:] = images
+    return array
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"x_train": X[:, :, :6]}, ["x_train", "(12, 8, 6, 3)", "must be square"]),
+        ({"x_train": X.transpose(0, 3, 1, 2)}, ["(12, 3, 8, 8)", "channels last", "transpose"]),
+        ({"x_test": XT.reshape(6, -1)}, ["x_test", "(6, 192)", "(N, S, S)"]),
+        ({"x_train": np.full(X.shape, NAN)}, ["x_train", "not finite", "drop"]),
+        ({"x_test": np.full(XT.shape, INF)}, ["x_test", "not finite", "drop"]),
+        ({"x_train": X / 100}, ["x_train", "values from 0 to", "scale the floats"]),
+        ({"x_train": X / -255}, ["x_train", "values from -", "scale the floats"]),
+        ({"x_train": X.astype(np.int64)}, ["x_train", "int64", "uint8, or floats"]),
+        ({"x_train": X.astype(complex)}, ["x_train", "complex128", "uint8, or floats"]),
+        ({"x_train": X.astype(str)}, ["x_train", "uint8, or floats"]),
+        ({"x_test": XT[:, :6, :6]}, ["(8, 8, 3)", "(6, 6, 3)", "one size"]),
+        ({"x_test": XT[..., :1]}, ["(8, 8, 3)", "(8, 8, 1)", "one size"]),
+        ({"x_train": sizes(X[0], X[1, :6, :6])}, ["several sizes", "all images of one size"]),
+        ({"x_train": X[:0], "y_train": Y[:0]}, ["x_train", "at least one image"]),
+        ({"x_test": XT[:0] / 255, "y_test": YT[:0]}, ["x_test", "at least one image"]),
+        ({"x_train": X[..., :0], "x_test": XT[..., :0]}, ["without a single pixel"]),
+        ({"x_train": X * 0}, ["same value in every training pixel", "drop it"]),
+    ],
+)
+def test_images_must_be_square_finite_and_of_one_size(tmp_path, changes, words):
+    with refused(*words):
+        load(save(tmp_path / "mine.npz", **changes))
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", ">f4", "f8", np.longdouble])
+def test_floats_of_every_kind_are_images(tmp_path, data, kind):
+    loaded = load(
+        save(tmp_path / "mine.npz", x_train=(X / 255).astype(kind), x_test=(XT / 255).astype(kind))
+    )
+    torch.testing.assert_close(loaded.train.images, data.train.images, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, NAN])
+def test_the_validation_share_is_a_share(tmp_path, share):
+    with refused("validation share", "at least 0 and below 1"):
+        load(save(tmp_path / "mine.npz"), validation=share)
+
+
+@pytest.mark.parametrize("kept", [0, 8, 700, -30])
+def test_a_truncated_npz_is_called_damaged(tmp_path, kept):
+    path = save(tmp_path / "mine.npz")
+    path.write_bytes(path.read_bytes()[:kept])
+    with untouched(path), refused("mine.npz cannot be read", "damaged", "numpy.savez"):
+        load(path)
+
+
+def test_an_altered_npz_is_called_damaged(tmp_path):
+    path = save(tmp_path / "mine.npz")
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(content)
+    with untouched(path), refused("mine.npz cannot be read", "damaged", "numpy.savez"):
+        load(path)
+
+
+def test_another_kind_of_file_is_not_an_npz(tmp_path):
+    np.save(tmp_path / "images.npy", X)
+    (tmp_path / "images.npy").rename(tmp_path / "npy.npz")
+    (tmp_path / "text.npz").write_text("images")
+    for name in ("npy.npz", "text.npz"):
+        with refused(f"{name} cannot be read", "not an .npz", "numpy.savez"):
+            load(tmp_path / name)
+
+
+@pytest.mark.parametrize("lacking", [["y_test"], ["x_train", "x_test"]])
+def test_an_npz_must_hold_four_arrays(tmp_path, lacking):
+    with refused("lacks", ", ".join(lacking), "it must hold x_train, y_train, x_test, y_test"):
+        load(save(tmp_path / "mine.npz", without=lacking))
+
+
+def test_a_path_that_is_not_there_or_no_npz(tmp_path):
+    with refused("there is no file", "nowhere.npz", "check the path"):
+        load(tmp_path / "nowhere.npz")
+    with refused("there is no file", "check the path"):
+        load(tmp_path.with_name(tmp_path.name + ".npz"))
+    with refused("cannot be read", "name too long"):
+        load("x" * 300 + ".npz")
+    (tmp_path / "images.csv").write_text("1,2,3")
+    with refused("images.csv", "a path that ends in .npz"):
+        load(tmp_path / "images.csv")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX systems")
+def test_a_forbidden_file_is_not_called_damaged(tmp_path):
+    npz, ours = save(tmp_path / "mine.npz"), tmp_path / "ours.safetensors"
+    files.write(ours, "thing", {}, {})
+    for path in (npz, ours):
+        path.chmod(0)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)
+        with refused("mine.npz cannot be read", "Permission denied"):
+            load(npz)
+        with refused("cannot read", "ours.safetensors", "Permission denied", "permissions"):
+            files.read(ours, "thing")
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_cifar10_must_be_the_official_arrays(tmp_path):
+    path = save(tmp_path / "cifar10.npz")
+    with (
+        untouched(path),
+        refused("x_train of cifar10 is not the official array", "SHA-256", "fetch the data again"),
+    ):
+        load("cifar10", root=tmp_path)
+
+
+def test_a_failed_download_says_where_the_arrays_can_go(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", offline)
+    with refused("cifar100 could not be downloaded", "no route to host", "put cifar100.npz there"):
+        load("cifar100", root=tmp_path)
+
+
+def test_data_that_is_there_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    asked = []
+
+    def complete(root, train, download):
+        asked.append(download)
+        part = "train" if train else "test"
+        return SimpleNamespace(data=arrays()[f"x_{part}"], targets=arrays()[f"y_{part}"].tolist())
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", complete)
+    monkeypatch.setattr(
+        "ddpp.data.sources.files.check_writable", lambda path: pytest.fail(f"{path} is asked for")
+    )
+    # which these are not, but they were read
+    with refused("x_train of cifar100 is not the official array"):
+        load("cifar100", root=tmp_path)
+    assert asked == [False, False]
