@@ -2,7 +2,7 @@
 the distilled file.
 """
 
-from ddpp.data import ImageData, load_data
+from ddpp.data import ImageData, from_arrays, from_datasets, load_data
 from ddpp.data.folder import pack_folder
 from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig, distill
@@ -32,6 +32,8 @@ __all__ = [
     "custom",
     "distill",
     "evaluate",
+    "from_arrays",
+    "from_datasets",
     "keep_mask",
     "load_data",
     "matching_loss",

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import INF, NAN, XT, YT, X, Y, arrays, load, refused, save, untouched
 
-from ddpp.data import load_data
+from ddpp.data import from_arrays, from_datasets, load_data
 from ddpp.data.augmentation import OPERATIONS, Draw, augment, draw
 from ddpp.data.sources import SHA256
 from ddpp.data.whitening import Whitening, fit_channels, fit_zca
@@ -317,3 +318,68 @@ def test_data_that_is_there_is_read_where_nothing_can_be_written(tmp_path, monke
     with refused("x_train of cifar100 is not the official array"):
         load("cifar100", root=tmp_path)
     assert asked == [False, False]
+
+
+# Data from memory
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_data_from_memory_are_those_from_a_file(tmp_path, channels):
+    rng = np.random.default_rng(0)
+    x, x_test = (rng.integers(0, 256, (n, 12, 12, channels), np.uint8) for n in (60, 20))
+    y, y_test = np.arange(60) % 3, np.arange(20) % 3
+    names = ["cat", "dog", "frog"]
+    np.savez(
+        tmp_path / "mine.npz",
+        x_train=x,
+        y_train=y,
+        x_test=x_test,
+        y_test=y_test,
+        classes=np.array(names),
+    )
+    want = load_data(tmp_path / "mine.npz", device="cpu")
+    first = lambda images: torch.from_numpy(images).permute(0, 3, 1, 2)
+    pairs = [
+        [(first(image[None])[0], label) for image, label in zip(*part, strict=True)]
+        for part in ((x, y), (x_test, y_test))
+    ]
+    pictures = [
+        [(Image.fromarray(image.squeeze()), int(label)) for image, label in zip(*part, strict=True)]
+        for part in ((x, y), (x_test, y_test))
+    ]
+    for found in (
+        from_arrays(x, y, x_test, y_test, classes=names, device="cpu"),
+        from_arrays(first(x), torch.from_numpy(y), first(x_test), y_test, classes=names),
+        from_datasets(*pairs, classes=names, device="cpu"),
+        from_datasets(*pictures, classes=names, device="cpu"),
+    ):
+        assert found.identity == want.identity
+        assert found.classes == want.classes
+        assert torch.equal(found.train.images, want.train.images)
+        assert torch.equal(found.test.labels, want.test.labels)
+        assert found.train.images.stride() == want.train.images.stride()
+
+
+class Named(list):
+    classes = ("a", "b")
+
+
+def test_a_datasets_own_names_are_taken():
+    images = Named((torch.rand(1, 8, 8), i % 2) for i in range(20))
+    assert from_datasets(images, images, device="cpu").classes == ("a", "b")
+
+
+def test_data_from_memory_that_cannot_be_used_are_refused():
+    x, y = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 2
+    with refused("x_train has 20 images but y_train has the shape (19,)"):
+        from_arrays(x, y[:19], x, y)
+    with refused("scale the floats to between 0 and 1"):
+        from_arrays(torch.full((20, 1, 8, 8), 2.0), y, x, y)
+    with refused("validation share is 1"):
+        from_arrays(x, y, x, y, validation=1)
+    with refused("must be a list of different names"):
+        from_arrays(x, y, x, y, classes=["cat", "cat"])
+    with refused("several shapes", "resize"):
+        from_datasets([(np.zeros((8, 8)), 0), (np.zeros((9, 9)), 1)], [])
+    with refused("yields nothing"):
+        from_datasets([(np.zeros((8, 8)), 0)], [])

@@ -1,12 +1,14 @@
 """A data set as whole tensors on one device."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ddpp.data.sources import ARRAYS, check, class_names, find, sha256
@@ -149,6 +151,108 @@ def load_data(
     mean and deviation per channel; on cpu
     """
     name, arrays = find(name_or_path, Path(root or "data"))
+    return _prepared(name, arrays, zca, validation, whitening, device)
+
+
+def from_arrays(
+    x: ArrayLike,
+    y: ArrayLike,
+    x_test: ArrayLike,
+    y_test: ArrayLike,
+    *,
+    classes: Sequence[str] | None = None,
+    zca: bool | None = None,
+    validation: float = 0.1,
+    device: str | torch.device | None = None,
+) -> ImageData:
+    """Take a data set from memory and preprocess it, as `load_data` does with one from a file.
+
+    - x, x_test: images, uint8 or floats in [0, 1]. Arrays lie as (N, S, S) or (N, S, S, C), tensors
+      as (N, S, S) or (N, C, S, S).
+    - y, y_test: labels (N,), integers from 0 without gaps.
+    - classes: their names. Default: the numbers.
+    - zca, validation, device: as in `load_data`.
+
+    Raises Error for arrays that do not fit.
+
+    >>> import ddpp, torch
+    >>> x, y = torch.rand(40, 3, 8, 8), torch.arange(40) % 2
+    >>> data = ddpp.from_arrays(x, y, x[:10], y[:10], classes=["cat", "dog"], device="cpu")
+    >>> data.shape, data.classes, len(data.train.labels)
+    ((3, 8, 8), ('cat', 'dog'), 36)
+    """
+    arrays = {"x_train": _array(x), "y_train": _array(y)}
+    arrays |= {"x_test": _array(x_test), "y_test": _array(y_test)}
+    if classes is not None:
+        arrays["classes"] = np.array([str(name) for name in classes])
+    return _prepared("arrays", arrays, zca, validation, None, device)
+
+
+def from_datasets(
+    train: Iterable,
+    test: Iterable,
+    *,
+    classes: Sequence[str] | None = None,
+    zca: bool | None = None,
+    validation: float = 0.1,
+    device: str | torch.device | None = None,
+) -> ImageData:
+    """Take a data set from two datasets of torch or torchvision, all of it, and preprocess it.
+
+    - train, test: they yield (image, label). An image is a PIL image, an array (S, S) or (S, S, C),
+      or a tensor (C, S, S); all have one size, and are not normalized yet.
+    - classes: their names. Default: the attribute `classes` of `train`, else the numbers.
+    - zca, validation, device: as in `load_data`.
+
+    Raises Error for images and labels that do not fit.
+
+    >>> import ddpp, torch
+    >>> from torch.utils.data import TensorDataset
+    >>> images = TensorDataset(torch.rand(40, 1, 8, 8), torch.arange(40) % 2)
+    >>> ddpp.from_datasets(images, images, device="cpu").shape
+    (1, 8, 8)
+    """
+    (x, y), (x_test, y_test) = _stacked("train", train), _stacked("test", test)
+    names = getattr(train, "classes", None) if classes is None else classes
+    return from_arrays(
+        x, y, x_test, y_test, classes=names, zca=zca, validation=validation, device=device
+    )
+
+
+def _stacked(name: str, dataset: Iterable) -> tuple[np.ndarray, np.ndarray]:
+    """Stack all images and labels of a dataset."""
+    images, labels = [], []
+    for image, label in dataset:
+        array = _array(image[None])[0] if isinstance(image, Tensor) else np.asarray(image)
+        images.append(array)
+        labels.append(int(label))
+    if sizes := {image.shape for image in images[1:]} - {image.shape for image in images[:1]}:
+        raise Error(
+            f"the {name} images have several shapes, as {images[0].shape} and {sizes.pop()}: "
+            "resize and convert all to one"
+        )
+    if not images:
+        raise Error(f"the {name} dataset yields nothing: give at least one image")
+    return np.stack(images), np.array(labels)
+
+
+def _array(values: ArrayLike) -> np.ndarray:
+    """Turn a tensor, with channels first, or anything else, with channels last, into an array."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy()
+
+
+def _prepared(
+    name: str,
+    arrays: dict[str, np.ndarray],
+    zca: bool | None,
+    validation: float,
+    whitening: Whitening | None,
+    device: str | torch.device | None,
+) -> ImageData:
+    """Check raw arrays and preprocess them; for the arguments see `load_data`."""
     check(name, arrays)
     classes = class_names(name, arrays)
     if not 0 <= validation < 1:
