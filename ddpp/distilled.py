@@ -259,12 +259,10 @@ class DistilledDataset(Dataset):
         >>> distilled.picture(zoom=1).size  # (width, height)
         (19, 19)
         """
-        from torchvision.utils import make_grid  # here, as importing torchvision takes seconds
-
         ranks = zip_longest(*self.by_class())
         by_rank = [i for rank in ranks for i in rank if i is not None]
         big = self.natural()[by_rank].repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-        return _pil(make_grid(big, nrow=min(len(self.classes), 20), padding=zoom, pad_value=1))
+        return _pil(_grid(big, columns=min(len(self.classes), 20), line=zoom))
 
     def _repr_png_(self) -> bytes | None:
         return self.picture()._repr_png_()
@@ -370,6 +368,25 @@ def loss_in(tensors: dict[str, Tensor], meta: dict) -> str:
     """
     learned = tensors["labels"].is_floating_point()
     return meta.get("loss", SQUARED_ERROR if learned else CROSS_ENTROPY)
+
+
+def _grid(images: Tensor, columns: int, line: int) -> Tensor:
+    """Lay images (N, C, H, W) in rows with white lines around each; a single image gets none.
+
+    Grey images become RGB.
+    """
+    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    n, channels, height, width = images.shape
+    if n == 1:
+        return images[0]
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    tall, wide = height + line, width + line
+    grid = images.new_ones(channels, rows * tall + line, columns * wide + line)
+    for i, image in enumerate(images):
+        top, left = i // columns * tall + line, i % columns * wide + line
+        grid[:, top : top + height, left : left + width] = image
+    return grid
 
 
 def _pil(image: Tensor) -> Image.Image:
