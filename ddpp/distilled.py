@@ -1,6 +1,4 @@
-"""A distilled dataset: what stage C produces, in one file that is enough to train on and to test
-correctly.
-"""
+"""A distilled dataset: the result of stage C, in one file with all that training on it needs."""
 
 import dataclasses
 import re
@@ -22,43 +20,42 @@ from ddpp.foundation.loop import Run, pack, unpack
 from ddpp.networks import NetworkConfig
 
 KIND = "distilled dataset"
-# what networks are trained on the labels with
-CROSS_ENTROPY, SQUARED_ERROR = (
-    "cross-entropy",
-    "squared error",
-)
+CROSS_ENTROPY, SQUARED_ERROR = "cross-entropy", "squared error"  # losses to train with
 
 
 @dataclass(repr=False)
 class DistilledDataset(Dataset):
-    """Distilled images with all that belongs to them. As a torch Dataset it yields (image, label),
-    preprocessed.
+    """Distilled images with all that belongs to them.
 
-    images: (N, C, H, W) float32, preprocessed as `whitening` says.
-    labels: (N,) int64, classes; or (N, classes) float32, soft labels or targets of a regression,
-    see `loss`.
-    alpha: the learned learning rate, a positive scalar.
-    classes: their names. network: the NetworkConfig it was distilled with, as a dict.
-    iterates: {step: (images, alpha)} along the way: step 0, the real images it started from, to the
-    final one.
-    history: per distillation step, see `distill`; provenance: config, data, versions, device; both
-    may be empty.
-    loss: what networks are trained on the labels with, "cross-entropy" or "squared error". None:
-    cross-entropy, which needs labels (N, classes) to be distributions.
+    As a torch Dataset it yields pairs (image, label), preprocessed. `distill` and `load` make one;
+    making one by hand works, too. Raises Error for shapes, types and values that do not fit.
 
-    Made by hand or read from a file, it is checked: Error for shapes, types and values that do not
-    fit.
+    >>> import ddpp, torch
+    >>> from ddpp.data.whitening import fit_channels
+    >>> images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> ddpp.DistilledDataset(
+    ...     images=images,
+    ...     labels=torch.tensor([0, 0, 1, 1]),
+    ...     alpha=torch.tensor(0.01),
+    ...     whitening=fit_channels(images),
+    ...     classes=("cat", "dog"),
+    ...     network=ddpp.NetworkConfig(width=4, depth=2),
+    ... )
+    4 distilled images of 2 classes, 1x8x8; alpha 0.0100
     """
 
-    images: Tensor
-    labels: Tensor
-    alpha: Tensor
-    whitening: Whitening
-    classes: tuple[str, ...]
-    network: dict
+    images: Tensor  # (N, C, H, W), float32, preprocessed by `whitening`
+    labels: Tensor  # (N,), int64, classes; or (N, classes), float32, soft labels or targets
+    alpha: Tensor  # the learned learning rate, a positive scalar; a number becomes a tensor
+    whitening: Whitening  # the preprocessing of the images
+    classes: tuple[str, ...]  # names, in the order of the labels
+    network: dict  # the NetworkConfig that the set was distilled with; may be given as one
+    # {step: (images, alpha)}, from step 0, the real images at the start, to the final step
     iterates: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    history: dict[str, Tensor] = field(default_factory=dict)
-    provenance: dict = field(default_factory=dict)
+    history: dict[str, Tensor] = field(default_factory=dict)  # per distillation step, see `distill`
+    provenance: dict = field(default_factory=dict)  # settings, data, versions, device
+    # "cross-entropy" or "squared error". None: cross-entropy, which needs labels (N, classes) to be
+    # distributions
     loss: str | None = None
 
     def __post_init__(self):
@@ -82,9 +79,12 @@ class DistilledDataset(Dataset):
     def from_run(
         cls, run: Run, data: ImageData, labels: Tensor, network: NetworkConfig, identity: dict
     ) -> "DistilledDataset":
-        """What a finished run has made of `data`, with `labels` (N,) or learned ones (N, classes).
+        """Make the set from a finished run.
 
-        network, identity: those of the run.
+        - run: finished.
+        - data: what was distilled.
+        - labels: (N,), or learned ones (N, classes).
+        - network, identity: those of the run.
         """
         learned = labels.is_floating_point()
         return cls(
@@ -102,10 +102,8 @@ class DistilledDataset(Dataset):
 
     def __repr__(self) -> str:
         shape, alpha = "x".join(map(str, self.images.shape[1:])), float(self.alpha)
-        return (
-            f"{len(self)} distilled images of {len(self.classes)} classes, {shape}; alpha "
-            f"{alpha:.4f}"
-        )
+        classes = len(self.classes)
+        return f"{len(self)} distilled images of {classes} classes, {shape}; alpha {alpha:.4f}"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -116,53 +114,77 @@ class DistilledDataset(Dataset):
 
     @property
     def ipc(self) -> int:
-        """Images per class; rounded up where classes have different numbers of them."""
+        """The number of images per class, rounded up where classes differ."""
         return -(-len(self.images) // len(self.classes))
 
     @property
     def hard_labels(self) -> Tensor:
-        """The class of each image (N,): its label, or of a label (N, classes) the largest entry."""
+        """The class of each image, (N,): its label, or the largest entry of its soft label."""
         return self.labels.argmax(1) if self.labels.is_floating_point() else self.labels
 
     def by_class(self) -> list[list[int]]:
-        """For each class the indices of its images, in their order."""
-        found = self.hard_labels.tolist()
-        return [
-            [i for i, label in enumerate(found) if label == each]
-            for each in range(len(self.classes))
-        ]
+        """List, for each class, the indices of its images in their order."""
+        members: list[list[int]] = [[] for _ in self.classes]
+        for i, label in enumerate(self.hard_labels.tolist()):
+            members[label].append(i)
+        return members
 
     def at(self, step: int) -> "DistilledDataset":
-        """The set as it was after `step` distillation steps, one of `iterates`."""
+        """Return the set as it was after a distillation step.
+
+        - step: one of `iterates`; else Error. Step 0 has the real images at the start.
+
+        >>> import ddpp, torch
+        >>> from ddpp.data.whitening import fit_channels
+        >>> images, alpha = torch.rand(2, 1, 8, 8), torch.tensor(0.01)
+        >>> distilled = ddpp.DistilledDataset(
+        ...     images=images, labels=torch.tensor([0, 1]), alpha=alpha,
+        ...     whitening=fit_channels(images), classes=("cat", "dog"),
+        ...     network=ddpp.NetworkConfig(width=4, depth=2),
+        ...     iterates={0: (torch.zeros(2, 1, 8, 8), alpha), 80: (images, alpha)},
+        ... )
+        >>> distilled.at(step=0).images.abs().max()
+        tensor(0.)
+        """
         if step not in self.iterates:
             raise Error(
                 f"step {step} was not kept: the choices are {', '.join(map(str, self.iterates))}"
             )
         images, alpha = self.iterates[step]
-        # later ones are not its past
         until = {at: iterate for at, iterate in self.iterates.items() if at <= step}
         return dataclasses.replace(self, images=images, alpha=alpha, iterates=until)
 
     def to(self, device: torch.device | str) -> "DistilledDataset":
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("images", "labels", "alpha", "whitening")
-        }
-        iterates = {
-            step: (images.to(device), alpha.to(device))
-            for step, (images, alpha) in self.iterates.items()
-        }
-        return dataclasses.replace(self, iterates=iterates, **moved)
+        """Move all tensors but the history to a device."""
+        iterates = self.iterates.items()
+        return dataclasses.replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            alpha=self.alpha.to(device),
+            whitening=self.whitening.to(device),
+            iterates={step: (x.to(device), alpha.to(device)) for step, (x, alpha) in iterates},
+        )
 
     def save(self, path: str | Path) -> None:
-        """Write one .safetensors file, all or nothing. Equal sets give equal bytes: no clock time
-        is in it.
+        """Write the set to one .safetensors file, all or nothing.
+
+        - path: the file; an existing one is replaced. Raises Error if it cannot be written.
+
+        Equal sets give equal bytes: the file contains no time of day.
+
+        >>> import ddpp, torch
+        >>> data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+        >>> real, network = data.draw(ipc=1, seed=0), ddpp.NetworkConfig(width=8)
+        >>> distilled = ddpp.DistilledDataset(
+        ...     *real, torch.tensor(0.01), data.whitening, data.classes, network
+        ... )
+        >>> distilled.save("real.safetensors")
+        >>> torch.equal(ddpp.DistilledDataset.load("real.safetensors").images, real.images)
+        True
         """
-        tensors = {
-            "images": self.images,
-            "labels": self.labels,
-            "alpha": self.alpha,
-        } | self.whitening.tensors()
+        tensors = {"images": self.images, "labels": self.labels, "alpha": self.alpha}
+        tensors |= self.whitening.tensors()
         tensors |= pack(self.iterates, self.history)
         meta = {
             "classes": list(self.classes),
@@ -174,8 +196,21 @@ class DistilledDataset(Dataset):
 
     @staticmethod
     def load(path: str | Path) -> "DistilledDataset":
-        """Read a file written by `save`; a damaged one, or one of another kind, is refused with an
-        Error.
+        """Read a set from a file written by `save`.
+
+        - path: the file. Raises Error if it is missing, damaged or of another kind.
+
+        Every byte is checked. Tensors are on the CPU, see `to`.
+
+        >>> import ddpp, torch
+        >>> data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+        >>> real, network = data.draw(ipc=1, seed=0), ddpp.NetworkConfig(width=8)
+        >>> distilled = ddpp.DistilledDataset(
+        ...     *real, torch.tensor(0.01), data.whitening, data.classes, network
+        ... )
+        >>> distilled.save("real.safetensors")
+        >>> ddpp.DistilledDataset.load("real.safetensors")
+        10 distilled images of 10 classes, 3x32x32; alpha 0.0100
         """
         tensors, meta = files.read(path, KIND)
         iterates, history = unpack(tensors)
@@ -193,26 +228,51 @@ class DistilledDataset(Dataset):
         )
 
     def natural(self) -> Tensor:
-        """The images in natural colours (N, C, H, W): preprocessing undone, cut to [0, 1]."""
+        """Undo the preprocessing: the images in natural colours, (N, C, H, W), clamped to [0, 1].
+
+        >>> import ddpp, torch
+        >>> from ddpp.data.whitening import fit_channels
+        >>> colours = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> whitening, labels = fit_channels(colours), torch.tensor([0, 1])
+        >>> distilled = ddpp.DistilledDataset(
+        ...     whitening.apply(colours), labels, torch.tensor(0.01), whitening, ("cat", "dog"), {}
+        ... )
+        >>> torch.allclose(distilled.natural(), colours, atol=1e-6)
+        True
+        """
         return self.whitening.invert(self.images).clamp(0, 1).cpu()
 
     def picture(self, zoom: int = 3) -> Image.Image:
-        """All images in natural colours as one picture: the first of every class, the second ...;
-        at most 20 a row.
-        """
-        from torchvision.utils import make_grid  # here, as importing torchvision takes seconds
+        """Draw all images in natural colours as one picture.
 
+        - zoom: side of an image's pixel, in pixels of the picture; white lines are as wide.
+
+        The order is the first image of every class, the second of every class, and so on; a row has
+        as many images as there are classes, at most 20.
+
+        >>> import ddpp, torch
+        >>> from ddpp.data.whitening import fit_channels
+        >>> images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 0, 1, 1])
+        >>> distilled = ddpp.DistilledDataset(
+        ...     images, labels, torch.tensor(0.01), fit_channels(images), ("cat", "dog"), {}
+        ... )
+        >>> distilled.picture(zoom=1).size  # (width, height)
+        (19, 19)
+        """
         ranks = zip_longest(*self.by_class())
         by_rank = [i for rank in ranks for i in rank if i is not None]
         big = self.natural()[by_rank].repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-        return _pil(make_grid(big, nrow=min(len(self.classes), 20), padding=zoom, pad_value=1))
+        return _pil(_grid(big, columns=min(len(self.classes), 20), line=zoom))
 
     def _repr_png_(self) -> bytes | None:
         return self.picture()._repr_png_()
 
     def export_png(self, folder: str | Path) -> int:
-        """Write every image in natural colours as FOLDER/LABEL_CLASS/NUMBER.png; returns how
-        many.
+        """Write every image in natural colours as FOLDER/LABEL_CLASS/INDEX.png.
+
+        - folder: made if it is missing. Raises Error if it cannot be written.
+
+        Returns the number of images.
         """
         images = self.natural()
         for label, members in enumerate(self.by_class()):
@@ -238,19 +298,19 @@ def _check_images(images: Tensor, whitening: Whitening) -> None:
     if not len(images):
         raise Error("there are no images: a set needs at least one")
     if not images.isfinite().all():
-        raise Error("the images hold values that are not finite: a run that ended so has no result")
+        raise Error("the images hold values that are not finite: the run has no result")
     if images.shape[1:] != whitening.mean.shape:
         raise Error(
             f"the images are {tuple(images.shape[1:])}, but the preprocessing is for "
-            f"{tuple(whitening.mean.shape)}: "
-            "give the whitening of the data that the images belong to"
+            f"{tuple(whitening.mean.shape)}: give the whitening of the data that the images "
+            "belong to"
         )
 
 
 def _check_labels(
     labels: Tensor, images: Tensor, classes: tuple[str, ...], loss: str | None
 ) -> str:
-    """The loss that goes with the labels, if they are right; otherwise an Error."""
+    """Choose the loss that goes with the labels; raise an Error if the labels cannot be used."""
     if loss is not None:
         choose("loss", loss, (CROSS_ENTROPY, SQUARED_ERROR))
     n, soft = len(images), (len(images), len(classes))
@@ -261,21 +321,11 @@ def _check_labels(
             else f"are {type(labels).__name__}"
         )
         raise Error(
-            f"the labels {what}: for {n} images of {soft[1]} classes give (N,) = ({n},), or (N, "
-            "classes)"
+            f"the labels {what}: for {n} images of {soft[1]} classes give (N,) = ({n},), or "
+            "(N, classes)"
         )
     if labels.ndim == 1:
-        if labels.dtype != torch.int64:
-            raise Error(
-                f"the labels are {labels.dtype}: classes must be int64, from 0 to {soft[1] - 1}"
-            )
-        if labels.min() < 0 or labels.max() >= soft[1]:
-            raise Error(
-                f"the labels go from {labels.min()} to {labels.max()}: there are {soft[1]} "
-                "classes, from 0"
-            )
-        if loss == SQUARED_ERROR:
-            raise Error("the squared error needs labels (N, classes), float32: these are classes")
+        _check_hard_labels(labels, len(classes), loss)
         return CROSS_ENTROPY
     if labels.dtype != torch.float32 or not labels.isfinite().all():
         raise Error("labels (N, classes) must be float32 and finite")
@@ -284,10 +334,24 @@ def _check_labels(
     if loss != SQUARED_ERROR and not distributions:
         raise Error(
             "the labels (N, classes) are no distributions, as some are negative or do not add up "
-            "to 1: take their "
-            "softmax for soft labels, or say loss='squared error' for targets of a regression"
+            "to 1: take their softmax for soft labels, or say loss='squared error' for targets of "
+            "a regression"
         )
     return loss or CROSS_ENTROPY
+
+
+def _check_hard_labels(labels: Tensor, classes: int, loss: str | None) -> None:
+    if labels.dtype != torch.int64:
+        raise Error(
+            f"the labels are {labels.dtype}: classes must be int64, from 0 to {classes - 1}"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise Error(
+            f"the labels go from {labels.min()} to {labels.max()}: there are {classes} classes, "
+            "from 0"
+        )
+    if loss == SQUARED_ERROR:
+        raise Error("the squared error needs labels (N, classes), float32: these are classes")
 
 
 def _check_alpha(alpha: Tensor, name: str) -> None:
@@ -298,15 +362,34 @@ def _check_alpha(alpha: Tensor, name: str) -> None:
 
 
 def loss_in(tensors: dict[str, Tensor], meta: dict) -> str:
-    """What a file says of its labels; the first files did not, and had learned labels from
-    regressions only.
+    """Read the loss that goes with a file's labels.
+
+    The first files did not name it; their learned labels are all targets of regressions.
     """
-    return meta.get(
-        "loss", SQUARED_ERROR if tensors["labels"].is_floating_point() else CROSS_ENTROPY
-    )
+    learned = tensors["labels"].is_floating_point()
+    return meta.get("loss", SQUARED_ERROR if learned else CROSS_ENTROPY)
+
+
+def _grid(images: Tensor, columns: int, line: int) -> Tensor:
+    """Lay images (N, C, H, W) in rows with white lines around each; a single image gets none.
+
+    Grey images become RGB.
+    """
+    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    n, channels, height, width = images.shape
+    if n == 1:
+        return images[0]
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    tall, wide = height + line, width + line
+    grid = images.new_ones(channels, rows * tall + line, columns * wide + line)
+    for i, image in enumerate(images):
+        top, left = i // columns * tall + line, i % columns * wide + line
+        grid[:, top : top + height, left : left + width] = image
+    return grid
 
 
 def _pil(image: Tensor) -> Image.Image:
-    """(C, H, W) in [0, 1] -> a PIL image: grey, RGB, or the first three channels."""
+    """Make a PIL image of (C, H, W) in [0, 1]: grey, RGB, or the first three channels."""
     pixels = (image[:3] if len(image) >= 3 else image[:1]).mul(255).round().byte()
     return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy().squeeze()))

@@ -1,8 +1,8 @@
-"""Stage A: train teachers on the original data and keep their snapshots theta_0, theta_1, ..., one
-per epoch.
+"""Stage A: train teachers on the original data and store a snapshot of each epoch.
 
-Plain SGD, so that epoch e + 1 is a function of snapshot e and of the seed: a stopped teacher goes
-on from its last snapshot to the same bits, and a stored teacher can be given more epochs later.
+The optimizer is plain SGD, so that epoch e + 1 is a function of snapshot e and of the seed: a
+stopped teacher resumes from its last snapshot to the same bits, and a stored teacher can be given
+more epochs later.
 """
 
 import contextlib
@@ -25,12 +25,17 @@ from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
 
 KIND = "teacher"
-SAVE_SECONDS = 30  # a teacher in training is saved at the first end of an epoch after so long
+SAVE_SECONDS = 30  # after so long a teacher in training is saved, at the end of its epoch
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """How teachers are trained; defaults are MTT's, with the paper's number of teachers."""
+    """How teachers are trained; the defaults are MTT's, with the paper's number of teachers.
+
+    >>> import ddpp
+    >>> ddpp.TeacherConfig(count=2, epochs=3, network=ddpp.NetworkConfig(width=32)).lr
+    0.01
+    """
 
     count: int = 200  # N
     epochs: int = 50  # the paper's I; only epochs up to I+ - 1 + K are ever used
@@ -41,22 +46,25 @@ class TeacherConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
 
     def identity(self, data: ImageData) -> dict:
-        """What makes a teacher what it is. Not count and epochs: more of either only adds to what
-        is there.
-        """
-        own = {k: v for k, v in asdict(self).items() if k not in ("count", "epochs")} | {
-            "data": data.identity
-        }
-        return own | marks(network=self.network.name, augmentation=self.augment)
+        """All that one teacher depends on. Not count and epochs: more of either only adds."""
+        own = {k: v for k, v in asdict(self).items() if k not in ("count", "epochs")}
+        custom = marks(network=self.network.name, augmentation=self.augment)
+        return own | {"data": data.identity} | custom
 
     def made_from(self, data: ImageData) -> dict:
-        """What a run with these teachers is made from, for its identity."""
+        """The identity's account of a run with these teachers."""
         return {"teachers": self.identity(data), "teacher_count": self.count}
 
 
 class Teachers:
-    """Trained teachers. `snapshot(k, e)` is theta_e of teacher k as a vector (p,); e = 0 is the
-    initialization.
+    """Trained teachers, made by `train_teachers`; `len` is their count.
+
+    >>> import ddpp
+    >>> data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    >>> config = ddpp.TeacherConfig(count=1, epochs=1, network=ddpp.NetworkConfig(width=1))
+    >>> teachers = ddpp.train_teachers(data, config, progress=False)
+    >>> teachers.snapshot(teacher=0, epoch=1).shape, teachers.train_loss().shape
+    (torch.Size([224]), torch.Size([1, 1]))
     """
 
     def __init__(
@@ -76,13 +84,15 @@ class Teachers:
 
     @property
     def epochs(self) -> int:
-        """Epochs that every teacher has."""
-        # epoch_0, then epoch_e and loss_e
+        """The number of epochs that every teacher has."""
+        # each holds epoch_000, then an epoch_e and a loss_e per epoch
         return min(len(trajectory) for trajectory in self.trajectories) // 2
 
     def snapshot(self, teacher: int, epoch: int) -> Tensor:
-        """theta_epoch of one teacher, (p,), on the network's device; read from disk when asked
-        for.
+        """Read one teacher's parameters after an epoch, (p,), on the network's device.
+
+        - teacher: index, from 0.
+        - epoch: from 0, the initialization, to `epochs`; else Error.
         """
         if not 0 <= epoch <= self.epochs:
             raise Error(
@@ -92,7 +102,7 @@ class Teachers:
         return self.trajectories[teacher][f"epoch_{epoch:03d}"].to(self.network.device)
 
     def train_loss(self) -> Tensor:
-        """Mean training loss (teachers, epochs), augmentation included."""
+        """Read the mean training loss of each epoch, (teachers, epochs), on augmented images."""
         names = [f"loss_{e:03d}" for e in range(1, self.epochs + 1)]
         return torch.stack(
             [torch.stack([trajectory[name] for name in names]) for trajectory in self.trajectories]
@@ -106,13 +116,46 @@ def train_teachers(
     *,
     progress: bool = True,
 ) -> Teachers:
-    """Train `config.count` teachers for `config.epochs` epochs, or take what `folder` holds of them
-    already.
+    """Train teachers, or read those that a folder holds already; train the missing epochs only.
 
-    With a folder, each teacher is a file there, memory-mapped afterwards; a stopped call goes on
-    where it was. Under torchrun every rank trains its share, into a folder that all ranks see.
-    Raises Error for a file that is damaged or belongs to another configuration.
+    - data: trained on data.train.
+    - config: how many teachers, for how many epochs, and how.
+    - folder: where each teacher is a file, memory-mapped afterwards; a stopped call resumes there.
+      Default: teachers are kept in memory alone.
+    - progress: whether a progress bar is shown.
+
+    Raises Error for settings that cannot work, a teacher that diverges, and a file that is damaged
+    or belongs to another configuration. Under torchrun every rank trains its share, into a folder
+    that all ranks see. Source: the teacher trajectories of MTT (Cazenavette et al., CVPR 2022).
+
+    >>> import ddpp
+    >>> data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    >>> config = ddpp.TeacherConfig(count=1, epochs=1, network=ddpp.NetworkConfig(width=1))
+    >>> teachers = ddpp.train_teachers(data, config, "teachers", progress=False)
+    >>> len(teachers), teachers.epochs
+    (1, 1)
     """
+    _check(config, folder)
+    training = _Training(
+        data,
+        config,
+        network=data.network(config.network),
+        folder=None if folder is None else Path(folder),
+        identity=config.identity(data),
+    )
+    trained = _train_share(training, progress)
+    processes.wait()
+    others = {k: training.stored(k) for k in range(config.count) if k not in trained}
+    if not all(others.values()):
+        raise Error(
+            f"the teachers of other processes are not in {folder}: all processes must see one "
+            "folder"
+        )
+    trajectories = [(trained | others)[k] for k in range(config.count)]
+    return Teachers(trajectories, training.identity, config, training.network)
+
+
+def _check(config: TeacherConfig, folder: str | Path | None) -> None:
     for name in ("count", "epochs", "batch"):
         if getattr(config, name) < 1:
             raise Error(f"the teachers' {name} is {getattr(config, name)}: it must be at least 1")
@@ -120,62 +163,68 @@ def train_teachers(
         raise Error(f"the teachers' lr is {config.lr}: it must be positive")
     if folder is None and processes.size() > 1:
         raise Error("several processes share their teachers through a folder: say which")
-    network, identity = data.network(config.network), config.identity(data)
-    paths = [
-        None if folder is None else Path(folder) / f"teacher_{k:03d}.safetensors"
-        for k in range(config.count)
-    ]
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What all teachers of one call share."""
+
+    data: ImageData
+    config: TeacherConfig
+    network: Flat
+    folder: Path | None
+    identity: dict
+
+    def path(self, k: int) -> Path | None:
+        """The file of teacher k."""
+        return self.folder and self.folder / f"teacher_{k:03d}.safetensors"
+
+    def meta(self, k: int) -> dict:
+        """The metadata of that file."""
+        return {"identity": self.identity, "teacher": k}
+
+    def stored(self, k: int) -> Mapping[str, Tensor]:
+        """Open the file of teacher k; empty if there is none. Raise Error if it is another's."""
+        path, meta = self.path(k), self.meta(k)
+        if path is None or not path.exists():
+            return {}
+        stored = files.Lazy(path, KIND)
+        if stored.meta != meta:
+            raise Error(
+                f"{path} belongs to a teacher of another configuration or data set "
+                f"({differences(stored.meta, meta)}): choose another folder"
+            )
+        return stored
+
+
+def _train_share(training: _Training, progress: bool) -> dict[int, Mapping[str, Tensor]]:
+    """Train the teachers in this rank's share, by their index.
+
+    Runs side by side divide the teachers: first those are trained that no other run is training,
+    then, when the other run is done, the others are read or trained.
+    """
     trained = {}
-    mine = processes.share(config.count)
-    bar = tqdm(
-        total=len(mine) * config.epochs,
-        desc="teachers",
-        unit="epoch",
-        disable=not progress or processes.rank() > 0,
-    )
-    with bar:
-        # runs side by side share them:
+    mine = processes.share(training.config.count)
+    total, quiet = len(mine) * training.config.epochs, not progress or processes.rank() > 0
+    with tqdm(total=total, desc="teachers", unit="epoch", disable=quiet) as bar:
         for k, wait in [(k, False) for k in mine] + [(k, True) for k in mine]:
-            # first those that no other run is at, then the others' when they are done
             if k in trained:
                 continue
-            path = paths[k]
+            path = training.path(k)
             if path:
                 files.check_writable(path)
             with (
                 contextlib.suppress(files.Busy),
                 files.lock(path, wait) if path else contextlib.nullcontext(),
             ):
-                trained[k] = _train(network, data, config, identity, k, path, bar)
-    processes.wait()
-    others = {
-        k: _open(paths[k], _meta(identity, k)) for k in range(config.count) if k not in trained
-    }
-    if not all(others.values()):
-        raise Error(
-            f"the teachers of other processes are not in {folder}: all processes must see one "
-            "folder"
-        )
-    trajectories = [(trained | others)[k] for k in range(config.count)]
-    return Teachers(trajectories, identity, config, network)
+                trained[k] = _train(training, k, bar)
+    return trained
 
 
-def _meta(identity: dict, k: int) -> dict:
-    return {"identity": identity, "teacher": k}
-
-
-def _train(
-    network: Flat,
-    data: ImageData,
-    config: TeacherConfig,
-    identity: dict,
-    k: int,
-    path: Path | None,
-    bar: tqdm,
-) -> Mapping[str, Tensor]:
-    """One teacher's snapshots and losses, from the file at `path` as far as it goes."""
-    meta = _meta(identity, k)
-    stored = _open(path, meta)
+def _train(training: _Training, k: int, bar: tqdm) -> Mapping[str, Tensor]:
+    """Train teacher k from its last stored epoch on; return its snapshots and losses."""
+    config, network, path = training.config, training.network, training.path(k)
+    stored = training.stored(k)
     done = len(stored) // 2
     bar.update(min(done, config.epochs))
     if done >= config.epochs:
@@ -188,45 +237,30 @@ def _train(
     saved = time.monotonic()
     try:
         for epoch in range(done + 1, config.epochs + 1):
-            theta, loss = _epoch(
-                network, theta, data, config, generator(config.seed, "teacher", k, epoch)
-            )
+            rng = generator(config.seed, "teacher", k, epoch)
+            theta, loss = _epoch(network, theta, training.data, config, rng)
             if not (torch.isfinite(loss) and torch.isfinite(theta).all()):
                 raise Error(
                     f"teacher {k} diverged in epoch {epoch}: lower its learning rate (lr "
                     f"{config.lr})"
                 )
-            trajectory |= {
-                f"epoch_{epoch:03d}": theta.cpu().clone(),
-                f"loss_{epoch:03d}": loss.cpu(),
-            }
+            trajectory[f"epoch_{epoch:03d}"] = theta.cpu().clone()
+            trajectory[f"loss_{epoch:03d}"] = loss.cpu()
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}")
             if path and time.monotonic() - saved > SAVE_SECONDS:
-                files.write(path, KIND, trajectory, meta)
+                files.write(path, KIND, trajectory, training.meta(k))
                 saved = time.monotonic()
     finally:  # finished, Ctrl-C, or an error: no whole epoch is lost
         if path and len(trajectory) > len(stored):
-            files.write(path, KIND, trajectory, meta)
+            files.write(path, KIND, trajectory, training.meta(k))
     return trajectory if path is None else files.Lazy(path, KIND)
 
 
-def _open(path: Path | None, meta: dict) -> Mapping[str, Tensor]:
-    if path is None or not path.exists():
-        return {}
-    stored = files.Lazy(path, KIND)
-    if stored.meta != meta:
-        raise Error(
-            f"{path} belongs to a teacher of another configuration or data set "
-            f"({differences(stored.meta, meta)}): "
-            "choose another folder"
-        )
-    return stored
-
-
 def _epoch(network, theta, data, config, rng) -> tuple[Tensor, Tensor]:
-    """One pass over the training images in random order; returns the new parameters and the mean
-    loss.
+    """Train for one epoch: pass over the training images in random order.
+
+    Returns the new parameters (p,) and the mean loss.
     """
     images, labels = data.train
     order = torch.randperm(len(labels), generator=rng).to(data.device)

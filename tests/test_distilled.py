@@ -2,6 +2,8 @@
 labels.
 """
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.utils import make_grid
 
 from ddpp import DistilledDataset, Error, NetworkConfig, Protocol, evaluate, load_data
 from ddpp.book import figures
 from ddpp.cli import main
+from ddpp.data.whitening import Whitening
 from ddpp.evaluating import loss_on
 from ddpp.foundation.seeds import generator
 
@@ -112,6 +116,30 @@ def test_pictures_go_by_the_labels(make, tmp_path):
             assert np.array_equal(np.asarray(picture), pixels[i, 0])
     # the first of each class, then the others
     assert made.picture(zoom=1).size == (3 * 13 + 1, 2 * 13 + 1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("classes, n", [(1, 1), (3, 1), (3, 2), (3, 8), (25, 45)])
+def test_a_picture_has_the_pixels_of_torchvisions_grid(channels, classes, n):
+    images = torch.rand(n, channels, 6, 6, generator=generator(n))
+    whitening = Whitening("channels", torch.zeros(channels, 6, 6), std=torch.ones(channels, 1, 1))
+    names, labels = tuple(map(str, range(classes))), torch.arange(n) % classes
+    made = DistilledDataset(images, labels, 0.01, whitening, names, {})
+    big = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    grid = make_grid(big, nrow=min(classes, 20), padding=2, pad_value=1)
+    shown = grid[:3] if len(grid) >= 3 else grid[0]
+    pixels = shown.mul(255).round().byte()
+    pixels = pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels
+    assert np.array_equal(np.asarray(made.picture(zoom=2)), pixels.numpy())
+
+
+def test_a_picture_needs_no_torchvision():
+    path = Path(__file__).with_name("golden") / "set.safetensors"
+    code = f"""import sys
+from ddpp.distilled import DistilledDataset
+DistilledDataset.load({str(path)!r}).picture()
+assert 'torchvision' not in sys.modules"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_figures_of_a_set_with_unequal_classes_have_a_white_tile_where_none_is(make):

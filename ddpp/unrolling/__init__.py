@@ -1,10 +1,10 @@
-"""Eq. (2) J times, and the exact gradient of a loss of the result with respect to the distilled
-images and alpha.
+"""Apply Eq. (2) J times, and differentiate a loss of the result with respect to the distilled
+images and alpha, exactly.
 
-Three engines, one signature, equal results. `autograd` keeps the graph of all J updates. `adjoint`
-keeps the J parameter vectors only, on a CPU in a temporary file, and walks back through them.
-`compiled` takes the same walk in compiled functions; it compares itself with `adjoint` first, and
-leaves the work to it where it cannot.
+Three engines have one signature and equal results. `autograd` keeps the graph of all J updates.
+`adjoint` keeps the J parameter vectors only, on a CPU in a temporary file, and makes the backward
+pass update by update. `compiled` does the same in compiled functions; it compares its results with
+those of `adjoint` first, and where it cannot be used, `adjoint` does the work.
 """
 
 from collections.abc import Callable
@@ -40,30 +40,49 @@ def unroll(
     loss: Loss,
     engine: str,
 ) -> Unrolled:
-    """Train the student from `start` (p,) and differentiate loss(student), a scalar, through its
-    whole training.
+    """Train the student by Eq. (2), and differentiate a loss of it through its whole training.
+
+    - network: the student as a function of its parameters, see `Flat`.
+    - start: parameters (p,) before the first update.
+    - images: the distilled images (N, C, H, W), preprocessed.
+    - labels: their classes (N,), int64.
+    - alpha: the student's learning rate, a scalar tensor.
+    - updates: the J batches and augmentations, see `draw_updates`.
+    - loss: maps the student's parameters (p,) to a scalar.
+    - engine: "autograd", "adjoint" or "compiled", see above; else Error.
+
+    Returns the student, the loss, and its gradients for the images and alpha. These are the terms
+    of Eqs. (1)-(4), so the parameters are as many.
+
+    >>> import ddpp, torch
+    >>> from ddpp.foundation.seeds import generator
+    >>> from ddpp.unrolling import draw_updates, unroll
+    >>> network = ddpp.NetworkConfig(width=2, depth=1).build(channels=1, classes=2, image_size=8)
+    >>> images, labels = torch.eye(8).repeat(2, 1, 1, 1), torch.tensor([0, 1])
+    >>> updates = draw_updates(size=2, batch=None, steps=3, generator=generator(0, "example"))
+    >>> start, loss = network.initial(seed=0), lambda student: student.square().sum()
+    >>> alpha = torch.tensor(0.1)
+    >>> result = unroll(network, start, images, labels, alpha, updates, loss, "adjoint")
+    >>> result.grad_images.shape, result.grad_alpha.shape
+    (torch.Size([2, 1, 8, 8]), torch.Size([]))
     """
-    return ENGINES[choose("engine", engine, ENGINES)](
-        network, start, images, labels, alpha, updates, loss
-    )
+    run = ENGINES[choose("engine", engine, ENGINES)]
+    return run(network, start, images, labels, alpha, updates, loss)
 
 
 def choose_engine(
     network: Flat, images: Tensor, labels: Tensor, batch: int | None, steps: int
 ) -> tuple[str, str]:
-    """The engine for this device and size, and the reason in words.
+    """Choose the engine for this device and size; return its name and the reason in words.
 
-    On a GPU `compiled`. On a CPU `autograd`, which computes each update once, if the graph of all
+    On a GPU: `compiled`. On a CPU: `autograd`, which computes each update once, if the graph of all
     updates fits in half of the memory; else `adjoint`, which computes each twice.
     """
     if images.device.type != "cpu":
-        return (
-            "compiled",
-            "on a GPU, starting small operations one by one takes longer than their arithmetic",
-        )
+        why = "on a GPU, starting small operations one by one takes longer than their arithmetic"
+        return "compiled", why
     needed = steps * graph_bytes(network, images[: batch or None], labels[: batch or None])
-    # not what is free now: a run must not depend on its neighbours
-    memory = psutil.virtual_memory().total
+    memory = psutil.virtual_memory().total  # not what is free now: equal runs make equal choices
     size = (
         f"the graph of {steps} updates takes {needed / 2**20:,.0f} of {memory / 2**20:,.0f} "
         "MiB of memory"
@@ -72,9 +91,7 @@ def choose_engine(
 
 
 def graph_bytes(network: Flat, images: Tensor, labels: Tensor) -> int:
-    """Bytes that one student update keeps for differentiating through it, measured by making
-    one.
-    """
+    """Measure, by making one update, the bytes that it keeps for the backward pass."""
     kept = {}
 
     def count(tensor: Tensor) -> Tensor:

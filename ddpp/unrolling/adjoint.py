@@ -1,13 +1,13 @@
 """The engine `adjoint`: exact gradients from the J parameter vectors alone.
 
-With lambda = dL/dtheta_J,
+Begin with lambda = dL/dtheta_J. Then, for each update from the last to the first, with g the
+gradient of the inner loss at theta_j and H its Hessian:
 
-    per update, backwards:   dL/dX     -= alpha * d<lambda, g>/dX        g = gradient of the inner
-                                                                             loss at theta_j
-                             dL/dalpha -= <lambda, g>
-                             lambda    -= alpha * H lambda               H = its Hessian
+    dL/dX     -= alpha * d<lambda, g>/dX
+    dL/dalpha -= <lambda, g>
+    lambda    -= alpha * H lambda
 
-which is what reverse-mode differentiation computes, one update's graph at a time.
+This is what reverse-mode differentiation computes, with the graph of one update at a time.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def adjoint_engine(
     updates: Updates,
     loss: Loss,
 ) -> Unrolled:
-    """Keep the J parameter vectors, and walk back through one update's graph at a time."""
+    """Keep the J parameter vectors; in the backward pass, make one update's graph at a time."""
     images, alpha, theta = images.detach(), alpha.detach(), start.detach()
     with contextlib.closing(StudentPath(start.device)) as path:
         for batch, how in zip(*updates, strict=True):
@@ -56,16 +56,18 @@ def adjoint_engine(
 
 
 class StudentPath:
-    """theta_0 ... theta_{J-1}, last in first out. On a CPU they wait in an unnamed temporary file,
-    so that the memory
-    does not grow with J even for networks larger than the images' graph; on a GPU they stay on
-    it."""
+    """The vectors theta_0 ... theta_{J-1}, last in, first out.
+
+    On a CPU they are in an unnamed temporary file, so that the memory does not grow with J even
+    for large networks; on a GPU they stay in its memory.
+    """
 
     def __init__(self, device: torch.device):
         self.file = tempfile.TemporaryFile() if device.type == "cpu" else None  # noqa: SIM115
         self.vectors: list[Tensor] = []
 
     def push(self, theta: Tensor) -> None:
+        """Keep a vector (p,). Raises Error if the disk is full."""
         if not self.file:
             self.vectors.append(theta.detach())
             return
@@ -73,22 +75,22 @@ class StudentPath:
             self.file.write(theta.detach().numpy().tobytes())
             self.file.flush()
         except OSError as e:
-            where = tempfile.gettempdir()
             raise Error(
-                f"{where} has no room for the student's path ({e}): make room, or use the engine "
-                "autograd"
+                f"{tempfile.gettempdir()} has no room for the student's path ({e}): make room, or "
+                "use the engine autograd"
             ) from e
 
     def close(self) -> None:
+        """Delete the file."""
         if self.file:
             self.file.close()
 
     def pop(self, like: Tensor) -> Tensor:
+        """Give back the last vector that is left; `like` has its shape and type."""
         if not self.file:
             return self.vectors.pop()
         end = self.file.seek(-like.numel() * like.element_size(), 1)
-        # aligned as `theta` was: numpy's memory would not be
-        theta = torch.empty(like.shape, dtype=like.dtype)
+        theta = torch.empty(like.shape, dtype=like.dtype)  # aligned as before, unlike numpy's
         self.file.readinto(theta.numpy().data)
         self.file.seek(end)
         return theta

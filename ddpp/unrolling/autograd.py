@@ -1,4 +1,4 @@
-"""The engine `autograd`: PyTorch keeps the graph of all updates, as every implementation before."""
+"""The engine `autograd`: PyTorch keeps the graph of all updates, as in earlier implementations."""
 
 from torch import Tensor
 from torch.autograd import grad

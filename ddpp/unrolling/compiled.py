@@ -1,11 +1,12 @@
-"""The engine `compiled`: one update of a student and the step back through it, as whole functions
-of fixed shapes. They are compiled, and on a GPU replayed as CUDA graphs, so that the time goes into
-arithmetic and not into starting it.
+"""The engine `compiled`: an update of the student, and its backward pass, as compiled functions.
 
-Autograd cannot differentiate twice through a compiled function. Here it need not: `slope` and
-`curvature` contain all derivatives with respect to theta, written with torch.func, and are compiled
-as they stand. The augmentation stays outside, because grid_sample has no second derivative; the
-step back needs its first one only.
+The functions have fixed shapes. On a GPU they are replayed as CUDA graphs, so that the time goes
+into arithmetic and not into launching it.
+
+Autograd cannot differentiate twice through a compiled function, and here this is not necessary:
+`slope` and `curvature` contain all derivatives with respect to theta, written with torch.func, and
+are compiled as they stand. The augmentation stays outside, because grid_sample has no second
+derivative; the backward pass needs the first one only.
 """
 
 import contextlib
@@ -27,55 +28,54 @@ from ddpp.networks import Flat, plain
 from ddpp.unrolling.adjoint import StudentPath, adjoint_engine
 from ddpp.unrolling.updates import Loss, Unrolled, Updates
 
-# of _compare: rounding, by which a ReLU may cross its kink, cost 0.008; a walk without H costs 0.2
+# Of _compare. Rounding, by which a ReLU may cross its kink, cost 0.008; leaving out H costs 0.2.
 TOLERANCE = 0.05
-# runs before a capture, in which libraries choose their algorithms and make their workspaces
+# Runs before a capture, in which libraries choose their algorithms and make their workspaces.
 WARM_UPS = 3
 
 
 def slope(network: Flat, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """g (p,), the gradient of the cross-entropy on a batch that is augmented already, with respect
-    to theta.
-    """
+    """Compute g (p,), the gradient of the cross-entropy on an augmented batch."""
     return func_grad(lambda theta: F.cross_entropy(network(theta, x), y))(theta)
 
 
 def curvature(
     network: Flat, theta: Tensor, x: Tensor, y: Tensor, along: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """H @ along (p,), d<g, along>/dx (n, C, H, W) and <g, along> (), with H the Hessian of the same
-    cross-entropy.
+    """Compute H @ along (p,), d<g, along>/dx (n, C, H, W) and <g, along> ().
 
-    Reverse mode twice: on a CPU, compiled, it was faster than forward over reverse.
+    H is the Hessian of the same cross-entropy. Both derivatives are in reverse mode: on a CPU,
+    compiled, this was faster than forward over reverse.
     """
-    toward = lambda theta, x: slope(network, theta, x, y) @ along
+
+    def toward(theta: Tensor, x: Tensor) -> Tensor:
+        return slope(network, theta, x, y) @ along
+
     (curved, pixels), value = grad_and_value(toward, argnums=(0, 1))(theta, x)
     return curved, pixels, value
 
 
 class Student:
-    """A student in training. `update` and `back` move its buffers in place, by one update of Eq.
-    (2) or one back.
+    """A student in training; `update` and `back` change its buffers in place.
 
-    theta (p,); alpha (); adjoint (p,), lambda = dL/dtheta; the batch: x (n, C, H, W), y (n,), the
-    numbers u (n, 3) of its augmentation; what `back` leaves of it: pixels, the batch's part of
-    dL/dX, and along (), <g, lambda>.
+    - theta (p,), alpha (), and adjoint (p,), which is lambda = dL/dtheta.
+    - x (n, C, H, W), y (n,), u (n, 3): the batch, and the numbers of its augmentation.
+    - pixels, like x, and along (): results of `back`, the batch's part of dL/dX and <g, lambda>.
     """
 
     def __init__(
         self, network: Flat, n: int, image: torch.Size, dtype: torch.dtype, device: torch.device
     ):
         self.network = network
-        new = lambda *shape: torch.zeros(shape, dtype=dtype, device=device)
-        self.theta, self.adjoint, self.alpha, self.along = (
-            new(network.size),
-            new(network.size),
-            new(),
-            new(),
-        )
+
+        def new(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.theta, self.adjoint = new(network.size), new(network.size)
+        self.alpha, self.along = new(), new()
         self.x, self.pixels, self.u = new(n, *image), new(n, *image), new(n, 3)
         self.y = torch.zeros(n, dtype=torch.int64, device=device)
-        self.trusted = set()  # the operations whose results were compared with another engine's
+        self.trusted = set()  # the operations whose results were compared with adjoint's
         self.usable = True
         self._graphs = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -89,25 +89,21 @@ class Student:
         return _compile(curvature)
 
     def load(self, images: Tensor, labels: Tensor, batch: Tensor, u: Tensor) -> None:
-        """Take the images (N, C, H, W) and labels (N,) at the indices `batch` (n,), and the numbers
-        u (n, 3).
-        """
+        """Copy a batch into the buffers: images and labels at the indices `batch` (n,), and u."""
         torch.index_select(images, 0, batch, out=self.x)
         torch.index_select(labels, 0, batch, out=self.y)
         self.u.copy_(u)
 
     def update(self, operation: str | None) -> None:
-        """theta -= alpha * g, on the batch augmented by this operation, or as it is."""
+        """Subtract alpha * g from theta; the operation augments the batch, None leaves it."""
         self._run(self._update, operation)
 
     def back(self, operation: str | None) -> None:
-        """With theta as it was before the update: pixels, along, and adjoint -= alpha * H
-        adjoint.
-        """
+        """Subtract alpha * H adjoint from adjoint, with theta as before the update."""
         self._run(self._back, operation)
 
     def give_up(self) -> None:
-        """Free what the graphs hold; the student is of no more use."""
+        """Free what the graphs hold; the student cannot be used after that."""
         self.usable = False
         self._graphs.clear()
 
@@ -128,8 +124,7 @@ class Student:
 
     def _augmented(self, x: Tensor, operation: str | None) -> Tensor:
         x = x if operation is None else augment(x, Draw(operation, self.u))
-        # a crop lies otherwise in memory, for which the functions would be compiled again
-        return plain(x)
+        return plain(x)  # a crop has other strides, for which the functions would compile again
 
     def _run(self, function: Callable, operation: str | None) -> None:
         if self._pool is None:
@@ -140,8 +135,10 @@ class Student:
         self._graphs[key].replay()
 
     def _capture(self, function: Callable, operation: str | None) -> torch.cuda.CUDAGraph:
-        """All graphs share one pool of memory: what they leave is in the buffers, outside it, so
-        any order is right.
+        """Capture a CUDA graph, after warm-up runs whose effect on the buffers is undone.
+
+        All graphs share one pool of memory. Their results are in the buffers, outside the pool, so
+        they can be replayed in any order.
         """
         buffers = [value for value in vars(self).values() if isinstance(value, Tensor)]
         before = [buffer.clone() for buffer in buffers]
@@ -160,19 +157,19 @@ class Student:
         return graph
 
 
-@lru_cache(maxsize=1)  # a run needs one, and the graphs of another would keep their memory
+@lru_cache(maxsize=1)  # a run needs one; a second would keep the memory of its graphs
 def student(
     network: Flat, n: int, image: torch.Size, dtype: torch.dtype, device: torch.device
 ) -> Student:
-    """The student for this network and batches of n images, made once."""
+    """Make the student for this network and batches of n images, once."""
     return Student(network, n, image, dtype, device)
 
 
 def _compile(function: Callable) -> Callable:
-    """`function`, compiled at its first call.
+    """Return a copy of a function that is compiled at its first call.
 
-    torch.compile counts what it compiles per code object and stops at eight: each student gets a
-    copy of its own.
+    torch.compile counts what it compiles per code object and stops at eight, so each student gets
+    a copy of its own.
     """
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     return torch.compile(own, fullgraph=True, dynamic=False)
@@ -187,26 +184,23 @@ def compiled_engine(
     updates: Updates,
     loss: Loss,
 ) -> Unrolled:
-    """As `adjoint`, in compiled functions; `adjoint` itself where they fail or differ."""
+    """Do as `adjoint` does, in compiled functions; where they fail or differ, call `adjoint`."""
     problem = (start, images, labels, alpha, updates, loss)
-    trained = student(
-        network, len(updates.batches[0]), images.shape[1:], images.dtype, images.device
-    )
+    n = len(updates.batches[0])
+    trained = student(network, n, images.shape[1:], images.dtype, images.device)
     if trained.usable:
         try:
             _compare(trained, *problem[:-1])
             return _walk(trained, *problem)
         except Error:
             raise
-        # whatever goes wrong in a compiler, a driver or a library: adjoint needs none of them
-        except Exception as e:
+        except Exception as e:  # of a compiler, a driver or a library, which adjoint does not need
             trained.give_up()
             reason = " ".join(str(e).splitlines()[:2])[:300] or type(e).__name__
             warnings.warn(
                 f"the engine compiled cannot be used here ({reason}): from now on the engine "
-                "adjoint takes its place, "
-                "with the same results but slower; to be rid of this message, ask for the engine "
-                "adjoint",
+                "adjoint takes its place, with the same results but slower; to avoid this message, "
+                "ask for the engine adjoint",
                 stacklevel=3,
             )
     return adjoint_engine(network, *problem)
@@ -221,8 +215,9 @@ def _walk(
     updates: Updates,
     loss: Loss,
 ) -> Unrolled:
-    """As `_adjoint`, in a Student; all draws move to the device at once, so that no update
-    waits for the host.
+    """Do as `adjoint_engine` does, in a Student.
+
+    All draws move to the device in advance, so that no update waits for the host.
     """
     images, batches = images.detach(), torch.stack([*updates.batches]).to(images.device)
     names = [None if how is None else how.operation for how in updates.draws]
@@ -260,36 +255,33 @@ def _compare(
     updates: Updates,
 ) -> None:
     """Make two updates with each operation that is new to this student, also with `adjoint`; raise
-    where they differ.
+    RuntimeError where the gradients differ.
 
-    Two, for H to have a part in the result, and with a learning rate of 0.1, for that part to be
-    large; and with a loss without a mask, as rounding may move a mask, or draw a random one anew.
+    There are two updates, so that H has a part in the result, and a learning rate of 0.1, so that
+    this part is large. The loss has no mask: rounding may change a mask, or draw a random one anew.
     """
-    loss = lambda theta: (theta - start).square().sum()
+
+    def loss(theta: Tensor) -> Tensor:
+        return (theta - start).square().sum()
+
     for batch, how in zip(*updates, strict=True):
         name = None if how is None else how.operation
         if name in student.trusted:
             continue
-        problem = (
-            start,
-            images,
-            labels,
-            torch.full_like(alpha, 0.1),
-            Updates([batch] * 2, [how] * 2),
-            loss,
-        )
+        rate, twice = torch.full_like(alpha, 0.1), Updates([batch] * 2, [how] * 2)
+        problem = (start, images, labels, rate, twice, loss)
         mine, exact = _walk(student, *problem), adjoint_engine(student.network, *problem)
         pairs = {
-            field: (getattr(mine, field), getattr(exact, field))
-            for field in ("grad_images", "grad_alpha")
+            "grad_images": (mine.grad_images, exact.grad_images),
+            "grad_alpha": (mine.grad_alpha, exact.grad_alpha),
         }
         if not all(b.isfinite().all() and b.any() for _, b in pairs.values()):
             continue  # there is nothing to compare with
         for field, (a, b) in pairs.items():
             difference = float((a - b).norm() / b.norm())
-            if not difference < TOLERANCE:  # also where it is no number
+            if not difference < TOLERANCE:  # also where the difference is NaN
                 raise RuntimeError(
-                    f"with the operation {name}, its {field} is {difference:.2g} away from "
-                    "adjoint's"
+                    f"with the operation {name}, its {field} differs from adjoint's by "
+                    f"{difference:.2g}"
                 )
         student.trusted.add(name)

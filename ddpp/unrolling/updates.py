@@ -1,4 +1,4 @@
-"""What the engines share: J updates, drawn beforehand, and the gradient of Eq. (2)."""
+"""What the engines share: the J updates, drawn in advance, and the gradient of Eq. (2)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,34 +11,39 @@ from torch.autograd import grad
 from ddpp.data.augmentation import Draw, augment, draw
 from ddpp.networks import Flat
 
-Loss = Callable[[Tensor], Tensor]  # of the student's parameters (p,), a scalar
+Loss = Callable[[Tensor], Tensor]  # maps the student's parameters (p,) to a scalar
 
 
 class Updates(NamedTuple):
-    """All that is fixed before the student starts: its J batches b_{i,j} of Eq. (1) and their
-    augmentations.
-    """
+    """What is fixed before the student starts: the batches of Eq. (1) and their augmentations."""
 
     batches: Sequence[Tensor]  # J index vectors into the distilled set
     draws: Sequence[Draw | None]  # J augmentations; None leaves a batch as it is
 
 
 class Unrolled(NamedTuple):
-    """The student after J updates (p,), the loss, and its gradients for the images (N, C, H, W) and
-    alpha ().
-    """
+    """The student after J updates, its loss, and the gradients of the loss."""
 
-    student: Tensor
-    loss: Tensor
-    grad_images: Tensor
-    grad_alpha: Tensor
+    student: Tensor  # (p,)
+    loss: Tensor  # ()
+    grad_images: Tensor  # (N, C, H, W)
+    grad_alpha: Tensor  # ()
 
 
 def draw_updates(size: int, batch: int | None, steps: int, generator: torch.Generator) -> Updates:
-    """J = `steps` batches of a distilled set of `size` images, and their augmentations.
+    """Draw the student's batches, Eq. (1), and their augmentations.
 
-    A batch is the whole set, or `batch` images without replacement: each pass through the set is a
-    fresh permutation, of which a rest smaller than a batch is left out.
+    - size: images in the distilled set.
+    - batch: images per update, drawn without replacement; None: the whole set. Each pass through
+      the set is a fresh permutation; a rest smaller than a batch is left out.
+    - steps: J, the number of updates.
+    - generator: on the CPU; first all batches are drawn, then all augmentations.
+
+    >>> from ddpp.foundation.seeds import generator
+    >>> from ddpp.unrolling import draw_updates
+    >>> updates = draw_updates(size=5, batch=2, steps=3, generator=generator(0, "example"))
+    >>> [len(batch) for batch in updates.batches], len(updates.draws)
+    ([2, 2, 2], 3)
     """
     batch = min(batch or size, size)
     batches = []
@@ -56,8 +61,6 @@ def gradient(
     how: Draw | None,
     create_graph: bool = False,
 ) -> Tensor:
-    """The gradient in Eq. (2): of the cross-entropy on the augmented batch with respect to theta,
-    (p,).
-    """
+    """Compute the gradient in Eq. (2), (p,): that of the cross-entropy on the augmented batch."""
     x = x if how is None else augment(x, how)
     return grad(F.cross_entropy(network(theta, x), y), theta, create_graph=create_graph)[0]
