@@ -1,5 +1,5 @@
-"""A tiny data set for tests of the whole run: three classes that a small network tells apart, in
-seconds.
+"""What tests share: which of them are slow or stay in one process, a tiny data set whose three
+classes a small network tells apart in seconds, and from it teachers, a run and a set.
 """
 
 import os
@@ -73,16 +73,19 @@ def npz(tmp_path):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+    """Twelve images of two classes to train on, six to test on."""
     return load(save(tmp_path_factory.mktemp("data") / "mine.npz"))
 
 
 @pytest.fixture(scope="module")
 def teachers(data):
+    """Two teachers of three epochs."""
     return train_teachers(data, TEACHERS, progress=False)
 
 
 @pytest.fixture
 def run(data, teachers):
+    """Distils with CONFIG, changed as asked for."""
     return lambda data=data, teachers=teachers, checkpoint=None, save_steps=None, **changes: (
         distill(
             data,
@@ -97,11 +100,13 @@ def run(data, teachers):
 
 @pytest.fixture(scope="module")
 def distilled(data, teachers):
+    """What CONFIG makes of the data; the steps 0, 2 and 4 are kept."""
     return distill(data, teachers, CONFIG, progress=False)
 
 
 @pytest.fixture
 def file(tmp_path):
+    """A file of ours, of a kind that nothing else has."""
     path = tmp_path / "thing.safetensors"
     files.write(
         path, "thing", {"a": torch.arange(3.0), "b": torch.tensor(7)}, {"name": "x", "number": 0.1}
