@@ -144,7 +144,7 @@ def test_an_unknown_network_is_answered_with_the_nearest(data, distilled):
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest():
-    with refused("unknown recipe 'papr'", "did you mean 'paper'"):
+    with refused("unknown profile 'papr'", "did you mean 'paper'"):
         recipe("papr")
 
 

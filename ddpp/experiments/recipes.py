@@ -16,7 +16,7 @@ from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Protocol, check_protocol
 from ddpp.experiments.methods import METHODS, GivenTeachers, MethodConfig, check_settings
 from ddpp.foundation.errors import Error, choose
-from ddpp.networks import NetworkConfig
+from ddpp.networks import ARCHITECTURES, NetworkConfig
 from ddpp.teachers import TeacherConfig
 
 PROFILES = ("smoke", "cpu", "colab", "paper")
@@ -73,7 +73,9 @@ class Recipe:
     teachers: TeacherConfig
     distill: MethodConfig  # the settings of the method
     protocol: Protocol
-    method: str = "ddpp"  # a name in METHODS
+    method: str = (
+        "ddpp"  # how images are found, a name in METHODS; decides which settings there are
+    )
     zca: bool | None = None  # None: wherever it is affordable (see load_data)
     validation: float = 0.1  # share of the training images held out for choosing an iterate
     repeats: int = 5  # networks per evaluation
@@ -87,6 +89,7 @@ class Recipe:
         Raises Error where the settings cannot work, before any work is done.
         """
         method = METHODS[choose("method", self.method, METHODS)]
+        choose("network", self.teachers.network.name, ARCHITECTURES)
         check_settings(self.method, self.distill)
         check_protocol(self.protocol, self.repeats)
         if not method.teachers:
@@ -118,7 +121,7 @@ def recipe(
     hours on two cores. Sizes between those of the paper take the next smaller one's settings, data
     sets of your own those of CIFAR-10.
     """
-    choose("recipe", profile, PROFILES)
+    choose("profile", profile, PROFILES)
     known = METHODS[choose("method", method, METHODS)]
     if profile == "smoke":
         teachers = TeacherConfig(
