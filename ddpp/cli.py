@@ -243,7 +243,7 @@ def show(
 def pack(folder: Path, /, out: Path, size: int = 32, test: float = 0.2) -> None:
     """Make an .npz file, for --data, of a folder of your pictures.
 
-    They lie in FOLDER/CLASS/PICTURE, or in FOLDER/train/CLASS and FOLDER/test/CLASS.
+    They lie as FOLDER/CLASS/PICTURE or FOLDER/{train,test}/CLASS/PICTURE.
 
     Args:
         folder: the folder with the pictures

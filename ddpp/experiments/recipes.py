@@ -73,9 +73,7 @@ class Recipe:
     teachers: TeacherConfig
     distill: MethodConfig  # the settings of the method
     protocol: Protocol
-    method: str = (
-        "ddpp"  # how images are found, a name in METHODS; decides which settings there are
-    )
+    method: str = "ddpp"  # a name in METHODS; it decides which other settings there are
     zca: bool | None = None  # None: wherever it is affordable (see load_data)
     validation: float = 0.1  # share of the training images held out for choosing an iterate
     repeats: int = 5  # networks per evaluation
