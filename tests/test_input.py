@@ -434,7 +434,7 @@ def test_teachers_of_other_data_are_refused(tmp_path, run, teachers):
             run(data=other)
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "meta"])
+@pytest.mark.parametrize("device", ["gpu", "", "meta", "cpu:7"])
 def test_an_unknown_device(device):
     with refused(f"unknown device '{device}'", "use 'cpu' or 'cuda'"):
         find_device(device)
