@@ -14,6 +14,8 @@ from ddpp.networks import VGG11, AlexNet, ConvNet, NetworkConfig, ResNet18
 from ddpp.pruning import keep_mask, matching_loss, similarity
 from ddpp.teachers import TeacherConfig, Teachers, train_teachers
 
+__version__ = "0.1.0"  # and in pyproject.toml
+
 __all__ = [
     "VGG11",
     "AlexNet",

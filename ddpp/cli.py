@@ -1,342 +1,414 @@
-"""The command line: the verbs of the API, their options made from the typed configs by tyro."""
+"""The command line: each command is a function, whose options tyro makes from its signature."""
 
-import argparse
 import contextlib
+import functools
+import importlib
 import os
 import sys
-from dataclasses import dataclass, field, fields, replace
-from functools import reduce
-from importlib.metadata import entry_points
-from operator import or_
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any
 
 try:
     import tyro
-    from tyro.conf import arg, subcommand
+    from tyro.conf import arg
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 except ModuleNotFoundError:  # where ddpp was installed without its dependencies, as on Colab
     raise SystemExit(
         "the command line needs the package tyro: install it with 'pip install tyro'"
     ) from None
 
-from ddpp import experiments
+from ddpp import __version__, evaluating, experiments
+from ddpp.baselines.ntk import KERNELS
 from ddpp.data import load_data
 from ddpp.data.folder import pack_folder
 from ddpp.data.sources import SHA256
 from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig
-from ddpp.evaluating import Evaluation, Protocol, evaluate, spread
-from ddpp.experiments.methods import MethodConfig
+from ddpp.evaluating import Evaluation, Protocol, spread
+from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PROFILES, Recipe, recipe
 from ddpp.experiments.run import Experiment, report_path, teachers_in
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.loop import Saving
-from ddpp.networks import accuracy
+from ddpp.networks import ARCHITECTURES, accuracy
+from ddpp.pruning import RULES
 from ddpp.teachers import train_teachers
+from ddpp.unrolling import ENGINES
 
-if TYPE_CHECKING:  # matplotlib takes seconds to import
-    from matplotlib.figure import Figure
-    from PIL.Image import Image
-
-Config = TypeVar("Config", bound=MethodConfig)
+Command = Callable[..., int | None]
 
 
-@dataclass(frozen=True)
-class Settings(Recipe, Generic[Config]):
-    """What the commands that train have in common: a recipe, and where and on what it runs."""
-
-    distill: Annotated[Config, arg(name="")]  # the method's; its options need no prefix
-    root: Path = Path("data")  # where cifar10 and cifar100 are looked for, or downloaded to
-    device: str | None = None  # cpu or cuda; default: the GPU if there is one
-
-    @property
-    def recipe(self) -> Recipe:
-        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+def listing(names: Iterable[str]) -> Any:
+    """Let the help of an option list the names that it takes."""
+    return arg(metavar="{" + ",".join(names) + "}")
 
 
-@dataclass(frozen=True)
-class TeachersCommand(Settings[Config]):
-    """Stage A: train the teachers of a recipe, or go on with those in a folder."""
-
-    out: Path = Path("runs")  # the teachers' folder is made in here, named by their configuration
-
-    def __call__(self) -> None:
-        config = self.stored_teachers()
-        files.check_writable(self.out / "teachers")
-        with processes.in_turn():
-            data = load_data(
-                self.data,
-                root=self.root,
-                zca=self.zca,
-                validation=self.validation,
-                device=self.device,
-            )
-        print(data)
-        folder = teachers_in(self.out, config, data)
-        teachers = train_teachers(data, config, folder)
-        if processes.rank():
-            return
-        scores = [
-            accuracy(teachers.network, teachers.snapshot(k, teachers.epochs), *data.test)
-            for k in range(len(teachers))
-        ]
-        print(f"{len(teachers)} teachers of {teachers.epochs} epochs are in {folder}")
-        print(
-            f"test accuracy after the last epoch: {sum(scores) / len(scores):.1f} ± "
-            f"{spread(scores):.1f} %"
-        )
+DATA = (*SHA256, "FILE.npz")
+NAMES = {  # of the settings that take one
+    **{"profile": PROFILES, "data": DATA, "method": METHODS, "rule": RULES},
+    **{"engine": ("auto", *ENGINES), "kernel": KERNELS, "init": ("real", "noise")},
+    "name": ARCHITECTURES,  # of a network
+}
+Settings = Annotated[Recipe, arg(name="")]  # its options have no prefix
+Root = Annotated[Path, arg(help="folder of cifar10 and cifar100, which are downloaded if missing")]
+Device = Annotated[str | None, arg(help="cpu, cuda or cuda:N; None: the GPU if there is one")]
 
 
-@dataclass(frozen=True)
-class DistillCommand(Settings[Config]):
-    """All three stages: train the teachers, distil, and compare with as many random real images."""
+def teachers(
+    recipe: Settings, root: Root = Path("data"), device: Device = None, out: Path = Path("runs")
+) -> None:
+    """Train the teachers of a recipe (stage A), or resume them.
 
-    out: Path = tyro.MISSING  # the distilled file to write, ending in .safetensors
-    # folder of the teachers; default: beside the output, named by their configuration
-    teachers_dir: Path | None = None
-    save_steps: int | None = None  # save the state every so many distillation steps
-    save_minutes: float = 1.0  # and whenever so many minutes have passed
-    best_on_test: bool = False  # also report the best iterate on the test set, as papers do
-
-    def __call__(self) -> None:
-        saving = Saving(save_steps=self.save_steps, save_minutes=self.save_minutes, report=print)
-        distilled, report = Experiment(
-            self.recipe,
-            self.out,
-            root=self.root,
-            device=self.device,
-            teachers_folder=self.teachers_dir,
-            saving=saving,
-            best_on_test=self.best_on_test,
-        ).run()
-        if report:  # on rank 0
-            show_report(self.out, distilled, report)
-
-
-@dataclass
-class ReproduceCommand:
-    """The paper's experiments, and the ablation of epsilon: do those that are missing, most
-    valuable first.
+    Args:
+        out: the teachers' folder is made in here, named by their configuration
     """
-
-    profile: str = "paper"  # smoke, cpu, colab or paper: the scale
-    only: str | None = None  # those with such a name, as 'table1/cifar10-ipc10-*'
-    list: bool = False  # show what is finished and what is missing, and do nothing
-    minutes: float | None = None  # stop after so many; the same command goes on
-    jobs: int = 1  # runs at a time, in processes that divide the cores among them
-    results: Path = Path("results")  # where reports and distilled images go
-    work: Path = Path("runs/reproduce")  # where teachers and checkpoints are
-    root: Path = Path("data")  # where cifar10 and cifar100 are looked for, or downloaded to
-    device: str | None = None  # cpu or cuda; default: the GPU if there is one
-
-    def __call__(self) -> None:
-        choose("profile", self.profile, PROFILES)
-        todo = experiments.select(experiments.runs(self.profile), self.only)
-        if self.list:
-            print("\n".join(experiments.overview(todo, self.results, self.work)))
-            return
-        experiments.reproduce(
-            todo,
-            results=self.results,
-            work=self.work,
-            root=self.root,
-            device=self.device,
-            minutes=self.minutes,
-            jobs=self.jobs,
-        )
-
-
-@dataclass
-class EvaluateCommand:
-    """Train fresh networks on a distilled file and test them on real images."""
-
-    file: tyro.conf.Positional[Path]  # the distilled file
-    data: str | None = None  # default: the data set that it was distilled from
-    root: Path = Path("data")
-    device: str | None = None
-    # convnet, alexnet, vgg11 or resnet18; default: the one it was distilled with
-    architecture: str | None = None
-    # of the network, 128 as published; default: the one it was distilled with
-    width: int | None = None
-    repeats: int = 5  # networks
-    seed: int = 0
-    best_on_test: bool = False  # also report the best iterate on the test set, as papers do
-    protocol: Annotated[Protocol, arg(name="")] = field(default_factory=Protocol)
-
-    def __call__(self) -> None:
-        distilled = DistilledDataset.load(self.file).to(find_device(self.device))
-        source = distilled.provenance.get("data", {})
-        made_from = source.get("name")
-        if self.data is None and made_from not in SHA256:
-            what = (
-                f"was distilled from '{made_from}', a file of your own"
-                if made_from
-                else "names no data set"
-            )
-            raise Error(f"{self.file} {what}: say where it is with --data")
+    config = recipe.stored_teachers()
+    files.check_writable(out / "teachers")
+    with processes.in_turn():
         data = load_data(
-            self.data or made_from,
-            root=self.root,
-            validation=source.get("validation", 0.1),
-            whitening=distilled.whitening,
-            device=self.device,
+            recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device
         )
-        print(data)
-        result = evaluate(
-            distilled,
-            data,
-            self.architecture,
-            self.repeats,
-            width=self.width,
-            protocol=self.protocol,
-            best_on_test=self.best_on_test,
-            seed=self.seed,
-        )
-        print("\n".join(result.lines()))
+    print(data)
+    folder = teachers_in(out, config, data)
+    trained = train_teachers(data, config, folder)
+    if processes.rank():
+        return
+    last = [trained.snapshot(k, trained.epochs) for k in range(len(trained))]
+    scores = [accuracy(trained.network, theta, *data.test) for theta in last]
+    mean = sum(scores) / len(scores)
+    print(f"{len(trained)} teachers of {trained.epochs} epochs are in {folder}")
+    print(f"test accuracy after the last epoch: {mean:.1f} ± {spread(scores):.1f} %")
 
 
-@dataclass
-class ShowCommand:
-    """Pictures of a distilled file in natural colours."""
+def distill(
+    recipe: Settings,
+    out: Path,
+    root: Root = Path("data"),
+    teachers_dir: Path | None = None,
+    device: Device = None,
+    save_steps: int | None = None,
+    save_minutes: float = 1.0,
+    best_on_test: bool = False,
+) -> None:
+    """Train teachers, distil, and compare with random real images.
 
-    file: tyro.conf.Positional[Path]  # the distilled file
-    out: Path | None = None  # the picture of all images; default: beside the file
-    # also a figure of the first image of each class, from the real one to the final one
-    progress: Path | None = None
-    # also a figure: left the real images, right what became of them
-    before_after: Path | None = None
-    folder: Path | None = None  # also every image as a PNG of its own, in a folder per class
+    All three stages, then the evaluation beside as many random real images.
 
-    def __call__(self) -> None:
-        distilled = DistilledDataset.load(self.file)
-        out = self.out or self.file.with_suffix(".png")
-        save_picture(distilled.picture(), out)
-        counts = {len(members) for members in distilled.by_class()}
-        each = (
-            f"{min(counts)} per class"
-            if len(counts) == 1
-            else f"{min(counts)} to {max(counts)} per class"
-        )
-        print(f"{len(distilled)} images, {each}: {out}")
-        for name, path in (("progress", self.progress), ("before_after", self.before_after)):
+    Args:
+        out: the distilled file to write, ending in .safetensors
+        teachers_dir: folder of the teachers; None: beside the output, named by their configuration
+        save_steps: also save the state every so many distillation steps
+        save_minutes: save the state every so many minutes
+        best_on_test: also report the best iterate on the test set, as papers do
+    """
+    distilled, report = Experiment(
+        recipe,
+        out,
+        root=root,
+        device=device,
+        teachers_folder=teachers_dir,
+        saving=Saving(save_steps=save_steps, save_minutes=save_minutes, report=print),
+        best_on_test=best_on_test,
+    ).run()
+    if report:  # on rank 0
+        show_report(out, distilled, report)
+
+
+def reproduce(
+    profile: Annotated[str, listing(PROFILES)] = "paper",
+    only: str | None = None,
+    list: bool = False,
+    minutes: float | None = None,
+    jobs: int = 1,
+    results: Path = Path("results"),
+    work: Path = Path("runs/reproduce"),
+    root: Root = Path("data"),
+    device: Device = None,
+) -> None:
+    """Do the missing runs of the paper's experiments and the ablation.
+
+    The most valuable come first. Another call resumes where one stopped.
+
+    Args:
+        profile: the scale
+        only: the runs whose names match, as 'table1/cifar10-ipc10-*'
+        list: show what is finished and what is missing, and do nothing
+        minutes: stop after so many
+        jobs: runs at a time, in processes that divide the cores among them
+        results: where reports and distilled images go
+        work: where teachers and checkpoints are
+    """
+    choose("profile", profile, PROFILES)
+    todo = experiments.select(experiments.runs(profile), only)
+    if list:
+        print("\n".join(experiments.overview(todo, results, work)))
+        return
+    experiments.reproduce(
+        todo, results=results, work=work, root=root, device=device, minutes=minutes, jobs=jobs
+    )
+
+
+def evaluate(
+    file: Path,
+    /,
+    protocol: Protocol,
+    data: Annotated[str | None, listing(DATA)] = None,
+    root: Root = Path("data"),
+    device: Device = None,
+    architecture: Annotated[str | None, listing(ARCHITECTURES)] = None,
+    width: int | None = None,
+    repeats: int = 5,
+    seed: int = 0,
+    best_on_test: bool = False,
+) -> None:
+    """Train fresh networks on a distilled file, test on real images.
+
+    Args:
+        file: the distilled file
+        data: None: the data set that it was distilled from
+        architecture: None: the one it was distilled with
+        width: of the network, 128 as published; None: the one it was distilled with
+        repeats: networks
+        seed: of the networks
+        best_on_test: also report the best iterate on the test set, as papers do
+    """
+    distilled = DistilledDataset.load(file).to(find_device(device))
+    source = distilled.provenance.get("data", {})
+    made_from = source.get("name")
+    if data is None and made_from not in SHA256:
+        own = f"was distilled from '{made_from}', a file of your own"
+        what = own if made_from else "names no data set"
+        raise Error(f"{file} {what}: say where it is with --data")
+    images = load_data(
+        data or made_from,
+        root=root,
+        validation=source.get("validation", 0.1),
+        whitening=distilled.whitening,
+        device=device,
+    )
+    print(images)
+    result = evaluating.evaluate(
+        distilled,
+        images,
+        architecture,
+        repeats,
+        width=width,
+        protocol=protocol,
+        best_on_test=best_on_test,
+        seed=seed,
+    )
+    print("\n".join(result.lines()))
+
+
+def show(
+    file: Path,
+    /,
+    out: Path | None = None,
+    progress: Path | None = None,
+    before_after: Path | None = None,
+    folder: Path | None = None,
+) -> None:
+    """Write pictures of a distilled file in natural colours.
+
+    Args:
+        file: the distilled file
+        out: the picture of all images; None: beside the file
+        progress: also a figure of the first image of each class, from the real to the final one
+        before_after: also a figure: left the real images, right what became of them
+        folder: also every image as a PNG of its own, in a folder per class
+    """
+    distilled = DistilledDataset.load(file)
+    out = out or file.with_suffix(".png")
+    save_picture(distilled.picture().save, out)
+    counts = {len(members) for members in distilled.by_class()}
+    each = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    print(f"{len(distilled)} images, {each} per class: {out}")
+    if progress or before_after:
+        from ddpp.book import figures  # here, as matplotlib takes seconds to import
+
+        figures.use_style()
+        for draw, path in ((figures.progress, progress), (figures.before_after, before_after)):
             if path:
-                from ddpp.book import figures  # here, as matplotlib takes seconds to import
-
-                figures.use_style()
-                save_picture(getattr(figures, name)(distilled), path)
+                save_picture(draw(distilled).savefig, path)
                 print(f"from real to distilled: {path}")
-        if self.folder:
-            print(f"{distilled.export_png(self.folder)} images as PNG files: {self.folder}")
+    if folder:
+        print(f"{distilled.export_png(folder)} images as PNG files: {folder}")
 
 
-@dataclass
-class PackCommand:
-    """A folder of your pictures, FOLDER/CLASS/PICTURE, as an .npz file for --data."""
+def pack(folder: Path, /, out: Path, size: int = 32, test: float = 0.2) -> None:
+    """Make an .npz file, for --data, of a folder of your pictures.
 
-    # the folder of class folders, or of train and test, each with class folders
-    folder: tyro.conf.Positional[Path]
-    out: Path  # the file to write, ending in .npz
-    size: int = 32  # pixels along each side
-    # share of each class that becomes test images, if there are no folders train and test
-    test: float = 0.2
+    They lie as FOLDER/CLASS/PICTURE or FOLDER/{train,test}/CLASS/PICTURE.
 
-    def __call__(self) -> None:
-        counts = pack_folder(self.folder, self.out, self.size, self.test)
-        for name, (train, test) in counts.items():
-            print(f"{name}: {train} images to train on, {test} to test on")
-        print(f"written: {self.out} ({len(counts)} classes, images of {self.size}x{self.size})")
+    Args:
+        folder: the folder with the pictures
+        out: the file to write, ending in .npz
+        size: pixels along each side
+        test: share of each class that becomes test images, if there are no folders train and test
+    """
+    counts = pack_folder(folder, out, size, test)
+    for name, (to_train, to_test) in counts.items():
+        print(f"{name}: {to_train} images to train on, {to_test} to test on")
+    print(f"written: {out} ({len(counts)} classes, images of {size}x{size})")
 
 
 def show_report(out: Path, distilled: DistilledDataset, report: dict) -> None:
-    """The last lines of a run: what was written where, and what it is worth."""
+    """Print what a run wrote where, and the accuracies of its set."""
     kept = ""
     if "kept" in distilled.history:
         kept = f", {distilled.history['kept'].nanmean():.1%} of the parameters kept on average"
     print(f"{len(distilled)} images, alpha {distilled.alpha:.4f}{kept}")
     if "skipped" in distilled.history and (skipped := int(distilled.history["skipped"].sum())):
         print(f"{skipped} steps were skipped because their loss, images or alpha were not usable")
-    print("\n".join(Evaluation(**report["distilled"]).lines()))
-    real = Evaluation(**report["random"])
+    ours, real = (Evaluation(**report[which]) for which in ("distilled", "random"))
+    print("\n".join(ours.lines()))
     print(f"as many random real images: {real.mean:.1f} ± {real.std:.1f} %")
-    gain = Evaluation(**report["distilled"]).mean - real.mean
-    print(f"distillation gains {gain:+.1f} points of test accuracy")
+    print(f"distillation gains {ours.mean - real.mean:+.1f} points of test accuracy")
     print(f"written: {out} (images, alpha, preprocessing) and {report_path(out)} (report)")
 
 
-def save_picture(picture: "Image | Figure", path: Path) -> None:
-    """Save a PIL image or a Figure, with a sentence where that is not possible."""
+def save_picture(save: Callable[[Path], Any], path: Path) -> None:
+    """Save a picture or a figure; raises Error where that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        getattr(picture, "savefig" if hasattr(picture, "savefig") else "save")(path)
-    except (OSError, ValueError) as e:  # ValueError: an ending that is no picture's
-        raise Error(
-            f"cannot write {path}: {getattr(e, 'strerror', None) or e}; choose another place or "
-            ".png"
-        ) from e
+        save(path)
+    except (OSError, ValueError) as e:  # ValueError: the ending is no picture's
+        why = getattr(e, "strerror", None) or e
+        raise Error(f"cannot write {path}: {why}; choose another place or .png") from e
 
 
-def commands(base: Recipe) -> Any:
-    """The command line, a union of the commands, with a recipe's values as the defaults."""
-    settings = type(base.distill)
-    choices: list[Any] = [
-        Annotated[
-            TeachersCommand[settings], subcommand("teachers", default=TeachersCommand(**vars(base)))
-        ],
-        Annotated[
-            DistillCommand[settings], subcommand("distill", default=DistillCommand(**vars(base)))
-        ],
-        Annotated[ReproduceCommand, subcommand("reproduce")],
-        Annotated[EvaluateCommand, subcommand("evaluate")],
-        Annotated[ShowCommand, subcommand("show")],
-        Annotated[PackCommand, subcommand("pack")],
-    ]
-    choices += [
-        Annotated[verb.load(), subcommand(verb.name)] for verb in entry_points(group="ddpp.verbs")
-    ]
-    return reduce(or_, choices)
+def say(line: str) -> None:
+    """Print a line on stderr, as ddpp's."""
+    print(f"ddpp: {line}", file=sys.stderr)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit code is 0 (or what the command says), 1 for an Error, in a sentence,
-    130 after Ctrl-C.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    # these four decide the other options
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--profile", default="smoke")
-    chooser.add_argument("--data")
-    chooser.add_argument("--ipc", type=int, default=1)
-    chooser.add_argument("--method", default="ddpp")
+SHARED = (teachers, distill)  # the commands that torchrun can share out
+OWN = (*SHARED, reproduce, evaluate, show, pack)
+COMMANDS: dict[str, Command] = {command.__name__: command for command in OWN}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 or its own, 1 for an Error, 130 after Ctrl-C."""
+    name, *words = (sys.argv[1:] if argv is None else argv) or [""]
+    if name == "--version":
+        print(f"ddpp {__version__}")
+        return 0
+    if name in ("", "-h", "--help"):
+        print(overview(), file=sys.stdout if name else sys.stderr)
+        raise SystemExit(0 if name else 2)
     try:
-        chosen, _ = chooser.parse_known_args(argv)
-        base = recipe(chosen.profile, chosen.data, chosen.ipc, chosen.method)
-        if isinstance(base.distill, DistillConfig):
-            base = replace(
-                base,
-                distill=replace(base.distill, trajectories=int(os.environ.get("WORLD_SIZE", 1))),
-            )
-        command = tyro.cli(commands(base), args=argv, prog="ddpp")
+        if name == "bench":
+            return bench(words)
+        command = find(name)
+        call = parse(command, words, f"ddpp {name}")
         processes.join()
-        if processes.size() > 1 and not isinstance(command, TeachersCommand | DistillCommand):
-            raise Error(
-                "only teachers and distill can be shared out by torchrun: start this command "
-                "without it"
-            )
+        if processes.size() > 1 and command not in SHARED:
+            what = "only teachers and distill can be shared out by torchrun"
+            raise Error(f"{what}: start this command without it")
         with contextlib.redirect_stdout(None) if processes.rank() else contextlib.nullcontext():
-            return command() or 0
+            return call() or 0
     except Error as e:
-        print(f"ddpp: {e}", file=sys.stderr)
+        say(str(e))
         return 1
     except KeyboardInterrupt:
-        print(
-            "\nddpp: stopped; what was done is saved. Run the same command again to go on",
-            file=sys.stderr,
-        )
+        print(file=sys.stderr)
+        say("stopped; what was done is saved. To resume, run the same command again")
         return 130
     finally:
         processes.leave()
+
+
+def overview() -> str:
+    """The usage of ddpp: its commands, each with the first line of its docstring."""
+    commands = COMMANDS | {name: entry.load() for name, entry in others().items()}
+    usage = "usage: ddpp COMMAND [OPTIONS]"
+    lines = [f"  {name:10} {str(c.__doc__).splitlines()[0]}" for name, c in commands.items()]
+    more = "The options of a command: ddpp COMMAND --help. The version: ddpp --version."
+    return "\n".join([usage, "", *lines, "", more])
+
+
+def others() -> dict[str, EntryPoint]:
+    """The commands that other packages bring, not yet loaded."""
+    return {entry.name: entry for entry in entry_points(group="ddpp.verbs")}
+
+
+def find(name: str) -> Command:
+    """The command of this name; a word that is none ends the program with exit code 2."""
+    if name in COMMANDS:
+        return COMMANDS[name]
+    brought = others()
+    try:
+        return brought[choose("command", name, [*COMMANDS, *brought])].load()
+    except Error as e:
+        say(str(e))
+        raise SystemExit(2) from None
+
+
+def parse(command: Command, words: Sequence[str], prog: str) -> Callable[[], int | None]:
+    """The call that the words of a command line ask for, not yet made."""
+    registry = ConstructorRegistry()
+    if command in SHARED:
+        asked = [word for word in words if word not in ("-h", "--help")]
+        base, _ = tyro.cli(recipe, args=asked, prog=prog, return_unknown_args=True)
+        if isinstance(base.distill, DistillConfig):  # each rank matches a trajectory
+            ranks = int(os.environ.get("WORLD_SIZE", 1))
+            base = replace(base, distill=replace(base.distill, trajectories=ranks))
+        registry.struct_rule(functools.partial(_settings, base))
+    if command is evaluate:
+        words = respell(words)
+
+    @functools.wraps(command)
+    def later(*args: Any, **options: Any) -> Callable[[], int | None]:
+        return functools.partial(command, *args, **options)
+
+    return tyro.cli(later, args=words, prog=prog, registry=registry)
+
+
+def _settings(base: Recipe, info: StructTypeInfo) -> StructConstructorSpec | None:
+    """tyro's rule for a dataclass, with names listed, and `base` as the default of a recipe."""
+    if not is_dataclass(info.type) or base in info.markers:
+        return None  # leave it to tyro's own rule
+    default = base if info.type is Recipe else info.default
+    info = replace(info, default=default, markers=(*info.markers, base))
+    spec = ConstructorRegistry.get_struct_spec(info)
+    assert isinstance(spec, StructConstructorSpec)
+    listed = []
+    for each in spec.fields:
+        if each.name == "distill":  # of the method's own type; its options have no prefix
+            each = replace(each, type=Annotated[type(each.default), arg(name="")])
+        elif each.name in NAMES:
+            each = replace(each, type=Annotated[each.type, listing(NAMES[each.name])])
+        listed.append(each)
+    return replace(spec, fields=tuple(listed))
+
+
+def respell(words: Sequence[str]) -> list[str]:
+    """Give the options of `evaluate` that once had no prefix their new spelling, and name it."""
+    old = {f"--{no}{f.name.replace('_', '-')}" for f in fields(Protocol) for no in ("", "no-")}
+    new, told = [], {}
+    for word in words:
+        option, equals, value = word.partition("=")
+        if (known := option.replace("_", "-")) in old:
+            told[option] = f"--protocol.{known[2:]}"
+        new.append(told.get(option, option) + equals + value)
+    if told:
+        say("; ".join(f"{option} is spelled {spelling} now" for option, spelling in told.items()))
+    return new
+
+
+def bench(words: list[str]) -> int:
+    """Run the bench, which was a command of ddpp, where there is a checkout."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / "tools" / "bench.py").exists():
+        raise Error("the bench is in a checkout of ddpp only: run 'python -m tools.bench' there")
+    say("'ddpp bench' is spelled 'python -m tools.bench' now")
+    sys.path.insert(0, str(checkout))
+    return importlib.import_module("tools.bench").main(words)
 
 
 if __name__ == "__main__":

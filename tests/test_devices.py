@@ -7,7 +7,7 @@ from small import refused
 from ddpp.foundation.devices import find_device
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "meta"])
+@pytest.mark.parametrize("device", ["gpu", "", "meta", "cpu:7"])
 def test_an_unknown_device(device):
     with refused(f"unknown device '{device}'", "use 'cpu' or 'cuda'"):
         find_device(device)

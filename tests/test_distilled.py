@@ -94,9 +94,12 @@ def test_a_set_made_by_hand_can_be_saved_shown_and_evaluated(make, data, npz, tm
     make([2, 0, 2, 0, 0]).save(path)
     assert main(["show", str(path), "--folder", str(folder)]) == 0
     assert "5 images, 0 to 3 per class" in capsys.readouterr().out
-    assert main(["evaluate", str(path), "--repeats", "1", "--epochs", "2", "--device", "cpu"]) == 1
+    assert (
+        main(["evaluate", str(path), "--repeats", "1", "--protocol.epochs", "2", "--device", "cpu"])
+        == 1
+    )
     assert "names no data set: say where it is with --data" in capsys.readouterr().err
-    small = ["--data", str(npz()), "--repeats", "1", "--epochs", "2", "--device", "cpu"]
+    small = ["--data", str(npz()), "--repeats", "1", "--protocol.epochs", "2", "--device", "cpu"]
     assert main(["evaluate", str(path), *small]) == 0
     assert "final iterate:" in capsys.readouterr().out
     for option in ("--progress", "--before-after"):

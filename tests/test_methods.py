@@ -297,7 +297,10 @@ def test_each_method_goes_through_the_same_door(npz, name, tmp_path, capsys):
     assert main(command) == 0
     assert "is finished already" in capsys.readouterr().out
     assert (
-        main(["evaluate", str(out), "--data", str(npz()), "--repeats", "1", "--epochs", "2"]) == 0
+        main(
+            ["evaluate", str(out), "--data", str(npz()), "--repeats", "1", "--protocol.epochs", "2"]
+        )
+        == 0
     )
     assert main(["show", str(out), "--out", str(tmp_path / "all.png")]) == 0
 

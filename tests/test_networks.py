@@ -227,7 +227,16 @@ def test_the_command_line_takes_every_architecture(name, npz, tmp_path, capsys):
     assert main(["teachers", *common, "--out", str(tmp_path)]) == 0
     steps = "--steps 1 --student-steps 2 --protocol.epochs 2 --repeats 1".split()
     assert main(["distill", *common, *steps, "--out", str(out)]) == 0
-    transfer = ["--architecture", "vgg11", "--width", "6", "--repeats", "1", "--epochs", "2"]
+    transfer = [
+        "--architecture",
+        "vgg11",
+        "--width",
+        "6",
+        "--repeats",
+        "1",
+        "--protocol.epochs",
+        "2",
+    ]
     assert main(["evaluate", str(out), "--data", data, "--device", "cpu", *transfer]) == 0
     assert "final iterate:" in capsys.readouterr().out
 

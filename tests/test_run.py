@@ -53,7 +53,7 @@ def test_one_channel_28x28_of_8_classes_goes_all_the_way(npz, tmp_path, capsys):
     assert "distillation gains" in printed
     assert "best on the test set" in printed
     assert len(list(out.parent.glob("teachers-*"))) == 1  # those trained before were taken
-    again = ["evaluate", str(out), "--device", "cpu", "--repeats", "2", "--epochs", "20"]
+    again = ["evaluate", str(out), "--device", "cpu", "--repeats", "2", "--protocol.epochs", "20"]
     assert main(again) == 1
     assert "say where it is with --data" in capsys.readouterr().err
     assert main([*again, "--data", str(data)]) == 0

@@ -9,9 +9,9 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -223,39 +223,48 @@ def _child(function: str, **arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-@dataclass
-class BenchCommand:
-    """Time and memory of a distillation step, as ratios, and of the jobs that a full-scale run
-    consists of.
+def command(
+    student_steps: tuple[int, ...] = (10, 30, 50),
+    width: int = 128,
+    images: int = 10,
+    rounds: int = 3,
+    jobs: Annotated[
+        tuple[str, ...] | None, tyro.conf.arg(metavar="{" + ",".join(JOBS) + "} ...")
+    ] = None,
+    device: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Measure time and memory of a distillation step, as ratios, and of single jobs.
+
+    The jobs are those that a full-scale run consists of.
+
+    Args:
+        student_steps: J, one measurement for each
+        width: of the network
+        images: distilled images
+        rounds: runs of each engine, in turn
+        jobs: jobs to measure; None: three of them on a CPU, all on a GPU
+        device: cpu or cuda; None: the GPU if there is one
+        out: also write the figures there, as JSON
     """
-
-    student_steps: tuple[int, ...] = (10, 30, 50)  # J
-    width: int = 128
-    images: int = 10  # distilled images
-    rounds: int = 3  # runs of each engine, in turn
-    jobs: tuple[str, ...] | None = None  # names; default: three of them on a CPU, all on a GPU
-    device: str | None = None
-    out: Path | None = None  # also write the figures there, as JSON
-
-    def __call__(self) -> None:
-        # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
-        device = find_device(self.device)
-        jobs = choose_jobs(self.jobs, device.type)
-        commit()  # what is measured, also where the tree moves on in the meantime
-        if self.out:
-            files.check_writable(self.out)
-        result = bench(self.student_steps, self.width, self.images, self.rounds, device.type)
-        if jobs:
-            result["jobs"] = bench_jobs(jobs, self.width, device.type)
-        if self.out:
-            files.write_json(self.out, result | provenance(device))
-            print(f"written to {self.out}")
+    # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
+    found = find_device(device)
+    chosen = choose_jobs(jobs, found.type)
+    commit()  # what is measured, also where the tree moves on in the meantime
+    if out:
+        files.check_writable(out)
+    result = bench(student_steps, width, images, rounds, found.type)
+    if chosen:
+        result["jobs"] = bench_jobs(chosen, width, found.type)
+    if out:
+        files.write_json(out, result | provenance(found))
+        print(f"written to {out}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the bench; the exit code is 0, or 1 for an Error, in a sentence."""
     try:
-        tyro.cli(BenchCommand, args=argv, prog="python -m tools.bench")()
+        tyro.cli(command, args=argv, prog="python -m tools.bench")
     except Error as e:
         print(f"bench: {e}", file=sys.stderr)
         return 1

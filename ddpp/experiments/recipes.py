@@ -15,7 +15,7 @@ from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Protocol, check_protocol
 from ddpp.experiments.methods import METHODS, GivenTeachers, MethodConfig, check_settings
 from ddpp.foundation.errors import Error, choose
-from ddpp.networks import NetworkConfig
+from ddpp.networks import ARCHITECTURES, NetworkConfig
 from ddpp.teachers import TeacherConfig
 
 PROFILES = ("smoke", "cpu", "colab", "paper")
@@ -72,7 +72,7 @@ class Recipe:
     teachers: TeacherConfig
     distill: MethodConfig  # the settings of the method
     protocol: Protocol
-    method: str = "ddpp"  # a name in METHODS
+    method: str = "ddpp"  # a name in METHODS; it decides which other settings there are
     zca: bool | None = None  # None: wherever it is affordable (see load_data)
     validation: float = 0.1  # share of the training images held out for choosing an iterate
     repeats: int = 5  # networks per evaluation
@@ -85,6 +85,7 @@ class Recipe:
         With all_epochs, up to their end. Raises Error for settings that cannot work.
         """
         method = METHODS[choose("method", self.method, METHODS)]
+        choose("network", self.teachers.network.name, ARCHITECTURES)
         check_settings(self.method, self.distill)
         check_protocol(self.protocol, self.repeats)
         if not method.teachers:

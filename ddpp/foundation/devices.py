@@ -18,7 +18,8 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
         device = torch.device(("cuda" if found else "cpu") if device is None else device)
-        if device.type not in ("cpu", "cuda"):
+        # of a CPU, PyTorch takes any index and ignores it
+        if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
             raise RuntimeError
     except RuntimeError:
         raise Error(f"unknown device '{device}': use 'cpu' or 'cuda'") from None
