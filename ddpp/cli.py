@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
-import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -407,8 +407,9 @@ def bench(words: list[str]) -> int:
     if not (checkout / "tools" / "bench.py").exists():
         raise Error("the bench is in a checkout of ddpp only: run 'python -m tools.bench' there")
     say("'ddpp bench' is spelled 'python -m tools.bench' now")
-    sys.path.insert(0, str(checkout))
-    return importlib.import_module("tools.bench").main(words)
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    command = [sys.executable, "-m", "tools.bench", *words]
+    return subprocess.run(command, env=environment).returncode
 
 
 if __name__ == "__main__":

@@ -287,15 +287,14 @@ def test_other_commands_keep_options_of_such_names(npz, tmp_path, capsys):
     assert recipe["protocol"]["batch"] == 256
 
 
-def test_bench_is_run_where_a_checkout_is_and_else_explained(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def test_bench_is_run_where_a_checkout_is_and_else_explained(tmp_path, monkeypatch, capfd):
     assert cli.main("bench --device cpu --jobs teacher-epok".split()) == 1
-    first, second = capsys.readouterr().err.splitlines()
+    first, second = capfd.readouterr().err.splitlines()
     assert first == "ddpp: 'ddpp bench' is spelled 'python -m tools.bench' now"
     assert "did you mean 'teacher-epoch'" in second
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "ddpp" / "cli.py"))
     assert cli.main(["bench"]) == 1
-    said = one_line(capsys)
+    said = one_line(capfd)
     assert "python -m tools.bench" in said and "checkout" in said
 
 

@@ -44,7 +44,7 @@ class Arrow:
 
 def room(module: str, rooms: set[str]) -> str:
     """The room of a module, or of a name in one: 'ddpp.data.images' is in 'data'."""
-    top, *inner = module.split(".")
+    top, *inner = module.replace("__main__", "cli").split(".")  # which only calls it
     return inner[0] if top == "ddpp" and inner and inner[0] in rooms else top
 
 
