@@ -49,6 +49,7 @@ class Checks:
         run: Callable[[SimpleNamespace], object],
         otherwise: str,
         tolerance: float = 1e-4,
+        /,
         **words,
     ) -> None:
         """Raise a Mistake unless value is right.
