@@ -7,18 +7,75 @@ helpers.
 """
 
 import operator
+import warnings
 from collections.abc import Callable, Mapping
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ddpp_course import messages, mistakes
 from ddpp_course.watch import known, unwatched, watching
 
 
 class Mistake(AssertionError):
     """What is wrong with an answer, in terms of the method."""
+
+
+class Checks:
+    """What the checks of one assignment say, and the mistakes that they recognise."""
+
+    def __init__(self, name: str):
+        self.name, self._mistakes = name, mistakes.ready(name)
+
+    def say(self, key: str, /, **words) -> str:
+        """A message of this assignment."""
+        return messages.say(self.name, key, **words)
+
+    def wrong(self, key: str, /, **words) -> Mistake:
+        """A Mistake with a message of this assignment."""
+        return Mistake(self.say(key, **words))
+
+    def good(self, key: str, /, **words) -> None:
+        """Say that a check was passed, and what that shows."""
+        good(self.say(key, **words))
+
+    def compare(
+        self,
+        place: str,
+        value,
+        right,
+        run: Callable[[SimpleNamespace], object],
+        otherwise: str,
+        tolerance: float = 1e-4,
+        /,
+        **words,
+    ) -> None:
+        """Raise a Mistake unless value is right.
+
+        It has the message of the first mistake of `place` that gives the same value, or
+        `otherwise`, with `words` in it.
+        - run: what functions with a mistake give instead of value.
+        """
+        if close(value, right, tolerance):
+            return
+        for message, functions in self._mistakes.get(place, ()):
+            if _gives(functions, run, value, tolerance):
+                raise self.wrong(message, **words)
+        raise self.wrong(otherwise, **words)
+
+
+def _gives(functions: SimpleNamespace, run: Callable, value, tolerance: float) -> bool:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return close(value, run(functions), tolerance)
+    except Exception:  # a mistake may stop on some inputs
+        return False
+
+
+def _wrong(key: str, /, **words) -> Mistake:
+    return Mistake(messages.say("any", key, **words))
 
 
 def good(text: str) -> None:
@@ -34,17 +91,9 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
     error, returns nothing, or changes its arguments.
     """
     if not callable(function):
-        raise Mistake(
-            f"a function was expected here, not {describe(function)}: has its name been used for "
-            "something else?"
-        )
+        raise _wrong("function", found=describe(function))
     name = str(getattr(function, "__name__", "the function"))[:60]
     before = [a.detach().clone() if isinstance(a, Tensor) else a for a in arguments]
-    given = (
-        f"called with {', '.join(map(describe, arguments))}"
-        if arguments
-        else "called without arguments"
-    )
     result = error = None
     with watching(forbid, arguments) as called:
         try:
@@ -52,28 +101,23 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
         except Exception as e:
             error = e
     if called:
-        raise Mistake(f"`{name}` calls `{called[0]}`: the task is to write it yourself")
+        raise _wrong("own", name=name, called=called[0])
     if left := unwatched():
         raise Mistake(left)
     if isinstance(error, Mistake):
         raise error
     if isinstance(error, NotImplementedError):
-        raise Mistake(
-            f"`{name}` is not written yet: replace `raise NotImplementedError()` by your code"
-        )
+        raise _wrong("unwritten", name=name)
     if error:
-        raise Mistake(
-            f"`{name}` stopped{_line_of(error, function)} with {told(error)} (it was {given})"
-        ) from error
+        given = ", ".join(map(describe, arguments))
+        given = messages.say("any", "given" if arguments else "given_nothing", arguments=given)
+        line = _line_of(error, function)
+        raise _wrong("stopped", name=name, line=line, error=told(error), given=given) from error
     for now, then in zip(arguments, before, strict=True):
         if isinstance(now, Tensor) and not torch.equal(now.detach(), then):
-            raise Mistake(
-                f"`{name}` changes a tensor that it is given: make a new one, without operations "
-                "like `-=` or `add_` "
-                "(`detach()` is no copy, `clone()` is one)"
-            )
+            raise _wrong("changed", name=name)
     if result is None:
-        raise Mistake(f"`{name}` returns nothing: end it with `return ...`")
+        raise _wrong("nothing", name=name)
     return plain(result)
 
 
@@ -99,9 +143,7 @@ def plain(value):
         if issubclass(kind, base) and kind not in (bool, base):
             return exact(value)
     if not known(kind):
-        raise Mistake(
-            f"{describe(value)} says itself what it equals: return a tensor, a number or a list"
-        )
+        raise _wrong("equality", found=describe(value))
     return value
 
 
@@ -125,16 +167,13 @@ def tensor(value, shape: tuple[int, ...] | None, name: str) -> Tensor:
     Mistake.
     """
     if not isinstance(value, Tensor):
-        raise Mistake(f"`{name}` should return a tensor, not {describe(value)}")
+        raise _wrong("tensor", name=name, found=describe(value))
     if shape is not None and tuple(value.shape) != tuple(shape):
-        raise Mistake(f"`{name}` should return shape {tuple(shape)}, not {tuple(value.shape)}")
+        raise _wrong("shape", name=name, right=tuple(shape), found=tuple(value.shape))
     if value.layout != torch.strided or value.is_meta:
-        raise Mistake(f"`{name}` should return an ordinary tensor, with all its numbers")
+        raise _wrong("ordinary", name=name)
     if value.is_floating_point() and not value.isfinite().all():
-        raise Mistake(
-            f"`{name}` returns NaN or infinity: where does it divide by zero, or take a root of "
-            "one?"
-        )
+        raise _wrong("finite", name=name)
     return value
 
 
@@ -168,10 +207,12 @@ def compare(
 def describe(value) -> str:
     """A value in a few words."""
     if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)}"
+        return messages.say("any", "a_tensor", shape=tuple(value.shape))
     if isinstance(value, (int, float, str, bool)) and len(repr(value)) < 40:
         return repr(value)
-    return "None" if value is None else f"a {type(value).__name__[:60]}"
+    if value is None:
+        return "None"
+    return messages.say("any", "a_value", kind=type(value).__name__[:60])
 
 
 def _line_of(error: Exception, function: Callable) -> str:
@@ -179,6 +220,7 @@ def _line_of(error: Exception, function: Callable) -> str:
     code, trace = getattr(function, "__code__", None), error.__traceback__
     while code and trace:
         if trace.tb_frame.f_code is code:
-            return f" in its line {trace.tb_lineno - code.co_firstlineno + 1}"
+            line = trace.tb_lineno - code.co_firstlineno + 1
+            return messages.say("any", "line", line=line)
         trace = trace.tb_next
     return ""

@@ -16,6 +16,7 @@ PROCESSES = 64  # with threads; the kernel of the system counts them for ordinar
 # execute, write, read, truncate, ioctl: what makes sense for a file
 FILE_RIGHTS = 0b1100_0000_0000_0111
 READ_RIGHTS = 0b1101  # execute, read, list
+LIST_RIGHTS = 0b1000
 
 
 def limit(memory: int, processes: bool) -> None:
@@ -38,12 +39,11 @@ def landlock() -> int:
     return max(0, _call(444, None, 0, 1))
 
 
-def confine(read: list[str], write: list[str]) -> None:
-    """From here on this process sees `read` and below, writes in `write` and below; no TCP, no
-    signals to others.
+def confine(read: list[str], listed: list[str], write: list[str]) -> None:
+    """Let this process read in `read` and below, and write in `write` and below, and nowhere else.
 
-    The last two need versions 4 and 6. Modes and times of files, UDP and the existence of paths are
-    not covered.
+    It sees the names in `listed` and below. It has no TCP and sends no signals to others; these two
+    need versions 4 and 6. Modes and times of files, UDP and the existence of paths are not covered.
     """
     version = landlock()
     files = 0x1FFF | (version >= 2) << 13 | (version >= 3) << 14 | (version >= 5) << 15
@@ -51,6 +51,7 @@ def confine(read: list[str], write: list[str]) -> None:
     ruleset = _need(_call(444, rules, 8 if version < 4 else 16 if version < 6 else 24, 0))
     for path, rights in [
         *((path, READ_RIGHTS) for path in read),
+        *((path, LIST_RIGHTS) for path in listed),
         *((path, files) for path in write),
     ]:
         try:

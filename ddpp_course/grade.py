@@ -60,7 +60,8 @@ class Assignment:
         functions, values = names("\n".join(code[name].source for name in answers))
         students = copies.students(notebook).cells
         handed_out = {copies.nbgrader(cell).get("grade_id"): cell.source for cell in students}
-        made_of = [path, *sorted(Path(__file__).parent.glob("*.py"))]
+        course = Path(__file__).parent
+        made_of = [path, *sorted([*course.glob("*.py"), *course.rglob("*.toml")])]
         return Assignment(
             path.stem,
             tasks,

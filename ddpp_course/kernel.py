@@ -18,7 +18,7 @@ import tqdm
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from ddpp_course import judge, pristine, watch
+from ddpp_course import judge, mistakes, pristine, watch
 from ddpp_course.checks import told
 
 SETTINGS = {
@@ -75,15 +75,17 @@ def _questions() -> dict[str, Callable[..., dict]]:
     restore: Callable[[], object] = dict  # until there is something to put back
     changed: Callable[[], str] = str
 
-    def setup(code: str) -> dict:
+    def setup(code: str, solutions: dict[str, str]) -> dict:
         nonlocal restore, changed
+        mistakes.given.update(solutions)
         judge.prepare(code)
+        mistakes.given.clear()
         private = {
             name: m for name, m in sys.modules.items() if f"{name}.".startswith("ddpp_course.")
         }
         for name in private:
             del sys.modules[name]
-        watch.hide(guard, private)
+        watch.hide(guard, private, mistakes.codes)
         restore, changed = pristine.keep(private)
         guard.classes, guard.changed = pristine.classes(), changed
         fields.update(vars(guard))

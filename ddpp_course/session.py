@@ -26,7 +26,7 @@ import matplotlib
 import psutil
 
 from ddpp.foundation.errors import Error
-from ddpp_course import enter, wall
+from ddpp_course import enter, mistakes, wall
 from ddpp_course.wall import Wall
 
 GRACE = 5  # seconds that a cell has to end after it was interrupted
@@ -108,7 +108,7 @@ class Session:
 
     def setup(self, code: str, seconds: float) -> Answer:
         """Run the instructor's setup, before anything of the submission's."""
-        return self._ask({"do": "setup", "code": code}, seconds)
+        return self._ask({"do": "setup", "code": code, "solutions": mistakes.texts()}, seconds)
 
     def run(self, code: str, seconds: float) -> Answer:
         """Run code as a cell."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import ddpp
 from ddpp.foundation.errors import Error
-from ddpp_course import enter
+from ddpp_course import enter, mistakes
 
 SYSTEM = (
     "/usr",
@@ -132,12 +132,10 @@ class Wall:
                     f"Landlock cannot hide {path}, which lies among the libraries: move it, or "
                     f"{OTHERWISE}"
                 )
-        read = [
-            *map(str, shown),
-            *(f"/proc/{name}" for name in PROC),
-            *(f"/dev/{name}" for name in DEVICES),
-        ]
-        return {"read": read, "write": [str(work), os.devnull]}
+        system = [*(f"/proc/{name}" for name in PROC), *(f"/dev/{name}" for name in DEVICES)]
+        read, listed = _around(shown, mistakes.FOLDER.resolve())
+        read = [*map(str, read), *system]
+        return {"read": read, "listed": [*map(str, listed)], "write": [str(work), os.devnull]}
 
 
 # when bubblewrap ends, so do all in there
@@ -180,6 +178,19 @@ def libraries() -> list[Path]:
         for path in both
         if path.exists() and path not in (Path("/"), Path(os.path.expanduser("~")))
     )
+
+
+def _around(shown: list[Path], hidden: Path) -> tuple[list[Path], list[Path]]:
+    """What to read and which folders to list, to see all that is shown but for one folder."""
+    read, listed, left = [], {}, [*shown]
+    for path in left:  # which grows
+        place = path.resolve()
+        if hidden != place and hidden.is_relative_to(place):
+            left += [] if place in listed else sorted(path.iterdir())
+            listed[place] = path
+        elif not place.is_relative_to(hidden):
+            read.append(path)
+    return read, [*listed.values()]
 
 
 def environment(work: Path) -> dict[str, str]:
@@ -256,8 +267,10 @@ def _packaged() -> str | None:
 
 
 def _secrets(private: tuple[Path, ...]) -> list[Path]:
-    """What is never shown: what the grader names, and where pip keeps passwords."""
+    """What is never shown: what the grader names, the solutions, and where pip keeps passwords."""
     settings = [
         Path(prefix, "pip.conf") for prefix in (sys.prefix, sys.base_prefix, *site.PREFIXES)
     ]
-    return [path.resolve() for path in (*private, *settings) if path.exists()]
+    solutions = mistakes.FOLDER
+    found = [path.resolve() for path in (*private, solutions, *settings) if path.exists()]
+    return [*dict.fromkeys([*found, solutions.absolute()])]

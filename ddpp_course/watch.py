@@ -113,13 +113,12 @@ def start(library: tuple[str, ...]) -> Guard:
     return mine
 
 
-def hide(guard: Guard, private: dict[str, ModuleType]) -> None:
-    """The grader's copies of the checks; the submission's own, which have the answers in them, are
-    forbidden.
-    """
+def hide(guard: Guard, private: dict[str, ModuleType], more: set[CodeType]) -> None:
+    """Forbid the submission to call the grader's copies of the checks, and the code in `more`."""
     guard.private = frozenset(id(vars(module)) for module in private.values())
     functions = [function for module in private.values() for function in _functions(module)]
-    guard.codes = frozenset(code for function in functions for code in _nested(function.__code__))
+    codes = [*(function.__code__ for function in functions), *more]
+    guard.codes = frozenset(inner for code in codes for inner in _nested(code))
 
 
 def threads() -> bool:

@@ -9,7 +9,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import nbformat
-from wrong_assignment1 import WRONG
+import wrong
 
 from ddpp_course import grade
 
@@ -25,7 +25,7 @@ def hand_in(students: int, folder: Path) -> None:
     kinds = [
         right,
         untouched,
-        *(wrong.apply(nbformat.from_dict(right)) for wrong in WRONG.values()),
+        *(one.apply(nbformat.from_dict(right)) for one in wrong.of("assignment1").values()),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     for student, notebook in enumerate(islice(cycle(kinds), students), 1):

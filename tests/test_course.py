@@ -2,10 +2,11 @@
 the grader's calm.
 """
 
+import ast
 import contextlib
 import csv
-import importlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import nbformat
 import psutil
 import pytest
 import torch
+import wrong as wrong_solutions
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from small_course import cell_of, make
 from wrong import Wrong
@@ -26,14 +28,15 @@ from wrong import Wrong
 from ddpp import cli
 from ddpp.foundation.errors import Error
 from ddpp.pruning import RULES
-from ddpp_course import copies, grade, judge, wall
+from ddpp_course import copies, grade, judge, messages, mistakes, wall
 from ddpp_course.checks import Mistake, ask, compare, tensor
 from ddpp_course.session import Limits
 
 ROOT = Path(__file__).parents[1]
 COURSE = ROOT / "assignments"
 NAMES = sorted(copies.sources(COURSE))
-WRONG = {name: importlib.import_module(f"wrong_{name}").WRONG for name in NAMES}
+WRONG = {name: wrong_solutions.of(name) for name in NAMES}
+SOLVED = sorted(mistakes.texts())
 try:
     WALL = wall.best()
 except Error:  # neither namespaces nor Landlock: what must not be confined can still be tested
@@ -176,20 +179,66 @@ def test_a_mistake_loses_its_points_and_is_named(name, mistake):
     found = judged(name, wrong)
     assert {task for task, (passed, _) in found.items() if not passed} == wrong.fails.keys(), found
     for task, words in wrong.fails.items():
-        assert words in found[task][1]
+        assert re.search(words, found[task][1])
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_the_checkers_solutions_are_those_of_the_assignment(name):
+    cells = copies.solutions(read("source", name)).cells
+    code = [cell for cell in cells if cell.cell_type == "code" and copies.nbgrader(cell)]
+    solved = {copies.nbgrader(c)["grade_id"]: c for c in code if copies.nbgrader(c)["solution"]}
+    assert mistakes.solutions(name) == {cell: c.source for cell, c in solved.items()}
+
+
+def test_a_change_that_does_not_fit_the_solution_is_an_error():
+    row = mistakes.Row("cell", "place", "name", {"x": "y"}, "name", True, {})
+    with pytest.raises(ValueError, match="'x' occurs 2 times in cell"):
+        row.apply("x + x")
+
+
+def test_every_message_is_said_and_every_key_has_one():
+    """Keys are text in the code of the section's module, or in its mistakes."""
+    for section, said in messages.texts().items():
+        module = "checks" if section == "any" else section
+        tree = ast.parse((ROOT / "ddpp_course" / f"{module}.py").read_text())
+        values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        used = {value for value in values if isinstance(value, str)}
+        if section in SOLVED:
+            rows = mistakes.read(section)
+            used |= {row.says for row in rows if row.run}
+            keys = {key for row in rows for key in row.fails.values()}
+            assert {key for key in keys if not key.startswith("any.")} <= said.keys()
+        assert said.keys() <= used, section
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+        calls = [c for c in calls if getattr(c.func, "attr", "") in ("wrong", "good", "say")]
+        keys = [c.args[0].value for c in calls if isinstance(c.args[0], ast.Constant)]
+        assert set(keys) - {"any"} <= said.keys()
 
 
 # From the file to the report, in real kernels
 
 
+def one_in_each_cell(name):
+    """For each cell of an assignment the first mistake that checks recognise."""
+    rows = [row for row in reversed(mistakes.read(name)) if row.run]
+    return {row.cell: row for row in rows}.values()
+
+
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
-    """Every instructor's version and every copy as handed out, graded as one class."""
+    """Every instructor's version, every copy as handed out, and every solution with a mistake in
+    each cell, graded as one class.
+    """
     folder, out = tmp_path_factory.mktemp("class"), tmp_path_factory.mktemp("grades")
+    for kind in ("source", "release", "wrong"):
+        (folder / kind).mkdir()
     for name in NAMES:
         for kind in ("source", "release"):
-            (folder / kind).mkdir(exist_ok=True)
             shutil.copy(COURSE / kind / name / f"{name}.ipynb", folder / kind)
+        notebook = read("source", name)
+        for row in one_in_each_cell(name) if name in SOLVED else ():
+            Wrong(row.cell, row.change, {}).apply(notebook)
+        nbformat.write(notebook, folder / "wrong" / f"{name}.ipynb")
     reports = grade.grade_all(folder, COURSE, out, jobs=2, trust=TRUST)
     return {report.submission: report for report in reports}, out
 
@@ -216,6 +265,18 @@ def test_the_untouched_copy_gets_nothing_and_is_told_what_to_do(graded, name):
                 or "fill" in outcome.says
             ), outcome
     assert "To go on" in report.text()
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_mistakes_are_recognised_behind_the_wall_where_the_solutions_cannot_be_read(graded, name):
+    outcomes = {outcome.task: outcome for outcome in graded[0][f"wrong/{name}"].outcomes}
+    expected = [
+        (row, task, key) for row in one_in_each_cell(name) for task, key in row.fails.items()
+    ]
+    assert len(expected) >= 3
+    for row, task, key in expected:
+        assert outcomes[task].points == 0
+        assert re.search(wrong_solutions.pattern(name, key, row.words), outcomes[task].says)
 
 
 def test_the_reports_are_files_for_people_and_for_programs(graded):

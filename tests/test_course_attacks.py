@@ -89,6 +89,12 @@ REACHES = {
         "import torchvision\nraise "
         "Exception(bytes(torchvision.io.read_file('{root}/tests/wrong.py')).decode()[:99])"
     ),
+    "reads the solutions of the checks": (
+        "import ddpp_course, torchvision\n"
+        "folder = ddpp_course.__file__.removesuffix('__init__.py')\n"
+        "data = torchvision.io.read_file(f'{folder}solutions/assignment1.toml')\n"
+        "raise Exception(bytes(data).decode()[:250])"
+    ),
     "leaves a program behind": (
         "import multiprocessing.util as u\nu.spawnv_passfds(b'/usr/bin/setsid', [b'setsid', "
         "b'sleep', b'98765'], [])"
@@ -283,6 +289,16 @@ WANTS = {
         ],
         "calls `ddpp_course.assignment1._moved`",
     ),
+    "calls a solution of the checks": (
+        [
+            "from torch import nn\nfound = [c for c in nn.Module.__subclasses__() if c.__name__ "
+            "== '_Recorder']\n"
+            "spaces = [vars(c)['forward'].__globals__ for c in found]\n"
+            "rows = [row for s in spaces for row in s['here']._mistakes.get('shift', ())]\n"
+            "def move(x, o):\n    return rows[0][1].shift(x, o)"
+        ],
+        "calls `ddpp_course.mistakes.shift`",
+    ),
     "looks back": (
         [
             "import sys\ndef keep(s, t):\n    f = sys._getframe()\n    while 'right' not in "
@@ -448,7 +464,7 @@ def _listen(server, calls):
 def _finds_nothing(report):
     assert (report.refused, report.points) == ("", 5), report.text()
     own = Path("/proc/self/environ").read_bytes().decode(errors="replace")[:30]
-    for secret in ("a-secret-word", own, '"nbformat"', "A wrong solution"):
+    for secret in ("a-secret-word", own, '"nbformat"', "Wrong solutions of", "fit_zca"):
         assert secret not in report.text()
 
 
@@ -550,7 +566,7 @@ def test_where_no_wall_works_nothing_runs_and_the_ways_out_are_named(tmp_path, m
 
 def test_what_a_submission_sees_has_no_checkout_home_or_temporary_folder_in_it():
     shown = wall.libraries()
-    assert Path(grade.__file__).parents[1] in shown
+    assert Path(grade.__file__).parent in shown
     for hidden in (
         ROOT,
         ROOT / "tests",

@@ -1,8 +1,16 @@
-"""A wrong solution of an assignment, as a student would hand it in."""
+"""Wrong solutions of the assignments, as a student would hand them in: the mistakes of
+ddpp_course/solutions, each with what its checks should say.
+"""
 
+import importlib
+import importlib.util
+import re
 from dataclasses import dataclass
+from string import Formatter
 
 import nbformat
+
+from ddpp_course import messages, mistakes
 
 
 @dataclass(frozen=True)
@@ -10,7 +18,7 @@ class Wrong:
     """What is written instead of the solution, and what it should cost.
 
     cell: grade_id of the solution cell; replace: text of the solution -> what the student has;
-    fails: grade_id of a check -> part of what it says. All other points are kept.
+    fails: grade_id of a check -> a pattern in what it says. All other points are kept.
     """
 
     cell: str
@@ -29,3 +37,29 @@ class Wrong:
                 )
             cell.source = cell.source.replace(old, new)
         return solution
+
+
+def of(name: str) -> dict[str, Wrong]:
+    """All wrong solutions of an assignment."""
+    if importlib.util.find_spec(f"wrong_{name}"):  # not yet in the new form
+        old = importlib.import_module(f"wrong_{name}").WRONG
+        return {
+            mistake: Wrong(w.cell, w.replace, {c: re.escape(says) for c, says in w.fails.items()})
+            for mistake, w in old.items()
+        }
+    found = {}
+    for row in mistakes.read(name):
+        fails = {check: pattern(name, key, row.words) for check, key in row.fails.items()}
+        found[f"{row.place}: {row.name}"] = Wrong(row.cell, row.change, fails)
+    return found
+
+
+def pattern(section: str, key: str, words: dict) -> str:
+    """What a message looks like with some of its words."""
+    section, key = ("any", key[4:]) if key.startswith("any.") else (section, key)
+    found = ""
+    for text, field, form, _ in Formatter().parse(messages.texts()[section][key]):
+        found += re.escape(text)
+        if field is not None:
+            found += re.escape(format(words[field], form or "")) if field in words else ".*"
+    return found
