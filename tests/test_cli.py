@@ -163,4 +163,4 @@ def test_a_full_disk_costs_nothing(tmp_path, monkeypatch, capsys, said, disk):
                 }
                 assert left == before  # the checkpoint and the teachers to the byte, and no .part
         assert cli.main(command(npz, out)) == 0
-        assert "going on from step 2" in capsys.readouterr().out
+        assert "resuming from step 2" in capsys.readouterr().out

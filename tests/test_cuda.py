@@ -136,7 +136,7 @@ def test_a_run_goes_on_there_from_its_checkpoint_and_its_file_is_read_anywhere(
     _, whole, _ = make(path, saving=saving, **settings)
     said = []
     _, again, _ = make(path, saving=replace(saving, report=said.append), **settings)
-    assert any("going on from step 2" in line for line in said)
+    assert any("resuming from step 2" in line for line in said)
     assert torch.equal(again.images, whole.images)
     whole.save(tmp_path / "set.safetensors")
     read = DistilledDataset.load(tmp_path / "set.safetensors")

@@ -349,7 +349,7 @@ def test_files_made_before_there_were_fingerprints_are_the_same_runs_now(npz, tm
     assert "finished already" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert main(["distill", *small, "--out", str(folder / "stopped.safetensors")]) == 0
-    assert "going on from step 3 of 6" in capsys.readouterr().out
+    assert "resuming from step 3 of 6" in capsys.readouterr().out
     whole, resumed = (
         ddpp.DistilledDataset.load(folder / f"{name}.safetensors") for name in ("set", "stopped")
     )

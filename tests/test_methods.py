@@ -216,7 +216,7 @@ def stop_and_go_on(run, saving):
         run(replace(saving, on_step=stop))
     said = []
     again = run(replace(saving, report=said.append))
-    assert any("going on from step" in line for line in said)
+    assert any("resuming from step" in line for line in said)
     return again
 
 

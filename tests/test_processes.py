@@ -69,7 +69,7 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(npz, tmp_path):
             saved = time.time()  # the next is killed once its own steps are saved
         said = process.communicate()[0]
     assert process.returncode == 0, said
-    assert said.count("going on from step") == 2
+    assert said.count("resuming from step") == 2
     one = tmp_path / "one" / "set.safetensors"
     assert main([*command(data, one), *longer]) == 0
     assert out.read_bytes() == one.read_bytes()

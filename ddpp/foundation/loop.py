@@ -206,7 +206,7 @@ def _begun(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: 
     if run is None:
         return Run.of(method).on(machine)
     at = f"step {run.state.step} of {method.steps}"
-    saving.report(f"going on from {at}, saved in {saving.checkpoint}")
+    saving.report(f"resuming from {at}, saved in {saving.checkpoint}")
     if machine not in run.machines:
         saving.report(
             "the steps before were made elsewhere: the bits may differ from a run on one machine "
