@@ -391,11 +391,11 @@ def _judge_step(function: Callable, given: tuple) -> tuple[Tensor, Tensor]:
     to_images, to_alpha = grad(value, (x, a))
     run = lambda i: lambda s: s.distil_step(*given)[i]
     right = images - image_lr * to_images
-    here.compare("step", new.detach().cpu(), right, run(0), "step_images")
+    here.compare("step-images", new.detach().cpu(), right, run(0), "step_images")
     right = alpha - alpha_lr * to_alpha
-    here.compare("step", rate.detach().cpu(), right, run(1), "step_alpha", 1e-5)
+    here.compare("step-alpha", rate.detach().cpu(), right, run(1), "step_alpha", 1e-5)
     loss = torch.as_tensor(said).detach().cpu().reshape(())
-    here.compare("step", loss, value, run(2), "step_loss")
+    here.compare("step-loss", loss, value, run(2), "step_loss")
     keys = "step_images_graph", "step_alpha_graph", "step_loss_graph"
     for key, result in zip(keys, (new, rate, said), strict=True):
         if isinstance(result, Tensor) and result.grad_fn is not None:

@@ -36,7 +36,6 @@ ROOT = Path(__file__).parents[1]
 COURSE = ROOT / "assignments"
 NAMES = sorted(copies.sources(COURSE))
 WRONG = {name: wrong_solutions.of(name) for name in NAMES}
-SOLVED = sorted(mistakes.texts())
 try:
     WALL = wall.best()
 except Error:  # neither namespaces nor Landlock: what must not be confined can still be tested
@@ -182,12 +181,21 @@ def test_a_mistake_loses_its_points_and_is_named(name, mistake):
         assert re.search(words, found[task][1])
 
 
-@pytest.mark.parametrize("name", SOLVED)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_checkers_solutions_are_those_of_the_assignment(name):
     cells = copies.solutions(read("source", name)).cells
     code = [cell for cell in cells if cell.cell_type == "code" and copies.nbgrader(cell)]
     solved = {copies.nbgrader(c)["grade_id"]: c for c in code if copies.nbgrader(c)["solution"]}
     assert mistakes.solutions(name) == {cell: c.source for cell, c in solved.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_place_of_mistakes_is_in_one_cell_and_compared_in_a_check(name):
+    rows = mistakes.read(name)
+    assert len({(row.cell, row.place) for row in rows}) == len({row.place for row in rows})
+    assert len({(row.place, row.name) for row in rows}) == len(rows)
+    code = (ROOT / "ddpp_course" / f"{name}.py").read_text()
+    assert all(f'"{row.place}"' in code for row in rows if row.run)
 
 
 def test_a_change_that_does_not_fit_the_solution_is_an_error():
@@ -203,7 +211,7 @@ def test_every_message_is_said_and_every_key_has_one():
         tree = ast.parse((ROOT / "ddpp_course" / f"{module}.py").read_text())
         values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
         used = {value for value in values if isinstance(value, str)}
-        if section in SOLVED:
+        if section in NAMES:
             rows = mistakes.read(section)
             used |= {row.says for row in rows if row.run}
             keys = {key for row in rows for key in row.fails.values()}
@@ -236,7 +244,7 @@ def graded(tmp_path_factory):
         for kind in ("source", "release"):
             shutil.copy(COURSE / kind / name / f"{name}.ipynb", folder / kind)
         notebook = read("source", name)
-        for row in one_in_each_cell(name) if name in SOLVED else ():
+        for row in one_in_each_cell(name):
             Wrong(row.cell, row.change, {}).apply(notebook)
         nbformat.write(notebook, folder / "wrong" / f"{name}.ipynb")
     reports = grade.grade_all(folder, COURSE, out, jobs=2, trust=TRUST)
@@ -267,7 +275,7 @@ def test_the_untouched_copy_gets_nothing_and_is_told_what_to_do(graded, name):
     assert "To go on" in report.text()
 
 
-@pytest.mark.parametrize("name", SOLVED)
+@pytest.mark.parametrize("name", NAMES)
 def test_mistakes_are_recognised_behind_the_wall_where_the_solutions_cannot_be_read(graded, name):
     outcomes = {outcome.task: outcome for outcome in graded[0][f"wrong/{name}"].outcomes}
     expected = [

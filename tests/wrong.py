@@ -2,8 +2,6 @@
 ddpp_course/solutions, each with what its checks should say.
 """
 
-import importlib
-import importlib.util
 import re
 from dataclasses import dataclass
 from string import Formatter
@@ -41,12 +39,6 @@ class Wrong:
 
 def of(name: str) -> dict[str, Wrong]:
     """All wrong solutions of an assignment."""
-    if importlib.util.find_spec(f"wrong_{name}"):  # not yet in the new form
-        old = importlib.import_module(f"wrong_{name}").WRONG
-        return {
-            mistake: Wrong(w.cell, w.replace, {c: re.escape(says) for c, says in w.fails.items()})
-            for mistake, w in old.items()
-        }
     found = {}
     for row in mistakes.read(name):
         fails = {check: pattern(name, key, row.words) for check, key in row.fails.items()}
