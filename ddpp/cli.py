@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        say("stopped; what was done is saved. To resume, run the same command again")
+        say("stopped; what was done is saved. Run the same command again to resume")
         return 130
     finally:
         processes.leave()

@@ -513,7 +513,7 @@ def test_ctrl_c_stops_a_class_at_once_and_the_next_call_goes_on(course, tmp_path
         time.sleep(0.05)
     time.sleep(1)  # the second is on its way
     process.send_signal(signal.SIGINT)
-    assert "go on" in process.communicate(timeout=30)[1]
+    assert "to resume" in process.communicate(timeout=30)[1]
     assert process.returncode == 130
     assert not (out / "2.json").exists()
     said = []
