@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ddpp.data.sources import ARRAYS, check, class_names, find, sha256
@@ -155,10 +154,10 @@ def load_data(
 
 
 def from_arrays(
-    x: ArrayLike,
-    y: ArrayLike,
-    x_test: ArrayLike,
-    y_test: ArrayLike,
+    x: np.ndarray | Tensor,
+    y: np.ndarray | Tensor | Sequence[int],
+    x_test: np.ndarray | Tensor,
+    y_test: np.ndarray | Tensor | Sequence[int],
     *,
     classes: Sequence[str] | None = None,
     zca: bool | None = None,
@@ -236,7 +235,7 @@ def _stacked(name: str, dataset: Iterable) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.array(labels)
 
 
-def _array(values: ArrayLike) -> np.ndarray:
+def _array(values: np.ndarray | Tensor | Sequence[int]) -> np.ndarray:
     """Turn a tensor, with channels first, or anything else, with channels last, into an array."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
