@@ -205,22 +205,32 @@ def test_a_change_that_does_not_fit_the_solution_is_an_error():
 
 
 def test_every_message_is_said_and_every_key_has_one():
-    """Keys are text in the code of the section's module, or in its mistakes."""
+    """Keys are text in the code, or belong to mistakes; an assignment's are in its own module."""
+    trees = {p.stem: ast.parse(p.read_text()) for p in (ROOT / "ddpp_course").glob("*.py")}
     for section, said in messages.texts().items():
-        module = "checks" if section == "any" else section
-        tree = ast.parse((ROOT / "ddpp_course" / f"{module}.py").read_text())
-        values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-        used = {value for value in values if isinstance(value, str)}
+        trees_of = [trees[section]] if section in NAMES else [*trees.values()]
+        nodes = [node for tree in trees_of for node in ast.walk(tree)]
+        used = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
         if section in NAMES:
             rows = mistakes.read(section)
             used |= {row.says for row in rows if row.run}
             keys = {key for row in rows for key in row.fails.values()}
             assert {key for key in keys if not key.startswith("any.")} <= said.keys()
         assert said.keys() <= used, section
-        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
-        calls = [c for c in calls if getattr(c.func, "attr", "") in ("wrong", "good", "say")]
-        keys = [c.args[0].value for c in calls if isinstance(c.args[0], ast.Constant)]
-        assert set(keys) - {"any"} <= said.keys()
+        assert _said(nodes, section) <= said.keys()
+
+
+def _said(nodes, section):
+    """The keys in calls of an assignment's `here`, or in those of `say` with another section."""
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    named = [(getattr(c.func, "attr", getattr(c.func, "id", "")), c.args) for c in calls]
+    texts = [[getattr(x, "value", None) for x in args] for name, args in named if name == "say"]
+    if section not in NAMES:
+        return {text[1] for text in texts if text[0] == section and text[1]}
+    others = [args for name, args in named if name in ("wrong", "good") and args]
+    return {x.value for args in others for x in args[:1] if isinstance(x, ast.Constant)} | {
+        text[0] for text in texts if text and isinstance(text[0], str)
+    }
 
 
 # From the file to the report, in real kernels
