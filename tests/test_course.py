@@ -29,7 +29,7 @@ from ddpp import cli
 from ddpp.foundation.errors import Error
 from ddpp.pruning import RULES
 from ddpp_course import copies, grade, judge, messages, mistakes, wall
-from ddpp_course.checks import Mistake, ask, compare, tensor
+from ddpp_course.checks import Checks, Mistake, ask, tensor
 from ddpp_course.session import Limits
 
 ROOT = Path(__file__).parents[1]
@@ -566,7 +566,7 @@ def test_what_can_go_wrong_in_any_task_is_said_in_words():
     for function, words in (
         (unwritten, "not written yet"),
         (stops, "in its line 3 with ZeroDivisionError"),
-        (changes, "changes a tensor that it is given"),
+        (changes, "changes one of its arguments in place"),
         (lambda x: None, "returns nothing"),
         (3, "a function was expected here, not 3"),
     ):
@@ -579,8 +579,27 @@ def test_what_can_go_wrong_in_any_task_is_said_in_words():
     ):
         with pytest.raises(Mistake, match=words):
             tensor(value, (2,), "f")
-    with pytest.raises(Mistake, match="half"):
-        compare(1.0, 2.0, {"this is half of it": 1.0}, "wrong")
+
+
+def test_an_answer_is_compared_with_those_of_the_solution_with_mistakes():
+    here, images, labels = Checks("assignment1"), torch.eye(5), torch.tensor([1, 1, 2, 3, 4])
+    words = {"hits": 4, "n": 5, "percent": 80.0}
+
+    def compare(value, batch):
+        run = lambda s: s.accuracy(torch.nn.Identity(), images, labels, batch)
+        return here.compare(
+            "accuracy", value, 80.0, run, "accuracy_otherwise", **words, found=value
+        )
+
+    assert compare(80.0, 2) is None
+    for value, batch, says in (
+        (0.8, 2, "share between 0 and 1"),
+        (20.0, 2, "share of errors"),
+        (0.7, 2, "4 of 5 images .* you have 0.70"),
+        (0.8, "two", "4 of 5 images"),  # with this batch every mistake stops with an error
+    ):
+        with pytest.raises(Mistake, match=says):
+            compare(value, batch)
 
 
 def test_what_an_error_says_is_cut_short():
