@@ -8,7 +8,7 @@ helpers.
 
 import operator
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -186,22 +186,6 @@ def close(value, right, tolerance: float = 1e-4) -> bool:
     if value.shape != right.shape:
         return False
     return bool((value - right).abs().max() <= tolerance * right.abs().max().clamp(min=1e-12))
-
-
-def compare(
-    value, right, wrong: Mapping[str, object], otherwise: str, tolerance: float = 1e-4
-) -> None:
-    """A Mistake unless value is right: the sentence of the first wrong answer that it equals, or
-    `otherwise`.
-
-    wrong: what is said -> the answer that this mistake would give.
-    """
-    if close(value, right, tolerance):
-        return
-    for sentence, answer in wrong.items():
-        if close(value, answer, tolerance):
-            raise Mistake(sentence)
-    raise Mistake(otherwise)
 
 
 def describe(value) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from ddpp.foundation.errors import Error
-from ddpp_course import copies, marks, report, wall
+from ddpp_course import copies, marks, messages, report, wall
 from ddpp_course.checks import told
 from ddpp_course.report import Outcome, Report
 from ddpp_course.session import CourseError, Limits, Session
@@ -204,10 +204,7 @@ class Grader:
         except Error as e:
             result.refused = str(e)
         except Exception as e:
-            result.refused = (
-                f"something in it stopped the grader ({told(e)}): look at the file, "
-                "and please report this"
-            )
+            result.refused = messages.say("grader", "grader_stopped", error=told(e))
         result.seconds = round(time.monotonic() - began, 1)
         return result
 
@@ -234,9 +231,8 @@ class Grader:
         try:
             result.write(out)
         except (Error, OSError, ValueError) as e:
-            return Report(
-                submission.name, refused=f"its report could not be written: {told(e, name=False)}"
-            )
+            refused = messages.say("grader", "not_written", error=told(e, name=False))
+            return Report(submission.name, refused=refused)
         return result
 
     def known(self, submission: Submission, out: Path) -> Report | None:
@@ -284,7 +280,7 @@ class _Grading:
             if self._through():
                 break
         else:
-            self.notes.append("given up: it brought the kernel down too often")
+            self.notes.append(messages.say("grader", "given_up"))
         return [self._outcome(task) for task in self.assignment.tasks], self.notes
 
     def _through(self) -> bool:
@@ -303,7 +299,8 @@ class _Grading:
                 if number in self.skip:
                     continue
                 answer = session.run(code, self._seconds())
-                note = f"cell {number} stopped: {answer.error}"
+                words = {"number": number, "error": answer.error}
+                note = messages.say("grader", "cell_stopped", **words)
                 if (
                     answer.error
                     and not answer.error.startswith("NotImplementedError")
@@ -351,14 +348,13 @@ class _Grading:
     def _out_of_time(self) -> bool:
         if time.monotonic() < self.end:
             return False
-        self.notes.append(f"stopped after {self.limits.total:.0f} s in all")
+        self.notes.append(messages.say("grader", "out_of_time", seconds=self.limits.total))
         return True
 
     def _outcome(self, task: copies.Task) -> Outcome:
         if task.by_hand:
             says = text_of(task.name, self.notebook, self.assignment.given)
             return Outcome(task.name, task.title, None, task.points, says)
-        passed, says = self.says.get(
-            task.name, (False, "not reached: the notebook did not run to its end")
-        )
+        unreached = False, messages.say("grader", "not_reached")
+        passed, says = self.says.get(task.name, unreached)
         return Outcome(task.name, task.title, task.points if passed else 0, task.points, says)

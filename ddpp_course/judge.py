@@ -8,7 +8,7 @@ does not was changed by the submission. Then with the student's functions.
 import contextlib
 import io
 
-from ddpp_course import watch
+from ddpp_course import messages, watch
 from ddpp_course.checks import plain, told
 
 LONGEST = 600  # characters that a check may say
@@ -33,16 +33,10 @@ def judge(check: str, functions: list[str], values: list[str], student: dict) ->
     stubs = {name: _stub(name) for name in functions} | dict.fromkeys(values)
     passed, _ = _run(check, stubs)
     if passed:
-        return {
-            "passed": False,
-            "says": "the checks were changed by this notebook: it must leave them as they are",
-        }
+        return {"passed": False, "says": messages.say("grader", "checks_changed")}
     missing = [name for name in functions + values if name not in student]
     if missing:
-        return {
-            "passed": False,
-            "says": f"`{missing[0]}` is not there: its cell is missing, or stopped before it",
-        }
+        return {"passed": False, "says": messages.say("grader", "missing", name=missing[0])}
     try:
         given = {name: student[name] for name in functions} | {
             name: plain(student[name]) for name in values
@@ -62,13 +56,13 @@ def _run(check: str, given: dict) -> tuple[bool, str]:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
             exec(compile(check, "<check>", "exec"), {**space, **given})
     except AssertionError as e:  # mostly a Mistake
-        return False, told(e, LONGEST, name=False) or "an assertion of the check does not hold"
+        return False, told(e, LONGEST, name=False) or messages.say("grader", "assertion")
     except NotImplementedError:
-        return False, "not written yet: replace `raise NotImplementedError()` by your code"
+        return False, messages.say("grader", "unwritten")
     except KeyboardInterrupt:
         raise
     except BaseException as e:  # SystemExit too: it is the student's
-        return False, f"the check stopped with {told(e)}"
+        return False, messages.say("grader", "check_stopped", error=told(e))
     return True, " ".join(dict.fromkeys(said.getvalue()[: 2 * LONGEST].split("\n"))).strip()[
         :LONGEST
     ]  # each line once

@@ -18,7 +18,7 @@ import tqdm
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from ddpp_course import judge, mistakes, pristine, watch
+from ddpp_course import judge, messages, mistakes, pristine, watch
 from ddpp_course.checks import told
 
 SETTINGS = {
@@ -77,6 +77,7 @@ def _questions() -> dict[str, Callable[..., dict]]:
 
     def setup(code: str, solutions: dict[str, str]) -> dict:
         nonlocal restore, changed
+        messages.texts()  # read now, and not by way of what a submission may have replaced
         mistakes.given.update(solutions)
         judge.prepare(code)
         mistakes.given.clear()
@@ -109,10 +110,7 @@ def _questions() -> dict[str, Callable[..., dict]]:
         put_back()
         verdict.update(judged(code, functions, values, shell.user_ns))
         if verdict["passed"] and (what := changed()):
-            verdict.update(
-                passed=False,
-                says=f"`{what}` was replaced while the check ran: it must stay as it is",
-            )
+            verdict.update(passed=False, says=messages.say("grader", "replaced", what=what))
         return {}
 
     def report(number: str) -> dict:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ddpp.foundation import files
+from ddpp_course import messages
 
 
 @dataclass
@@ -23,6 +24,14 @@ class Outcome:
     points: float | None
     of: float
     says: str
+
+    def row(self) -> str:
+        """A line of the table in a report."""
+        mark = "…" if self.points is None else "✓" if self.points else "✗"
+        earned = "?" if self.points is None else f"{self.points:g}"
+        says = _plain(self.says).replace("|", "\\|")
+        words = {"title": self.title, "task": self.task, "earned": earned, "of": self.of}
+        return _say("report_row", mark=mark, says=says, **words)
 
 
 @dataclass
@@ -58,46 +67,27 @@ class Report:
     def line(self) -> str:
         """In one line."""
         if self.refused:
-            return f"{self.submission}: not graded: {self.refused}"
-        more = f", {self.by_hand:g} more by hand" if self.by_hand else ""
-        return f"{self.submission}: {self.points:g} of {self.of:g} points{more}"
+            return _say("line_refused", name=self.submission, why=self.refused)
+        more = _say("line_by_hand", points=self.by_hand) if self.by_hand else ""
+        return _say("line", name=self.submission, points=self.points, of=self.of, more=more)
 
     def text(self) -> str:
         """For the student, in Markdown."""
+        title = f"# {_plain(self.submission)}\n"
+        notes = [f"- {_plain(note)}" for note in self.notes]
         if self.refused:
-            notes = "".join(f"\n- {_plain(note)}" for note in self.notes)
-            return f"# {_plain(self.submission)}\n\nNot graded: {_plain(self.refused)}.\n{notes}\n"
-        more = f"; {self.by_hand:g} more are given by hand" if self.by_hand else ""
-        lines = [
-            f"# {_plain(self.submission)}",
-            "",
-            f"**{self.points:g} of {self.of:g} points** for {self.assignment}{more}",
-            "",
-        ]
-        lines += ["| | task | points | what the check says |", "|---|---|---|---|"]
-        for outcome in self.outcomes:
-            mark = "…" if outcome.points is None else "✓" if outcome.points else "✗"
-            points = f"{'?' if outcome.points is None else f'{outcome.points:g}'} of {outcome.of:g}"
-            says = _plain(outcome.says).replace("|", "\\|")
-            lines.append(f"| {mark} | {outcome.title} (`{outcome.task}`) | {points} | {says} |")
-        if self.notes:
-            lines += [
-                "",
-                "While the notebook ran:",
-                "",
-                *(f"- {_plain(note)}" for note in self.notes),
-            ]
+            why = _say("report_refused", why=_plain(self.refused))
+            return "\n".join([title, f"{why}\n", *notes, ""])
+        more = _say("report_by_hand", points=self.by_hand) if self.by_hand else ""
+        words = {"points": self.points, "of": self.of, "assignment": self.assignment, "more": more}
+        lines = [title, _say("report", **words), "", _say("report_table"), "|---|---|---|---|"]
+        lines += [outcome.row() for outcome in self.outcomes]
+        if notes:
+            lines += ["", _say("report_notes"), "", *notes]
         if self.points < self.of:
-            lines += [
-                "",
-                "To go on: restart the notebook and run all cells (Colab: Runtime > Restart "
-                "session and run all).",
-            ]
-            lines += [
-                "The first check that complains says what to mend. Then save, and hand in again."
-            ]
+            lines += ["", _say("report_go_on")]
         if self.wall:
-            lines += ["", f"For the instructor: {self.wall}."]
+            lines += ["", _say("report_wall", says=self.wall)]
         return "\n".join([*lines, ""])
 
     def write(self, out: Path) -> None:
@@ -113,6 +103,10 @@ class Report:
         before = read(out / f"{self.submission}.json")
         same = ("refused", "assignment", "outcomes", "notes")
         return before is None or any(getattr(before, name) != getattr(self, name) for name in same)
+
+
+def _say(key: str, **words) -> str:
+    return messages.say("grader", key, **words)
 
 
 def _plain(text: str) -> str:

@@ -27,6 +27,7 @@ import psutil
 
 from ddpp.foundation.errors import Error
 from ddpp_course import enter, mistakes, wall
+from ddpp_course.messages import say
 from ddpp_course.wall import Wall
 
 GRACE = 5  # seconds that a cell has to end after it was interrupted
@@ -149,24 +150,22 @@ class Session:
                 part = os.read(self._answers, LONGEST)
                 found += part
                 if not part:
-                    return self._dead("it ended its process")
+                    return self._dead(say("grader", "ended"))
                 if found.endswith(b"\n") or len(found) > LONGEST:
                     return self._late(seconds) if late else self._read(found, question)
                 continue
             now = time.monotonic()
             if self._process.poll() is not None:
-                return self._dead("it ended its process")
+                return self._dead(say("grader", "ended"))
             if self.stopped.is_set():
-                return self._dead("grading was stopped")
+                return self._dead(say("grader", "stopped"))
             if now - looked > 0.25:
                 looked = now
                 if too_much := self._too_much():
                     return self._dead(too_much)
             if now > end:
                 if late:
-                    return self._dead(
-                        f"not finished after {seconds:.0f} s, and it could not be interrupted"
-                    )
+                    return self._dead(say("grader", "stubborn", seconds=seconds))
                 late, end = True, end + GRACE
                 self._interrupt()
 
@@ -174,12 +173,12 @@ class Session:
         """The answer in a line, if this process and question made it."""
         code, _, body = line.rstrip(b"\n").partition(b" ")
         if not hmac.compare_digest(code, self._sign(body)):
-            return self._dead("it wrote into the pipe by which the grader gets its answers")
+            return self._dead(say("grader", "wrote_into_pipe"))
         answer = json.loads(body)
         if answer.pop("question") != question["question"] or answer.pop(
             "number", None
         ) != question.get("number"):
-            return self._dead("it gave the answer to another question")
+            return self._dead(say("grader", "other_question"))
         said = {
             name: _words(value) if isinstance(value, str) else value
             for name, value in answer.items()
@@ -190,7 +189,7 @@ class Session:
         return hashlib.blake2b(body, key=self._key, digest_size=32).hexdigest().encode()
 
     def _late(self, seconds: float) -> Answer:
-        return Answer(f"not finished after {seconds:.0f} s: is there a loop without end?")
+        return Answer(say("grader", "late", seconds=seconds))
 
     def _family(self) -> list[psutil.Process]:
         """The process and what it started, and what left its family but was seen in it."""
@@ -208,11 +207,11 @@ class Session:
             with contextlib.suppress(psutil.Error):
                 memory += process.memory_info().rss
         if memory > 1.25 * self.limits.memory * 1e9:  # where the limit of each process did not hold
-            return f"it needed more than {self.limits.memory:g} GB of memory"
+            return say("grader", "memory", most=self.limits.memory)
         if len(family) > enter.PROCESSES:
-            return f"it started more than {enter.PROCESSES} processes"
+            return say("grader", "processes", most=enter.PROCESSES)
         if not self.wall.alone and _size(self._work) > wall.ROOM:
-            return f"it wrote more than {wall.ROOM / 1e9:.1f} GB into its folder"
+            return say("grader", "room", most=wall.ROOM / 1e9)
         return ""
 
     def _interrupt(self) -> None:

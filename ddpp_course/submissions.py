@@ -19,6 +19,7 @@ from nbformat import NotebookNode
 
 from ddpp.foundation.errors import Error, choose
 from ddpp_course import copies
+from ddpp_course.messages import say
 
 LARGEST = 200e6  # bytes of a notebook file
 LONGEST = 150  # bytes of a report's name, which gets endings
@@ -42,9 +43,8 @@ class Submission:
     @property
     def notes(self) -> list[str]:
         """What the report should say of the other files."""
-        return [f"an older version was not graded: {name}" for name in self.older] + [
-            f"not looked at, as there is a notebook: {name}" for name in self.beside
-        ]
+        older = [say("grader", "older", name=name) for name in self.older]
+        return older + [say("grader", "beside", name=name) for name in self.beside]
 
 
 def handed_in(folder: Path, out: Path) -> list[Submission]:
@@ -174,10 +174,7 @@ def read(path: Path) -> NotebookNode:
     """A submission as a notebook without its outputs; an Error where it is none."""
     try:
         if path.stat().st_size > LARGEST:
-            raise Error(
-                f"the file has {path.stat().st_size / 1e6:.0f} MB: clear the outputs, save, and "
-                "hand it in again"
-            )
+            raise Error(say("grader", "large", size=path.stat().st_size / 1e6))
         content = json.loads(path.read_bytes())
         if content.get("nbformat") == 4:
             # without cell ids, which a cell that was copied shares with its original
@@ -194,13 +191,11 @@ def read(path: Path) -> NotebookNode:
         for cell in notebook.cells:
             cell.source = LONE.sub("\N{REPLACEMENT CHARACTER}", cell.source)
     except OSError as e:
-        raise Error(f"it cannot be read ({e.strerror})") from None
+        raise Error(say("grader", "unreadable", error=e.strerror)) from None
     except Error:
         raise
     except Exception:  # json and nbformat raise nearly anything
-        raise Error(
-            "it is not a Jupyter notebook: hand in the .ipynb file, as saved or downloaded"
-        ) from None
+        raise Error(say("grader", "no_notebook")) from None
     return notebook
 
 
@@ -239,10 +234,7 @@ def which(notebook: NotebookNode, known: dict, name: str | None = None) -> str:
     }
     best = max(shared, key=shared.__getitem__)
     if not shared[best]:
-        raise Error(
-            f"it is none of the assignments {', '.join(known)}: hand in the notebook that was "
-            "given out"
-        )
+        raise Error(say("grader", "no_assignment", known=", ".join(known)))
     return best
 
 
@@ -259,12 +251,9 @@ def text_of(task: str, notebook: NotebookNode, given: set[str]) -> str:
     below = [i for start, end in ends.items() for i in texts if start < i < end]
     where = ", ".join(map(str, dict.fromkeys(below)))
     if new & set(place):
-        return "to be graded by hand" + (f" (there is more in cell {where})" if where else "")
+        return say("grader", "by_hand_and_more" if where else "by_hand", cell=where)
     if where:
-        return f"to be graded by hand: the text is not in its place but below it, in cell {where}"
+        return say("grader", "by_hand_below", cell=where)
     if texts:
-        return (
-            "nothing was written in its place; there is other text in cell "
-            f"{', '.join(map(str, texts))}"
-        )
-    return "nothing was written"
+        return say("grader", "text_elsewhere", cell=", ".join(map(str, texts)))
+    return say("grader", "no_text")

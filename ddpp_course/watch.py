@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 
+from ddpp_course.messages import say
+
 PROGRAMS = {
     "os.exec",
     "os.fork",
@@ -44,7 +46,10 @@ GO_BETWEENS = (
 
 KIND_OF_CODE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
-STILL_RUNNING = "a thread that this notebook started is still running: wait for it with `join`"
+STILL_RUNNING = say("grader", "still_running")
+NO_PROGRAMS, NO_NETWORK, NO_SIGNALS, NO_THREADS = (
+    say("grader", key) for key in ("no_programs", "no_network", "no_signals", "no_threads")
+)
 
 getframe, current_frames = sys._getframe, sys._current_frames
 
@@ -80,15 +85,13 @@ def start(library: tuple[str, ...]) -> Guard:
 
     def see(event: str, values: tuple) -> None:
         if event in PROGRAMS:
-            raise PermissionError(
-                "while grading, code cannot start other programs (no !, no %pip, no workers)"
-            )
+            raise PermissionError(NO_PROGRAMS)
         if event in NETWORK:
-            raise PermissionError("while grading, there is no network")
+            raise PermissionError(NO_NETWORK)
         if event in ("os.kill", "os.killpg") and values[0] != os.getpid():
-            raise PermissionError("while grading, code cannot send signals to other processes")
+            raise PermissionError(NO_SIGNALS)
         if event in THREADS and mine.asking:
-            raise PermissionError("while a check runs, code cannot start threads")
+            raise PermissionError(NO_THREADS)
         looks = event in FRAMES or (event == "object.__getattr__" and values[1] in OF_OBJECTS)
         pretends = (
             event == "compile" and isinstance(values[1], str) and values[1].startswith(library)
@@ -105,9 +108,7 @@ def start(library: tuple[str, ...]) -> Guard:
             finally:
                 inside.clear()
             if theirs:
-                raise PermissionError(
-                    f"while grading, code cannot look into the process that runs it ({event})"
-                )
+                raise PermissionError(say("grader", "no_looking", event=event))
 
     sys.addaudithook(see)
     return mine
@@ -199,7 +200,7 @@ def unwatched() -> str:
     if threads():
         return STILL_RUNNING
     if changed := guard.changed():
-        return f"`{changed}` was replaced while the check ran: it must stay as it is"
+        return say("grader", "replaced", what=changed)
     return ""
 
 
@@ -238,6 +239,7 @@ def _trapped(functions: list[FunctionType]) -> Iterator[set[CodeType]]:
     with the code given.
     """
 
+    # their code runs in other modules, so the text stands here, and not in messages.toml
     def trap(*_, **__):
         raise AssertionError("the task is to write it yourself")
 

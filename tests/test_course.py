@@ -29,7 +29,7 @@ from ddpp import cli
 from ddpp.foundation.errors import Error
 from ddpp.pruning import RULES
 from ddpp_course import copies, grade, judge, messages, mistakes, wall
-from ddpp_course.checks import Mistake, ask, compare, tensor
+from ddpp_course.checks import Checks, Mistake, ask, tensor
 from ddpp_course.session import Limits
 
 ROOT = Path(__file__).parents[1]
@@ -205,22 +205,32 @@ def test_a_change_that_does_not_fit_the_solution_is_an_error():
 
 
 def test_every_message_is_said_and_every_key_has_one():
-    """Keys are text in the code of the section's module, or in its mistakes."""
+    """Keys are text in the code, or belong to mistakes; an assignment's are in its own module."""
+    trees = {p.stem: ast.parse(p.read_text()) for p in (ROOT / "ddpp_course").glob("*.py")}
     for section, said in messages.texts().items():
-        module = "checks" if section == "any" else section
-        tree = ast.parse((ROOT / "ddpp_course" / f"{module}.py").read_text())
-        values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-        used = {value for value in values if isinstance(value, str)}
+        trees_of = [trees[section]] if section in NAMES else [*trees.values()]
+        nodes = [node for tree in trees_of for node in ast.walk(tree)]
+        used = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
         if section in NAMES:
             rows = mistakes.read(section)
             used |= {row.says for row in rows if row.run}
             keys = {key for row in rows for key in row.fails.values()}
             assert {key for key in keys if not key.startswith("any.")} <= said.keys()
         assert said.keys() <= used, section
-        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
-        calls = [c for c in calls if getattr(c.func, "attr", "") in ("wrong", "good", "say")]
-        keys = [c.args[0].value for c in calls if isinstance(c.args[0], ast.Constant)]
-        assert set(keys) - {"any"} <= said.keys()
+        assert _said(nodes, section) <= said.keys()
+
+
+def _said(nodes, section):
+    """The keys in calls of an assignment's `here`, or in those of `say` with another section."""
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    named = [(getattr(c.func, "attr", getattr(c.func, "id", "")), c.args) for c in calls]
+    texts = [[getattr(x, "value", None) for x in args] for name, args in named if name == "say"]
+    if section not in NAMES:
+        return {text[1] for text in texts if text[0] == section and text[1]}
+    others = [args for name, args in named if name in ("wrong", "good") and args]
+    return {x.value for args in others for x in args[:1] if isinstance(x, ast.Constant)} | {
+        text[0] for text in texts if text and isinstance(text[0], str)
+    }
 
 
 # From the file to the report, in real kernels
@@ -556,7 +566,7 @@ def test_what_can_go_wrong_in_any_task_is_said_in_words():
     for function, words in (
         (unwritten, "not written yet"),
         (stops, "in its line 3 with ZeroDivisionError"),
-        (changes, "changes a tensor that it is given"),
+        (changes, "changes one of its arguments in place"),
         (lambda x: None, "returns nothing"),
         (3, "a function was expected here, not 3"),
     ):
@@ -569,8 +579,27 @@ def test_what_can_go_wrong_in_any_task_is_said_in_words():
     ):
         with pytest.raises(Mistake, match=words):
             tensor(value, (2,), "f")
-    with pytest.raises(Mistake, match="half"):
-        compare(1.0, 2.0, {"this is half of it": 1.0}, "wrong")
+
+
+def test_an_answer_is_compared_with_those_of_the_solution_with_mistakes():
+    here, images, labels = Checks("assignment1"), torch.eye(5), torch.tensor([1, 1, 2, 3, 4])
+    words = {"hits": 4, "n": 5, "percent": 80.0}
+
+    def compare(value, batch):
+        run = lambda s: s.accuracy(torch.nn.Identity(), images, labels, batch)
+        return here.compare(
+            "accuracy", value, 80.0, run, "accuracy_otherwise", **words, found=value
+        )
+
+    assert compare(80.0, 2) is None
+    for value, batch, says in (
+        (0.8, 2, "share between 0 and 1"),
+        (20.0, 2, "share of errors"),
+        (0.7, 2, "4 of 5 images .* you have 0.70"),
+        (0.8, "two", "4 of 5 images"),  # with this batch every mistake stops with an error
+    ):
+        with pytest.raises(Mistake, match=says):
+            compare(value, batch)
 
 
 def test_what_an_error_says_is_cut_short():

@@ -190,7 +190,7 @@ WANTS = {
             "class Any:\n    __eq__ = lambda *_: True\n    __ne__ = lambda *_: False\ndef "
             "double(x):\n    return Any()"
         ],
-        "says itself what it equals",
+        "defines for itself what it equals",
     ),
     "a tensor equal to all": (
         [

@@ -143,7 +143,7 @@ def test_what_is_no_notebook_is_refused_where_there_is_none(graded):
     reports, *_ = graded
     assert {name for name, report in reports.items() if report.refused} == {"scan"}
     assert "hand in the .ipynb file" in reports["scan"].refused
-    assert reports["emoji"].notes[0] == "not looked at, as there is a notebook: emoji.pdf"
+    assert reports["emoji"].notes[0] == "not graded, as there is a notebook: emoji.pdf"
     assert len(reports) == len(ACCIDENTS) + 1
 
 
@@ -246,15 +246,15 @@ def test_a_text_is_found_where_it_stands(course):
     below.cells += [new_code_cell("1"), new_markdown_cell(ANSWER), new_raw_cell("and more")]
     assert (
         says(below)
-        == "to be graded by hand: the text is not in its place but below it, in cell 9, 10"
+        == "to be graded by hand: the text is not in its own cell but below it, in cell 9, 10"
     )
     above = release()
     above.cells.insert(0, new_markdown_cell(ANSWER))
-    assert says(above) == "nothing was written in its place; there is other text in cell 1"
+    assert says(above) == "nothing was written in its own cell; there is other text in cell 1"
     bare = solved(course)
     for one in bare.cells:
         one.metadata = {}
-    assert says(bare) == "nothing was written in its place; there is other text in cell 7"
+    assert says(bare) == "nothing was written in its own cell; there is other text in cell 7"
     more = solved(course)
     more.cells.append(new_markdown_cell("PS"))
     assert says(more).startswith("to be graded by hand (there is more in cell")
