@@ -627,7 +627,7 @@ def test_a_check_that_lets_anything_pass_gives_nothing():
     answer = judge.judge("assert True", ["f"], [], {"f": abs})
     assert answer == {
         "passed": False,
-        "says": "the checks were changed by this notebook: it must leave them as they are",
+        "says": "this notebook changed the checks: leave them as they are",
     }
 
 
