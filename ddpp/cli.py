@@ -156,7 +156,7 @@ def reproduce(
 def evaluate(
     file: Path,
     /,
-    protocol: Protocol,
+    protocol: Annotated[Protocol, arg(help="how a network is trained; the learning rate is alpha")],
     data: Annotated[str | None, listing(DATA)] = None,
     root: Root = Path("data"),
     device: Device = None,
@@ -351,14 +351,14 @@ def find(name: str) -> Command:
 
 def parse(command: Command, words: Sequence[str], prog: str) -> Callable[[], int | None]:
     """The call that the words of a command line ask for, not yet made."""
-    registry = ConstructorRegistry()
+    registry, base = ConstructorRegistry(), None
     if command in SHARED:
         asked = [word for word in words if word not in ("-h", "--help")]
         base, _ = tyro.cli(recipe, args=asked, prog=prog, return_unknown_args=True)
         if isinstance(base.distill, DistillConfig):  # each rank matches a trajectory
             ranks = int(os.environ.get("WORLD_SIZE", 1))
             base = replace(base, distill=replace(base.distill, trajectories=ranks))
-        registry.struct_rule(functools.partial(_settings, base))
+    registry.struct_rule(functools.partial(_settings, base))
     if command is evaluate:
         words = respell(words)
 
@@ -366,15 +366,25 @@ def parse(command: Command, words: Sequence[str], prog: str) -> Callable[[], int
     def later(*args: Any, **options: Any) -> Callable[[], int | None]:
         return functools.partial(command, *args, **options)
 
-    return tyro.cli(later, args=words, prog=prog, registry=registry)
+    try:
+        return tyro.cli(later, args=words, prog=prog, registry=registry)
+    except _Refused as e:
+        raise e.why from None
 
 
-def _settings(base: Recipe, info: StructTypeInfo) -> StructConstructorSpec | None:
+class _Refused(Exception):
+    """Carries an Error of a config past tyro, which puts a box around every ValueError."""
+
+    def __init__(self, why: Error):
+        self.why = why
+
+
+def _settings(base: Recipe | None, info: StructTypeInfo) -> StructConstructorSpec | None:
     """tyro's rule for a dataclass, with names listed, and `base` as the default of a recipe."""
-    if not is_dataclass(info.type) or base in info.markers:
+    if not is_dataclass(info.type) or _settings in info.markers:
         return None  # leave it to tyro's own rule
-    default = base if info.type is Recipe else info.default
-    info = replace(info, default=default, markers=(*info.markers, base))
+    default = base if base and info.type is Recipe else info.default
+    info = replace(info, default=default, markers=(*info.markers, _settings))
     spec = ConstructorRegistry.get_struct_spec(info)
     assert isinstance(spec, StructConstructorSpec)
     listed = []
@@ -383,8 +393,18 @@ def _settings(base: Recipe, info: StructTypeInfo) -> StructConstructorSpec | Non
             each = replace(each, type=Annotated[type(each.default), arg(name="")])
         elif each.name in NAMES:
             each = replace(each, type=Annotated[each.type, listing(NAMES[each.name])])
+        if is_dataclass(each.type):  # without the example in its docstring
+            each = replace(each, helptext=str(each.type.__doc__).splitlines()[0])
         listed.append(each)
-    return replace(spec, fields=tuple(listed))
+
+    @functools.wraps(spec.instantiate)
+    def instantiate(*args: Any, **options: Any) -> Any:
+        try:
+            return spec.instantiate(*args, **options)
+        except Error as e:
+            raise _Refused(e) from e
+
+    return replace(spec, fields=tuple(listed), instantiate=instantiate)
 
 
 def respell(words: Sequence[str]) -> list[str]:

@@ -1,16 +1,16 @@
 """How good a distilled set is: train fresh networks on it and test them on real images.
 
-The paper's protocol is the average of five networks trained from scratch. Which iterate of a
-distillation is tested
-makes a difference: MTT and its followers report the best of many on the test set. Here the final
-iterate and the one chosen on a split held out from training are the results; the best on the test
-set is an extra, named as what it is.
+The paper reports the average of five networks trained from scratch. Which iterate of a distillation
+is tested makes a difference: MTT and its followers report the best of many on the test set. Here
+the results are the final iterate and the one chosen on a held-out split of the training images; the
+best on the test set stands beside them, labelled as such.
 """
 
 import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from ddpp.data import ImageData, Split
 from ddpp.data.augmentation import augment, draw
 from ddpp.distilled import SQUARED_ERROR, DistilledDataset
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Count, Error, Share, check_bounds
 from ddpp.foundation.identity import marks
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig, accuracy
@@ -32,20 +32,32 @@ from ddpp.networks import Flat, NetworkConfig, accuracy
 class Protocol:
     """How a fresh network is trained on a distilled set; the learning rate is the set's alpha.
 
-    As MTT's code, except that there the momentum starts anew when the rate drops.
+    As in MTT's code, except that there the momentum restarts when the rate drops. A number that
+    cannot work raises an Error.
+
+    >>> import ddpp
+    >>> ddpp.Protocol(epochs=200).momentum
+    0.9
     """
 
-    epochs: int = 1000  # passes over the distilled set; the rate drops tenfold after half of them
-    batch: int = 256  # images per update
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    epochs: Count = 1000  # passes over the distilled set; the rate drops tenfold after half of them
+    batch: Count = 256  # images per update
+    momentum: Share = 0.9
+    weight_decay: Share = 5e-4
     augment: bool = True  # the differentiable augmentation A
+
+    def __post_init__(self):
+        check_bounds(self, "the evaluation's ")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Test accuracies in percent, one per network: of the final iterate, and of the one chosen on
-    held-out images.
+    """Test accuracies in percent, one per network: of the final and of the selected iterate.
+
+    >>> import ddpp
+    >>> result = ddpp.Evaluation(final=[42.0, 43.0])
+    >>> result.mean, round(result.std, 3)
+    (42.5, 0.707)
     """
 
     final: list[float]
@@ -103,88 +115,137 @@ def evaluate(
     scores: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Train `repeats` fresh networks on the distilled set and test each on data.test.
+    """Train fresh networks on a distilled set and test each of them on data.test.
 
-    Where the set has several iterates and the data a validation split, also the iterate on which
-    one network reaches the highest validation accuracy. `data` must be preprocessed with the set's
-    own whitening. With a path `scores`, the accuracy of each network is kept there, so that a
-    stopped evaluation goes on with the next network. The networks are of the architecture and width
-    that the set was distilled with, unless others are named.
+    Where the set has several iterates and the data a held-out split, the iterate on which one
+    network does best there is tested, too.
+
+    - distilled: the set, with its iterates.
+    - data: the images it was distilled from, preprocessed with the set's own whitening.
+    - architecture, width: of the networks; default: as the set was distilled with.
+    - repeats: networks per tested iterate.
+    - protocol: how they are trained; default: 1,000 epochs, as published.
+    - best_on_test: whether the best iterate on data.test is reported, too, as papers do.
+    - seed: of the networks; the same seed gives the same accuracies.
+    - scores: a file that keeps the accuracy of each network, so that a stopped call resumes.
+    - progress: whether a progress bar is shown.
+
+    Raises Error for settings that cannot work, and for data of other classes or another whitening.
+    Source: the protocol of MTT's code (Cazenavette et al., CVPR 2022).
+
+    >>> import ddpp
+    >>> from ddpp.baselines import selection
+    >>> data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    >>> real = selection.random(data, ipc=1, network={"width": 1})
+    >>> quick = ddpp.Protocol(epochs=1)
+    >>> result = ddpp.evaluate(real, data, repeats=2, protocol=quick, progress=False)
+    >>> len(result.final)
+    2
     """
-    protocol = protocol or Protocol()
-    check_protocol(protocol, repeats)
-    if distilled.classes != data.classes:
-        raise Error(
-            f"the distilled set has {len(distilled.classes)} classes, the data "
-            f"{len(data.classes)}, or other names: "
-            "evaluate on the data set that it was distilled from"
-        )
+    if repeats < 1:
+        raise Error(f"the evaluation's repeats is {repeats}: it must be at least 1")
     distilled = distilled.to(data.device)
-    if not distilled.whitening.equals(data.whitening):
-        raise Error(
-            "the data was preprocessed in another way: load it with whitening=distilled.whitening"
-        )
+    _check_pair(distilled, data)
     own = NetworkConfig(**distilled.network)
     config = replace(
         own, name=architecture or own.name, width=own.width if width is None else width
     )
-    network = data.network(config)
+    with tqdm(desc="evaluate", unit="network", disable=not progress) as bar:
+        scorer = _Scorer(data, config, protocol or Protocol(), seed, scores, bar)
+        return _judge(distilled, data, repeats, best_on_test, scorer)
+
+
+def _check_pair(distilled: DistilledDataset, data: ImageData) -> None:
+    """Raise Error where the data are not those of the set."""
+    if distilled.classes != data.classes:
+        raise Error(
+            f"the distilled set has {len(distilled.classes)} classes, the data "
+            f"{len(data.classes)}, or other names: evaluate on the data set that it was distilled "
+            "from"
+        )
+    if not distilled.whitening.equals(data.whitening):
+        raise Error(
+            "the data was preprocessed in another way: load it with whitening=distilled.whitening"
+        )
+
+
+def _judge(
+    distilled: DistilledDataset,
+    data: ImageData,
+    repeats: int,
+    best_on_test: bool,
+    scorer: "_Scorer",
+) -> Evaluation:
+    """Test the final iterate, and those chosen on held-out and on test images."""
     # 0 is where it started: real images
     sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}
     last = max(sets, default=0)
     held_out = data.validation if len(sets) > 1 else None
-    validate = held_out is not None
-    trainings = (
-        repeats * (len(sets) if best_on_test and sets else 1 + validate) + len(sets) * validate
-    )
-    how = {
-        "data": data.identity,
-        "network": asdict(config),
-        "protocol": asdict(protocol),
-        "seed": seed,
-    }
-    how |= marks(network=config.name, augmentation=protocol.augment)
-    known = _read_scores(scores)
-    with tqdm(total=trainings, desc="evaluate", unit="network", disable=not progress) as bar:
+    validations = len(sets) if held_out else 0
+    tests = len(sets) if best_on_test and sets else 1 + bool(held_out)
+    scorer.bar.total = tests * repeats + validations
 
-        def score(on: DistilledDataset, split: Split, count: int, role: str) -> list[float]:
-            tensors = [files.fingerprint(tensor) for tensor in (on.images, on.labels, on.alpha)]
-            tensors += (
-                [on.loss] if on.labels.is_floating_point() and on.loss != SQUARED_ERROR else []
-            )
-            keys = [
-                files.identity({"how": how, "set": tensors, "role": role, "number": r})
-                for r in range(count)
-            ]
-            for r, key in enumerate(keys):
-                if key not in known:
-                    known.update(_read_scores(scores))  # perhaps a run beside this one was faster
-                if key not in known:
-                    known[key] = accuracy(
-                        network, train(network, on, protocol, seed, role, r), *split
-                    )
-                    _add_score(scores, key, known[key])
-                bar.update()
-                bar.set_postfix(accuracy=f"{known[key]:.1f} %")
-            return [known[key] for key in keys]
+    @cache
+    def test(step: int) -> list[float]:
+        on = distilled if step == last else sets[step]
+        return scorer.accuracies(on, data.test, repeats, "test")
 
-        tested = {last: score(distilled, data.test, repeats, "test")}
-
-        def test(step: int) -> list[float]:
-            if step not in tested:
-                tested[step] = score(sets[step], data.test, repeats, "test")
-            return tested[step]
-
-        result = Evaluation(tested[last])
-        if held_out is not None:
-            validation = {at: score(on, held_out, 1, "validation")[0] for at, on in sets.items()}
-            step = max(validation, key=lambda at: validation[at])
-            result = replace(result, selected=test(step), selected_step=step, validation=validation)
-        if best_on_test and sets:
-            step = max(sets, key=lambda at: statistics.fmean(test(at)))
-            result = replace(result, best_on_test=test(step), best_on_test_step=step)
-        bar.total = bar.n  # fewer than foreseen where one iterate is chosen twice
+    result = Evaluation(test(last))
+    if held_out:
+        validation = {
+            at: scorer.accuracies(on, held_out, 1, "validation")[0] for at, on in sets.items()
+        }
+        step = max(validation, key=lambda at: validation[at])
+        result = replace(result, selected=test(step), selected_step=step, validation=validation)
+    if best_on_test and sets:
+        step = max(sets, key=lambda at: statistics.fmean(test(at)))
+        result = replace(result, best_on_test=test(step), best_on_test_step=step)
+    scorer.bar.total = scorer.bar.n  # fewer than foreseen where one iterate is chosen twice
     return result
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Train and score networks of one kind; read the accuracies that `scores` has already."""
+
+    data: ImageData
+    config: NetworkConfig
+    protocol: Protocol
+    seed: int
+    scores: str | Path | None
+    bar: tqdm
+
+    def accuracies(self, on: DistilledDataset, split: Split, count: int, role: str) -> list[float]:
+        """Train `count` networks on a set; score each on a split, in percent."""
+        return [self._accuracy(on, split, role, number) for number in range(count)]
+
+    def _accuracy(self, on: DistilledDataset, split: Split, role: str, number: int) -> float:
+        # read each time: a run beside this one may have been faster
+        key, known = self._key(on, role, number), _read_scores(self.scores)
+        if key in known:
+            score = known[key]
+        else:
+            network = self.data.network(self.config)
+            theta = train(network, on, self.protocol, self.seed, role, number)
+            score = accuracy(network, theta, *split)
+            _add_score(self.scores, key, score)
+        self.bar.update()
+        self.bar.set_postfix(accuracy=f"{score:.1f} %")
+        return score
+
+    def _key(self, on: DistilledDataset, role: str, number: int) -> str:
+        """Name all that an accuracy depends on."""
+        how = {
+            "data": self.data.identity,
+            "network": asdict(self.config),
+            "protocol": asdict(self.protocol),
+            "seed": self.seed,
+        }
+        how |= marks(network=self.config.name, augmentation=self.protocol.augment)
+        trained_on: list[str | None] = [files.fingerprint(tensor) for tensor in (on.images, on.labels, on.alpha)]
+        if on.labels.is_floating_point() and on.loss != SQUARED_ERROR:
+            trained_on.append(on.loss)
+        return files.identity({"how": how, "set": trained_on, "role": role, "number": number})
 
 
 def _add_score(path: str | Path | None, key: str, score: float) -> None:
@@ -195,7 +256,7 @@ def _add_score(path: str | Path | None, key: str, score: float) -> None:
 
 
 def _read_scores(path: str | Path | None) -> dict[str, float]:
-    """The accuracies of the networks trained so far, by what they were trained on and how."""
+    """Read the accuracies so far, by what the network was trained on and how."""
     if path is None or not Path(path).exists():
         return {}
     try:
@@ -204,23 +265,14 @@ def _read_scores(path: str | Path | None) -> dict[str, float]:
         raise Error(f"{path} is not a file of accuracies: move it away") from None
 
 
-def check_protocol(protocol: Protocol, repeats: int) -> None:
-    """Raise an Error for an evaluation that cannot work."""
-    for name, value in (
-        ("repeats", repeats),
-        ("epochs", protocol.epochs),
-        ("batch", protocol.batch),
-    ):
-        if value < 1:
-            raise Error(f"the evaluation's {name} is {value}: it must be at least 1")
-    if not (0 <= protocol.momentum < 1 and 0 <= protocol.weight_decay < 1):
-        raise Error("the evaluation's momentum and weight_decay must be at least 0 and below 1")
-
-
 def train(
     network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: int, *path: int | str
 ) -> Tensor:
-    """A fresh network trained on the distilled set: its parameters (p,)."""
+    """Train a fresh network on the distilled set; return its parameters (p,).
+
+    - protocol: how it is trained; the learning rate is the set's alpha.
+    - seed, path: what its initialization, batches and augmentation are drawn from.
+    """
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
     theta = network.initial(derive(seed, *path))
     velocity = torch.zeros_like(theta)
@@ -241,7 +293,9 @@ def train(
 
 
 def loss_on(logits: Tensor, labels: Tensor, kind: str | None) -> Tensor:
-    """The cross-entropy with labels (n,) or soft ones (n, classes), or the squared error: kind is
-    the set's `loss`.
+    """Return the loss on logits (n, classes), a scalar.
+
+    - labels: indices (n,), or soft labels (n, classes).
+    - kind: the set's `loss`: cross-entropy, unless it says the squared error.
     """
     return F.mse_loss(logits, labels) if kind == SQUARED_ERROR else F.cross_entropy(logits, labels)

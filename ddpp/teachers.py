@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ddpp.data import ImageData
 from ddpp.data.augmentation import augment, draw
 from ddpp.foundation import files, processes
-from ddpp.foundation.errors import Error, differences
+from ddpp.foundation.errors import Count, Error, Positive, check_bounds, differences
 from ddpp.foundation.identity import marks
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
@@ -32,18 +32,23 @@ SAVE_SECONDS = 30  # after so long a teacher in training is saved, at the end of
 class TeacherConfig:
     """How teachers are trained; the defaults are MTT's, with the paper's number of teachers.
 
+    A number that cannot work raises an Error.
+
     >>> import ddpp
     >>> ddpp.TeacherConfig(count=2, epochs=3, network=ddpp.NetworkConfig(width=32)).lr
     0.01
     """
 
-    count: int = 200  # N
-    epochs: int = 50  # the paper's I; only epochs up to I+ - 1 + K are ever used
-    lr: float = 0.01  # plain SGD: no momentum, no weight decay, no schedule
-    batch: int = 256  # images per update
+    count: Count = 200  # N
+    epochs: Count = 50  # the paper's I; only epochs up to I+ - 1 + K are ever used
+    lr: Positive = 0.01  # plain SGD: no momentum, no weight decay, no schedule
+    batch: Count = 256  # images per update
     augment: bool = True  # the differentiable augmentation A
     seed: int = 0
     network: NetworkConfig = field(default_factory=NetworkConfig)
+
+    def __post_init__(self):
+        check_bounds(self, "the teachers' ")
 
     def identity(self, data: ImageData) -> dict:
         """All that one teacher depends on. Not count and epochs: more of either only adds."""
@@ -135,7 +140,8 @@ def train_teachers(
     >>> len(teachers), teachers.epochs
     (1, 1)
     """
-    _check(config, folder)
+    if folder is None and processes.size() > 1:
+        raise Error("several processes share their teachers through a folder: say which")
     training = _Training(
         data,
         config,
@@ -153,16 +159,6 @@ def train_teachers(
         )
     trajectories = [(trained | others)[k] for k in range(config.count)]
     return Teachers(trajectories, training.identity, config, training.network)
-
-
-def _check(config: TeacherConfig, folder: str | Path | None) -> None:
-    for name in ("count", "epochs", "batch"):
-        if getattr(config, name) < 1:
-            raise Error(f"the teachers' {name} is {getattr(config, name)}: it must be at least 1")
-    if not config.lr > 0:
-        raise Error(f"the teachers' lr is {config.lr}: it must be positive")
-    if folder is None and processes.size() > 1:
-        raise Error("several processes share their teachers through a folder: say which")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Seconds and memory of a distillation step with each way back, and of the jobs of a full-scale
-run; every measurement
-in a process of its own."""
+"""Time and memory of a distillation step with each engine, and of the jobs of a full-scale run.
+
+Each measurement runs in a process of its own.
+"""
 
 import json
 import platform
@@ -8,7 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,8 +26,7 @@ from tools.jobs import JOBS, Job, arithmetic, least_bytes
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
-# the graph of all updates, and the walk back, both as PyTorch runs them
-WAYS = ("autograd", "adjoint")
+COMPARED = ("autograd", "adjoint")  # both as PyTorch runs them, not compiled
 # the jobs, unless others are asked for
 ON_A_CPU = ("step-cifar10-ipc1", "teacher-epoch", "evaluate-cifar10-ipc10")
 
@@ -39,74 +39,71 @@ def bench(
     device: str,
     say: Callable[[str], None] = print,
 ) -> dict:
-    """Measure both ways for each J in `steps`, `rounds` times in turn; print a table with ratios
-    and return it.
+    """Measure one distillation step with both engines; print a table and return it.
+
+    - steps: numbers of student steps J; each is measured.
+    - width: of the ConvNet.
+    - images: distilled images.
+    - rounds: measurements of each engine, taken in turn.
+    - device: cpu or cuda.
+    - say: takes each line of the table.
+
+    Raises Error for a number below 1, and where a measurement fails.
     """
-    for name, value in (
-        ("student_steps", min(steps, default=0)),
-        ("width", width),
-        ("images", images),
-        ("rounds", rounds),
-    ):
+    counts = {"student_steps": min(steps, default=0), "width": width, "images": images}
+    for name, value in (counts | {"rounds": rounds}).items():
         if value < 1:
             raise Error(f"the bench's {name} is {value}: it must be at least 1")
-    say(
-        f"one distillation step: ConvNet width {width}, {images} images, epsilon 0.1, not "
-        f"compiled; {_machine(device)}"
-    )
-    say(
-        f"median of {rounds} runs, in turn, each in its own process; memory: peak above the idle "
-        "process, and in all\n"
-    )
+    machine = _machine(device)
+    say(f"one distillation step: ConvNet width {width}, {images} images, epsilon 0.1, not compiled")
+    say(machine)
+    say(f"median of {rounds} runs, in turn, each in its own process")
+    say("memory: peak above the idle process, and in all\n")
     say(f"{'J':>3}  {'engine':9} {'s/step':>8} {'MiB':>8} {'in all':>8}   adjoint / autograd")
-    rows = []
+    pairs = []
     for j in steps:
         job = Job("step", 10, images, images, j, "updates", j)
-        runs = {engine: [] for engine in WAYS}
-        for _ in range(rounds):
-            for engine, into in runs.items():
-                into.append(_measure(job, engine, width, j, device))
-        failed = next(
-            (run["failed"] for results in runs.values() for run in results if "failed" in run), None
-        )
-        if failed:
-            raise Error(f"a measurement failed ({failed}): try fewer images or a smaller width")
-        pair = [_row(engine, j, results) for engine, results in runs.items()]
-        rows += pair
-        for row in pair:
-            ratio = ""
-            # time: the median of neighbours' ratios, as the machine's speed may drift
-            if row["engine"] == "adjoint":
-                times = zip(runs["adjoint"], runs["autograd"], strict=True)
-                row["time_ratio"] = statistics.median(a["seconds"] / b["seconds"] for a, b in times)
-                memory = {key: row[key] / max(pair[0][key], 1) for key in ("above", "total")}
-                ratio = (
-                    f"   time {row['time_ratio']:.2f}, memory {memory['above']:.2f} "
-                    f"({memory['total']:.2f} in all)"
-                )
-            say(
-                f"{j:3}  {row['engine']:9} {row['seconds']:8.3f} {row['above']:8.0f} "
-                f"{row['total']:8.0f}{ratio}"
-            )
-    if len(steps) > 1:
-        first, last = (
-            next(r for r in rows if r["engine"] == "adjoint" and r["J"] == j)
-            for j in (steps[0], steps[-1])
-        )
-        growth = {key: last[key] / max(first[key], 1) - 1 for key in ("above", "total")}
-        span = f"J = {first['J']} to {last['J']}"
-        say(f"\nadjoint from {span}: memory {growth['above']:+.1%} ({growth['total']:+.1%} in all)")
-    return {
-        "machine": _machine(device),
-        "torch": torch.__version__,
-        "width": width,
-        "images": images,
-        "rows": rows,
-    }
+        pairs.append(_pair(job, width, rounds, device))
+        for line in _pair_lines(*pairs[-1]):
+            say(line)
+    if len(pairs) > 1:
+        say(_growth(pairs[0][1], pairs[-1][1]))
+    about = {"machine": machine, "torch": torch.__version__, "width": width, "images": images}
+    return about | {"rows": [row for pair in pairs for row in pair]}
+
+
+def _pair(job: Job, width: int, rounds: int, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measure both engines in turn; return the rows of autograd and of adjoint."""
+    runs: dict[str, list[dict]] = {engine: [] for engine in COMPARED}
+    for _ in range(rounds):
+        for engine, measured in runs.items():
+            measured.append(_measure(job, engine, width, job.repeats, device))
+            if why := measured[-1].get("failed"):
+                raise Error(f"a measurement failed ({why}): try fewer images or a smaller width")
+    autograd, adjoint = (_row(engine, job.repeats, runs[engine]) for engine in COMPARED)
+    # the median of neighbours' ratios, as the machine's speed may drift
+    neighbours = zip(runs["adjoint"], runs["autograd"], strict=True)
+    adjoint["time_ratio"] = statistics.median(a["seconds"] / b["seconds"] for a, b in neighbours)
+    return autograd, adjoint
+
+
+def _pair_lines(autograd: dict[str, Any], adjoint: dict[str, Any]) -> Iterator[str]:
+    memory = {key: adjoint[key] / max(autograd[key], 1) for key in ("above", "total")}
+    time, above, total = adjoint["time_ratio"], memory["above"], memory["total"]
+    ratio = f"   time {time:.2f}, memory {above:.2f} ({total:.2f} in all)"
+    for row, more in ((autograd, ""), (adjoint, ratio)):
+        measured = f"{row['seconds']:8.3f} {row['above']:8.0f} {row['total']:8.0f}"
+        yield f"{row['J']:3}  {row['engine']:9} {measured}{more}"
+
+
+def _growth(first: dict, last: dict) -> str:
+    above, total = (last[key] / max(first[key], 1) - 1 for key in ("above", "total"))
+    span = f"J = {first['J']} to {last['J']}"
+    return f"\nadjoint from {span}: memory {above:+.1%} ({total:+.1%} in all)"
 
 
 def choose_jobs(names: tuple[str, ...] | None, device: str) -> dict[str, Job]:
-    """The jobs of these names; None: three on a CPU, all on a GPU."""
+    """Return the jobs of these names; None: three on a CPU, all on a GPU."""
     names = (ON_A_CPU if device == "cpu" else tuple(JOBS)) if names is None else names
     return {name: JOBS[choose("job", name, JOBS)] for name in names}
 
@@ -114,55 +111,49 @@ def choose_jobs(names: tuple[str, ...] | None, device: str) -> dict[str, Job]:
 def bench_jobs(
     jobs: dict[str, Job], width: int, device: str, say: Callable[[str], None] = print
 ) -> dict:
-    """Measure each job, steps with every engine; print a table of what was measured beside the
-    least, and return it.
+    """Measure each job, steps with every engine; print a table and return it.
 
-    On a CPU a share of each job is measured and scaled to all of it.
+    - jobs: by name. On a CPU a share of each is measured and scaled to all of it.
+    - width: of the ConvNet.
+    - device: cpu or cuda.
+    - say: takes each line of the table.
     """
     rate = _child("matmul_rate", device=device)
     say(f"\njobs of a full-scale run: ConvNet width {width}, float32; {_machine(device)}")
-    say(
-        f"floor: the arithmetic at {rate / 1e9:,.0f} GFLOP/s, the rate of a large matrix product "
-        "on this device"
-    )
-    say(
-        "least MiB: the parameter vectors (J of a step) and the images (of a step, also their "
-        "gradient)"
-    )
-    say(
-        "autograd: the way of the implementations before; it keeps every update, and those left "
-        "out are added\n"
-    )
+    gflops = f"{rate / 1e9:,.0f} GFLOP/s, the rate of a large matrix product"
+    say(f"floor: the arithmetic at {gflops} on this device")
+    say("least MiB: the J parameter vectors of a step, the images, and a step's gradient of them")
+    say("autograd: as earlier implementations, it keeps every update; those left out are added\n")
     say(
         f"{'job':23} {'engine':9} {'s':>9} {'floor':>9} {'ratio':>6} {'/autograd':>9} {'MiB':>9} "
         f"{'least':>7}  measured"
     )
     rows = []
     for name, job in jobs.items():
-        flop, reference = arithmetic(job, width), None
-        for engine in ENGINES if job.kind == "step" else ["-"]:
-            count = job.share if device == "cpu" else job.repeats
-            row = {
-                "job": name,
-                "engine": engine,
-                "measured": count,
-                "of": job.repeats,
-                "unit": job.unit,
-                "flop": flop,
-            }
-            row |= {"floor_seconds": flop / rate, "least": least_bytes(job, width) / MIB}
-            row |= _scaled(_measure(job, engine, width, count, device), count, job.repeats)
-            if "seconds" in row:
-                reference = row["seconds"] if engine == "autograd" else reference
-                row["floor_ratio"] = row["seconds"] / row["floor_seconds"]
-                row["autograd_ratio"] = reference and row["seconds"] / reference
+        for row in _job_rows(name, job, width, device, rate):
             rows.append(row)
             say(_line(row))
     return {"matmul_flops": rate, "rows": rows}
 
 
+def _job_rows(name: str, job: Job, width: int, device: str, rate: float) -> Iterator[dict]:
+    """Measure one job, a step with every engine."""
+    flop, reference = arithmetic(job, width), None
+    count = job.share if device == "cpu" else job.repeats
+    about = {"job": name, "measured": count, "of": job.repeats, "unit": job.unit, "flop": flop}
+    about |= {"floor_seconds": flop / rate, "least": least_bytes(job, width) / MIB}
+    for engine in ENGINES if job.kind == "step" else ["-"]:
+        run = _measure(job, engine, width, count, device)
+        row: dict[str, Any] = about | {"engine": engine} | _scaled(run, count, job.repeats)
+        if "seconds" in row:
+            reference = row["seconds"] if engine == "autograd" else reference
+            row["floor_ratio"] = row["seconds"] / row["floor_seconds"]
+            row["autograd_ratio"] = reference and row["seconds"] / reference
+        yield row
+
+
 def _scaled(run: dict, count: int, of: int) -> dict:
-    """Seconds and MiB of a whole job, from those of `count` of its repeats."""
+    """Return seconds and MiB of a whole job, from those of `count` of its repeats."""
     if "failed" in run:
         return run
     more = (of - count) * run["kept"]
@@ -195,7 +186,7 @@ def _machine(device: str) -> str:
     )
 
 
-def _row(engine: str, j: int, runs: list[dict]) -> dict:
+def _row(engine: str, j: int, runs: list[dict]) -> dict[str, Any]:
     return {
         "J": j,
         "engine": engine,
@@ -212,7 +203,7 @@ def _measure(job: Job, engine: str, width: int, count: int, device: str) -> dict
 
 
 def _child(function: str, **arguments: object) -> Any:
-    """What a function of tools/jobs.py returns in a process of its own."""
+    """Return what a function of tools/jobs.py returns in a process of its own."""
     command = [sys.executable, "-m", "tools.jobs", function, json.dumps(arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode == -signal.SIGKILL:

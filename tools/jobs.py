@@ -1,7 +1,6 @@
-"""The jobs that a full-scale run consists of, on made-up images: how long one takes in this
-process, in how much
-memory, and the least that it could take. `python -m tools.jobs FUNCTION JSON` calls a function here
-in its own process.
+"""The jobs that a full-scale run consists of, on made-up images: time, memory, the least of both.
+
+`python -m tools.jobs FUNCTION JSON` calls a function of this module in a process of its own.
 """
 
 import json
@@ -36,8 +35,7 @@ SHAPE = (3, 32, 32)  # of an image
 
 @dataclass(frozen=True)
 class Job:
-    """One distillation step, one epoch of a teacher, or the training of an evaluation's networks
-    (without their test).
+    """One distillation step, one epoch of a teacher, or training an evaluation's networks.
 
     `repeats` is what it does over and over: J updates, the batches of an epoch, epochs.
     """
@@ -53,13 +51,11 @@ class Job:
 
 
 class Work(NamedTuple):
-    """What is measured, what is done once before, and the bytes that each repeat keeps to the
-    end.
-    """
+    """What is measured."""
 
     run: Callable[[], object]
-    warm_up: Callable[[], object]
-    kept: int = 0
+    warm_up: Callable[[], object]  # done once before
+    kept: int = 0  # bytes that each repeat keeps to the end
 
 
 def _step(data: str, ipc: int, share: int) -> Job:

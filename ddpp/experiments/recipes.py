@@ -12,9 +12,9 @@ from typing import Any, cast, get_type_hints
 
 from ddpp.baselines.dsa import LOOPS
 from ddpp.distilling import DistillConfig
-from ddpp.evaluating import Protocol, check_protocol
+from ddpp.evaluating import Protocol
 from ddpp.experiments.methods import METHODS, GivenTeachers, MethodConfig, check_settings
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import Count, Error, check_bounds, choose
 from ddpp.networks import ARCHITECTURES, NetworkConfig
 from ddpp.teachers import TeacherConfig
 
@@ -75,9 +75,12 @@ class Recipe:
     method: str = "ddpp"  # a name in METHODS; it decides which other settings there are
     zca: bool | None = None  # None: wherever it is affordable (see load_data)
     validation: float = 0.1  # share of the training images held out for choosing an iterate
-    repeats: int = 5  # networks per evaluation
+    repeats: Count = 5  # networks per evaluation
     # train the teachers to the end, also over epochs that the run cannot use
     all_epochs: bool = False
+
+    def __post_init__(self):
+        check_bounds(self, "the evaluation's ")
 
     def stored_teachers(self) -> TeacherConfig:
         """Return the teachers to train: up to epoch I+ - 1 + K, the last that can be drawn.
@@ -87,7 +90,6 @@ class Recipe:
         method = METHODS[choose("method", self.method, METHODS)]
         choose("network", self.teachers.network.name, ARCHITECTURES)
         check_settings(self.method, self.distill)
-        check_protocol(self.protocol, self.repeats)
         if not method.teachers:
             return self.teachers
         # as of every method with `teachers`

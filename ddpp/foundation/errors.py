@@ -61,7 +61,8 @@ def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
         bound = _bound(hints[field.name])
         value = getattr(config, field.name)
         if bound and value is not None and bound.broken_by(value):
-            raise Error(f"{whose}{field.name} is {value}: it must be {bound}")
+            number = "" if math.isfinite(value) else "a finite number, "
+            raise Error(f"{whose}{field.name} is {value}: it must be {number}{bound}")
 
 
 def _bound(hint: object) -> Bound | None:

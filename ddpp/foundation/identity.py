@@ -1,6 +1,5 @@
-"""What a user brings under a name, and how it is known again: a file made with a function must not
-pass for one made
-with another function of the same name.
+"""What a user brings under a name, and how it is recognized: a file made with one function must not
+pass for one made with another function of the same name.
 
 Rules, augmentations, networks and methods are looked up by name in a Table. What ddpp itself put
 there is known by its name. Whatever is put there later also has a fingerprint: of its code, of the
@@ -17,7 +16,7 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,20 +42,11 @@ SHOWN = (
     re.Pattern,
     Path,
 )
-NOT_CODE = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"}
-NOT_CODE |= {
-    "__firstlineno__",
-    "__static_attributes__",
-    "__annotate__",
-    "__annotations_cache__",
-    "__parameters__",
-}
-NOT_CODE |= {
-    "__dataclass_params__",
-    "__match_args__",
-    "__slots__",
-    "_abc_impl",
-    "__abstractmethods__",
+NOT_CODE = {
+    *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"),
+    *("__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__"),
+    *("__parameters__", "__dataclass_params__", "__match_args__", "__slots__"),
+    *("_abc_impl", "__abstractmethods__"),
 }
 MADE_BY_DATACLASS = {
     f"__{name}__" for name in "init repr eq hash lt le gt ge setattr delattr replace".split()
@@ -96,10 +86,12 @@ class Table(dict):
 
 
 def marks(**names: str | bool) -> dict[str, dict[str, str]]:
-    """{"custom": ...}, to be added to an identity: what is not ddpp's own of the names, given as
-    KIND=NAME; for
-    augmentation=True of all operations. Empty, and so no change to the identity, where all of it is
-    ddpp's own."""
+    """Return {"custom": ...}, which an identity carries: a fingerprint of each name not ddpp's own.
+
+    - names: as KIND=NAME; augmentation=True stands for all operations.
+
+    Empty, and so no change to the identity, where all of them are ddpp's own.
+    """
     found: dict[str, str] = {}
     for kind, name in names.items():
         if kind == "augmentation":
@@ -110,10 +102,11 @@ def marks(**names: str | bool) -> dict[str, dict[str, str]]:
 
 
 def of_run(method: str, config: "DataclassInstance", made_from: dict, network: str) -> dict:
-    """What the outcome of a run is a function of; its checkpoint and its result carry it.
+    """Return what the outcome of a run is a function of; its checkpoint and result carry it.
 
-    config: the method's settings, a dataclass; made_from: what the run is given, in terms of JSON;
-    network: its name.
+    - config: the method's settings, a dataclass.
+    - made_from: what the run is given, in terms of JSON.
+    - network: its name.
     """
     own = marks_of(method, config, network)
     run = {"method": method, "config": dataclasses.asdict(config)} | made_from | own
@@ -121,7 +114,7 @@ def of_run(method: str, config: "DataclassInstance", made_from: dict, network: s
 
 
 def marks_of(method: str, config: "DataclassInstance", network: str) -> dict:
-    """What a method, its settings and a network name that is not ddpp's own, see `marks`."""
+    """Return the `marks` of a method, of what its settings name, and of a network."""
     named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     named = {name: value for name, value in named.items() if name in TABLES}
     augment = getattr(config, "augment", True)
@@ -129,11 +122,10 @@ def marks_of(method: str, config: "DataclassInstance", network: str) -> dict:
 
 
 def custom(thing, version: str | int):
-    """`thing`, known by this version instead of by its code; for what has no code to be seen, or
-    uses such values.
+    """Return `thing`, recognized by this version instead of by its code.
 
-    Change the version whenever the thing changes: files made with another version are not taken for
-    its own.
+    For what has no code that can be seen, or uses such values. Change the version whenever the
+    thing changes: then files made with another version are refused.
 
         RULES["mine"] = ddpp.custom(my_rule, version=2)
     """
@@ -146,7 +138,7 @@ def custom(thing, version: str | int):
 
 
 def fingerprint(thing, name: str = "this") -> str:
-    """A short name for what a function or class does: equal for equal code that uses equal values.
+    """Return a short name for what a function or class does: equal for equal code and values.
 
     Raises Error where something that it uses cannot be seen through, and says how to give it a
     version instead.
@@ -169,18 +161,11 @@ class _Unseen(Exception):
 
 
 def _describe(value, seen: dict):
-    """A value in terms of JSON, by its content."""
+    """Return a value in terms of JSON, by its content; `seen` numbers what was met before."""
     if isinstance(value, PLAIN):
         return f"{type(value).__name__} {value!r}"
     if isinstance(value, (Tensor, np.ndarray)):
-        array = value.detach().cpu().resolve_conj().numpy() if isinstance(value, Tensor) else value
-        if array.dtype == object:
-            raise _Unseen("an array of Python objects")
-        return [
-            str(array.dtype),
-            array.shape,
-            hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest(),
-        ]
+        return _array(value)
     if (version := getattr(value, VERSION, None)) is not None:
         return f"version {version}"
     if id(value) in seen:  # it contains itself, or is used twice
@@ -188,61 +173,53 @@ def _describe(value, seen: dict):
     seen[id(value)] = len(seen), value  # kept, or another value could get its id
     if isinstance(value, types.ModuleType):
         return f"module {value.__name__}"
-    if isinstance(value, (list, tuple)):
-        return [type(value).__name__, *(_describe(item, seen) for item in value)]
     if isinstance(value, (set, frozenset)):
         return ["set", *sorted(json.dumps(_describe(item, seen)) for item in value)]
     if isinstance(value, (dict, types.MappingProxyType)):
         return ["dict", *([_describe(k, seen), _describe(v, seen)] for k, v in value.items())]
-    if _is_library(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, types.FunctionType):
-        return _function(value, seen)
-    if isinstance(value, type):
-        return [
-            "class",
-            [_describe(base, seen) for base in value.__bases__],
-            _describe(_own(value), seen),
-        ]
+    if not isinstance(value, (list, tuple)):
+        if _is_library(value):
+            return f"{value.__module__}.{value.__qualname__}"
+        if isinstance(value, types.FunctionType):
+            return _function(value, seen)
+        if isinstance(value, type):
+            bases = [_describe(base, seen) for base in value.__bases__]
+            return ["class", bases, _describe(_own(value), seen)]
+        if isinstance(value, SHOWN) and not hasattr(value, "__wrapped__"):
+            return repr(value)
+    names, parts = _take_apart(value)
+    return [*names, *(_describe(part, seen) for part in parts)]
+
+
+def _take_apart(value) -> tuple[list[str], Iterable]:
+    """Return what a value is called, and the values it is made of."""
+    kind = type(value).__name__
+    if isinstance(value, (list, tuple)):
+        return [kind], value
     if isinstance(value, dataclasses.Field):
-        return [
-            "field",
-            value.name,
-            _describe(value.default, seen),
-            _describe(value.default_factory, seen),
-        ]
+        return ["field", value.name], (value.default, value.default_factory)
     if isinstance(value, (functools.cached_property, functools.partialmethod)):
-        return [type(value).__name__, _describe(value.func, seen)]
+        return [kind], (value.func,)
     if hasattr(value, "__wrapped__"):  # such as a function with a cache
-        return ["wrapped", _describe(value.__wrapped__, seen)]
-    if isinstance(
-        value,
-        (
-            types.MemberDescriptorType,
-            types.GetSetDescriptorType,
-            types.GenericAlias,
-            re.Pattern,
-            Path,
-        ),
-    ):
-        return repr(value)
+        return ["wrapped"], (value.__wrapped__,)
     if isinstance(value, (staticmethod, classmethod, types.MethodType)):
-        return [_describe(value.__func__, seen), _describe(getattr(value, "__self__", None), seen)]
+        return [], (value.__func__, getattr(value, "__self__", None))
     if isinstance(value, property):
-        return [
-            "property",
-            *(_describe(part, seen) for part in (value.fget, value.fset, value.fdel)),
-        ]
+        return ["property"], (value.fget, value.fset, value.fdel)
     if isinstance(value, functools.partial):
-        return [
-            "partial",
-            *(_describe(part, seen) for part in (value.func, value.args, value.keywords)),
-        ]
-    if dataclasses.is_dataclass(value) or (
-        type(value).__module__ != "builtins" and hasattr(value, "__dict__")
-    ):
-        return ["object", _describe(type(value), seen), _describe(vars(value), seen)]
-    raise _Unseen(f"{getattr(value, '__name__', 'a value')}, a {type(value).__name__}")
+        return ["partial"], (value.func, value.args, value.keywords)
+    own = type(value).__module__ != "builtins" and hasattr(value, "__dict__")
+    if own or dataclasses.is_dataclass(value):
+        return ["object"], (type(value), vars(value))
+    raise _Unseen(f"{getattr(value, '__name__', 'a value')}, a {kind}")
+
+
+def _array(value: Tensor | np.ndarray) -> list:
+    array = value.detach().cpu().resolve_conj().numpy() if isinstance(value, Tensor) else value
+    if array.dtype == object:
+        raise _Unseen("an array of Python objects")
+    content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return [str(array.dtype), array.shape, content]
 
 
 def _own(kind: type) -> dict:
