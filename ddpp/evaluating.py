@@ -242,7 +242,9 @@ class _Scorer:
             "seed": self.seed,
         }
         how |= marks(network=self.config.name, augmentation=self.protocol.augment)
-        trained_on: list[str | None] = [files.fingerprint(tensor) for tensor in (on.images, on.labels, on.alpha)]
+        trained_on: list[str | None] = [
+            files.fingerprint(tensor) for tensor in (on.images, on.labels, on.alpha)
+        ]
         if on.labels.is_floating_point() and on.loss != SQUARED_ERROR:
             trained_on.append(on.loss)
         return files.identity({"how": how, "set": trained_on, "role": role, "number": number})
