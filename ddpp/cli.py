@@ -3,11 +3,13 @@
 import contextlib
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ except ModuleNotFoundError:  # where ddpp was installed without its dependencies
 from ddpp import __version__, evaluating, experiments
 from ddpp.baselines.ntk import KERNELS
 from ddpp.data import load_data
+from ddpp.data.augmentation import OPERATIONS
 from ddpp.data.folder import pack_folder
 from ddpp.data.sources import SHA256
 from ddpp.distilled import DistilledDataset
@@ -49,6 +52,7 @@ def listing(names: Iterable[str]) -> Any:
 
 
 DATA = (*SHA256, "FILE.npz")
+OWN_NAME = "PACKAGE.MODULE:NAME"
 NAMES = {  # of the settings that take one
     **{"profile": PROFILES, "data": DATA, "method": METHODS, "rule": RULES},
     **{"engine": ("auto", *ENGINES), "kernel": KERNELS, "init": ("real", "noise")},
@@ -359,8 +363,7 @@ def parse(command: Command, words: Sequence[str], prog: str) -> Callable[[], int
             ranks = int(os.environ.get("WORLD_SIZE", 1))
             base = replace(base, distill=replace(base.distill, trajectories=ranks))
     registry.struct_rule(functools.partial(_settings, base))
-    if command is evaluate:
-        words = respell(words)
+    words = respell(words, command)
 
     @functools.wraps(command)
     def later(*args: Any, **options: Any) -> Callable[[], int | None]:
@@ -392,7 +395,12 @@ def _settings(base: Recipe | None, info: StructTypeInfo) -> StructConstructorSpe
         if each.name == "distill":  # of the method's own type; its options have no prefix
             each = replace(each, type=Annotated[type(each.default), arg(name="")])
         elif each.name in NAMES:
-            each = replace(each, type=Annotated[each.type, listing(NAMES[each.name])])
+            own = each.name in ("rule", "name")  # in Python, functions as well
+            names = [*NAMES[each.name], *([OWN_NAME] if own else [])]
+            each = replace(each, type=Annotated[str if own else each.type, listing(names)])
+        elif each.name == "augment" and each.type is not bool:
+            some = arg(metavar="{True,False," + ",".join(OPERATIONS) + "} ...")
+            each = replace(each, type=Annotated[bool | tuple[str, ...], some])
         if is_dataclass(each.type):  # without the example in its docstring
             each = replace(each, helptext=str(each.type.__doc__).splitlines()[0])
         listed.append(each)
@@ -407,15 +415,25 @@ def _settings(base: Recipe | None, info: StructTypeInfo) -> StructConstructorSpe
     return replace(spec, fields=tuple(listed), instantiate=instantiate)
 
 
-def respell(words: Sequence[str]) -> list[str]:
-    """Give the options of `evaluate` that once had no prefix their new spelling, and name it."""
+def respell(words: Sequence[str], command: Command) -> list[str]:
+    """Give options their present spelling, and name it.
+
+    Those of `evaluate` had no prefix once, and the augmentation could only be switched.
+    """
     old = {f"--{no}{f.name.replace('_', '-')}" for f in fields(Protocol) for no in ("", "no-")}
+    switch = re.compile(r"--(protocol|teachers)\.(no-)?augment")
     new, told = [], {}
-    for word in words:
+    for word, following in zip_longest(words, words[1:], fillvalue="--"):
         option, equals, value = word.partition("=")
-        if (known := option.replace("_", "-")) in old:
-            told[option] = f"--protocol.{known[2:]}"
-        new.append(told.get(option, option) + equals + value)
+        known = option.replace("_", "-")
+        if command is evaluate and known in old:
+            known = told[option] = f"--protocol.{known[2:]}"
+        found = switch.fullmatch(known)
+        if found and not equals and following.startswith("--"):
+            new += [f"--{found[1]}.augment", str(not found[2])]
+            told[option] = " ".join(new[-2:])
+        else:
+            new.append(told.get(option, option) + equals + value)
     if told:
         say("; ".join(f"{option} is spelled {spelling} now" for option, spelling in told.items()))
     return new

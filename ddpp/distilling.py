@@ -5,7 +5,7 @@ A run can be stopped at any moment, and skips steps whose result is not finite.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpp.data import ImageData, Split
+from ddpp.data.augmentation import Augmentation, as_augmentation
 from ddpp.distilled import DistilledDataset
 from ddpp.foundation import loop, processes
 from ddpp.foundation.devices import made_on
@@ -27,7 +28,7 @@ from ddpp.foundation.errors import (
 )
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
-from ddpp.pruning import RULES, keep_mask, masked_loss
+from ddpp.pruning import RULES, Rule, keep_mask, masked_loss
 from ddpp.teachers import Teachers
 from ddpp.unrolling import ENGINES, Updates, choose_engine, draw_updates, unroll
 
@@ -44,8 +45,9 @@ class DistillConfig:
     expert_epochs: Count = 2  # K, epochs of the teacher that J updates are to match
     max_start_epoch: Count = 2  # I+, start epochs are drawn from 0 ... I+ - 1
     epsilon: Share = 0.1  # similarity below which a parameter is difficult to match
-    # how similarity is read: signed or magnitude; none (= MTT); a control (see ddpp/pruning.py)
-    rule: str = "signed"
+    # how similarity is read: signed or magnitude; none (= MTT); a control (see ddpp/pruning.py); or
+    # a function of your own of student, teacher and epsilon
+    rule: Rule = "signed"
     image_lr: Positive = 100.0  # learning rate of the images
     alpha0: Positive = 0.01  # initial learning rate of the student
     alpha_lr: NotNegative = 1e-7  # learning rate of alpha
@@ -55,9 +57,13 @@ class DistillConfig:
     iterates: Count = 5  # states along the way that are kept, evenly spaced, to choose from
     trajectories: Count = 1  # per step, their gradients averaged; torchrun shares them out
     seed: int = 0
+    # A: all operations, none (False), or some: ("color", "crop")
+    augment: Augmentation = field(default=True, metadata={"since": 2})
 
     def __post_init__(self):
         check_bounds(self)
+        object.__setattr__(self, "rule", RULES.name_of(self.rule))
+        object.__setattr__(self, "augment", as_augmentation(self.augment))
 
     @property
     def teacher_epochs(self) -> int:
@@ -208,8 +214,8 @@ def draw_piece(
     k = torch.randint(len(teachers), (), generator=rng)
     start = teachers.snapshot(int(k), int(epoch))  # line 5: theta~_i = theta_i
     teacher = teachers.snapshot(int(k), int(epoch) + config.expert_epochs)  # theta_{i+K}
-    updates = (size, config.batch, config.student_steps, rng)
-    return epoch, k, start, teacher, draw_updates(*updates)  # line 7
+    updates = draw_updates(size, config.batch, config.student_steps, rng, config.augment)  # line 7
+    return epoch, k, start, teacher, updates
 
 
 def match(

@@ -8,18 +8,18 @@ best on the test set stands beside them, labelled as such.
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ddpp.data import ImageData, Split
-from ddpp.data.augmentation import augment, draw
+from ddpp.data.augmentation import Augmentation, as_augmentation, augment, draw
 from ddpp.distilled import SQUARED_ERROR, DistilledDataset
 from ddpp.foundation import files
 from ddpp.foundation.errors import Count, Error, Share, check_bounds
@@ -44,10 +44,11 @@ class Protocol:
     batch: Count = 256  # images per update
     momentum: Share = 0.9
     weight_decay: Share = 5e-4
-    augment: bool = True  # the differentiable augmentation A
+    augment: Augmentation = True  # A: all operations, none (False), or some: ("color", "crop")
 
     def __post_init__(self):
         check_bounds(self, "the evaluation's ")
+        object.__setattr__(self, "augment", as_augmentation(self.augment))
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def spread(values: Sequence[float]) -> float:
 def evaluate(
     distilled: DistilledDataset,
     data: ImageData,
-    architecture: str | None = None,
+    architecture: str | Callable[..., nn.Module] | None = None,
     repeats: int = 5,
     *,
     width: int | None = None,
@@ -122,7 +123,8 @@ def evaluate(
 
     - distilled: the set, with its iterates.
     - data: the images it was distilled from, preprocessed with the set's own whitening.
-    - architecture, width: of the networks; default: as the set was distilled with.
+    - architecture, width: of the networks, a name or a class of your own, see `NetworkConfig`;
+      default: as the set was distilled with.
     - repeats: networks per tested iterate.
     - protocol: how they are trained; default: 1,000 epochs, as published.
     - best_on_test: whether the best iterate on data.test is reported, too, as papers do.
@@ -285,7 +287,7 @@ def train(
         for index in torch.randperm(len(labels), generator=rng).split(protocol.batch):
             x = images[index]
             if protocol.augment:
-                x = augment(x, draw(len(index), rng))
+                x = augment(x, draw(len(index), rng, protocol.augment))
             loss = loss_on(network(theta.requires_grad_(), x), labels[index], distilled.loss)
             (gradient,) = torch.autograd.grad(loss, theta)
             theta = theta.detach()

@@ -1,6 +1,7 @@
 """Networks, and `Flat`: a network as a function of one flat parameter vector, as in Eq. (3)."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -165,7 +166,7 @@ def _need(least: int, image_size: int, why: str) -> None:
         )
 
 
-# Each is called with channels, classes, width and image_size, the ConvNet also with its depth.
+# Each is called with those of channels, classes, width, depth and image_size that it takes.
 ARCHITECTURES = Table(
     "network", {"convnet": ConvNet, "alexnet": AlexNet, "vgg11": VGG11, "resnet18": ResNet18}
 )
@@ -182,10 +183,15 @@ class NetworkConfig:
     (24714, torch.Size([2, 10]))
     """
 
-    name: str = "convnet"  # or alexnet, vgg11, resnet18
+    # or alexnet, vgg11, resnet18; or a class or function of your own that makes the module, called
+    # with those of channels, classes, image_size, width and depth that it has as parameters
+    name: str | Callable[..., nn.Module] = "convnet"
     # 128: every layer as wide as published; others in proportion, as 32: a quarter of the channels
     width: int = 128
     depth: int = 3  # blocks of the ConvNet; the others have a depth of their own
+
+    def __post_init__(self):
+        object.__setattr__(self, "name", ARCHITECTURES.name_of(self.name))
 
     def build(
         self, channels: int, classes: int, image_size: int, device: torch.device | str = "cpu"
@@ -227,8 +233,11 @@ def _build(
         "width": config.width,
         "image_size": image_size,
     }
-    sizes |= {"depth": config.depth} if architecture is ConvNet else {}
-    network = Flat(lambda: architecture(**sizes), device, config.name)
+    sizes |= {"depth": config.depth}
+    taken = inspect.signature(architecture).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+        sizes = {name: size for name, size in sizes.items() if name in taken}
+    network = Flat(lambda: architecture(**sizes), device, str(config.name))
     network.check((channels, image_size, image_size), classes)
     return network
 

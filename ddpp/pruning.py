@@ -9,6 +9,8 @@ step: no gradient flows through comparisons.
 The last three rules are controls: each prunes as many pairs as the paper's rule would, but others.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -82,16 +84,18 @@ def _prune_first(order: Tensor, student: Tensor, teacher: Tensor, epsilon: float
     return torch.ones_like(keep).index_fill(0, order[: int((~keep).sum())], False)
 
 
+Rule = str | Callable[[Tensor, Tensor, float], Tensor]
 RULES = Table("rule", {f.__name__: f for f in (signed, magnitude, none, random, largest, smallest)})
 
 
-def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: str = "signed") -> Tensor:
+def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: Rule = "signed") -> Tensor:
     """Mark the effective parameters of Eqs. (5)-(7); False for the difficult-to-match ones.
 
     - student: parameters (p,).
     - teacher: parameters (p,).
     - epsilon: the threshold, at least 0 and below 1; the paper uses 0.1.
-    - rule: a name in RULES. Default "signed", the paper's; "none" keeps all, which is MTT.
+    - rule: a name in RULES, or a function of your own of (student, teacher, epsilon) that returns
+      such a mask. Default "signed", the paper's; "none" keeps all, which is MTT.
 
     Returns a mask (p,), bool, without a gradient. Raises Error for another epsilon or rule.
 
@@ -105,7 +109,15 @@ def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: str = "sig
     """
     if not 0 <= epsilon < 1:
         raise Error(f"epsilon is {epsilon}: it must be at least 0 and below 1 (the paper uses 0.1)")
-    return RULES[choose("rule", rule, RULES)](student.detach(), teacher.detach(), epsilon)
+    prune = RULES[choose("rule", rule, RULES)] if isinstance(rule, str) else rule
+    keep = prune(student.detach(), teacher.detach(), epsilon)
+    if not (isinstance(keep, Tensor) and keep.dtype == torch.bool and keep.shape == student.shape):
+        what = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else repr(keep)
+        raise Error(
+            f"the rule returns {what}: it must return one bool per parameter, {len(student)} here, "
+            "True where it is kept"
+        )
+    return keep.detach()
 
 
 def masked_loss(student: Tensor, teacher: Tensor, start: Tensor, keep: Tensor) -> Tensor:
@@ -116,7 +128,7 @@ def masked_loss(student: Tensor, teacher: Tensor, start: Tensor, keep: Tensor) -
 
 
 def matching_loss(
-    student: Tensor, teacher: Tensor, start: Tensor, epsilon: float, rule: str = "signed"
+    student: Tensor, teacher: Tensor, start: Tensor, epsilon: float, rule: Rule = "signed"
 ) -> Tensor:
     """Prune the difficult-to-match parameters, then match the remaining ones: Eqs. (3)-(8).
 
@@ -124,7 +136,7 @@ def matching_loss(
     - teacher: parameters (p,), K epochs after the start.
     - start: parameters (p,) that both left from.
     - epsilon: the threshold, at least 0 and below 1; the paper uses 0.1.
-    - rule: a name in RULES. Default "signed", the paper's.
+    - rule: a name in RULES, or a function, see `keep_mask`. Default "signed", the paper's.
 
     Returns a scalar. It is not finite where no parameter is kept or the teacher has not moved;
     `distill` skips such a step and counts it. Raises Error for another epsilon or rule.

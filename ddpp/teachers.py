@@ -8,7 +8,7 @@ more epochs later.
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,10 +17,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpp.data import ImageData
-from ddpp.data.augmentation import augment, draw
+from ddpp.data.augmentation import Augmentation, as_augmentation, augment, draw
 from ddpp.foundation import files, processes
 from ddpp.foundation.errors import Count, Error, Positive, check_bounds, differences
-from ddpp.foundation.identity import marks
+from ddpp.foundation.identity import as_in_files, marks, settings
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
 
@@ -43,18 +43,19 @@ class TeacherConfig:
     epochs: Count = 50  # the paper's I; only epochs up to I+ - 1 + K are ever used
     lr: Positive = 0.01  # plain SGD: no momentum, no weight decay, no schedule
     batch: Count = 256  # images per update
-    augment: bool = True  # the differentiable augmentation A
+    augment: Augmentation = True  # A: all operations, none (False), or some: ("color", "crop")
     seed: int = 0
     network: NetworkConfig = field(default_factory=NetworkConfig)
 
     def __post_init__(self):
         check_bounds(self, "the teachers' ")
+        object.__setattr__(self, "augment", as_augmentation(self.augment))
 
     def identity(self, data: ImageData) -> dict:
         """All that one teacher depends on. Not count and epochs: more of either only adds."""
-        own = {k: v for k, v in asdict(self).items() if k not in ("count", "epochs")}
+        own = {k: v for k, v in settings(self).items() if k not in ("count", "epochs")}
         custom = marks(network=self.network.name, augmentation=self.augment)
-        return own | {"data": data.identity} | custom
+        return as_in_files(own | {"data": data.identity} | custom)
 
     def made_from(self, data: ImageData) -> dict:
         """The identity's account of a run with these teachers."""
@@ -265,7 +266,7 @@ def _epoch(network, theta, data, config, rng) -> tuple[Tensor, Tensor]:
     for index in order.split(config.batch):
         x = images[index]
         if config.augment:
-            x = augment(x, draw(len(index), rng))
+            x = augment(x, draw(len(index), rng, config.augment))
         loss = F.cross_entropy(network(theta.requires_grad_(), x), labels[index])
         (gradient,) = torch.autograd.grad(loss, theta)
         theta = theta.detach() - config.lr * gradient

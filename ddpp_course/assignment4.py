@@ -127,7 +127,7 @@ def run_once(
     if first != again:
         raise here.wrong("run_once_unlike", first=first, again=again)
     if first != unpaired:
-        no_rule = _run((_settings(short).rule, 0.7), short, one, data, teachers)
+        no_rule = _run((str(_settings(short).rule), 0.7), short, one, data, teachers)
         if close(unpaired, no_rule):
             raise here.wrong("run_once_no_rule")
         raise here.wrong("run_once_unpaired", first=first, again=unpaired)

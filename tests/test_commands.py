@@ -168,9 +168,9 @@ def test_where_a_name_is_asked_for_the_names_are_listed(command, columns, help_o
     assert listed(text, "--profile") == list(PROFILES)
     assert listed(text, "--data") == [*SHA256, "FILE.npz"]
     assert listed(text, "--method") == list(METHODS)
-    assert listed(text, "--rule") == list(RULES)
+    assert listed(text, "--rule") == [*RULES, cli.OWN_NAME]
     assert listed(text, "--engine") == ["auto", *ENGINES]
-    assert listed(text, "--teachers.network.name") == list(ARCHITECTURES)
+    assert listed(text, "--teachers.network.name") == [*ARCHITECTURES, cli.OWN_NAME]
 
 
 def test_commands_and_methods_with_names_of_their_own_list_them(help_of):
@@ -250,7 +250,7 @@ def test_a_cpu_has_no_index(npz, capsys):
 
 def test_evaluate_takes_the_settings_of_its_protocol_as_distill_does(distilled, capsys):
     capsys.readouterr()
-    new = "--protocol.epochs 3 --protocol.no-augment --protocol.weight-decay 0.1".split()
+    new = "--protocol.epochs 3 --protocol.augment False --protocol.weight-decay 0.1".split()
     assert cli.main(["evaluate", *distilled, *new]) == 0
     same = capsys.readouterr()
     assert "spelled" not in same.err
@@ -262,7 +262,7 @@ def test_evaluate_takes_the_settings_of_its_protocol_as_distill_does(distilled, 
     assert len(notes) == 1
     for new, old in (
         ("--protocol.epochs", "--epochs"),
-        ("--protocol.no-augment", "--no-augment"),
+        ("--protocol.augment False", "--no-augment"),
         ("--protocol.weight-decay", "--weight_decay"),
     ):
         assert f"{old} is spelled {new} now" in notes[0]
@@ -270,11 +270,25 @@ def test_evaluate_takes_the_settings_of_its_protocol_as_distill_does(distilled, 
 
 def test_every_old_option_of_evaluate_is_respelled(capsys):
     words = ["a", "--batch", "1", "--momentum=0", "--augment", "--data", "x", "--seed", "1"]
-    assert cli.respell(words) == [
-        *("a", "--protocol.batch", "1", "--protocol.momentum=0", "--protocol.augment"),
+    assert cli.respell(words, cli.evaluate) == [
+        *("a", "--protocol.batch", "1", "--protocol.momentum=0", "--protocol.augment", "True"),
         *("--data", "x", "--seed", "1"),
     ]
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_switch_of_the_augmentation_is_respelled(capsys):
+    words = ["--teachers.no-augment", "--protocol.augment", "--augment", "crop", "flip"]
+    assert cli.respell(words, cli.distill) == [
+        *("--teachers.augment", "False", "--protocol.augment", "True"),
+        *("--augment", "crop", "flip"),
+    ]
+    assert (
+        "--teachers.no-augment is spelled --teachers.augment False now" in capsys.readouterr().err
+    )
+    same = ["--teachers.augment", "crop", "--protocol.augment", "False"]
+    assert cli.respell(same, cli.distill) == same
+    assert capsys.readouterr().err == ""
 
 
 def test_other_commands_keep_options_of_such_names(npz, tmp_path, capsys):

@@ -222,11 +222,11 @@ FIELDS = {  # of settings and states: a file has them, and a run with others is 
     Recipe: ("profile data teachers distill protocol method zca validation repeats all_epochs"),
     DistillConfig: (
         "ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0 "
-        "alpha_lr momentum batch engine iterates trajectories seed"
+        "alpha_lr momentum batch engine iterates trajectories seed augment"
     ),
     iadd.IADDConfig: (
         "ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0 "
-        "alpha_lr momentum batch engine iterates trajectories seed weights_lr"
+        "alpha_lr momentum batch engine iterates trajectories seed augment weights_lr"
     ),
     dm.DMConfig: "ipc steps image_lr momentum batch_real augment init iterates seed",
     dsa.DSAConfig: (

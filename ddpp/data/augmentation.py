@@ -1,17 +1,21 @@
 """The differentiable augmentation A of Eq. (2): DSA (Zhao & Bilen, ICML 2021).
 
-All six operations of its strategy color_crop_cutout_flip_scale_rotate are used. One operation is
-drawn per batch, its strength per image. Drawing (`draw`) and applying (`augment`) are separate, so
-that the backward pass can repeat a student's update exactly.
+Its strategy color_crop_cutout_flip_scale_rotate, the `dsa_strategy` of MTT's code, has six
+operations. One of them is drawn per batch, its strength per image. A config chooses others with
+`augment`: ("color", "crop", "cutout", "scale", "rotate") for digits, which must not be mirrored.
+Drawing (`draw`) and applying (`augment`) are separate, so that the backward pass can repeat a
+student's update exactly.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpp.foundation.errors import choose
 from ddpp.foundation.identity import Table
 
 # DSA's published strengths
@@ -21,6 +25,11 @@ SCALE = 1.2  # factor
 ROTATE = 15.0  # degrees
 
 
+Operation = Callable[[Tensor, Tensor], Tensor]
+# True: all in OPERATIONS; False: off; else those of these names, of which one is drawn per batch
+Augmentation = bool | tuple[str | Operation, ...]
+
+
 class Draw(NamedTuple):
     """The randomness of one augmented batch: an operation, and three numbers per image."""
 
@@ -28,11 +37,12 @@ class Draw(NamedTuple):
     u: Tensor  # (n, 3), in [0, 1)
 
 
-def draw(n: int, generator: torch.Generator) -> Draw:
+def draw(n: int, generator: torch.Generator, augment: Augmentation = True) -> Draw:
     """Draw the augmentation of a batch of n images.
 
     - n: images in the batch.
     - generator: on the CPU; it advances by one operation and (n, 3) numbers.
+    - augment: the operations to draw from. Default: all in OPERATIONS.
 
     >>> from ddpp.data.augmentation import draw
     >>> from ddpp.foundation.seeds import generator
@@ -40,8 +50,9 @@ def draw(n: int, generator: torch.Generator) -> Draw:
     >>> how.operation, tuple(how.u.shape)
     ('scale', (2, 3))
     """
-    operation = list(OPERATIONS)[int(torch.randint(len(OPERATIONS), (), generator=generator))]
-    return Draw(operation, torch.rand(n, 3, generator=generator, dtype=torch.float64))
+    names = tuple(OPERATIONS) if augment is True else augment or ()
+    operation = names[int(torch.randint(len(names), (), generator=generator))]
+    return Draw(str(operation), torch.rand(n, 3, generator=generator, dtype=torch.float64))
 
 
 def augment(images: Tensor, draw: Draw) -> Tensor:
@@ -125,3 +136,23 @@ def _resample(x: Tensor, linear: Tensor) -> Tensor:
 OPERATIONS = Table(
     "augmentation", {f.__name__: f for f in (color, crop, cutout, flip, scale, rotate)}
 )
+
+
+def as_augmentation(augment: bool | str | Iterable[str | Operation]) -> Augmentation:
+    """Return what a config says of its augmentation, in the form that files know.
+
+    - augment: True for all in OPERATIONS, False or () for none, or some: names in OPERATIONS,
+      functions of your own of images (n, C, H, W) and numbers (n, 3) in [0, 1), or
+      "package.module:name".
+
+    Returns True, False or the names. Raises Error for a name that is in none of these.
+    """
+    if isinstance(augment, bool):
+        return augment
+    chosen = [augment] if isinstance(augment, str) else list(augment)
+    names = tuple(OPERATIONS.name_of(one) for one in chosen)
+    for name in names:
+        choose("augmentation", name, OPERATIONS)
+    if names == tuple(OPERATIONS):
+        return True
+    return names or False

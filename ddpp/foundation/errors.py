@@ -16,11 +16,11 @@ class Error(ValueError):
     """
 
 
-def choose(kind: str, name: str, options: Iterable[str]) -> str:
+def choose(kind: str, name: object, options: Iterable[str]) -> str:
     """`name` if it is one of `options`; otherwise an Error that offers the nearest right name."""
     options = list(options)
     if name in options:
-        return name
+        return str(name)
     near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
     raise Error(f"unknown {kind} '{name}': {hint}the choices are {', '.join(options)}")

@@ -11,6 +11,7 @@ import dataclasses
 import dis
 import functools
 import hashlib
+import importlib
 import json
 import re
 import sys
@@ -18,7 +19,7 @@ import sysconfig
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from ddpp.foundation.errors import Error
 if TYPE_CHECKING:  # it is nowhere else
     from _typeshed import DataclassInstance
 
+T = TypeVar("T")
 VERSION = "__ddpp_version__"
 LIBRARIES = tuple(
     str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("stdlib", "purelib", "platlib")
@@ -77,6 +79,37 @@ class Table(dict):
             if thing is not own.get(name)
         }
 
+    def name_of(self, thing: Any) -> str:
+        """Return the name of a thing; a function or class that is not here yet is put here.
+
+        - thing: a name, which is returned as it is; a function or class, whose name is its own; or
+          "package.module:name", which is imported.
+
+        A second one of the same name gets another name, so that no config changes its meaning.
+        Raises Error for what cannot be imported, has no name, or cannot be recognized again.
+        """
+        if isinstance(thing, str):
+            if ":" in thing and thing not in self:
+                self[thing] = _imported(self.kind, thing)
+                fingerprint(self[thing], self.kind)  # refused now, not after the first stage
+            return thing
+        if known := next((name for name, one in self.items() if one is thing), None):
+            return known
+        if not callable(thing):
+            raise Error(f"the {self.kind} is {thing!r}: give a name, a function or a class")
+        own = str(getattr(getattr(thing, "func", thing), "__name__", ""))
+        if not own.isidentifier():
+            raise Error(
+                f"the {self.kind} {own or thing!r} has no name of its own, by which files would "
+                "recognize it: write it with def, or as a class"
+            )
+        does, name, count = fingerprint(thing, f"{self.kind} {own}"), own, 1
+        while name in self and fingerprint(self[name], name) != does:
+            count += 1
+            name = f"{own}-{count}"
+        self[name] = thing
+        return name
+
     def marks_of_all(self) -> dict[str, str]:
         """`marks` of the whole table, and its names in order where these are not ddpp's own."""
         order = (
@@ -85,23 +118,37 @@ class Table(dict):
         return self.marks(*self) | order
 
 
-def marks(**names: str | bool) -> dict[str, dict[str, str]]:
+def _imported(kind: str, where: str) -> Any:
+    """Import "package.module:name"."""
+    module, _, name = where.partition(":")
+    try:
+        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as e:
+        raise Error(
+            f"the {kind} {where} cannot be imported ({e}): write package.module:name, of a module "
+            "that Python finds from here"
+        ) from None
+
+
+def marks(**names: Any) -> dict[str, dict[str, str]]:
     """Return {"custom": ...}, which an identity carries: a fingerprint of each name not ddpp's own.
 
-    - names: as KIND=NAME; augmentation=True stands for all operations.
+    - names: as KIND=NAME; augmentation=True stands for all operations, and a tuple names some.
 
     Empty, and so no change to the identity, where all of them are ddpp's own.
     """
     found: dict[str, str] = {}
     for kind, name in names.items():
-        if kind == "augmentation":
+        if isinstance(name, tuple):
+            found |= TABLES[kind].marks(*name)
+        elif kind == "augmentation":
             found |= TABLES[kind].marks_of_all() if name else {}
         elif kind in TABLES:
             found |= TABLES[kind].marks(name)
     return {"custom": found} if found else {}
 
 
-def of_run(method: str, config: "DataclassInstance", made_from: dict, network: str) -> dict:
+def of_run(method: str, config: "DataclassInstance", made_from: dict, network: object) -> dict:
     """Return what the outcome of a run is a function of; its checkpoint and result carry it.
 
     - config: the method's settings, a dataclass.
@@ -109,11 +156,28 @@ def of_run(method: str, config: "DataclassInstance", made_from: dict, network: s
     - network: its name.
     """
     own = marks_of(method, config, network)
-    run = {"method": method, "config": dataclasses.asdict(config)} | made_from | own
-    return json.loads(json.dumps(run))  # as files give it back
+    run = {"method": method, "config": settings(config)} | made_from | own
+    return as_in_files(run)
 
 
-def marks_of(method: str, config: "DataclassInstance", network: str) -> dict:
+def as_in_files(identity: dict) -> dict:
+    """Return it as a file gives it back: with lists for tuples."""
+    return json.loads(json.dumps(identity))
+
+
+def settings(config: "DataclassInstance") -> dict:
+    """Return a config as a dictionary, without later settings that are at their default.
+
+    A field says so with metadata={"since": ...}. So files of before are still recognized.
+    """
+    all_of_them = dataclasses.asdict(config)
+    for field in dataclasses.fields(config):
+        if "since" in field.metadata and getattr(config, field.name) == field.default:
+            del all_of_them[field.name]
+    return all_of_them
+
+
+def marks_of(method: str, config: "DataclassInstance", network: object) -> dict:
     """Return the `marks` of a method, of what its settings name, and of a network."""
     named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     named = {name: value for name, value in named.items() if name in TABLES}
@@ -121,20 +185,35 @@ def marks_of(method: str, config: "DataclassInstance", network: str) -> dict:
     return marks(method=method, network=network, augmentation=augment, **named)
 
 
-def custom(thing, version: str | int):
-    """Return `thing`, recognized by this version instead of by its code.
+def custom(thing: T, version: str | int | None = None) -> T:
+    """Return a rule, augmentation operation or network of your own, ready to be used in a config.
 
-    For what has no code that can be seen, or uses such values. Change the version whenever the
-    thing changes: then files made with another version are refused.
+    - thing: the function or class. Give it to a config where a name would stand, as in
+      `DistillConfig(rule=my_rule)`, `TeacherConfig(augment=("crop", my_operation))` or
+      `NetworkConfig(MyNetwork)`.
+    - version: needed only where the code uses what ddpp cannot see through; then files recognize
+      the thing by this version. Change it whenever the thing changes. Default: it is recognized by
+      its code, and by the values and functions that its code uses.
 
-        RULES["mine"] = ddpp.custom(my_rule, version=2)
+    Files carry what recognizes the thing: those made with another version of it are refused. Raises
+    Error for what cannot be recognized.
+
+    >>> import ddpp
+    >>> def half(student, teacher, epsilon):
+    ...     return student.abs() > teacher.abs() / 2
+    >>> ddpp.DistillConfig(rule=ddpp.custom(half)).rule
+    'half'
     """
+    if version is None:
+        fingerprint(thing, getattr(thing, "__name__", "thing"))
+        return thing
+    marked: Any = thing
     try:
-        setattr(thing, VERSION, str(version))
+        setattr(marked, VERSION, str(version))
     except (AttributeError, TypeError):  # a C function takes no attributes
-        thing = functools.partial(thing)
-        setattr(thing, VERSION, str(version))
-    return thing
+        marked = functools.partial(marked)
+        setattr(marked, VERSION, str(version))
+    return marked
 
 
 def fingerprint(thing, name: str = "this") -> str:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import grad
 
-from ddpp.data.augmentation import Draw, augment, draw
+from ddpp.data.augmentation import Augmentation, Draw, augment, draw
 from ddpp.networks import Flat
 
 Loss = Callable[[Tensor], Tensor]  # maps the student's parameters (p,) to a scalar
@@ -30,7 +30,13 @@ class Unrolled(NamedTuple):
     grad_alpha: Tensor  # ()
 
 
-def draw_updates(size: int, batch: int | None, steps: int, generator: torch.Generator) -> Updates:
+def draw_updates(
+    size: int,
+    batch: int | None,
+    steps: int,
+    generator: torch.Generator,
+    augment: Augmentation = True,
+) -> Updates:
     """Draw the student's batches, Eq. (1), and their augmentations.
 
     - size: images in the distilled set.
@@ -38,6 +44,7 @@ def draw_updates(size: int, batch: int | None, steps: int, generator: torch.Gene
       the set is a fresh permutation; a rest smaller than a batch is left out.
     - steps: J, the number of updates.
     - generator: on the CPU; first all batches are drawn, then all augmentations.
+    - augment: the operations to draw from; False: none. Default: all.
 
     >>> from ddpp.foundation.seeds import generator
     >>> from ddpp.unrolling import draw_updates
@@ -50,7 +57,8 @@ def draw_updates(size: int, batch: int | None, steps: int, generator: torch.Gene
     while len(batches) < steps:
         order = torch.randperm(size, generator=generator) if batch < size else torch.arange(size)
         batches += [part for part in order.split(batch) if len(part) == batch]
-    return Updates(batches[:steps], [draw(batch, generator) for _ in range(steps)])
+    draws = [draw(batch, generator, augment) if augment else None for _ in range(steps)]
+    return Updates(batches[:steps], draws)
 
 
 def gradient(
