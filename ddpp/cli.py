@@ -299,6 +299,8 @@ COMMANDS: dict[str, Command] = {command.__name__: command for command in OWN}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 or its own, 1 for an Error, 130 after Ctrl-C."""
     name, *words = (sys.argv[1:] if argv is None else argv) or [""]
+    if os.getcwd() not in sys.path:  # last: for rules and networks of one's own, as mine:rule
+        sys.path.append(os.getcwd())
     if name == "--version":
         print(f"ddpp {__version__}")
         return 0

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from ddpp.data import ImageData
 from ddpp.data.whitening import Whitening
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
-from ddpp.foundation.loop import Run, pack, unpack
+from ddpp.foundation.loop import KIND as CHECKPOINT
+from ddpp.foundation.loop import Beside, Run, pack, unpack
 from ddpp.networks import NetworkConfig
 
 KIND = "distilled dataset"
@@ -57,6 +59,8 @@ class DistilledDataset(Dataset):
     # "cross-entropy" or "squared error". None: cross-entropy, which needs labels (N, classes) to be
     # distributions
     loss: str | None = None
+    # what the next step would read beside images, labels and alpha; {} if no run left it
+    state: dict[str, Tensor | int] = field(default_factory=dict)
 
     def __post_init__(self):
         self.classes = tuple(self.classes)
@@ -76,28 +80,22 @@ class DistilledDataset(Dataset):
             _check_alpha(alpha, f"the alpha of step {step}")
 
     @classmethod
-    def from_run(
-        cls, run: Run, data: ImageData, labels: Tensor, network: NetworkConfig, identity: dict
-    ) -> "DistilledDataset":
-        """Make the set from a finished run.
+    def from_run(cls, run: Run, beside: Beside, identity: dict) -> "DistilledDataset":
+        """Make the set from a run.
 
-        - run: finished.
-        - data: what was distilled.
-        - labels: (N,), or learned ones (N, classes).
-        - network, identity: those of the run.
+        - run: finished, or stopped on its way.
+        - beside: what belongs to the set and not to the run, see `beside`.
+        - identity: that of the run.
         """
-        learned = labels.is_floating_point()
+        whitening = Whitening.from_tensors(beside.tensors)
+        values = {f.name: getattr(run.state, f.name) for f in dataclasses.fields(run.state)}
+        stopped = {"stopped_at": run.state.step} if run.stopped else {}
+        made_on = {"made_on": list(run.machines)}
         return cls(
-            images=run.state.images,
-            labels=labels,
-            loss=SQUARED_ERROR if learned else None,
-            alpha=run.state.alpha,
-            whitening=data.whitening,
-            classes=data.classes,
-            network=dataclasses.asdict(network),
+            **_parts(values, beside, whitening),
             iterates=run.iterates,
             history=run.history,
-            provenance=identity | data.provenance | {"made_on": list(run.machines)},
+            provenance=identity | beside.meta["data"] | made_on | stopped,
         )
 
     def __repr__(self) -> str:
@@ -163,6 +161,7 @@ class DistilledDataset(Dataset):
             labels=self.labels.to(device),
             alpha=self.alpha.to(device),
             whitening=self.whitening.to(device),
+            state={k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.state.items()},
             iterates={step: (x.to(device), alpha.to(device)) for step, (x, alpha) in iterates},
         )
 
@@ -192,11 +191,35 @@ class DistilledDataset(Dataset):
             "provenance": self.provenance,
         }
         meta |= {"loss": self.loss} if self.labels.is_floating_point() else {}
-        files.write(path, KIND, tensors, meta)
+        numbers = {k: v for k, v in self.state.items() if not isinstance(v, Tensor)}
+        tensors |= {f"state.{k}": v for k, v in self.state.items() if isinstance(v, Tensor)}
+        files.write(path, KIND, tensors, meta | ({"state": numbers} if numbers else {}))
+
+    def save_checkpoint(self, path: str | Path, identity: dict) -> None:
+        """Write a finished set as the checkpoint of its run, which can then be given more steps.
+
+        - path: the file.
+        - identity: that of the run.
+
+        Raises Error for a set without `state`, as earlier versions wrote them.
+        """
+        if not self.state:
+            raise Error(
+                "this set does not hold what its next step needs: it was not made by a run, or by "
+                "one of an earlier version of ddpp. Run all steps anew, into another output"
+            )
+        about = {"data": {"data": self.provenance["data"]}, "network": self.network}
+        meta = {k: v for k, v in self.state.items() if not isinstance(v, Tensor)}
+        meta |= {"identity": identity, "made_on": self.provenance["made_on"]}
+        meta |= {"set": about | {"classes": list(self.classes)}}
+        tensors = {k: v for k, v in self.state.items() if isinstance(v, Tensor)}
+        tensors |= {"images": self.images, "labels": self.labels, "alpha": self.alpha}
+        tensors |= self.whitening.tensors() | pack(self.iterates, self.history)
+        files.write(path, CHECKPOINT, tensors, meta)
 
     @staticmethod
     def load(path: str | Path) -> "DistilledDataset":
-        """Read a set from a file written by `save`.
+        """Read a set from a file written by `save`, or the set as it stands in a checkpoint.
 
         - path: the file. Raises Error if it is missing, damaged or of another kind.
 
@@ -212,8 +235,12 @@ class DistilledDataset(Dataset):
         >>> ddpp.DistilledDataset.load("real.safetensors")
         10 distilled images of 10 classes, 3x32x32; alpha 0.0100
         """
-        tensors, meta = files.read(path, KIND)
+        file = files.Lazy(path, KIND, CHECKPOINT)
+        tensors, meta = dict(file), file.meta
+        if file.kind == CHECKPOINT:
+            return _from_checkpoint(tensors, meta, path)
         iterates, history = unpack(tensors)
+        state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
         return DistilledDataset(
             images=tensors["images"],
             labels=tensors["labels"],
@@ -225,6 +252,7 @@ class DistilledDataset(Dataset):
             history=history,
             provenance=meta["provenance"],
             loss=loss_in(tensors, meta),
+            state=state | meta.get("state", {}),
         )
 
     def natural(self) -> Tensor:
@@ -285,6 +313,58 @@ class DistilledDataset(Dataset):
                 except OSError as e:
                     raise Error(f"cannot write {path}: {e.strerror}; choose another folder") from e
         return len(self)
+
+
+def beside(data: ImageData, labels: Tensor, network: NetworkConfig) -> Beside:
+    """Return what belongs to a set and does not change in its run.
+
+    - data: what is distilled.
+    - labels: (N,), of the images.
+    - network: of the run.
+    """
+    tensors = {"labels": labels} | data.whitening.tensors()
+    meta = {"classes": list(data.classes), "network": dataclasses.asdict(network)}
+    return Beside(tensors, meta | {"data": data.provenance})
+
+
+def _parts(values: dict, beside: Beside, whitening: Whitening) -> dict[str, Any]:
+    """Return what a set is made of, from the values of a state and what belongs beside it."""
+    own = {"images", "labels", "alpha"}
+    labels = values.get("labels", beside.tensors["labels"])
+    return {
+        "images": values["images"],
+        "labels": labels,
+        "loss": SQUARED_ERROR if labels.is_floating_point() else None,
+        "alpha": values["alpha"],
+        "whitening": whitening,
+        "classes": tuple(beside.meta["classes"]),
+        "network": beside.meta["network"],
+        "state": {name: value for name, value in values.items() if name not in own},
+    }
+
+
+def _from_checkpoint(tensors: dict, meta: dict, path: str | Path) -> DistilledDataset:
+    """Make the set of a checkpoint, as it stands."""
+    if "set" not in meta:
+        raise Error(
+            f"{path} is a checkpoint that does not say what its images are: it is of an earlier "
+            "version of ddpp, or of a choice of real images. Resume its run for a step first"
+        )
+    about = Beside(tensors, meta["set"])
+    iterates, history = unpack(tensors)
+    now = meta["step"]
+    taken = {"labels", *Whitening.from_tensors(tensors).tensors()} - {"images", "alpha"}
+    values = {k: v for k, v in tensors.items() if "." not in k and k not in taken}
+    values |= {k: v for k, v in meta.items() if k not in ("identity", "made_on", "set")}
+    if tensors["labels"].is_floating_point():
+        values["labels"] = tensors["labels"]
+    provenance = meta["identity"] | about.meta["data"] | {"made_on": meta["made_on"]}
+    return DistilledDataset(
+        **_parts(values, about, Whitening.from_tensors(tensors)),
+        iterates=iterates | {now: (values["images"], values["alpha"])},
+        history={name: column[:now] for name, column in history.items()},
+        provenance=provenance | {"stopped_at": now},
+    )
 
 
 def _check_images(images: Tensor, whitening: Whitening) -> None:

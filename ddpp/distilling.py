@@ -1,6 +1,7 @@
-"""Stage C: Algorithm 1, line by line.
+"""Stage C: Algorithm 1. `begin` is lines 1 and 2; `step` is lines 4 to 16.
 
-A run can be stopped at any moment, and skips steps whose result is not finite.
+`step` calls `draw_piece` (4, 5, 7) and `unroll` (6 to 10) through `match` (4 to 15), then `descend`
+(16). A run can be stopped at any moment, and skips steps whose result is not finite.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ddpp.data import ImageData, Split
 from ddpp.data.augmentation import Augmentation, as_augmentation
-from ddpp.distilled import DistilledDataset
+from ddpp.distilled import DistilledDataset, beside
 from ddpp.foundation import loop, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import (
@@ -28,7 +29,7 @@ from ddpp.foundation.errors import (
 )
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
-from ddpp.pruning import RULES, Rule, keep_mask, masked_loss
+from ddpp.pruning import RULES, Rule, keep_mask, masked_loss, matching_loss
 from ddpp.teachers import Teachers
 from ddpp.unrolling import ENGINES, Updates, choose_engine, draw_updates, unroll
 
@@ -106,24 +107,28 @@ def distill(
     save_minutes: float = 1.0,
     progress: bool = True,
     report: Callable[[str], None] = lambda line: None,
-    on_step: Callable[[loop.Run], None] = lambda run: None,
+    on_step: Callable[[loop.Run], object] = lambda run: None,
 ) -> DistilledDataset:
     """Distil `data` with its `teachers` into config.ipc images per class.
 
-    - data: the images to distil; their first ones, drawn by config.seed, are where it starts.
+    - data: the images to distil; random ones of each class, drawn by config.seed, are the start.
     - teachers: stage A on the same data, with epochs 0 to I+ - 1 + K at least.
     - config: the settings of Algorithm 1.
     - checkpoint: a file for the state, saved every `save_steps` steps, every `save_minutes`
       minutes, and on Ctrl-C. The same call resumes from it: on one machine's CPU to the same bits
-      as a run that was never stopped, on a GPU up to the order of sums.
+      as a run that was never stopped, on a GPU up to the order of sums. With more config.steps it
+      goes on after the last one. `DistilledDataset.load` reads the set as it stands in it. Default:
+      nothing is saved.
     - progress: whether a progress bar is shown.
     - report: called with lines of text: which engine is used, and from which step a run resumes.
-    - on_step: called with the `Run` after each step.
+    - on_step: called after each step with the `Run` so far: its `state` (step, images, alpha),
+      `iterates` {step: (images, alpha)} and `history`. If it returns True the run stops there.
 
     The result's history has, per step: epoch (the start epoch), teacher, loss, unmasked (MTT's
     loss), kept (a fraction), alpha, skipped, and layers, the kept fraction of each layer (steps,
     layers). Of several trajectories it has the mean, but epoch and teacher of the first. Under
-    torchrun every rank matches its share of the trajectories, and rank 0 saves.
+    torchrun every rank matches its share of the trajectories, and rank 0 saves. The command line
+    does not come in here but by `match_trajectories`, which has the signature of all methods.
 
     Raises Error for settings that cannot work, for a checkpoint of another run, and for a run that
     is stuck, with advice. Source: Algorithm 1 of the paper.
@@ -154,12 +159,13 @@ def run(
         network, batch = teachers.network, config.batch
         engine, why = choose_engine(network, *start_set, batch, config.student_steps)
     saving.report(f"engine: {engine} ({why})")
-    step = lambda state: algorithm.step(state, start_set.labels, teachers, config, engine)
-    begin, network = algorithm.begin(start_set, config), teachers.config.network
-    method = loop.Method(begin, step, config.steps, config.iterates, _advice)
+    advance = lambda state: algorithm.step(state, start_set.labels, teachers, config, engine)
+    first, network = algorithm.begin(start_set, config), teachers.config.network
+    about = beside(data, start_set.labels, network)
+    method = loop.Method(first, advance, config.steps, config.iterates, _advice, about)
     identity = of_run(algorithm.name, config, teachers.config.made_from(data), network.name)
     done = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)  # line 3
-    return DistilledDataset.from_run(done, data, start_set.labels, network, identity)
+    return DistilledDataset.from_run(done, about, identity)
 
 
 def step(
@@ -174,8 +180,8 @@ def step(
     grads = (mean.pop("grad_images"), mean.pop("grad_alpha"))
     after = descend(state, *grads, mean["loss"], config)  # line 16
     first = {name: mine[0][name] for name in ("epoch", "teacher")}
-    skipped = {"alpha": after.alpha, "skipped": 1 if after.skipped else 0}
-    return after, mean | first | skipped
+    own = {"alpha": after.alpha, "skipped": 1 if after.skipped else 0}
+    return after, mean | first | own
 
 
 def descend(
@@ -232,13 +238,13 @@ def match(
     )
 
     def loss(student: Tensor) -> Tensor:
-        # lines 11 to 13: Eqs. (3)-(7)
-        keep = keep_mask(student, teacher, config.epsilon, config.rule)
-        return masked_loss(student, teacher, start, keep)  # lines 14, 15: Eq. (8)
+        # lines 11 to 15: Eqs. (3)-(8)
+        return matching_loss(student, teacher, start, config.epsilon, config.rule)
 
     # lines 6 to 10
     out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)
 
+    # the same mask again, for the record: an engine returns the loss alone
     keep = keep_mask(out.student, teacher, config.epsilon, config.rule)
     return {
         "grad_images": out.grad_images,
@@ -291,8 +297,9 @@ def begin(start_set: Split, config: DistillConfig) -> State:
 
 def _advice(run: loop.Run[State]) -> str:
     """What to change, if the run is stuck."""
-    skipped = run.state.skipped
-    if skipped <= MAX_SKIPPED and not skipped == run.state.step == len(run.history["loss"]):
+    skipped, steps = run.state.skipped, len(run.history["loss"])  # the history has T rows
+    all_skipped = skipped == run.state.step == steps  # in a run shorter than MAX_SKIPPED
+    if skipped <= MAX_SKIPPED and not all_skipped:
         return ""
     if run.last("kept") == 0:
         return f"every parameter was pruned in {skipped} steps in a row: lower epsilon"

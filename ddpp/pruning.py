@@ -109,15 +109,24 @@ def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: Rule = "si
     """
     if not 0 <= epsilon < 1:
         raise Error(f"epsilon is {epsilon}: it must be at least 0 and below 1 (the paper uses 0.1)")
-    prune = RULES[choose("rule", rule, RULES)] if isinstance(rule, str) else rule
-    keep = prune(student.detach(), teacher.detach(), epsilon)
-    if not (isinstance(keep, Tensor) and keep.dtype == torch.bool and keep.shape == student.shape):
-        what = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else repr(keep)
-        raise Error(
-            f"the rule returns {what}: it must return one bool per parameter, {len(student)} here, "
-            "True where it is kept"
-        )
-    return keep.detach()
+    prune = find_rule(rule)
+    return check_mask(prune(student.detach(), teacher.detach(), epsilon), student)
+
+
+def find_rule(rule: Rule) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Look up a rule; a function is one itself. Raises Error for an unknown name."""
+    return RULES[choose("rule", rule, RULES)] if isinstance(rule, str) else rule
+
+
+def check_mask(keep: Tensor, student: Tensor) -> Tensor:
+    """Return what a rule made of a student (p,), if it is a mask; else raise an Error."""
+    if isinstance(keep, Tensor) and keep.dtype == torch.bool and keep.shape == student.shape:
+        return keep
+    what = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else repr(keep)
+    raise Error(
+        f"the rule returns {what}: it must return one bool per parameter, {len(student)} here, "
+        "True where it is kept"
+    )
 
 
 def masked_loss(student: Tensor, teacher: Tensor, start: Tensor, keep: Tensor) -> Tensor:

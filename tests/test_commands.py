@@ -2,6 +2,7 @@
 what.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import re
@@ -190,7 +191,7 @@ def test_a_rule_of_ones_own_is_listed_as_well(help_of, monkeypatch):
 def test_the_options_are_those_of_the_method_with_its_defaults(name, help_of):
     text = help_of("distill", "--method", name, "--ipc", "3")
     options = set(re.findall(r"--([a-z0-9-]+)", text))
-    settings = METHODS[name].config.__dataclass_fields__
+    settings = [field.name for field in dataclasses.fields(METHODS[name].config)]
     assert {field.replace("_", "-") for field in settings} <= options
     assert ("epsilon" in options) == ("epsilon" in settings)
     assert "--ipc INT images per class (default: 3)" in flat(text)

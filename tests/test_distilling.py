@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(run, tmp_path):
 def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(run, tmp_path):
     path = tmp_path / "checkpoint"
     run(checkpoint=path)
-    for changes in ({"seed": 1}, {"epsilon": 0.2}, {"steps": 5}):
+    for changes in ({"seed": 1}, {"epsilon": 0.2}, {"ipc": 2}):
         with (
             untouched(path),
             refused("belongs to a run with other settings", "choose another output"),

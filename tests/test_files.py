@@ -295,8 +295,9 @@ def test_a_checkpoint_has_these_names(run, tmp_path):
     run(checkpoint=tmp_path / "checkpoint")
     tensors, meta = files.read(tmp_path / "checkpoint", "checkpoint")
     state = {"images", "alpha", "images_velocity", "alpha_velocity"}
-    assert tensors.keys() == TRACE | state
-    assert meta.keys() == {"identity", "step", "skipped", "made_on"}
+    assert tensors.keys() == TRACE | state | {"labels", "mean", "std"}
+    assert meta.keys() == {"identity", "step", "skipped", "made_on", "set"}
+    assert meta["set"].keys() == {"classes", "network", "data"}
     identity = meta["identity"]
     assert identity.keys() == {"method", "config", "teachers", "teacher_count"}
     assert identity["method"] == "ddpp"
@@ -328,8 +329,10 @@ def test_a_distilled_file_has_these_names(tmp_path, zca, whitening):
     made = distilling.distill(data, teachers, CONFIG, progress=False)
     made.save(tmp_path / "set.safetensors")
     tensors, meta = files.read(tmp_path / "set.safetensors", "distilled dataset")
-    assert tensors.keys() == {"images", "labels", "alpha", "mean", whitening} | TRACE
-    assert meta.keys() == {"classes", "network", "provenance"}
+    state = {"state.images_velocity", "state.alpha_velocity"}
+    assert tensors.keys() == {"images", "labels", "alpha", "mean", whitening} | state | TRACE
+    assert meta.keys() == {"classes", "network", "provenance", "state"}
+    assert meta["state"].keys() == {"step", "skipped"}
     made_from = {"method", "config", "teachers", "teacher_count", "data", "made_on"}
     assert meta["provenance"].keys() == made_from
     assert meta["provenance"]["data"].keys() == DATA | {"name"}

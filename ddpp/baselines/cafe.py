@@ -7,6 +7,7 @@ images in between. Its accuracy on real images decides when each of the two loop
 
 from collections import deque
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ class CAFEConfig(common.BatchConfig):
     changed: float = 0.03
     # looks after which either ends in any case (the published code has no such limit)
     most: Count = 100
+    lasting: ClassVar[bool] = False  # the learning rate drops at shares of the steps
 
 
 def distill(

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpp.baselines.selection import LEARNING_RATE
 from ddpp.data import ImageData, Split
 from ddpp.data.augmentation import Draw, augment, draw
-from ddpp.distilled import DistilledDataset
+from ddpp.distilled import DistilledDataset, beside
 from ddpp.foundation import loop, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Count, Error, Positive, Share, check_bounds, choose
@@ -32,6 +32,7 @@ class BatchConfig:
     init: str = "real"  # the images start as real ones, or as noise
     iterates: Count = 5  # states along the way that are kept, evenly spaced, to choose from
     seed: int = 0
+    lasting: ClassVar[bool] = True  # no step depends on the number of steps
 
     def __post_init__(self):
         check_bounds(self)
@@ -139,10 +140,13 @@ def distill(
     problem, start = Problem(data, network, config), data.draw(config.ipc, config.seed)
     images = begin(start, config)
     state = State(0, images, alpha(data), torch.zeros_like(images))
-    method = loop.Method(state, lambda at: step(at, problem), config.steps, config.iterates)
+    about = beside(data, start.labels, network)
+    advance = lambda at: step(at, problem)
+    iterates, lasting = config.iterates, config.lasting
+    method = loop.Method(state, advance, config.steps, iterates, beside=about, lasting=lasting)
     identity = of_run(name, config, data.made_from(network), network.name)
     run = loop.run(method, identity, made_on(data.device), saving)
-    return DistilledDataset.from_run(run, data, start.labels, network, identity)
+    return DistilledDataset.from_run(run, about, identity)
 
 
 def begin(start: Split, config: Started) -> Tensor:

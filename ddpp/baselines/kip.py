@@ -15,7 +15,7 @@ from torch import Tensor
 from ddpp.baselines import common
 from ddpp.baselines.ntk import KERNELS, REG, bytes_needed, predict
 from ddpp.data import ImageData
-from ddpp.distilled import DistilledDataset
+from ddpp.distilled import DistilledDataset, beside
 from ddpp.foundation import loop
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Count, Error, Positive, check_bounds, choose
@@ -80,10 +80,12 @@ def distill(
     labels = centred(start.labels, classes) if config.learn_labels else start.labels
     state = State(0, images, labels, common.alpha(data), _moments(images), _moments(labels))
     iterates = 1 if config.learn_labels else config.iterates
-    method = loop.Method(state, lambda at: step(at, data, config), config.steps, iterates)
+    about, lasting = beside(data, start.labels, network), not config.learn_labels
+    advance = lambda at: step(at, data, config)
+    method = loop.Method(state, advance, config.steps, iterates, beside=about, lasting=lasting)
     identity = of_run("kip", config, data.made_from(network), network.name)
     run = loop.run(method, identity, made_on(data.device), saving)
-    return DistilledDataset.from_run(run, data, run.state.labels, network, identity)
+    return DistilledDataset.from_run(run, about, identity)
 
 
 def _moments(x: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class Method:
     run: Callable[[ImageData, Any, Any, Saving], DistilledDataset]
     check: Callable[[Any], None]  # raises an Error for settings that cannot work
     teachers: bool = False  # whether it is given trained teachers, or only the kind of network
+    lasting: bool = True  # whether a finished run can be given more steps
     first: bool = False  # whether the first teacher is all it needs
     reach: tuple[str, ...] = ()  # the settings that decide how many epochs the teachers need
     # where they are not the config's defaults
@@ -85,6 +86,7 @@ METHODS = Table(
             cafe.CAFEConfig,
             cafe.distill,
             common.check,
+            lasting=False,
         ),
         "kip": Method(
             "the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check

@@ -22,8 +22,8 @@ from ddpp.experiments.recipes import Recipe
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Error, differences
-from ddpp.foundation.identity import of_run
-from ddpp.foundation.loop import Saving
+from ddpp.foundation.identity import of_run, of_state
+from ddpp.foundation.loop import Saving, read_checkpoint
 from ddpp.teachers import TeacherConfig, Teachers, train_teachers
 
 
@@ -42,8 +42,9 @@ class Experiment:
     - scores: a file of accuracies that several runs share, for the sets that they have in common.
 
     `teachers`, `distilled` and `report` each read what is on disk, or make it; `run` does all that
-    is missing. The same call resumes after any stop. Error for a file of another run: nothing is
-    overwritten.
+    is missing. The same call resumes after any stop. A recipe with more steps than the set in `out`
+    has goes on with it, and moves the shorter run's files aside. Error for a file of another run:
+    nothing is overwritten.
     """
 
     recipe: Recipe
@@ -62,7 +63,7 @@ class Experiment:
         Under torchrun all ranks work, and rank 0 writes and evaluates; the report is empty on the
         others.
         """
-        commit()
+        commit()  # remembered now: the source tree may move on in the meantime
         _ = self.teacher_config  # refuses settings that cannot work, before any work
         if self.out.suffix != ".safetensors":
             raise Error(f"the output {self.out} must end in .safetensors")
@@ -73,8 +74,10 @@ class Experiment:
         # after a restart by torchrun, the rank 0 before this one may still be about to end
         restarted = processes.size() > 1
         with files.lock(self.out, wait=restarted), self.clock:
-            known = self._known_report()
             self._say(str(self.data))
+            if self._is_shorter():
+                self._begin_extension()
+            known = self._known_report()
             # a class with too few images is refused before the teachers are trained
             self.data.draw(self.recipe.distill.ipc, self.recipe.distill.seed)
             trained = self.method.teachers and self.folder.exists()
@@ -150,6 +153,7 @@ class Experiment:
             saving = replace(self.saving, checkpoint=self.checkpoint, report=self._say)
             with self.clock.stage("distill"):
                 made = self.method.run(self.data, source, self.recipe.distill, saving)
+            # chosen real images come without it
             distilled = replace(made, provenance=made.provenance | self.identity)
         if not processes.rank():
             if not self.out.exists():
@@ -182,11 +186,43 @@ class Experiment:
         if not processes.rank():
             self.saving.report(line)
 
+    def _is_shorter(self) -> bool:
+        """Whether the set in `out` is of this run, but of fewer steps."""
+        if not self.out.exists() or not self.method.lasting:
+            return False
+        kept, asked = self._kept(DistilledDataset.load(self.out)), self.identity
+        if kept.keys() != asked.keys() or "steps" not in asked["config"]:
+            return False
+        return of_state(kept) == of_state(asked) and _steps(kept) < _steps(asked)
+
+    def _begin_extension(self) -> None:
+        """Make the finished set in `out` the checkpoint of this run, and move its files aside."""
+        shorter = DistilledDataset.load(self.out)
+        done = _steps(shorter.provenance)
+        aside = self.out.with_name(f"{self.out.stem}-{done}-steps{self.out.suffix}")
+        # the report first: where it is missing, a kill has come between the two
+        moves = [(report_path(self.out), report_path(aside)), (self.out, aside)]
+        moves = [(old, new) for old, new in moves if old.exists()]
+        for _, new in moves:
+            if new.exists():
+                raise Error(f"{new} is in the way of the set of {done} steps: move it away")
+        if self.checkpoint.exists():  # a kill came before the files were moved
+            read_checkpoint(self.checkpoint, self.identity, lasting=True)
+        else:
+            shorter.save_checkpoint(self.checkpoint, self.identity)
+        self._say(f"the set of {done} steps is in {aside} now; this run goes on from there")
+        for old, new in moves:
+            old.rename(new)
+
+    def _kept(self, distilled: DistilledDataset) -> dict:
+        """What a stored set says of what it was made from, of all that this run would say."""
+        names = [key for key in (*self.identity, "custom") if key in distilled.provenance]
+        return {key: distilled.provenance[key] for key in names}
+
     def _stored(self) -> DistilledDataset:
         """The file at `out`, if it is this very run's result; an Error if it is another's."""
         distilled, made_from = DistilledDataset.load(self.out), self.identity
-        names = [key for key in (*made_from, "custom") if key in distilled.provenance]
-        kept = {key: distilled.provenance[key] for key in names}
+        kept = self._kept(distilled)
         if kept != made_from:
             raise Error(
                 f"{self.out} holds the result of another run ({differences(kept, made_from)}): "
@@ -231,6 +267,10 @@ class Experiment:
         result = test(distilled, best_on_test=self.best_on_test)
         real = selection.random(self.data, distilled.ipc, distilled.network, seed)
         return {"distilled": result.to_dict(), "random": test(real).to_dict()}
+
+
+def _steps(identity: dict) -> int:
+    return identity["config"].get("steps", 0)
 
 
 class Clock:

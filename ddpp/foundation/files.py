@@ -155,7 +155,7 @@ class Lazy(Mapping):
     run would have other bits.
     """
 
-    def __init__(self, path: str | Path, kind: str):
+    def __init__(self, path: str | Path, *kinds: str):
         self.path = Path(path)
         try:
             if not self.path.is_file():
@@ -177,8 +177,9 @@ class Lazy(Mapping):
             raise self._damaged() from None
         if not intact or set(self._file.keys()) != set(body["sha256"]):
             raise self._damaged()
-        if body["kind"] != kind:
-            raise Error(f"{self.path} holds a {body['kind']}, not a {kind}: choose another file")
+        self.kind: str = body["kind"]
+        if self.kind not in kinds:
+            raise Error(f"{self.path} holds a {self.kind}, not a {kinds[0]}: choose another file")
         self.meta: dict = body["meta"]
         self._sha256: dict[str, str] = body["sha256"]
         self._checked: set[str] = set()

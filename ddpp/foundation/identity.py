@@ -160,6 +160,12 @@ def of_run(method: str, config: "DataclassInstance", made_from: dict, network: o
     return as_in_files(run)
 
 
+def of_state(identity: dict) -> dict:
+    """Return what a state on the way is a function of: `of_run` without the number of steps."""
+    config = {k: v for k, v in identity["config"].items() if k not in ("steps", "iterates")}
+    return identity | {"config": config}
+
+
 def as_in_files(identity: dict) -> dict:
     """Return it as a file gives it back: with lists for tuples."""
     return json.loads(json.dumps(identity))

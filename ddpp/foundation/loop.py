@@ -1,5 +1,4 @@
-"""The loop that all methods share: from a first state, step by step, to the last one; stoppable at
-any moment.
+"""The loop that all methods share: from a first state, step by step, to the last; always stoppable.
 
 A *Method* knows how to step. A *Run* is what has happened so far. A *Checkpoint* is where that is
 kept. The loop knows nothing of data, networks or teachers.
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ddpp.foundation import files, processes
 from ddpp.foundation.errors import Error, differences
+from ddpp.foundation.identity import of_state
 
 KIND = "checkpoint"
 Iterates = dict[int, tuple[Tensor, Tensor]]  # {step: (images, alpha)}
@@ -30,8 +30,9 @@ class Stopped(Error):
 
 
 class State(Protocol):
-    """All that a step reads from the steps before it: a dataclass of tensors and numbers with at
-    least these fields.
+    """All that a step reads from the steps before it.
+
+    A dataclass of tensors and numbers with at least these fields.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -49,6 +50,13 @@ class State(Protocol):
 S = TypeVar("S", bound=State)
 
 
+class Beside(NamedTuple):
+    """What a checkpoint holds beside the run, so that it can be read as a distilled set."""
+
+    tensors: dict[str, Tensor]
+    meta: dict
+
+
 @dataclass(frozen=True)
 class Method(Generic[S]):
     """How to distil: the first state, and a function from one state to the next."""
@@ -58,6 +66,9 @@ class Method(Generic[S]):
     steps: int
     iterates: int  # how many states along the way are kept, evenly spaced
     advise: Callable[["Run[S]"], str] = lambda run: ""  # what to change, if the run is stuck
+    beside: Beside | None = None
+    # whether a state is the same whatever `steps` is: then a finished run can be given more steps
+    lasting: bool = True
 
     @property
     def milestones(self) -> set[int]:
@@ -73,6 +84,7 @@ class Run(Generic[S]):
     iterates: Iterates
     history: dict[str, Tensor] = field(default_factory=dict)  # (steps, ...), NaN for future steps
     machines: tuple[dict, ...] = ()  # that the steps were made on, in order
+    stopped: bool = False  # by `on_step`, before the last step
 
     @classmethod
     def of(cls, method: Method[S]) -> "Run[S]":
@@ -97,6 +109,13 @@ class Run(Generic[S]):
             self, state=after, iterates=self.iterates | kept, history=self.history | history
         )
 
+    def stop(self) -> "Run[S]":
+        """The run, ended here: this state is kept, and the history ends with it."""
+        now = self.state.step
+        ended = {now: (self.state.images, self.state.alpha)}
+        history = {name: column[:now] for name, column in self.history.items()}
+        return replace(self, iterates=self.iterates | ended, history=history, stopped=True)
+
     def last(self, name: str) -> float:
         """What the last step recorded under a name."""
         return float(self.history[name][self.state.step - 1])
@@ -120,7 +139,8 @@ class Saving:
     save_minutes: float = 1.0  # and whenever so many minutes have passed
     progress: bool = True  # whether a progress bar is shown
     report: Callable[[str], None] = lambda line: None  # called with what the run does, in words
-    on_step: Callable[[Run], None] = lambda run: None  # called with the run after each step
+    # called with the run after each step; the run stops there if it returns True
+    on_step: Callable[[Run], object] = lambda run: None
 
 
 class Checkpoint(Generic[S]):
@@ -131,24 +151,33 @@ class Checkpoint(Generic[S]):
         self.identity = identity
         self.saved = time.monotonic()
 
-    def load(self, begin: S) -> Run[S] | None:
-        """The run that was saved, on the device of `begin`; None if there is none. Raises Error
-        for a damaged file, and for a run of another identity.
+    def load(self, method: Method[S]) -> Run[S] | None:
+        """Read the run that was saved, on the device of its method; None if there is none.
+
+        It may have been saved with fewer steps ahead of it. Raises Error for a damaged file, for a
+        run of another identity, and for one that is already further than the method goes.
         """
         if self.path is None or not Path(self.path).exists():
             return None
-        tensors, meta = read_checkpoint(self.path, self.identity)
-        device = begin.images.device
+        tensors, meta = read_checkpoint(self.path, self.identity, method.lasting)
+        begin, device = method.begin, method.begin.images.device
         values = {
             f.name: tensors[f.name].to(device) if f.name in tensors else meta[f.name]
             for f in fields(begin)
         }
+        state = type(begin)(**values)
+        if state.step > method.steps:
+            raise Error(
+                f"the checkpoint {self.path} is at step {state.step}, beyond the {method.steps} "
+                "steps asked for: ask for more, or choose another output"
+            )
         iterates, history = unpack(tensors)
         iterates = {at: (x.to(device), alpha.to(device)) for at, (x, alpha) in iterates.items()}
-        return Run(type(begin)(**values), iterates, history, tuple(meta["made_on"]))
+        history = {name: _resized(column, method.steps) for name, column in history.items()}
+        return Run(state, iterates, history, tuple(meta["made_on"]))
 
-    def save(self, run: Run[S]) -> None:
-        """Write the run, all or nothing. Under torchrun rank 0 does it."""
+    def save(self, run: Run[S], beside: Beside | None = None) -> None:
+        """Write the run, all or nothing, and what belongs beside it. Under torchrun rank 0 does."""
         self.saved = time.monotonic()
         if self.path is None or processes.rank():
             return
@@ -156,14 +185,22 @@ class Checkpoint(Generic[S]):
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         numbers = {name: value for name, value in values.items() if name not in tensors}
         meta = {"identity": self.identity, **numbers, "made_on": list(run.machines)}
+        if beside:
+            tensors, meta = beside.tensors | tensors, meta | {"set": beside.meta}
         files.write(self.path, KIND, tensors | pack(run.iterates, run.history), meta)
 
-    def save_if_due(self, run: Run[S]) -> None:
+    def save_if_due(self, run: Run[S], beside: Beside | None = None) -> None:
         """Write the run if enough steps or minutes have passed since the last time."""
         steps, seconds = self.every
         due = bool(steps) and run.state.step % steps == 0
         if due or time.monotonic() - self.saved > seconds:
-            self.save(run)
+            self.save(run, beside)
+
+
+def _resized(column: Tensor, steps: int) -> Tensor:
+    """A column of the history for this many steps: NaN for those to come."""
+    more = column.new_full((max(0, steps - len(column)), *column.shape[1:]), math.nan)
+    return torch.cat([column[:steps], more])
 
 
 def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run[S]:
@@ -174,8 +211,10 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
     - machine: what the steps are made on; all that a run saw are recorded.
     - saving: the checkpoint, and who hears of the progress.
 
+    Returns the run after the last step, or after the one at which `saving.on_step` returned True.
     Raises Stopped, with advice, if the run is stuck. After Ctrl-C or an Error all steps so far are
-    in the checkpoint, and the same call resumes from it.
+    in the checkpoint, and the same call resumes from it. With more steps than before, the call goes
+    on from where the run had ended.
     """
     checkpoint = Checkpoint[S](saving, identity)
     run = _begun(method, checkpoint, machine, saving)
@@ -190,19 +229,22 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
                 shown = {k: f"{run.last(k):{f}}" for k, f in SHOWN.items() if k in run.history}
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
-                saving.on_step(run)
+                stop = saving.on_step(run)
                 _refuse_stuck(method, run)
-                checkpoint.save_if_due(run)
-    except (KeyboardInterrupt, Error):  # the steps so far are not lost
-        checkpoint.save(run)
+                if stop is True and run.state.step < method.steps:
+                    saving.report(f"stopped by on_step after step {run.state.step}")
+                    break
+                checkpoint.save_if_due(run, method.beside)
+    except BaseException:  # Ctrl-C, an Error, or one in on_step: the steps so far are not lost
+        checkpoint.save(run, method.beside)
         raise
-    checkpoint.save(run)
-    return run
+    checkpoint.save(run, method.beside)
+    return run if run.state.step == method.steps else run.stop()
 
 
 def _begun(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: Saving) -> Run[S]:
     """The run to go on with."""
-    run = checkpoint.load(method.begin)
+    run = checkpoint.load(method)
     if run is None:
         return Run.of(method).on(machine)
     at = f"step {run.state.step} of {method.steps}"
@@ -221,10 +263,16 @@ def _refuse_stuck(method: Method[S], run: Run[S]) -> None:
         raise Stopped(advice)
 
 
-def read_checkpoint(path: str | Path, identity: dict) -> tuple[dict[str, Tensor], dict]:
-    """A checkpoint's tensors and metadata; an Error for one of another identity."""
+def read_checkpoint(
+    path: str | Path, identity: dict, lasting: bool = False
+) -> tuple[dict[str, Tensor], dict]:
+    """A checkpoint's tensors and metadata; an Error for one of another identity.
+
+    lasting: whether one with another number of steps is of this identity.
+    """
     tensors, meta = files.read(path, KIND)
-    if meta["identity"] != identity:
+    of = of_state if lasting else dict
+    if of(meta["identity"]) != of(identity):
         raise Error(
             f"the checkpoint {path} belongs to a run with other settings, data or teachers "
             f"({differences(meta['identity'], identity)}): repeat that run's settings to go on "

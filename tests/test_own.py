@@ -1,0 +1,311 @@
+"""What a researcher brings: data, a rule, a network, an augmentation, a look at each step."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from small import CONFIG, NETWORK, TEACHERS, load, refused, save
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import ddpp
+from ddpp import cli
+from ddpp.data.augmentation import OPERATIONS, draw
+from ddpp.experiments.recipes import recipe
+from ddpp.experiments.run import Experiment
+from ddpp.foundation import files
+from ddpp.foundation.loop import Saving
+from ddpp.foundation.seeds import generator
+from ddpp.networks import ARCHITECTURES
+from ddpp.pruning import RULES
+
+
+@pytest.fixture(autouse=True)
+def tables():
+    """Nothing that a test brings stays in the tables."""
+    before = [(table, dict(table)) for table in (RULES, OPERATIONS, ARCHITECTURES)]
+    yield
+    for table, things in before:
+        table.clear()
+        table.update(things)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return load(save(tmp_path / "mine.npz"))
+
+
+def closest(student, teacher, epsilon):
+    return (student - teacher).abs() <= (student - teacher).abs().quantile(1 - epsilon)
+
+
+def fade(images, u):
+    return images * (1 - u[:, :1, None, None] / 2)
+
+
+class Tiny(nn.Sequential):
+    def __init__(self, channels, classes, image_size):
+        super().__init__(nn.Flatten(), nn.Linear(channels * image_size**2, classes))
+
+
+def test_fifteen_lines_with_everything_of_ones_own():
+    x, y = torch.rand(60, 1, 8, 8, generator=generator(0)), torch.arange(60) % 3
+    x[range(60), 0, y] += 1  # each class has a row of its own
+    images = TensorDataset(x.clamp(0, 1), y)
+    steps = []
+
+    def look(run):
+        steps.append((run.state.step, float(run.history["loss"][run.state.step - 1])))
+        return run.state.step == 3
+
+    mine = ddpp.from_datasets(images, images, device="cpu")
+    network, augment = ddpp.NetworkConfig(Tiny), ("crop", fade)
+    config = ddpp.TeacherConfig(count=2, epochs=3, lr=0.05, network=network, augment=augment)
+    teachers = ddpp.train_teachers(mine, config, progress=False)
+    config = replace(CONFIG, rule=closest, augment=augment, steps=9, engine="auto")
+    distilled = ddpp.distill(mine, teachers, config, on_step=look, progress=False)
+    protocol = ddpp.Protocol(epochs=20, augment=augment)
+    result = ddpp.evaluate(distilled, mine, Tiny, protocol=protocol, progress=False)
+
+    assert [step for step, _ in steps] == [1, 2, 3]
+    assert (len(distilled.history["loss"]), max(distilled.iterates)) == (3, 3)
+    assert distilled.provenance["stopped_at"] == 3
+    assert distilled.network["name"] == "Tiny"
+    assert distilled.provenance["config"]["rule"] == "closest"
+    assert {"rule closest", "augmentation fade", "network Tiny"} <= {
+        *distilled.provenance["custom"],
+        *distilled.provenance["teachers"]["custom"],
+    }
+    assert result.mean > 100 / 3
+
+
+# names
+
+
+def test_a_function_in_a_config_has_its_own_name_and_built_in_ones_keep_theirs():
+    assert ddpp.DistillConfig(rule=closest).rule == "closest"
+    assert ddpp.DistillConfig(rule=ddpp.custom(closest)) == ddpp.DistillConfig(rule="closest")
+    assert ddpp.NetworkConfig(ddpp.ConvNet).name == "convnet"
+    assert ddpp.NetworkConfig(Tiny).name == "Tiny"
+
+
+def test_another_function_of_the_same_name_does_not_change_what_a_config_means():
+    def make(share):
+        def rule(student, teacher, epsilon):
+            return student.abs() < share
+
+        return rule
+
+    one, two, again = (ddpp.DistillConfig(rule=make(share)).rule for share in (1, 2, 1))
+    assert (one, two, again) == ("rule", "rule-2", "rule")
+    vectors = torch.tensor([1.5]), torch.tensor([1.5])
+    assert [ddpp.keep_mask(*vectors, 0.1, name).item() for name in (one, two)] == [False, True]
+
+
+def test_what_has_no_name_or_cannot_be_recognized_is_refused():
+    with refused("the rule '<lambda>' has no name", "write it with def"):
+        ddpp.DistillConfig(rule=lambda student, teacher, epsilon: student > 0)
+    drawn = torch.Generator()
+
+    def random(student, teacher, epsilon):
+        return torch.rand(len(student), generator=drawn) < 0.5
+
+    with refused("rule random", "ddpp.custom(..., version=1)"):
+        ddpp.DistillConfig(rule=random)
+    assert ddpp.DistillConfig(rule=ddpp.custom(random, version=1)).rule == "random-2"
+    with refused("the rule is 3", "give a name, a function or a class"):
+        ddpp.DistillConfig(rule=3)
+
+
+@pytest.mark.parametrize(
+    "rule, what",
+    [
+        (lambda s, t, e: s, "torch.float32 (3,)"),
+        (lambda s, t, e: s[:2] > 0, "torch.bool (2,)"),
+        (lambda s, t, e: None, "None"),
+    ],
+)
+def test_a_rule_that_returns_no_mask_is_refused(rule, what):
+    with refused(f"the rule returns {what}", "one bool per parameter, 3 here"):
+        ddpp.keep_mask(torch.ones(3), torch.ones(3), 0.1, rule)
+
+
+def test_a_rule_of_a_module_on_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def every_other(student, teacher, epsilon):\n"
+        "    return student.new_ones(len(student)).cumsum(0) % 2 == 0\n"
+    )
+    npz, out = save(tmp_path / "data.npz"), tmp_path / "set.safetensors"
+    words = f"distill --data {npz} --out {out} --rule mine:every_other --steps 2 --iterates 1"
+    words += " --teachers.count 1 --teachers.network.width 2 --teachers.network.depth 1"
+    words += " --protocol.epochs 1 --repeats 1 --device cpu --alpha-lr 0 --image-lr 0.01 --augment color cutout"
+    done = subprocess.run(
+        [sys.executable, "-m", "ddpp", *words.split()], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    distilled = ddpp.DistilledDataset.load(out)
+    assert distilled.provenance["config"]["rule"] == "mine:every_other"
+    assert distilled.provenance["config"]["augment"] == ["color", "cutout"]
+    assert distilled.provenance["custom"].keys() == {"rule mine:every_other"}
+    assert distilled.history["kept"].tolist() == pytest.approx([0.5, 0.5], abs=0.02)
+    assert json.loads(out.with_suffix(".json").read_text())["recipe"]["distill"]["rule"]
+
+
+@pytest.mark.parametrize("where", ["nowhere:rule", "math:nothing", "small:"])
+def test_a_rule_that_cannot_be_imported_is_refused(where, capsys):
+    assert cli.main(["distill", "--out", "set.safetensors", "--rule", where]) == 1
+    said = capsys.readouterr().err
+    assert f"the rule {where} cannot be imported" in said and "package.module:name" in said
+
+
+# augmentation
+
+
+def test_digits_are_not_mirrored(data):
+    digits = ("color", "crop", "cutout", "scale", "rotate")
+    rng = generator(0, "digits")
+    drawn = {draw(2, rng, digits).operation for _ in range(100)}
+    assert drawn == set(digits)
+    config = replace(TEACHERS, augment=digits)
+    assert config.identity(data)["augment"] == list(digits)
+
+
+def test_all_operations_are_the_default_and_files_know_them_as_before(data):
+    assert ddpp.TeacherConfig(augment=tuple(OPERATIONS)) == ddpp.TeacherConfig()
+    assert ddpp.TeacherConfig(augment=()).augment is False
+    assert TEACHERS.identity(data)["augment"] is True
+    made = ddpp.train_teachers(data, TEACHERS, progress=False)
+    distilled = ddpp.distill(data, made, CONFIG, progress=False)
+    assert "augment" not in distilled.provenance["config"]
+    one = ddpp.distill(data, made, replace(CONFIG, augment=("crop",)), progress=False)
+    assert one.provenance["config"]["augment"] == ["crop"]
+    assert not torch.equal(one.images, distilled.images)
+
+
+def test_an_unknown_operation_is_refused():
+    with refused("unknown augmentation 'flop'", "did you mean 'flip'?"):
+        ddpp.Protocol(augment=("crop", "flop"))
+
+
+# a run that is looked at, stopped and extended
+
+
+@pytest.fixture
+def teachers(data):
+    return ddpp.train_teachers(data, TEACHERS, progress=False)
+
+
+def same(one, two):
+    assert torch.equal(one.images, two.images) and torch.equal(one.alpha, two.alpha)
+    for name, column in one.history.items():
+        assert torch.equal(column, two.history[name]), name
+
+
+def test_a_run_stopped_by_on_step_goes_on_to_the_same_bits(data, teachers, tmp_path):
+    path, lines = tmp_path / "checkpoint", []
+    call = lambda **options: ddpp.distill(data, teachers, CONFIG, progress=False, **options)
+    stop = lambda run: run.state.step == 3
+    stopped = call(checkpoint=path, on_step=stop, report=lines.append)
+    assert lines[-1] == "stopped by on_step after step 3"
+    assert list(stopped.iterates) == [0, 2, 3] and len(stopped.history["loss"]) == 3
+    whole, resumed = call(), call(checkpoint=path)
+    same(resumed, whole)
+    assert list(resumed.iterates) == [0, 2, 4] and "stopped_at" not in resumed.provenance
+
+
+def test_on_step_that_fails_loses_nothing(data, teachers, tmp_path):
+    def fails(run):
+        if run.state.step == 3:
+            raise KeyError("no such tag")
+
+    path = tmp_path / "checkpoint"
+    with pytest.raises(KeyError):
+        ddpp.distill(data, teachers, CONFIG, progress=False, checkpoint=path, on_step=fails)
+    assert files.read(path, "checkpoint")[1]["step"] == 3
+
+
+def test_a_checkpoint_is_a_set_as_it_stands(data, teachers, tmp_path):
+    path, seen = tmp_path / "checkpoint", []
+
+    def look(run):
+        if run.state.step == 2:
+            seen.append(ddpp.DistilledDataset.load(path))
+
+    ddpp.distill(
+        data, teachers, CONFIG, progress=False, checkpoint=path, save_steps=1, on_step=look
+    )
+    (early,) = seen  # saved after step 1
+    assert early.provenance["stopped_at"] == 1 and list(early.iterates) == [0, 1]
+    assert early.classes == data.classes and early.whitening.equals(data.whitening)
+    at_end = ddpp.DistilledDataset.load(path)
+    same(at_end, ddpp.distill(data, teachers, CONFIG, progress=False))
+    early.save(tmp_path / "early.safetensors")
+    same(ddpp.DistilledDataset.load(tmp_path / "early.safetensors"), early)
+
+
+def test_more_steps_continue_a_finished_run(data, teachers, tmp_path):
+    path = tmp_path / "checkpoint"
+    call = lambda steps, **options: ddpp.distill(
+        data, teachers, replace(CONFIG, steps=steps), progress=False, **options
+    )
+    call(4, checkpoint=path)
+    lines = []
+    longer = call(7, checkpoint=path, report=lines.append)
+    assert any("resuming from step 4 of 7" in line for line in lines)
+    same(longer, call(7))
+    assert longer.provenance["config"]["steps"] == 7
+    assert list(longer.iterates) == [0, 2, 4, 7]
+    with refused("is at step 7, beyond the 5 steps asked for"):
+        call(5, checkpoint=path)
+
+
+def small(npz, steps):
+    base = recipe("smoke", str(npz))
+    distill = replace(CONFIG, steps=steps)
+    return replace(
+        base, teachers=TEACHERS, distill=distill, protocol=ddpp.Protocol(epochs=1), repeats=1
+    )
+
+
+def test_more_steps_continue_a_finished_file_and_keep_the_shorter_one(tmp_path, monkeypatch):
+    npz, out, lines = save(tmp_path / "mine.npz"), tmp_path / "set.safetensors", []
+    saving = Saving(progress=False, report=lines.append)
+    make = lambda steps, out=out: Experiment(small(npz, steps), out, saving=saving, device="cpu")
+    make(4).run()
+    shorter = out.read_bytes()
+    longer, report = make(7).run()
+    aside = tmp_path / "set-4-steps.safetensors"
+    assert aside.read_bytes() == shorter and aside.with_suffix(".json").exists()
+    assert any("the set of 4 steps is in" in line for line in lines)
+    assert report["recipe"]["distill"]["steps"] == 7
+    whole, _ = make(7, tmp_path / "whole.safetensors").run()
+    same(longer, whole)
+    before = out.read_bytes()
+    make(7).run()
+    assert out.read_bytes() == before
+    with refused("holds the result of another run", "config.steps was 7 and is 3"):
+        make(3).run()
+
+
+def test_an_extension_that_is_killed_between_its_moves_goes_on(tmp_path):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "set.safetensors"
+    saving = Saving(progress=False)
+    make = lambda steps: Experiment(small(npz, steps), out, saving=saving, device="cpu")
+    make(4).run()
+    shorter, report = ddpp.DistilledDataset.load(out), out.with_suffix(".json")
+    shorter.save_checkpoint(tmp_path / "set.safetensors.checkpoint", make(7).identity)
+    report.rename(tmp_path / "set-4-steps.json")
+    longer, _ = make(7).run()
+    assert longer.provenance["config"]["steps"] == 7
+    assert (tmp_path / "set-4-steps.safetensors").exists()
+
+
+def test_a_set_that_no_run_left_cannot_be_continued(data, tmp_path):
+    real = ddpp.DistilledDataset(
+        *data.draw(1, 0), torch.tensor(0.01), data.whitening, data.classes, NETWORK
+    )
+    with refused("does not hold what its next step needs"):
+        real.save_checkpoint(tmp_path / "checkpoint", {})
