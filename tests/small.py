@@ -141,7 +141,7 @@ def limited(folder):
 
 @contextlib.contextmanager
 def mounted(folder):
-    """A disk of 200 kB, and a way to fill it to the last byte for a while."""
+    """A disk of 600 kB, and a way to fill it to the last byte for a while."""
 
     @contextlib.contextmanager
     def full():
@@ -153,7 +153,7 @@ def mounted(folder):
         filler.unlink()
 
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", folder]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a disk cannot be mounted here")
     try:
