@@ -356,7 +356,12 @@ def find(name: str) -> Command:
 
 
 def parse(command: Command, words: Sequence[str], prog: str) -> Callable[[], int | None]:
-    """The call that the words of a command line ask for, not yet made."""
+    """The call that the words of a command line ask for, not yet made.
+
+    Of the commands with a recipe the words are read in two passes. The first reads only profile,
+    data, ipc and method, which decide the types and defaults of all other options. The second reads
+    everything.
+    """
     registry, base = ConstructorRegistry(), None
     if command in SHARED:
         asked = [word for word in words if word not in ("-h", "--help")]

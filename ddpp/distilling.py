@@ -46,17 +46,18 @@ class DistillConfig:
     expert_epochs: Count = 2  # K, epochs of the teacher that J updates are to match
     max_start_epoch: Count = 2  # I+, start epochs are drawn from 0 ... I+ - 1
     epsilon: Share = 0.1  # similarity below which a parameter is difficult to match
-    # how similarity is read: signed or magnitude; none (= MTT); a control (see ddpp/pruning.py); or
-    # a function of your own of student, teacher and epsilon
+    # how similarity is read: signed or magnitude; none (= MTT); random, largest, smallest: as many
+    # pruned, but others; or a function of your own of student, teacher and epsilon
     rule: Rule = "signed"
     image_lr: Positive = 100.0  # learning rate of the images
     alpha0: Positive = 0.01  # initial learning rate of the student
     alpha_lr: NotNegative = 1e-7  # learning rate of alpha
-    momentum: Share = 0.5  # of both
+    momentum: Share = 0.5  # of images and alpha
     batch: Count | None = None  # distilled images per student update; None: all of them
     engine: str = "auto"  # auto, autograd, adjoint or compiled
     iterates: Count = 5  # states along the way that are kept, evenly spaced, to choose from
     trajectories: Count = 1  # per step, their gradients averaged; torchrun shares them out
+    # of everything random in the distillation; ddpp distill takes it for the evaluation, too
     seed: int = 0
     # A: all operations, none (False), or some: ("color", "crop")
     augment: Augmentation = field(default=True, metadata={"since": 2})

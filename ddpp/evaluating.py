@@ -32,8 +32,9 @@ from ddpp.networks import Flat, NetworkConfig, accuracy
 class Protocol:
     """How a fresh network is trained on a distilled set; the learning rate is the set's alpha.
 
-    As in MTT's code, except that there the momentum restarts when the rate drops. A number that
-    cannot work raises an Error.
+    As in MTT's code, but for two differences: there the momentum restarts when the rate drops, and
+    there are 1,001 epochs (book/deviations.md, "Epochs and learning rate"). A number that cannot
+    work raises an Error.
 
     >>> import ddpp
     >>> ddpp.Protocol(epochs=200).momentum
@@ -118,8 +119,8 @@ def evaluate(
 ) -> Evaluation:
     """Train fresh networks on a distilled set and test each of them on data.test.
 
-    Where the set has several iterates and the data a held-out split, the iterate on which one
-    network does best there is tested, too.
+    If the set has several iterates and the data a held-out split, one network is trained on each
+    iterate and scored on that split; the best iterate is tested as well (`selected`).
 
     - distilled: the set, with its iterates.
     - data: the images it was distilled from, preprocessed with the set's own whitening.
@@ -128,7 +129,7 @@ def evaluate(
     - repeats: networks per tested iterate.
     - protocol: how they are trained; default: 1,000 epochs, as published.
     - best_on_test: whether the best iterate on data.test is reported, too, as papers do.
-    - seed: of the networks; the same seed gives the same accuracies.
+    - seed: of the networks; the same seed gives the same accuracies, on one machine's CPU.
     - scores: a file that keeps the accuracy of each network, so that a stopped call resumes.
     - progress: whether a progress bar is shown.
 

@@ -44,7 +44,7 @@ class TeacherConfig:
     lr: Positive = 0.01  # plain SGD: no momentum, no weight decay, no schedule
     batch: Count = 256  # images per update
     augment: Augmentation = True  # A: all operations, none (False), or some: ("color", "crop")
-    seed: int = 0
+    seed: int = 0  # of everything random in their training
     network: NetworkConfig = field(default_factory=NetworkConfig)
 
     def __post_init__(self):
@@ -254,7 +254,9 @@ def _train(training: _Training, k: int, bar: tqdm) -> Mapping[str, Tensor]:
     return trajectory if path is None else files.Lazy(path, KIND)
 
 
-def _epoch(network, theta, data, config, rng) -> tuple[Tensor, Tensor]:
+def _epoch(
+    network: Flat, theta: Tensor, data: ImageData, config: TeacherConfig, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Train for one epoch: pass over the training images in random order.
 
     Returns the new parameters (p,) and the mean loss.

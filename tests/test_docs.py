@@ -27,6 +27,7 @@ def test_the_readmes_table_is_what_the_smoke_runs_left():
         gain = statistics.fmean(final) - statistics.fmean(real)
         assert gain > 10
         assert not report["resumed"]
+        assert f"of commit {report['commit'][:7]}" in README
         assert sum(report["seconds"].values()) < 180
         seed = report["recipe"]["distill"]["seed"]
         assert f"| {seed} | {show(real)} | {show(final)} | {gain:+.1f} | {show(chosen)} |" in README

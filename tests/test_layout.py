@@ -3,6 +3,7 @@ public.
 """
 
 import ast
+import pkgutil
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -201,28 +202,30 @@ def blocks(page: str) -> list[str]:
 
 
 def names_in(path: Path) -> set[str]:
-    """The names that a Python file defines or assigns, members as CLASS.NAME; and its strings, in
-    quotes.
+    """The names that a Python file defines or assigns outside of functions, those in a class also
+    as CLASS.NAME; attributes that it assigns; and its strings, in quotes.
     """
-    found = set()
+    tree, found = ast.parse(path.read_text()), set()
 
     def visit(node: ast.AST, prefix: str) -> None:
         for child in ast.iter_child_nodes(node):
-            inner = prefix
             if isinstance(child, ast.FunctionDef | ast.ClassDef):
                 found.update({child.name, prefix + child.name})
-                inner = f"{child.name}."
             elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
                 found.update({child.id, prefix + child.id})
-            elif isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Store):
-                found.add(child.attr)
-            elif isinstance(child, ast.arg):
-                found.add(child.arg)
-            elif isinstance(child, ast.Constant) and isinstance(child.value, str):
-                found.add(f'"{child.value}"')
-            visit(child, inner)
+            if isinstance(child, ast.ClassDef):
+                visit(child, f"{child.name}.")
+            elif not isinstance(
+                child, ast.FunctionDef | ast.Lambda | ast.comprehension
+            ):  # what is in it is local
+                visit(child, prefix)
 
-    visit(ast.parse(path.read_text()), "")
+    visit(tree, "")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(f'"{node.value}"')
     return found
 
 
@@ -266,6 +269,8 @@ def test_what_the_pages_for_contributors_name_is_there(name):
         ("`walk` in `ddpp/distilling.py`", "no name walk"),
         ("`step`, without a file", "no name step"),
         ("`Flat.walk` in `ddpp/networks.py`", "no name Flat.walk"),
+        ("`mean` in `ddpp/distilling.py`, a local", "no name mean"),
+        ("`teachers` in `ddpp/distilling.py`, an argument", "no name teachers"),
         ('`"walk"` in `ddpp/distilling.py`', 'no string "walk"'),
         ("| `step` | `ddpp/distilling.py` |\n| `match` | `ddpp/pruning.py` |", "no name match"),
     ],
@@ -276,6 +281,59 @@ def test_what_is_not_there_is_found(text, says):
 
 def test_what_is_there_is_not_reported():
     assert dead("`step` and `Algorithm.begin` in `ddpp/distilling.py`, `make check`") == []
+
+
+# All pages: what is said to be in a file, and modules by their dotted names
+
+EVERY = ("README.md", "CONTRIBUTING.md", *sorted(f"book/{p.name}" for p in ROOT.glob("book/*.md")))
+WHERE = re.compile(r"((?:`[^`\n]+`(?:,? and |, ))*`[^`\n]+`) in `([\w/]+\.py)`")
+DOTTED = re.compile(r"`(ddpp(?:_course)?(?:\.\w+)+)`")
+
+
+def misplaced(page: str) -> list[str]:
+    """What a page says is in a Python file, as "`NAME` in `FILE.py`", and is not; and the dotted
+    names of modules, and of what is in them, that do not exist.
+    """
+    found = []
+    for names, file in WHERE.findall(page):
+        known = names_in(ROOT / file) if (ROOT / file).exists() else set()
+        found += [
+            f"{name} in {file}" for name in re.findall("`([^`]+)`", names) if name not in known
+        ]
+    for name in DOTTED.findall(page):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_a_page_says_is_in_a_file_is_there(name):
+    assert misplaced((ROOT / name).read_text()) == []
+
+
+def test_the_pages_say_where_things_are():
+    pages = {name: (ROOT / name).read_text() for name in EVERY}
+    assert {"README.md", "book/numbers.md"} <= {
+        n for n, page in pages.items() if WHERE.search(page)
+    }
+    assert "book/api.md" in {n for n, page in pages.items() if DOTTED.search(page)}
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("`walk` in `ddpp/distilling.py`", ["walk in ddpp/distilling.py"]),
+        ("`step` and `walk` in `ddpp/distilling.py`", ["walk in ddpp/distilling.py"]),
+        ("`walk`, `step`, and `match` in `ddpp/distilling.py`", ["walk in ddpp/distilling.py"]),
+        ("`step` in `ddpp/attic.py`", ["step in ddpp/attic.py"]),
+        ("`ddpp.attic`, `ddpp.data.walk`", ["ddpp.attic", "ddpp.data.walk"]),
+        ("`Flat.check` in `ddpp/networks.py`, `ddpp.networks.Flat`, `ddpp.distill`", []),
+    ],
+)
+def test_what_is_said_to_be_elsewhere_is_found(text, says):
+    assert misplaced(text) == says
 
 
 def test_the_drawing_shows_the_floors():

@@ -31,6 +31,7 @@ class BatchConfig:
     augment: bool = True  # the same random augmentation for both sides (DSA)
     init: str = "real"  # the images start as real ones, or as noise
     iterates: Count = 5  # states along the way that are kept, evenly spaced, to choose from
+    # of everything random in the distillation; ddpp distill takes it for the evaluation, too
     seed: int = 0
     lasting: ClassVar[bool] = True  # no step depends on the number of steps
 

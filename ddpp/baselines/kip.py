@@ -40,6 +40,7 @@ class KIPConfig:
     target: Count = 1000  # real images that are predicted in each step, as many of each class
     init: str = "real"  # the images start as real ones, or as noise
     iterates: Count = 5  # how many states along the way are kept; with learned labels only the last
+    # of everything random in the distillation; ddpp distill takes it for the evaluation, too
     seed: int = 0
 
     def __post_init__(self):

@@ -28,6 +28,7 @@ class SelectionConfig:
 
     ipc: Count = 1  # images per class
     epochs: Count = 10  # of the network (the first teacher) that says which images to choose
+    # of everything random in the choice; ddpp distill takes it for the evaluation, too
     seed: int = 0
 
     def __post_init__(self):

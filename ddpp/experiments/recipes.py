@@ -72,8 +72,8 @@ class Recipe:
     teachers: TeacherConfig
     distill: MethodConfig  # the settings of the method
     protocol: Protocol
-    method: str = "ddpp"  # a name in METHODS; it decides which other settings there are
-    zca: bool | None = None  # None: wherever it is affordable (see load_data)
+    method: str = "ddpp"  # the method; it decides which other settings there are
+    zca: bool | None = None  # ZCA whitening; None: for images of at most 3 x 32 x 32 values
     validation: float = 0.1  # share of the training images held out for choosing an iterate
     repeats: Count = 5  # networks per evaluation
     # train the teachers to the end, also over epochs that the run cannot use
