@@ -7,6 +7,7 @@ from ddpp.data.folder import pack_folder
 from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig, distill
 from ddpp.evaluating import Evaluation, Protocol, evaluate
+from ddpp.experiments.comparing import compare
 from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.foundation.errors import Error
 from ddpp.foundation.identity import custom
@@ -31,6 +32,7 @@ __all__ = [
     "ResNet18",
     "TeacherConfig",
     "Teachers",
+    "compare",
     "custom",
     "distill",
     "evaluate",

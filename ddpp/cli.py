@@ -31,6 +31,7 @@ from ddpp.data.sources import SHA256
 from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Evaluation, Protocol, spread
+from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PROFILES, Recipe, recipe
 from ddpp.experiments.run import Experiment, report_path, teachers_in
@@ -155,6 +156,53 @@ def reproduce(
     experiments.reproduce(
         todo, results=results, work=work, root=root, device=device, minutes=minutes, jobs=jobs
     )
+
+
+def compare(
+    recipe: Settings,
+    rules: Annotated[
+        tuple[str, ...], arg(metavar="{" + ",".join([*RULES, OWN_NAME]) + "}[@EPSILON] ...")
+    ] = ("signed",),
+    base: str = "none",
+    seeds: int = 5,
+    out: Path = Path("runs/compare"),
+    root: Root = Path("data"),
+    device: Device = None,
+    minutes: float | None = None,
+    jobs: int = 1,
+) -> None:
+    """Compare pruning rules in paired runs: a table of differences with intervals, and a figure.
+
+    Runs of one seed share teachers, first images, batches and evaluation. Another call resumes
+    where one stopped. --rule may also be given once for each rule.
+
+    Args:
+        rules: each perhaps with an epsilon of its own, as signed@0.3
+        base: what they are compared with; none is MTT
+        seeds: paired runs of each rule
+        out: folder of results, teachers and checkpoints, and of the table and the figure
+        minutes: stop after so many
+        jobs: runs at a time, in processes that divide the cores among them
+    """
+    found = experiments.compare(
+        *map(parse_setting, rules),
+        base=parse_setting(base),
+        seeds=seeds,
+        recipe=recipe,
+        folder=out,
+        root=root,
+        device=device,
+        minutes=minutes,
+        jobs=jobs,
+    )
+    print(f"\n{found}")
+    files.write_bytes(out / "table.md", (found._repr_markdown_() + "\n").encode())
+    if found.differences:
+        from ddpp.book import figures  # here, as matplotlib takes seconds to import
+
+        figures.use_style()
+        save_picture(figures.comparison(found).savefig, out / "differences.png")
+        print(f"written: {out / 'table.md'} and {out / 'differences.png'}")
 
 
 def evaluate(
@@ -292,7 +340,7 @@ def say(line: str) -> None:
 
 
 SHARED = (teachers, distill)  # the commands that torchrun can share out
-OWN = (*SHARED, reproduce, evaluate, show, pack)
+OWN = (*SHARED, compare, reproduce, evaluate, show, pack)
 COMMANDS: dict[str, Command] = {command.__name__: command for command in OWN}
 
 
@@ -363,14 +411,14 @@ def parse(command: Command, words: Sequence[str], prog: str) -> Callable[[], int
     everything.
     """
     registry, base = ConstructorRegistry(), None
-    if command in SHARED:
+    words = respell(words, command)
+    if command in (*SHARED, compare):
         asked = [word for word in words if word not in ("-h", "--help")]
         base, _ = tyro.cli(recipe, args=asked, prog=prog, return_unknown_args=True)
         if isinstance(base.distill, DistillConfig):  # each rank matches a trajectory
             ranks = int(os.environ.get("WORLD_SIZE", 1))
             base = replace(base, distill=replace(base.distill, trajectories=ranks))
     registry.struct_rule(functools.partial(_settings, base))
-    words = respell(words, command)
 
     @functools.wraps(command)
     def later(*args: Any, **options: Any) -> Callable[[], int | None]:
@@ -441,9 +489,26 @@ def respell(words: Sequence[str], command: Command) -> list[str]:
             told[option] = " ".join(new[-2:])
         else:
             new.append(told.get(option, option) + equals + value)
+    if command is compare:
+        new = _gathered(new)
     if told:
         say("; ".join(f"{option} is spelled {spelling} now" for option, spelling in told.items()))
     return new
+
+
+def _gathered(words: Sequence[str]) -> list[str]:
+    """Gather each --rule NAME of `compare` into one --rules NAME NAME ..."""
+    rules, others, wanted = [], [], False
+    for word in words:
+        if wanted:
+            rules, wanted = [*rules, word], False
+        elif word == "--rule":
+            wanted = True
+        elif word.startswith("--rule="):
+            rules.append(word.partition("=")[2])
+        else:
+            others.append(word)
+    return [*others, *(["--rules", *rules] if rules else [])]
 
 
 def bench(words: list[str]) -> int:

@@ -141,7 +141,8 @@ def test_a_rule_of_a_module_on_the_command_line(tmp_path, monkeypatch):
     npz, out = save(tmp_path / "data.npz"), tmp_path / "set.safetensors"
     words = f"distill --data {npz} --out {out} --rule mine:every_other --steps 2 --iterates 1"
     words += " --teachers.count 1 --teachers.network.width 2 --teachers.network.depth 1"
-    words += " --protocol.epochs 1 --repeats 1 --device cpu --alpha-lr 0 --image-lr 0.01 --augment color cutout"
+    words += " --protocol.epochs 1 --repeats 1 --device cpu --alpha-lr 0"
+    words += " --image-lr 0.01 --augment color cutout"
     done = subprocess.run(
         [sys.executable, "-m", "ddpp", *words.split()], cwd=tmp_path, capture_output=True, text=True
     )

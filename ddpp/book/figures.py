@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import spread
+from ddpp.experiments.comparing import Comparison
 from ddpp.foundation.errors import Error
 from ddpp.pruning import keep_mask
 
@@ -333,6 +334,28 @@ def ablation(lines: Sequence[dict]) -> Figure:
         axes[2].axhline(base["unmasked"], color="grey", lw=1)
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7
+    )
+    return figure
+
+
+def comparison(found: Comparison) -> Figure:
+    """Draw the paired differences of each rule to the base: dots, mean and 95 % interval.
+
+    - found: by `ddpp.compare`.
+    """
+    rows = list(found.differences.items())
+    figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 1 + 0.45 * len(rows)), layout="constrained")
+    for y, (_, difference) in enumerate(rows):
+        axis.plot(difference.values, [y] * len(difference.values), "o", ms=4, color="C0", alpha=0.5)
+        axis.errorbar(
+            difference.mean, y - 0.2, xerr=difference.half, fmt="s", ms=5, capsize=3, color="C3"
+        )
+    axis.axvline(0, color="grey", lw=1)
+    axis.set(
+        yticks=range(len(rows)),
+        yticklabels=[f"{rule}, {epsilon:g}" for (rule, epsilon), _ in rows],
+        ylim=(len(rows) - 0.5, -0.6),
+        xlabel=f"points of test accuracy more than {found.base[0]}",
     )
     return figure
 

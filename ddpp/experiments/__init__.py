@@ -1,11 +1,15 @@
 """Whole runs: every method, its settings, one run from nothing to a report, and lists of runs."""
 
+from ddpp.experiments.comparing import Comparison, Difference, compare
 from ddpp.experiments.lists import Run, elsewhere, home, runs, select, settings
 from ddpp.experiments.queue import overview, reproduce
 from ddpp.experiments.results import read, read_result, read_row
 
 __all__ = [
+    "Comparison",
+    "Difference",
     "Run",
+    "compare",
     "elsewhere",
     "home",
     "overview",

@@ -52,6 +52,7 @@ def reproduce(
     work: str | Path = "runs/reproduce",
     root: str | Path = "data",
     device: str | None = None,
+    given: ImageData | None = None,
     minutes: float | None = None,
     jobs: int = 1,
     progress: bool = True,
@@ -63,7 +64,7 @@ def reproduce(
     - results: the folder of reports and distilled images.
     - work: the folder of teachers, checkpoints and whole distilled files; with it, a stopped call
       resumes, here or on another machine.
-    - root, device: as in load_data.
+    - root, device: as in load_data. given: the data of all runs, if they are loaded already.
     - minutes: stop after so many. jobs: runs at a time, in processes that divide the cores among
       them; small networks keep one core busy, but not two.
     - progress, say: progress bars, and a function that hears every line; of several jobs there are
@@ -75,7 +76,7 @@ def reproduce(
     still done; in the end there is an Error with the names of those that failed. Error at once for
     a result that is damaged or belongs to other settings, and for what would stop all runs.
     """
-    worker = Worker(tuple(todo), Path(results), Path(work), root, device, progress, say)
+    worker = Worker(tuple(todo), Path(results), Path(work), root, device, given, progress, say)
     _check_jobs(jobs)
     say(f"{len(worker.finished())} of {len(worker.todo)} runs are finished")
     ends = time.monotonic() + 60 * (minutes or math.inf)
@@ -117,6 +118,7 @@ class Worker:
     work_folder: Path
     root: str | Path
     device: str | None
+    given: ImageData | None
     progress: bool
     say: Callable[[str], None]
 
@@ -167,6 +169,8 @@ class Worker:
                 self.say(f"\n{run.name}: running in another process")
 
     def _load(self, data: str, zca: bool | None, validation: float) -> ImageData:
+        if self.given:
+            return self.given
         return load_data(data, root=self.root, zca=zca, validation=validation, device=self.device)
 
     def _attempt(self, run: Run, base: tuple[Path, dict] | None, data: ImageData) -> bool:

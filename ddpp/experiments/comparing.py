@@ -1,0 +1,216 @@
+"""Pruning rules compared on equal terms: paired runs, and what their differences say."""
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ddpp.data import ImageData
+from ddpp.evaluating import spread
+from ddpp.experiments.lists import Run
+from ddpp.experiments.queue import reproduce
+from ddpp.experiments.recipes import Recipe
+from ddpp.experiments.recipes import recipe as recipe_of
+from ddpp.foundation.errors import Error
+from ddpp.pruning import RULES, Rule
+
+Setting = tuple[str, float]  # a rule and its epsilon
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paired differences of one setting to another, one per seed, in points of accuracy."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the 95 % interval of the mean, by Student's t; None for one seed."""
+        from scipy import stats  # here, as it takes half a second to import
+
+        n = len(self.values)
+        if n < 2:
+            return None
+        return float(stats.t.ppf(0.975, n - 1)) * spread(self.values) / math.sqrt(n)
+
+    @property
+    def p(self) -> float | None:
+        """How probable so large a mean would be if there were no difference; None for one seed."""
+        from scipy import stats
+
+        n, error = len(self.values), spread(self.values)
+        if n < 2:
+            return None
+        if error == 0:
+            return 1.0 if self.mean == 0 else 0.0
+        return float(2 * stats.t.sf(abs(self.mean) / (error / math.sqrt(n)), n - 1))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found: accuracies and paired differences to a base.
+
+    In a notebook it shows itself as a table; `ddpp.book.figures.comparison` draws it.
+    """
+
+    base: Setting
+    accuracies: dict[Setting, tuple[float, ...]]  # in percent, one per seed, of base and rules
+    stopped: dict[Setting, int]  # runs without a result, as too much was pruned
+
+    @property
+    def differences(self) -> dict[Setting, Difference]:
+        """Of each setting to the base, over the seeds; empty ones are left out."""
+        base = self.accuracies[self.base]
+        found = {}
+        for setting, values in self.accuracies.items():
+            pairs = zip(values, base, strict=True)
+            gains = tuple(v - b for v, b in pairs if math.isfinite(v) and math.isfinite(b))
+            if setting != self.base and gains:
+                found[setting] = Difference(gains)
+        return found
+
+    @property
+    def corrected(self) -> dict[Setting, float | None]:
+        """The p of each difference, corrected for their number by Holm's procedure (1979)."""
+        known = {s: d.p for s, d in self.differences.items() if d.p is not None}
+        order, worst, found = sorted(known, key=lambda s: known[s]), 0.0, {}
+        for rank, setting in enumerate(order):
+            worst = max(worst, min(1.0, (len(order) - rank) * known[setting]))
+            found[setting] = worst
+        return {setting: found.get(setting) for setting in self.differences}
+
+    def lines(self) -> list[list[str]]:
+        """The table as text, its head first."""
+        head = ["rule", "epsilon", "accuracy (%)", f"minus {self.base[0]} (points)"]
+        lines = [[*head, "95 % interval", "p (Holm)", "seeds"]]
+        for setting, values in self.accuracies.items():
+            known = [value for value in values if math.isfinite(value)]
+            accuracy = f"{statistics.fmean(known):.1f} ± {spread(known):.1f}" if known else "–"
+            line = [setting[0], f"{setting[1]:g}", accuracy, "", "", "", str(len(known))]
+            if difference := self.differences.get(setting):
+                half, p = difference.half, self.corrected[setting]
+                line[3] = f"{difference.mean:+.1f}"
+                if half is not None and p is not None:
+                    line[4] = f"{difference.mean - half:+.1f} to {difference.mean + half:+.1f}"
+                    line[5] = "< 0.001" if p < 0.001 else f"{p:.3f}"
+            lines.append(line)
+        return lines
+
+    def __str__(self) -> str:
+        lines = self.lines()
+        wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, wide)).rstrip() for line in lines)
+
+    def _repr_markdown_(self) -> str:
+        head, *lines = self.lines()
+        rows = [head, ["---"] * len(head), *lines]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def compare(
+    *rules: Rule | tuple[Rule, float],
+    base: Rule | tuple[Rule, float] = "none",
+    seeds: int = 5,
+    recipe: Recipe | None = None,
+    data: ImageData | None = None,
+    folder: str | Path = "runs/compare",
+    root: str | Path = "data",
+    device: str | None = None,
+    minutes: float | None = None,
+    jobs: int = 1,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> Comparison:
+    """Compare pruning rules with a base in paired runs, and test their differences.
+
+    Runs of one seed share teachers, first images, batches, augmentations and evaluation, so that
+    they differ by the rule alone.
+
+    - rules: each a name in RULES, a function of your own, or a pair of that and an epsilon. Default
+      of epsilon: the recipe's.
+    - base: what they are compared with. Default "none", which is MTT.
+    - seeds: how many; each has teachers of its own in the smoke profile and with `data`, else all
+      have the recipe's.
+    - recipe: all other settings, see `ddpp.recipe`. Default: the smoke profile's.
+    - data: what is distilled, if it is not what recipe.data names.
+    - folder: of results, teachers and checkpoints; a stopped call resumes there.
+    - root, device: as in `load_data`.
+    - minutes: stop after so many.
+    - jobs: runs at a time, in processes that divide the cores among them.
+    - progress, say: whether progress bars are shown, and what hears every line.
+
+    Returns the comparison of what is finished. Raises Error for settings that cannot work, and for
+    results in `folder` of other settings. More parameters than elsewhere: none can be grouped, as
+    each is the caller's own choice.
+    """
+    if seeds < 1:
+        raise Error(f"seeds is {seeds}: it must be at least 1")
+    recipe = recipe or recipe_of()
+    first, *others = (_setting(one, recipe) for one in (base, *rules))
+    settings = list(dict.fromkeys([first, *others]))
+    if len(settings) < 2:
+        raise Error("there is nothing to compare: name a rule beside the base")
+    own_teachers = recipe.profile == "smoke" or data is not None
+    if data is not None:  # under a name of its own, or results of other data would be taken for its
+        recipe = replace(recipe, data=f"{data.name}-{data.sha256[:8]}")
+    todo = [
+        _run(recipe, setting, seed, own_teachers) for seed in range(seeds) for setting in settings
+    ]
+    rows = reproduce(
+        todo,
+        results=folder,
+        work=folder,
+        root=root,
+        device=device,
+        given=data,
+        minutes=minutes,
+        jobs=jobs,
+        progress=progress,
+        say=say,
+    )
+    return _comparison(settings, seeds, rows)
+
+
+def parse_setting(text: str) -> str | tuple[str, float]:
+    """Read "RULE" or "RULE@EPSILON"; raise Error for an epsilon that is no number."""
+    rule, at, epsilon = text.rpartition("@")
+    if not at:
+        return text
+    try:
+        return rule, float(epsilon)
+    except ValueError:
+        raise Error(f"{text} is no rule with an epsilon: write signed@0.1, say") from None
+
+
+def _setting(one: Rule | tuple[Rule, float], recipe: Recipe) -> Setting:
+    rule, epsilon = one if isinstance(one, tuple) else (one, None)
+    name = RULES.name_of(rule)
+    if name == "none":
+        return name, 0.0
+    return name, getattr(recipe.distill, "epsilon", 0.1) if epsilon is None else epsilon
+
+
+def _run(recipe: Recipe, setting: Setting, seed: int, own_teachers: bool) -> Run:
+    rule, epsilon = setting
+    distill = replace(recipe.distill, rule=rule, epsilon=epsilon, seed=seed)  # pyright: ignore[reportCallIssue]
+    teachers = replace(recipe.teachers, seed=seed) if own_teachers else recipe.teachers
+    name = re.sub(r"[^\w.-]", "-", f"{rule}-{epsilon:g}")
+    return Run(f"compare/{name}-seed{seed}", replace(recipe, teachers=teachers, distill=distill))
+
+
+def _comparison(settings: Sequence[Setting], seeds: int, rows: Sequence[dict]) -> Comparison:
+    found = {(row["rule"], row["epsilon"], row["seed"]): row for row in rows}
+    accuracies, stopped = {}, {}
+    for setting in settings:
+        of_seeds = [found.get((*setting, seed)) for seed in range(seeds)]
+        accuracies[setting] = tuple(
+            math.nan if row is None or row["error"] else row["accuracy"] for row in of_seeds
+        )
+        stopped[setting] = sum(bool(row and row["error"]) for row in of_seeds)
+    return Comparison(settings[0], accuracies, stopped)
