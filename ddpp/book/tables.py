@@ -1,4 +1,4 @@
-"""The tables of the book, made of rows of results (see `experiments.read`)."""
+"""Make the tables of the book from rows of results (see `experiments.read`)."""
 
 import statistics
 from collections.abc import Sequence
@@ -53,11 +53,14 @@ NAMES = {  # as the tables show them
 
 
 def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
-    """The paper's Table I in Markdown, its numbers beside those of the rows; a dash where nothing
-    has been run.
+    """Return the paper's Table I in Markdown, beside the accuracies of the rows.
 
-    Of one seed: mean and deviation of its networks. Of more: mean and deviation over seeds of the
-    networks' mean.
+    A row of one seed shows the mean and standard deviation of its networks. With several seeds, the
+    mean of each seed's networks is taken first, then mean and deviation over seeds. A dash marks
+    what has not been run.
+
+    - rows: of experiment table1, see `experiments.read`.
+    - sets: (data set, images per class) to show; default: all.
     """
     head = (
         "data, images per class",
@@ -87,7 +90,10 @@ def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_
 
 
 def table_2(rows: Sequence[dict]) -> str:
-    """The paper's Table II in Markdown: KIP in two widths, beside the rows of experiment table2."""
+    """Return the paper's Table II in Markdown: KIP in two widths.
+
+    - rows: of experiment table2, see `experiments.read`.
+    """
     head = ("data, images per class", "KIP-1024, paper", "ours", "KIP-128, paper", "ours")
     lines = [head, ["---"] * len(head)]
     for (data, ipc), (wide, narrow, _) in TABLE_2.items():
@@ -109,15 +115,21 @@ def table_2(rows: Sequence[dict]) -> str:
 
 
 def architecture_of(row: dict) -> str:
-    """The network that a row's accuracies are of: where another run's set was evaluated, that
-    network's name.
+    """Return the name of the network in which a row's set was evaluated.
+
+    - row: of any experiment; without an entry `network` its network is the ConvNet.
+
+    >>> from ddpp.book.tables import architecture_of
+    >>> architecture_of({"network": {"name": "vgg11"}}), architecture_of({})
+    ('vgg11', 'convnet')
     """
     return row.get("network", {"name": "convnet"})["name"]
 
 
 def table_3(rows: Sequence[dict]) -> str:
-    """The paper's Table III in Markdown, beside the rows of experiment table3: sets in each
-    architecture.
+    """Return the paper's Table III in Markdown: Table I's sets in other architectures.
+
+    - rows: of experiment table3, see `experiments.read`.
     """
     head = (
         "architecture",
@@ -138,10 +150,13 @@ def table_3(rows: Sequence[dict]) -> str:
 
 
 def rivals(rows: Sequence[dict]) -> str:
-    """All methods on one data set and size, in Markdown: what each matches, test accuracy over
-    seeds, how much better
-    than as many random real images of the same seeds it is, and the seconds that distilling
-    took."""
+    """Return a table, in Markdown, of all methods on one data set and size.
+
+    It shows what each method matches, its test accuracy over seeds, its gain over the same number
+    of random real images of the same seeds, and the seconds that distilling took.
+
+    - rows: of one data set and size; rows of method random are what the others are compared with.
+    """
     head = (
         "method",
         "matches",
@@ -178,8 +193,11 @@ def rivals(rows: Sequence[dict]) -> str:
 
 
 def costs(rows: Sequence[dict]) -> str:
-    """What each run took, in Markdown: hours of its stages (teachers: of training or awaiting
-    them), on what, when.
+    """Return a table, in Markdown, of what each run took: hours per stage, device, versions, date.
+
+    The hours of the stage `teachers` include waiting for another process that trains them.
+
+    - rows: of any experiment.
     """
     head = (
         "run",
@@ -213,12 +231,12 @@ def _name(data: str, ipc: int) -> str:
 
 
 def _key(row: dict) -> tuple[str, int, str]:
-    """Data set, images per class, and the method; of trajectories, the rule."""
+    """Return data set, images per class, and the method; of trajectories, the rule."""
     return row["recipe"]["data"], row["recipe"]["distill"]["ipc"], row.get("rule") or row["method"]
 
 
 def _accuracy(seeds: list[list[float] | None]) -> str:
-    """Mean and deviation, as text, of the accuracies of each seed's networks."""
+    """Return mean and deviation, as text, of the accuracies of each seed's networks."""
     known = [networks for networks in seeds if networks is not None]
     if not known or len(known) < len(seeds):
         return "–"
@@ -227,7 +245,7 @@ def _accuracy(seeds: list[list[float] | None]) -> str:
 
 
 def _show(value: float | None, error: float | None, sign: str = "", missing: str = "") -> str:
-    """A number with its error, as text; `missing` where there is none."""
+    """Return a number with its error, as text; `missing` where there is none."""
     return (
         missing
         if value is None
@@ -236,10 +254,20 @@ def _show(value: float | None, error: float | None, sign: str = "", missing: str
 
 
 def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None, float | None, int]:
-    """How much better the paper's rule is than MTT, over the seeds that have both: the mean
-    difference of `value`, half
-    the width of its 95 % confidence interval (None for fewer than two seeds), and the number of
-    these seeds; rows of one data set and size."""
+    """Compare the paper's rule with MTT, over the seeds that have both.
+
+    - rows: of one data set and size.
+    - value: the key of the number that is compared.
+
+    Returns the mean difference of `value`, half the width of its 95 % confidence interval
+    (Student's t; None for fewer than two seeds), and the number of these seeds.
+
+    >>> from ddpp.book.tables import paired
+    >>> mtt = {"rule": "none", "seed": 0, "accuracy": 46.0, "error": None}
+    >>> pruned = {"rule": "signed", "seed": 0, "accuracy": 46.5, "error": None}
+    >>> paired([mtt, pruned])
+    (0.5, None, 1)
+    """
     by = {(row.get("rule"), row["seed"]): row[value] for row in rows if not row["error"]}
     gains = [
         by["signed", seed] - by["none", seed]
@@ -255,8 +283,10 @@ def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None,
 
 
 def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
-    """`paired` for each data set and size of Table I, in Markdown, beside the paper's
-    difference.
+    """Return `paired` for each data set and size, in Markdown, beside the paper's difference.
+
+    - rows: of experiment table1, see `experiments.read`.
+    - sets: (data set, images per class) to show; default: all of Table I.
     """
     head = ("data, images per class", "paper", "final", "selected", "seeds")
     lines = [head, ["---"] * len(head)]
@@ -277,11 +307,23 @@ def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TA
 
 
 def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
-    """One line per (rule, epsilon), in the order of the rows: mean of `value` over seeds and its
-    deviation (None for
-    one seed), the mean share kept, the number of runs and of those that stopped, and the paired
-    difference to rule
-    none: its mean and standard error."""
+    """Summarize the ablation: one line per (rule, epsilon), in the order of the rows.
+
+    - rows: of experiment epsilon, see `experiments.read`.
+    - value: the key of the number that is averaged.
+
+    A line has the rule and epsilon, the number of runs and of those that stopped, mean and standard
+    deviation of `value` over seeds (`mean`, `std`), the mean share of parameters kept (`kept`), the
+    mean final loss of MTT (`unmasked`), and the paired difference to rule none: its mean (`gain`)
+    and standard error (`error`). What cannot be computed is None: a deviation of one seed, for
+    example.
+
+    >>> from ddpp.book.tables import summarize
+    >>> numbers = {"accuracy": 46.0, "kept": 1.0, "unmasked": 0.8, "error": None}
+    >>> (line,) = summarize([{"rule": "none", "epsilon": 0.0, "seed": 0} | numbers])
+    >>> line["mean"], line["std"], line["runs"]
+    (46.0, None, 1)
+    """
     lines = []
     base = {row["seed"]: row[value] for row in rows if row["rule"] == "none" and not row["error"]}
     for rule, epsilon in dict.fromkeys((row["rule"], row["epsilon"]) for row in rows):
@@ -317,8 +359,11 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
 
 
 def cells(line: dict) -> list[str]:
-    """A line of `summarize` as text: rule, epsilon, runs, share kept, accuracy, difference to rule
-    none.
+    """Return a line of `summarize` as texts for a table.
+
+    They are rule, epsilon, number of runs, share kept, accuracy, and difference to rule none.
+
+    - line: from `summarize`.
     """
     kept = "" if line["kept"] is None else f"{line['kept']:.1%}"
     numbers = _show(line["mean"], line["std"]), _show(line["gain"], line["error"], "+")
