@@ -115,8 +115,9 @@ def recipe(
       and T = 500: with one image per class, hours on two cores), colab (with 20 teachers and
       T = 1,000) or paper.
     - data: cifar10-sample, cifar10, cifar100, or the path of an .npz; default: the bundled sample
-      for smoke, else cifar10. A data set of your own takes the settings of CIFAR-10.
-    - ipc: images per class. A size that the paper has not takes the next smaller one's settings.
+      for smoke, else cifar10. Your own data set gets the settings of CIFAR-10.
+    - ipc: images per class. A size that is not in the paper gets the settings of the next smaller
+      one.
     - method: a name in METHODS.
 
     Raises Error for an unknown name.
@@ -150,7 +151,7 @@ def recipe(
 def published(method: str, data: str, ipc: int) -> dict:
     """Look up what a method's paper or code sets for a data set and size.
 
-    Only what differs from the defaults of the method's config.
+    Returns only what differs from the defaults of the method's config.
     """
     if issubclass(METHODS[method].config, DistillConfig):
         table = "cifar100" if Path(data).stem == "cifar100" else "cifar10"
@@ -169,7 +170,11 @@ def _smaller(ipc: int, sizes: Iterable[int]) -> int:
 
 
 def from_dict(stored: dict, kind: type = Recipe) -> Any:
-    """Make the recipe that `asdict` turned into `stored`; newer settings have their defaults."""
+    """Make the recipe that `asdict` turned into `stored`.
+
+    Settings that are missing there, because they are newer, have their defaults. Raises Error for
+    settings that this version does not know.
+    """
     hints = get_type_hints(kind)
     names = {f.name for f in fields(kind)}
     if kind is Recipe and isinstance(stored, dict):
