@@ -1,7 +1,7 @@
-"""DC, gradient matching (Zhao, Mopuri & Bilen, ICLR 2021), and DSA, the same with one augmentation
-for both sides (Zhao
-& Bilen, ICML 2021): a class's distilled and real images should change a network in the same
-direction.
+"""DC, gradient matching, and DSA, the same with one augmentation for both sides.
+
+A class's distilled and real images should change a network in the same direction. Sources: Zhao,
+Mopuri & Bilen, ICLR 2021 (DC); Zhao & Bilen, ICML 2021 (DSA).
 """
 
 from dataclasses import dataclass, replace
@@ -42,6 +42,13 @@ def distill(
     """Distil `data` by matching gradients.
 
     Each step has a fresh network, which trains on the distilled images.
+
+    - data: the images to distil, preprocessed.
+    - network: the kind of network whose gradients are compared.
+    - config: steps, loops and learning rates; see DSAConfig. Without `augment` the method is DC.
+    - saving: checkpoints and progress bar.
+
+    Raises Error for settings that cannot work. Source: Zhao & Bilen, ICML 2021.
     """
     return common.distill("dsa" if config.augment else "dc", step, data, network, config, saving)
 
