@@ -1,6 +1,6 @@
-"""Time and memory of a distillation step with each engine, and of the jobs of a full-scale run.
+"""Measure time and memory of a distillation step and of the jobs of a full-scale run.
 
-Each measurement runs in a process of its own.
+Each measurement runs in its own process.
 """
 
 import json
@@ -103,7 +103,7 @@ def _growth(first: dict, last: dict) -> str:
 
 
 def choose_jobs(names: tuple[str, ...] | None, device: str) -> dict[str, Job]:
-    """Return the jobs of these names; None: three on a CPU, all on a GPU."""
+    """Return the jobs with these names; None: three on a CPU, all on a GPU."""
     names = (ON_A_CPU if device == "cpu" else tuple(JOBS)) if names is None else names
     return {name: JOBS[choose("job", name, JOBS)] for name in names}
 
@@ -113,7 +113,7 @@ def bench_jobs(
 ) -> dict:
     """Measure each job, steps with every engine; print a table and return it.
 
-    - jobs: by name. On a CPU a share of each is measured and scaled to all of it.
+    - jobs: by name. On a CPU a share of each is measured and scaled to the whole job.
     - width: of the ConvNet.
     - device: cpu or cuda.
     - say: takes each line of the table.
@@ -253,7 +253,7 @@ def command(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the bench; the exit code is 0, or 1 for an Error, in a sentence."""
+    """Run the bench; return 0, or 1 after printing an Error."""
     try:
         tyro.cli(command, args=argv, prog="python -m tools.bench")
     except Error as e:

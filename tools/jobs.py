@@ -1,6 +1,6 @@
-"""The jobs that a full-scale run consists of, on made-up images: time, memory, the least of both.
+"""The jobs that a full-scale run consists of, on made-up images: time, memory, and lower bounds.
 
-`python -m tools.jobs FUNCTION JSON` calls a function of this module in a process of its own.
+`python -m tools.jobs FUNCTION JSON` calls a function of this module in its own process.
 """
 
 import json
@@ -37,7 +37,7 @@ SHAPE = (3, 32, 32)  # of an image
 class Job:
     """One distillation step, one epoch of a teacher, or training an evaluation's networks.
 
-    `repeats` is what it does over and over: J updates, the batches of an epoch, epochs.
+    `repeats` counts what it does again and again: J updates, the batches of an epoch, or epochs.
     """
 
     kind: str  # step, teacher or evaluate
@@ -75,11 +75,11 @@ JOBS = {
 
 
 def arithmetic(job: Job, width: int) -> int:
-    """Floating-point operations of a job, counted by making them for one image.
+    """Count the floating-point operations of a job, by doing them for one image.
 
-    A gradient takes about three times a forward pass. An update of a step takes one on the way
-    there, and on the way back one more, to be differentiated: with a forward pass of 0.1 GFLOP at
-    width 128, about twelve times that.
+    A gradient takes about three times a forward pass. An update of a step takes one gradient in the
+    forward pass and, in the backward pass, one more, which is differentiated. With a forward pass
+    of 0.1 GFLOP at width 128, that is about twelve times as much.
     """
     network = NetworkConfig(width=width).build(SHAPE[0], job.classes, SHAPE[1])
     theta, image, label = (
@@ -101,9 +101,10 @@ def arithmetic(job: Job, width: int) -> int:
 
 
 class Arithmetic(TorchDispatchMode):
-    """Counts the floating-point operations of convolutions and matrix products. (PyTorch's own
-    counter, which keeps
-    books on modules besides, cannot see through the derivative of a gradient.)"""
+    """Counts the floating-point operations of convolutions and matrix products.
+
+    PyTorch's own counter, which also tracks modules, fails on the derivative of a gradient.
+    """
 
     flop = 0
 
@@ -115,9 +116,11 @@ class Arithmetic(TorchDispatchMode):
 
 
 def least_bytes(job: Job, width: int) -> int:
-    """Bytes of the parameter vectors (J of a step; of an evaluation, also the velocity) and of the
-    images (of a step,
-    also their gradient)."""
+    """Return the bytes of a job's parameter vectors and images, which no engine can do without.
+
+    There are J vectors of a step, and two of an evaluation, with the velocity. A step also has the
+    gradient of its images.
+    """
     p = NetworkConfig(width=width).build(SHAPE[0], job.classes, SHAPE[1]).size
     vectors = {"step": job.repeats, "teacher": 1, "evaluate": 2}[job.kind]
     copies = 2 if job.kind == "step" else 1
@@ -125,8 +128,9 @@ def least_bytes(job: Job, width: int) -> int:
 
 
 def matmul_rate(device: str) -> float:
-    """Floating-point operations per second in the product of two large float32 matrices, the
-    fastest of five.
+    """Return the floating-point operations per second in a product of two large float32 matrices.
+
+    It is the fastest of five.
     """
     find_device(device)  # it decides what float32 means
     n = 2048 if device == "cpu" else 8192
@@ -135,10 +139,18 @@ def matmul_rate(device: str) -> float:
 
 
 def measure(job: dict, engine: str, width: int, count: int, device: str) -> dict:
-    """Seconds of `count` repeats of a job (given by its fields), and bytes: their peak above the
-    idle process, and in
-    all, and what each further repeat would add. Where it cannot be measured, the reason stands
-    under `failed`."""
+    """Measure seconds and bytes of `count` repeats of a job.
+
+    - job: its fields.
+    - engine: of a distillation step; other jobs have none.
+    - width: of the ConvNet.
+    - count: how many repeats are run.
+    - device: cpu or cuda.
+
+    Returns seconds, the peak of memory in bytes above the idle process (`above`) and in all
+    (`total`), and the bytes that each further repeat would add (`kept`). Where it cannot be
+    measured, it returns the reason under `failed`.
+    """
     find_device(device)
     prepare = {"step": _unrolling, "teacher": _training, "evaluate": _evaluating}[job["kind"]]
     idle = _reset_peak(device)
@@ -238,7 +250,7 @@ def _seconds(work: Callable[[], object], device: str) -> float:
 
 
 def _reset_peak(device: str) -> int:
-    """Start measuring the peak memory; returns what is used now, in bytes."""
+    """Start measuring the peak memory; return what is used now, in bytes."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_reserved()
