@@ -77,14 +77,16 @@ def progress(distilled: DistilledDataset) -> Figure:
     """
     if not distilled.iterates:
         raise Error("this set has no iterates to show: it was not distilled")
-    name = lambda step: f"step {step}" if step else "real"
     first = {
         name: members[0]
         for name, members in zip(distilled.classes, distilled.by_class(), strict=True)
         if members
     }
     shown = list(first.values())[:10]
-    rows = {name(step): distilled.at(step).natural()[shown] for step in distilled.iterates}
+    rows = {
+        f"step {step}" if step else "real": distilled.at(step).natural()[shown]
+        for step in distilled.iterates
+    }
     return pictures(rows, list(first)[:10])
 
 
@@ -190,13 +192,8 @@ def plane(trajectories: Mapping[str, Tensor]) -> Figure:
         x, y = (path.double() @ axes[:2].T).T
         axis.plot(x, y, "o-", ms=4, label=name)
         for epoch in range(1, len(x)):
-            axis.annotate(
-                str(epoch),
-                (x[epoch], y[epoch]),
-                xytext=(3, 3),
-                textcoords="offset points",
-                fontsize=7,
-            )
+            at = {"xy": (x[epoch], y[epoch]), "xytext": (3, 3), "textcoords": "offset points"}
+            axis.annotate(str(epoch), fontsize=7, **at)
     axis.plot(0, 0, "k*", ms=10, label="start")
     axis.set(xlabel=f"direction 1 ({share[0]:.0%})", ylabel=f"direction 2 ({share[1]:.0%})")
     axis.set_aspect("equal", adjustable="datalim")
@@ -306,13 +303,8 @@ def shares(names: Sequence[str], columns: Mapping[str, Sequence[float]], xlabel:
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 0.26 * len(names) + 0.8), layout="constrained")
     for i, (label, values) in enumerate(columns.items()):
-        axis.plot(
-            [100 * float(v) for v in values],
-            range(len(names)),
-            "os^Dv"[i % 5],
-            color=f"C{i}",
-            label=label,
-        )
+        percent = [100 * float(v) for v in values]
+        axis.plot(percent, range(len(names)), "os^Dv"[i % 5], color=f"C{i}", label=label)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
     axis.invert_yaxis()
     axis.legend(fontsize=8)
@@ -377,25 +369,15 @@ def ablation(lines: Sequence[dict]) -> Figure:
         ("kept", "effective parameters (%)", 100),
         ("unmasked", "MTT loss", 1),
     )
+    rules = dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none")
     for axis, (key, title, scale) in zip(axes, values, strict=True):
-        for i, rule in enumerate(
-            dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none")
-        ):
+        for i, rule in enumerate(rules):
             points = [line for line in lines if line["rule"] == rule and line["mean"] is not None]
             x, y = [p["epsilon"] for p in points], [scale * p[key] for p in points]
             bars = [p["std"] or 0 for p in points] if key == "mean" else None
             style = "-" if rule in ("signed", "magnitude") else ":"
-            axis.errorbar(
-                x,
-                y,
-                bars,
-                fmt="os^Dv"[i % 5] + style,
-                ms=4,
-                lw=1.2,
-                capsize=2,
-                color=f"C{i}",
-                label=rule,
-            )
+            look = {"fmt": "os^Dv"[i % 5] + style, "ms": 4, "lw": 1.2, "capsize": 2}
+            axis.errorbar(x, y, bars, color=f"C{i}", label=rule, **look)
         axis.set(title=title, xlabel="epsilon")
     base = next((line for line in lines if line["rule"] == "none"), None)
     if base:

@@ -1,12 +1,12 @@
 """Make the tables of the book from rows of results (see `experiments.read`)."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ddpp.evaluating import spread
 from ddpp.experiments.methods import METHODS
 
-# rule none is MTT
+# of Table I; rule none is MTT
 _METHODS = ("random", "forgetting", "herding", "dsa", "dm", "cafe", "none", "signed")
 _ROWS = {  # of the paper's Table I: test accuracy, mean and deviation of five networks
     ("cifar10", 1): "14.4 2.0 13.5 1.2 21.5 1.2 28.8 0.7 26.0 0.8 31.6 0.8 46.3 0.8 46.4 0.6",
@@ -16,12 +16,16 @@ _ROWS = {  # of the paper's Table I: test accuracy, mean and deviation of five n
     ("cifar100", 10): "14.6 0.5 15.1 0.3 17.3 0.3 32.3 0.3 29.7 0.3 31.5 0.2 40.1 0.4 43.1 0.3",
     ("cifar100", 50): "30.0 0.4 30.5 0.3 33.7 0.5 42.8 0.4 43.6 0.4 42.9 0.2 47.7 0.2 48.4 0.3",
 }
-# one iterator twice: neighbours
-_pairs = lambda row: zip(*[map(float, row.split())] * 2, strict=True)
-# -> (mean, deviation)
+
+
+def _pairs(row: str) -> Iterator[tuple[float, float]]:
+    """Yield (mean, deviation) of each method in a row."""
+    numbers = map(float, row.split())
+    return zip(numbers, numbers, strict=True)  # one iterator twice: neighbours
+
+
 TABLE_1 = {which: dict(zip(_METHODS, _pairs(row), strict=True)) for which, row in _ROWS.items()}
-# (data set, images per class): KIP of width 1,024, KIP of width 128, the paper's method of width
-# 128
+# (data set, images per class): KIP at width 1,024, KIP at 128, the paper's method at 128
 TABLE_2 = {
     ("cifar10", 1): (49.9, 38.3, 46.4),
     ("cifar10", 10): (62.7, 57.6, 65.5),
@@ -40,13 +44,8 @@ TABLE_3 = {
 # Student's t, two-sided, by degrees of freedom
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 NAMES = {  # as the tables show them
-    **{
-        "none": "MTT",
-        "signed": "pruned",
-        "random": "Random",
-        "herding": "Herding",
-        "forgetting": "Forgetting",
-    },
+    **{"none": "MTT", "signed": "pruned"},
+    **{"random": "Random", "herding": "Herding", "forgetting": "Forgetting"},
     **{"dc": "DC", "dsa": "DSA", "dm": "DM", "cafe": "CAFE", "kip": "KIP", "iadd": "IADD"},
     **{"convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18"},
 }
@@ -62,15 +61,9 @@ def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_
     - rows: of experiment table1, see `experiments.read`.
     - sets: (data set, images per class) to show; default: all.
     """
-    head = (
-        "data, images per class",
-        "method",
-        "paper",
-        "final",
-        "selected",
-        "best on test",
-        "seeds",
-    )
+    kinds = ("final", "selected", "best_on_test")
+    shown = (kind.replace("_", " ") for kind in kinds)
+    head = ("data, images per class", "method", "paper", *shown, "seeds")
     lines = [head, ["---"] * len(head)]
     for data, ipc in sets:
         for rule, (mean, std) in TABLE_1[data, ipc].items():
@@ -79,10 +72,7 @@ def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_
                 for row in rows
                 if not row["error"] and _key(row) == (data, ipc, rule)
             ]
-            ours = [
-                _accuracy([each[which] for each in group])
-                for which in ("final", "selected", "best_on_test")
-            ]
+            ours = [_accuracy([each[kind] for each in group]) for kind in kinds]
             lines.append(
                 [_name(data, ipc), NAMES[rule], f"{mean} ± {std}", *ours, str(len(group) or "–")]
             )
@@ -102,15 +92,8 @@ def table_2(rows: Sequence[dict]) -> str:
             _accuracy([row["distilled"]["final"] for row in group if ("of" in row) == transferred])
             for transferred in (True, False)
         ]
-        lines.append(
-            [
-                _name(data, ipc),
-                _show(wide, None, "", "–"),
-                ours[0],
-                _show(narrow, None, "", "–"),
-                ours[1],
-            ]
-        )
+        theirs = [_show(accuracy, None, "", "–") for accuracy in (wide, narrow)]
+        lines.append([_name(data, ipc), theirs[0], ours[0], theirs[1], ours[1]])
     return _markdown(lines)
 
 
@@ -157,15 +140,8 @@ def rivals(rows: Sequence[dict]) -> str:
 
     - rows: of one data set and size; rows of method random are what the others are compared with.
     """
-    head = (
-        "method",
-        "matches",
-        "accuracy (%)",
-        "minus random (points)",
-        "least",
-        "seconds",
-        "seeds",
-    )
+    gains_head = ("minus random (points)", "least")
+    head = ("method", "matches", "accuracy (%)", *gains_head, "seconds", "seeds")
     lines = [head, ["---"] * len(head)]
     rows = [row for row in rows if not row["error"]]
     chance = {row["seed"]: row["accuracy"] for row in rows if row["method"] == "random"}
@@ -176,19 +152,13 @@ def rivals(rows: Sequence[dict]) -> str:
         spent = statistics.fmean(
             row["seconds"].get("teachers", 0) + row["seconds"].get("distill", 0) for row in group
         )
-        lines.append(
-            [
-                NAMES.get(key, key),
-                METHODS[name].matches,
-                _accuracy([row["distilled"]["final"] for row in group]),
-                _show(statistics.fmean(gains), spread(gains) or None, "+")
-                if gains and key != "random"
-                else "",
-                f"{min(gains):+.1f}" if gains and key != "random" else "",
-                f"{spent:.0f}",
-                str(len(group)),
-            ]
-        )
+        accuracy = _accuracy([row["distilled"]["final"] for row in group])
+        gain = ["", ""]
+        if gains and key != "random":
+            mean = _show(statistics.fmean(gains), spread(gains) or None, "+")
+            gain = [mean, f"{min(gains):+.1f}"]
+        line = [NAMES.get(key, key), METHODS[name].matches, accuracy, *gain]
+        lines.append([*line, f"{spent:.0f}", str(len(group))])
     return _markdown(lines)
 
 
@@ -199,16 +169,8 @@ def costs(rows: Sequence[dict]) -> str:
 
     - rows: of any experiment.
     """
-    head = (
-        "run",
-        "teachers",
-        "distillation",
-        "evaluation",
-        "device",
-        "torch",
-        "commit",
-        "finished",
-    )
+    stages = ("teachers", "distillation", "evaluation")
+    head = ("run", *stages, "device", "torch", "commit", "finished")
     lines = [head, ["---"] * len(head)]
     for row in rows:
         spent = [
@@ -246,11 +208,9 @@ def _accuracy(seeds: list[list[float] | None]) -> str:
 
 def _show(value: float | None, error: float | None, sign: str = "", missing: str = "") -> str:
     """Return a number with its error, as text; `missing` where there is none."""
-    return (
-        missing
-        if value is None
-        else f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
-    )
+    if value is None:
+        return missing
+    return f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
 def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None, float | None, int]:
@@ -295,14 +255,8 @@ def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TA
         group = [row for row in rows if _key(row)[:2] == (data, ipc)]
         final, selected = paired(group), paired(group, "selected")
         ours = [_show(mean, half, "+", "–") for mean, half, _ in (final, selected)]
-        lines.append(
-            [
-                _name(data, ipc),
-                f"{paper['signed'][0] - paper['none'][0]:+.1f}",
-                *ours,
-                str(final[2] or "–"),
-            ]
-        )
+        published = f"{paper['signed'][0] - paper['none'][0]:+.1f}"
+        lines.append([_name(data, ipc), published, *ours, str(final[2] or "–")])
     return _markdown(lines)
 
 
@@ -343,19 +297,19 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
                 "epsilon": epsilon,
                 "runs": len(group),
                 "stopped": len(group) - len(finished),
-                "mean": statistics.fmean(values) if values else None,
+                "mean": _mean(values),
                 "std": spread(values) if len(values) > 1 else None,
-                "kept": statistics.fmean(row["kept"] for row in finished.values())
-                if finished
-                else None,
-                "unmasked": statistics.fmean(row["unmasked"] for row in finished.values())
-                if finished
-                else None,
-                "gain": statistics.fmean(gains) if gains else None,
+                "kept": _mean([row["kept"] for row in finished.values()]),
+                "unmasked": _mean([row["unmasked"] for row in finished.values()]),
+                "gain": _mean(gains),
                 "error": spread(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
             }
         )
     return lines
+
+
+def _mean(values: list[float]) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def cells(line: dict) -> list[str]:
