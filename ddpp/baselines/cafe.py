@@ -30,7 +30,7 @@ class CAFEConfig(common.BatchConfig):
     augment: bool = False
     init: str = "noise"
     discrimination: float = 0.01  # weight of the discrimination loss
-    # of the features after each ReLU, and of the last
+    # of the losses of the features after each ReLU, and of the last features
     weights: tuple[float, ...] = (0.1, 0.1, 1.0, 2.0)
     network_lr: Positive = 0.01  # of the network, plain SGD
     batch: Count = 256  # distilled images per update of the network
@@ -41,7 +41,7 @@ class CAFEConfig(common.BatchConfig):
     saturated: float = 0.04
     # and its training between two image updates when they spread over more than this
     changed: float = 0.03
-    # looks after which either ends in any case (the published code has no such limit)
+    # looks after which either loop ends in any case (the published code has no such limit)
     most: Count = 100
 
 

@@ -21,7 +21,7 @@ from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
 
-# published, by ipc
+# (outer, inner) as published, by ipc
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 TINY = 1e-6  # added to the norms, as published
 

@@ -29,7 +29,7 @@ class IADDConfig(DistillConfig):
 
     epsilon: float = 0.0
     rule: str = "none"
-    # of the weights, for the gradient of p L, so that it fits networks of any size; ours
+    # of the weights; for the gradient of p L, so that one value fits networks of any size; ours
     weights_lr: Positive = 0.01
 
 
@@ -67,19 +67,14 @@ def step(
     weights = torch.ones_like(start) if state.weights is None else state.weights
     loss = lambda student: weighted_loss(student, teacher, start, weights)
     out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)
-    # a copy, with its weights
+    # `descend` returns a copy of the state, with its weights
     after = cast(State, descend(state, out.grad_images, out.grad_alpha, out.loss, config))
     if not after.skipped:
         varied = weights.clone().requires_grad_()
         (slope,) = torch.autograd.grad(weighted_loss(out.student, teacher, start, varied), varied)
         after = replace(after, weights=reweigh(weights, slope * len(weights), config.weights_lr))
-    record = {
-        "epoch": epoch,
-        "teacher": k,
-        "loss": out.loss,
-        "alpha": after.alpha,
-        "skipped": int(after.skipped > 0),
-    }
+    record = {"epoch": epoch, "teacher": k, "loss": out.loss}
+    record |= {"alpha": after.alpha, "skipped": int(after.skipped > 0)}
     unmasked = weighted_loss(out.student, teacher, start, torch.ones_like(start))
     return after, record | {"unmasked": unmasked, "kept": torch.ones(()), "heaviest": weights.max()}
 

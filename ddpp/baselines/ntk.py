@@ -96,7 +96,7 @@ def _recursion(x: Tensor, y: Tensor, depth: int, mix: Map, readout: Map) -> Tens
     """
     q, p = x.square().mean(-1)[..., :, None], y.square().mean(-1)[..., None, :]
     d = q + p - 2 / x.shape[-1] * (x @ y.mT)
-    # less is the rounding of equal images
+    # a smaller difference is the rounding error of equal images
     d = torch.where(d > 32 * torch.finfo(d.dtype).eps * (q + p), d, 0)
     kernel = (q + p - d) / 2
     for _ in range(depth):
@@ -120,7 +120,7 @@ class _Relu(torch.autograd.Function):
     def forward(ctx: Any, d: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         covariance = (q + p - d) / 2
         heron = (d - (q.sqrt() - p.sqrt()).square()) * ((q.sqrt() + p.sqrt()).square() - d)
-        # of the parallelogram of u and v: sqrt(q p) times the sine of their angle
+        # area of the parallelogram of u and v: sqrt(q p) times the sine of their angle
         area = heron.clamp(min=0).sqrt() / 2
         angle = torch.atan2(area, covariance)
         both = 0.5 - angle / (2 * torch.pi)
@@ -186,11 +186,8 @@ def ridge(kernel: Tensor, labels: Tensor, reg: float = REG) -> Tensor:
 
     Raises Error for a kernel that is not positive definite.
     """
-    penalty = (
-        reg
-        * kernel.diagonal().mean()
-        * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    )
+    identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    penalty = reg * kernel.diagonal().mean() * identity
     factor, failed = torch.linalg.cholesky_ex(kernel + penalty)
     if failed:
         raise Error(

@@ -16,16 +16,16 @@ from ddpp.networks import NetworkConfig
 SEEDS = (0, 1, 2)
 MTT, PRUNED = ("none", 0.0), ("signed", 0.1)  # (rule, epsilon) of Table I's two rows
 EPSILONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5)
-# students that small come closer, so less is pruned
+# students of smoke scale come closer to their teachers, so less is pruned
 SMOKE_EPSILONS = (0.0, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
 CONTROLS = ("random", "largest", "smallest")
-# where controls prune as many pairs as the paper's rule
+# thresholds at which controls prune as many pairs as the paper's rule
 CONTROLLED, SMOKE_CONTROLLED = (0.1, 0.3), (0.1, 0.7)
 CHOICES = ("random", "herding", "forgetting")
 RIVALS = ("dm", "dsa", "cafe")  # distillation methods of Table I
 SMOKE_RIVALS = ("random", "herding", "dc", *RIVALS, "kip", "iadd", "forgetting")
 ARCHITECTURES = ("convnet", "alexnet", "vgg11", "resnet18")  # of Table III
-# where choosing takes hours at most
+# sets for which choosing images takes hours at most
 CPU_SETS = (("cifar10", 1), ("cifar10", 10), ("cifar100", 1), ("cifar100", 10))
 SETS = (
     ("cifar10", 10),

@@ -300,7 +300,7 @@ def _side_by_side(jobs: int, worker: Worker) -> "Marks":
 def _stop(started: list) -> None:
     """Interrupt processes until all have ended."""
     while alive := [process for process in started if process.is_alive()]:
-        # of an impatient user, or of the time limit, each minute
+        # from an impatient user, or from the time limit, each minute
         with contextlib.suppress(KeyboardInterrupt):
             for process in alive:
                 os.kill(process.pid, signal.SIGINT)
@@ -318,7 +318,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _job(threads: int, worker: Worker, failed: "SynchronizedArray[int]") -> None:
-    # also if a shell in the background has it ignored
+    # also where a shell started it in the background, with Ctrl-C ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()  # a Ctrl-C at the terminal goes to the parent, which passes it on, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -340,7 +340,7 @@ def _print_at_once(line: str) -> None:
 def _end_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
-        while True:  # until one of them is not lost
+        while True:  # an interrupt may be lost
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
 
@@ -395,7 +395,7 @@ def time_limit(minutes: float | None) -> Iterator[None]:
             "a limit in minutes is not possible on this system: leave it out, and stop with Ctrl-C"
         )
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    # again each minute, should one be lost in a destructor
+    # again each minute, as an interrupt may be lost in a destructor
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 60)
     try:
         yield

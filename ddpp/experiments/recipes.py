@@ -20,20 +20,12 @@ from ddpp.teachers import TeacherConfig
 
 PROFILES = ("smoke", "cpu", "colab", "paper")
 
-# teachers, T, iterates
+# profile: teachers, T, iterates
 SCALES = {"cpu": (3, 500, 2), "colab": (20, 1000, 5), "paper": (200, 5000, 5)}
 
-# The trajectories' settings for (data set, images per class): MTT's commands as DC-BENCH lists
-# them, for all but a few.
-NAMES = (
-    "student_steps",
-    "expert_epochs",
-    "max_start_epoch",
-    "image_lr",
-    "alpha_lr",
-    "alpha0",
-    "batch",
-)  # J, K, I+ ...
+# The trajectories' settings (J, K, I+ ...) for (data set, images per class): MTT's commands as
+# DC-BENCH lists them, for all but a few.
+NAMES = "student_steps expert_epochs max_start_epoch image_lr alpha_lr alpha0 batch".split()
 PAPER = {
     ("cifar10", 1): (50, 2, 2, 100.0, 1e-7, 0.01, None),
     # MTT's README says 1e5, 1e-4, 0.01, and diverges (its #31)
@@ -92,7 +84,7 @@ class Recipe:
         check_settings(self.method, self.distill)
         if not method.teachers:
             return self.teachers
-        # as of every method with `teachers`
+        # as the settings of every method with `teachers` are
         used = cast(GivenTeachers, self.distill).teacher_epochs
         if used > self.teachers.epochs:
             reach = " and ".join(f"{name} {getattr(self.distill, name)}" for name in method.reach)

@@ -103,7 +103,7 @@ def read_row(path: Path) -> dict:
     """
     try:
         row = json.loads(path.read_text())
-        row = {"method": "ddpp"} | row  # the first reports had no other
+        row = {"method": "ddpp"} | row  # the first reports do not say it
         needed = {"name", "seed", "error", "recipe", "device", "versions", "commit", "finished"}
         if row["method"] in ("ddpp", "mtt"):
             needed |= {"rule", "epsilon"}
