@@ -173,8 +173,7 @@ def _line(row: dict) -> str:
     )
     return (
         f"{start} {row['seconds']:9,.2f} {row['floor_seconds']:9,.2f} {row['floor_ratio']:6.1f} "
-        f"{versus} "
-        f"{row['above']:9,.0f} {row['least']:7,.0f}  {share}"
+        f"{versus} {row['above']:9,.0f} {row['least']:7,.0f}  {share}"
     )
 
 
@@ -241,7 +240,7 @@ def command(
     # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
     found = find_device(device)
     chosen = choose_jobs(jobs, found.type)
-    commit()  # what is measured, also where the tree moves on in the meantime
+    commit()  # the one that is measured, even if the working tree changes in the meantime
     if out:
         files.check_writable(out)
     result = bench(student_steps, width, images, rounds, found.type)

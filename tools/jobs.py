@@ -82,11 +82,8 @@ def arithmetic(job: Job, width: int) -> int:
     of 0.1 GFLOP at width 128, that is about twelve times as much.
     """
     network = NetworkConfig(width=width).build(SHAPE[0], job.classes, SHAPE[1])
-    theta, image, label = (
-        network.initial(0),
-        torch.zeros(1, *SHAPE),
-        torch.zeros(1, dtype=torch.int64),
-    )
+    theta = network.initial(0)
+    image, label = torch.zeros(1, *SHAPE), torch.zeros(1, dtype=torch.int64)
     with Arithmetic() as made:
         if job.kind == "step":
             once = Updates([torch.arange(1)], [None])
@@ -156,7 +153,7 @@ def measure(job: dict, engine: str, width: int, count: int, device: str) -> dict
     idle = _reset_peak(device)
     try:
         with warnings.catch_warnings():
-            # what took its place is measured already
+            # the engine that takes its place is measured anyway
             warnings.filterwarnings("error", message="the engine compiled")
             work = prepare(Job(**job), engine, NetworkConfig(width=width), count, device)
             work.warm_up()
@@ -178,7 +175,7 @@ def _unrolling(job: Job, engine: str, config: NetworkConfig, count: int, device:
     images, labels = _images(job.images, job.classes, device)
     graph = graph_bytes(network, images[: job.batch], labels[: job.batch]) if device == "cpu" else 0
     needed = graph * (count if engine == "autograd" else 1)
-    # a GPU says so itself, a CPU takes the machine down with it
+    # a GPU raises an error by itself; on a CPU the whole machine would run out of memory
     if needed > 0.8 * psutil.virtual_memory().available:
         raise MemoryError(f"the graph takes {needed / 2**20:,.0f} MiB")
     start, alpha = network.initial(0), torch.tensor(0.01, device=device)
@@ -209,13 +206,11 @@ def _evaluating(job: Job, engine: str, config: NetworkConfig, count: int, device
     distilled = DistilledDataset(
         images, labels, alpha, data.whitening, data.classes, asdict(config)
     )
-    train = lambda networks, epochs: evaluate(
-        distilled,
-        data,
-        repeats=networks,
-        protocol=Protocol(epochs=epochs, batch=job.batch),
-        progress=False,
-    )
+
+    def train(networks: int, epochs: int) -> object:
+        protocol = Protocol(epochs=epochs, batch=job.batch)
+        return evaluate(distilled, data, repeats=networks, protocol=protocol, progress=False)
+
     return Work(lambda: train(job.networks, count), lambda: train(1, 1))
 
 
@@ -225,19 +220,11 @@ def _images(n: int, classes: int, device: str) -> Split:
 
 
 def _data(train: Split, classes: int) -> ImageData:
-    # almost nothing, as it is not what is measured
+    # a few images only, as the test is not what is measured
     test = Split(train.images[:classes], train.labels[:classes])
     names = tuple(map(str, range(classes)))
-    return ImageData(
-        "made up",
-        names,
-        train,
-        None,
-        test,
-        fit_channels(train.images[:100]),
-        held_out=0.0,
-        sha256="",
-    )
+    whitening = fit_channels(train.images[:100])
+    return ImageData("made up", names, train, None, test, whitening, held_out=0.0, sha256="")
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:
@@ -265,23 +252,16 @@ def _peak(device: str) -> int:
         return torch.cuda.max_memory_reserved()
     # not getrusage: there a child starts with its parent's peak
     if Path("/proc/self/status").exists():
-        line = next(
-            line
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith("VmHWM")
-        )
-        return int(line.split()[1]) * 1024
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":
     function, arguments = sys.argv[1:]
-    print(
-        json.dumps(
-            {"measure": measure, "matmul_rate": matmul_rate}[function](**json.loads(arguments))
-        )
-    )
+    functions = {"measure": measure, "matmul_rate": matmul_rate}
+    print(json.dumps(functions[function](**json.loads(arguments))))
