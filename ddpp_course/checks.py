@@ -189,10 +189,7 @@ def tensor(value, shape: tuple[int, ...] | None, name: str) -> Tensor:
 
 def close(value, right, tolerance: float = 1e-4) -> bool:
     """Return whether values are equal up to rounding, relative to the largest entry of `right`."""
-    value, right = (
-        torch.as_tensor(value).detach().double(),
-        torch.as_tensor(right).detach().double(),
-    )
+    value, right = (torch.as_tensor(x).detach().double() for x in (value, right))
     if value.shape != right.shape:
         return False
     return bool((value - right).abs().max() <= tolerance * right.abs().max().clamp(min=1e-12))

@@ -67,8 +67,7 @@ def sources(folder: Path) -> dict[str, Path]:
     if not found:
         raise Error(
             f"no assignments in {folder}, where they would be source/NAME/NAME.ipynb: run this "
-            "in the project's "
-            "folder, or name the course's with --assignments"
+            "in the project's folder, or name the course's with --assignments"
         )
     return found
 
@@ -155,14 +154,8 @@ def checksum(cell: NotebookNode) -> str:
     """Compute the sum by which nbgrader knows whether a cell was changed."""
     marks = nbgrader(cell)
     locked = not marks["solution"] and (marks["grade"] or marks["locked"])
-    parts = [
-        cell.source,
-        cell.cell_type,
-        marks["grade"],
-        marks["solution"],
-        locked,
-        marks["grade_id"],
-    ]
+    parts = [cell.source, cell.cell_type, marks["grade"], marks["solution"], locked]
+    parts.append(marks["grade_id"])
     if marks["grade"]:
         parts.append(float(marks["points"]))
     return hashlib.md5("".join(map(str, parts)).encode(), usedforsecurity=False).hexdigest()

@@ -117,9 +117,8 @@ def grade(
     """
     path = Path(path)
     known = assignments(Path(folder))
-    return Grader(Path(folder), known, name, limits, _wall(trust), (path,)).grade(
-        Submission(safe(path.stem), path)
-    )
+    grader = Grader(Path(folder), known, name, limits, _wall(trust), (path,))
+    return grader.grade(Submission(safe(path.stem), path))
 
 
 def grade_all(
@@ -151,16 +150,15 @@ def grade_all(
     grade.
     """
     submissions, out = Path(submissions), Path(out)
-    grader = Grader(
-        Path(folder), assignments(Path(folder)), name, limits, _wall(trust), (submissions, out)
-    )
+    known, closed = assignments(Path(folder)), (submissions, out)
+    grader = Grader(Path(folder), known, name, limits, _wall(trust), closed)
     found = handed_in(submissions, out)
     if not found:
         raise Error(
             f"there is nothing to grade in {submissions}: put the notebooks there, in folders if "
             "you like"
         )
-    reports = {one.name: known for one in found if (known := grader.known(one, out))}
+    reports = {one.name: old for one in found if (old := grader.known(one, out))}
     if reports:
         say(f"{len(reports)} of {len(found)} are graded already")
     with ThreadPoolExecutor(jobs) as pool:
@@ -191,10 +189,9 @@ def digests(
     path: Path, assignment: Assignment, limits: Limits, walled: str = ""
 ) -> tuple[str, str]:
     """Return the SHA-256 of the submission, and of what it is graded with."""
-    graded_with = hashlib.sha256(
-        repr((assignment.digest, astuple(limits), walled)).encode()
-    ).hexdigest()
-    return hashlib.sha256(path.read_bytes()).hexdigest(), graded_with
+    graded_with = repr((assignment.digest, astuple(limits), walled)).encode()
+    of_submission = hashlib.sha256(path.read_bytes()).hexdigest()
+    return of_submission, hashlib.sha256(graded_with).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -258,15 +255,14 @@ class Grader:
         before = report.read(out / f"{submission.name}.json")
         if not before or before.refused or before.assignment not in self.assignments:
             return None
-        if self.name not in (None, before.assignment) or not set(submission.notes) <= set(
-            before.notes
-        ):
+        if self.name not in (None, before.assignment):
+            return None
+        if not set(submission.notes) <= set(before.notes):
             return None
         assignment = self.assignments[before.assignment]
+        limits = assignment.limits(self.limits)
         try:
-            now = digests(
-                submission.path, assignment, assignment.limits(self.limits), self.wall.name
-            )
+            now = digests(submission.path, assignment, limits, self.wall.name)
         except OSError:
             return None
         return before if (before.sha256, before.graded_with) == now else None
@@ -282,12 +278,8 @@ class _Grading:
         limits: Limits,
         begin: Callable[[], Session],
     ):
-        self.assignment, self.notebook, self.limits, self.begin = (
-            assignment,
-            notebook,
-            limits,
-            begin,
-        )
+        self.assignment, self.notebook = assignment, notebook
+        self.limits, self.begin = limits, begin
         self.end = time.monotonic() + limits.total
         self.notes: list[str] = []
         self.skip: set[int] = set()  # cells that brought the kernel down
@@ -309,9 +301,8 @@ class _Grading:
         session = self.begin()
         try:
             ready = session.setup(self.assignment.setup, self.limits.seconds)
-            ready = (
-                ready if ready.error else session.run(self.assignment.setup, self.limits.seconds)
-            )
+            if not ready.error:
+                ready = session.run(self.assignment.setup, self.limits.seconds)
             if ready.error:  # nothing of the student's has run yet
                 raise CourseError(f"the setup of {self.assignment.name} fails: {ready.error}")
             for number, code in self._cells():
@@ -320,11 +311,8 @@ class _Grading:
                 answer = session.run(code, self._seconds())
                 words = {"number": number, "error": answer.error}
                 note = messages.say("grader", "cell_stopped", **words)
-                if (
-                    answer.error
-                    and not answer.error.startswith("NotImplementedError")
-                    and note not in self.notes
-                ):
+                unwritten = answer.error.startswith("NotImplementedError")
+                if answer.error and not unwritten and note not in self.notes:
                     self.notes.append(note)
                 if not answer.alive:
                     self.skip.add(number)

@@ -63,9 +63,8 @@ def _run(check: str, given: dict) -> tuple[bool, str]:
         raise
     except BaseException as e:  # SystemExit too: it is the student's
         return False, messages.say("grader", "check_stopped", error=told(e))
-    return True, " ".join(dict.fromkeys(said.getvalue()[: 2 * LONGEST].split("\n"))).strip()[
-        :LONGEST
-    ]  # each line once
+    lines = dict.fromkeys(said.getvalue()[: 2 * LONGEST].split("\n"))  # each line once
+    return True, " ".join(lines).strip()[:LONGEST]
 
 
 def _stub(name: str):

@@ -63,13 +63,8 @@ def _questions() -> dict[str, Callable[..., dict]]:
     """Return what can be asked: to run the setup, a cell or a check, and to report its verdict."""
     shell, guard = _shell()
     run, verdict, fields = InteractiveShell.run_cell, {}, {}
-    told_of, judged, running, sleep, clock = (
-        told,
-        judge.judge,
-        watch.threads,
-        time.sleep,
-        time.monotonic,
-    )
+    told_of, judged, running = told, judge.judge, watch.threads
+    sleep, clock = time.sleep, time.monotonic
     restore: Callable[[], object] = dict  # until there is something to put back
     changed: Callable[[], str] = str
 
@@ -79,9 +74,8 @@ def _questions() -> dict[str, Callable[..., dict]]:
         mistakes.given.update(solutions)
         judge.prepare(code)
         mistakes.given.clear()
-        private = {
-            name: m for name, m in sys.modules.items() if f"{name}.".startswith("ddpp_course.")
-        }
+        own = [name for name in sys.modules if f"{name}.".startswith("ddpp_course.")]
+        private = {name: sys.modules[name] for name in own}
         for name in private:
             del sys.modules[name]
         watch.hide(guard, private, mistakes.codes)

@@ -86,8 +86,7 @@ def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
             if _bare(row.get("version")) not in ("", version):
                 complaints.append(
                     f"line {number} was given to another version of the file of {key[0][:100]}: "
-                    "look again, and "
-                    f"put {version} into the column version"
+                    f"look again, and put {version} into the column version"
                 )
     return ByHand(points, complaints)
 
@@ -129,14 +128,11 @@ def _csv(columns: list[str], rows: list[dict]) -> bytes:
 
 
 def _template(asked: dict) -> bytes:
-    rows = [
-        dict(
-            zip(
-                BY_HAND, (*key, outcome.title, None, outcome.of, outcome.says, version), strict=True
-            )
-        )
+    values = (
+        (*key, outcome.title, None, outcome.of, outcome.says, version)
         for key, (outcome, version) in asked.items()
-    ]
+    )
+    rows = [dict(zip(BY_HAND, row, strict=True)) for row in values]
     return _csv(list(BY_HAND), rows)
 
 
@@ -166,9 +162,8 @@ def _rows(path: Path) -> list[dict]:
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
-    if first and not {*BY_HAND[:3], "points"} <= set(
-        first.strip().replace('"', "").split(delimiter)
-    ):
+    columns = set(first.strip().replace('"', "").split(delimiter))
+    if first and not {*BY_HAND[:3], "points"} <= columns:
         raise Error(
             f"{path} lacks one of the columns submission, assignment, task and points: put it back"
         )

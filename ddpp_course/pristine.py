@@ -18,24 +18,12 @@ import numpy as np
 import torch
 
 BUILTINS = cast(dict[str, Any], vars(builtins))
-NEAR = {
-    "builtins",
-    "math",
-    "numpy",
-    "torch",
-    "torch.nn.functional",
-    "torch.linalg",
-    "torch.autograd",
-    "torch.nn.init",
-}
+NEAR = {"builtins", "math", "numpy", "torch"}
+NEAR |= {"torch.nn.functional", "torch.linalg", "torch.autograd", "torch.nn.init"}
 OURS = ("ddpp", "ddpp_course")
 KINDS = (property, staticmethod, classmethod, ModuleType)  # besides what can be called
 HEAP, FIXED = 1 << 9, 1 << 8  # flags of a class: made at run time; cannot be changed
-SIGNALS = [
-    signal.SIGINT,
-    signal.SIGTERM,
-    *(getattr(signal, f"SIG{x}") for x in ("ALRM", "VTALRM", "PROF", "USR1")),
-]
+SIGNALS = [getattr(signal, f"SIG{x}") for x in "INT TERM ALRM VTALRM PROF USR1".split()]
 
 
 def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[[], str]]:
@@ -168,22 +156,14 @@ def _spaces(name: str, module: ModuleType, all_of_it: bool = False) -> Iterator[
         return
     space = vars(module)
     whole = name.partition(".")[0] in OURS
-    yield (
-        name,
-        space,
-        {key: value for key, value in space.items() if whole or _kept(value)},
-        frozenset(space),
-    )
+    kept = {key: value for key, value in space.items() if whole or _kept(value)}
+    yield name, space, kept, frozenset(space)
     for value in [*space.values()]:
         own = issubclass(type(value), type) and value.__flags__ & (HEAP | FIXED) == HEAP
         if own and (all_of_it or vars(value).get("__module__") == name):
             held = vars(value)
-            yield (
-                f"{name}.{value.__name__}",
-                value,
-                {k: v for k, v in held.items() if _kept(v)},
-                frozenset(held),
-            )
+            kept = {k: v for k, v in held.items() if _kept(v)}
+            yield f"{name}.{value.__name__}", value, kept, frozenset(held)
 
 
 def _kept(value) -> bool:

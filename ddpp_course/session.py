@@ -68,7 +68,7 @@ class Answer:
 class Session:
     """A process behind a wall, which ends with all that it started when the session is closed."""
 
-    stopped = threading.Event()  # set when grading is broken off: no session runs on
+    stopped = threading.Event()  # set when grading is interrupted: all sessions end
 
     def __init__(self, limits: Limits, walls: Wall, private: tuple[Path, ...] = ()):
         self.limits, self.wall = limits, walls
@@ -120,11 +120,9 @@ class Session:
         answer = self._ask(
             {"do": "check", "code": code, "functions": functions, "values": values}, seconds
         )
-        return (
-            answer
-            if answer.error
-            else self._ask({"do": "report", "number": secrets.token_hex(16)}, GRACE)
-        )
+        if answer.error:
+            return answer
+        return self._ask({"do": "report", "number": secrets.token_hex(16)}, GRACE)
 
     def close(self) -> None:
         self._kill()
@@ -138,11 +136,8 @@ class Session:
         question |= {"question": self._count}
         with contextlib.suppress(OSError):  # it has ended: that is seen below
             body = json.dumps(question).encode()
-            _write(
-                self._requests,
-                (self._sign(body) + b" " + body if self._count > 1 else body) + b"\n",
-                seconds,
-            )
+            line = self._sign(body) + b" " + body if self._count > 1 else body
+            _write(self._requests, line + b"\n", seconds)
         late, now, found = False, time.monotonic(), b""
         looked, end = now, now + seconds
         while True:
@@ -175,9 +170,8 @@ class Session:
         if not hmac.compare_digest(code, self._sign(body)):
             return self._dead(say("grader", "wrote_into_pipe"))
         answer = json.loads(body)
-        if answer.pop("question") != question["question"] or answer.pop(
-            "number", None
-        ) != question.get("number"):
+        numbers = answer.pop("question"), answer.pop("number", None)
+        if numbers != (question["question"], question.get("number")):
             return self._dead(say("grader", "other_question"))
         said = {
             name: _words(value) if isinstance(value, str) else value

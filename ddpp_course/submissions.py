@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nbformat
@@ -74,10 +74,8 @@ def handed_in(folder: Path, out: Path) -> list[Submission]:
 
 def _in_one(place: Path, paths: list[Path], top: Path, students: set[str]) -> list[Submission]:
     """List the submissions among the files of one folder."""
-    notebooks, others = (
-        [p for p in paths if _is_notebook(p)],
-        [p for p in paths if not _is_notebook(p)],
-    )
+    notebooks = [p for p in paths if _is_notebook(p)]
+    others = [p for p in paths if not _is_notebook(p)]
     moodle, where = bool(MOODLE.search(place.name)), place.relative_to(top).parts
     named = lambda stem: "/".join(map(safe, (*where, stem)))
     found = []
@@ -98,11 +96,10 @@ def _versions(notebooks: list[Path], moodle: bool) -> list[list[Path]]:
     together = defaultdict(list)
     for path in notebooks:
         together[_said(path) if moodle else _numbered(path, notebooks)[0]].append(path)
-    age = (
-        (lambda p: (p.stat().st_mtime, p.name))
-        if moodle
-        else (lambda p: _numbered(p, notebooks)[1])
-    )
+
+    def age(path: Path) -> tuple:
+        return (path.stat().st_mtime, path.name) if moodle else (_numbered(path, notebooks)[1],)
+
     return [sorted(paths, key=age) for paths in together.values()]
 
 
@@ -141,11 +138,8 @@ def _named_apart(found: list[Submission]) -> list[Submission]:
         taken[submission.name.lower()] += 1
     for s in found:
         alone = taken[s.name.lower()] == 1
-        named.append(
-            s
-            if alone
-            else Submission(_marked(s.name, os.fsencode(s.path)), s.path, s.older, s.beside)
-        )
+        name = s.name if alone else _marked(s.name, os.fsencode(s.path))
+        named.append(replace(s, name=name))
     return named
 
 
@@ -155,11 +149,8 @@ def safe(part: str) -> str:
     text = raw.decode("utf-8", "replace")
     text = "".join(c if c.isprintable() else "_" for c in text)
     text = re.sub(r"^\.", "_", text)
-    text = (
-        text
-        if len(text.encode()) <= LONGEST
-        else text.encode()[: LONGEST - 10].decode("utf-8", "ignore")
-    )
+    if len(text.encode()) > LONGEST:
+        text = text.encode()[: LONGEST - 10].decode("utf-8", "ignore")
     return text if text == part else _marked(text, raw)
 
 

@@ -20,28 +20,10 @@ import ddpp
 from ddpp.foundation.errors import Error
 from ddpp_course import enter, mistakes
 
-SYSTEM = (
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/nix/store",
-    "/sys/devices/system/cpu",
-)
-ETC = (
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "alternatives",
-    "fonts",
-    "localtime",
-    "mime.types",
-)
+SYSTEM = "/usr /bin /sbin /lib /lib32 /lib64 /libx32 /nix/store /sys/devices/system/cpu".split()
+ETC = "ld.so.cache ld.so.conf ld.so.conf.d alternatives fonts localtime mime.types".split()
 DEVICES = ("null", "zero", "full", "random", "urandom")
-# what libraries ask of the machine
+# what libraries read about the machine
 PROC = ("cpuinfo", "meminfo", "stat", "sys/vm/overcommit_memory")
 COURSE = Path(__file__).parent
 PACKAGES = (Path(ddpp.__file__).parent, COURSE)  # ddpp and this one
@@ -49,11 +31,10 @@ ROOM = 2**30  # bytes that a submission may keep in its folder
 SHARED = 2**28  # and in /dev/shm
 INSIDE = Path("/tmp")  # the folder, behind a wall of namespaces
 REFUSED = (
-    "submissions cannot be confined here: bubblewrap finds no user namespaces, and the system "
-    "has no Landlock (both "
-    "are Linux). Grade in the container of the project's Containerfile, or, if you trust each of "
-    "the submissions with "
-    "all that you can read and write, with --trust-submissions"
+    "submissions cannot be confined here: bubblewrap finds no user namespaces, and the system has "
+    "no Landlock (both are Linux). Grade in the container of the project's Containerfile, or, if "
+    "you trust each of the submissions with all that you can read and write, with "
+    "--trust-submissions"
 )
 
 
@@ -90,10 +71,8 @@ class Wall:
             if any(path.is_relative_to(shown) for shown in mounts)
         ]
         for path in hidden:
-            nothing = (
-                ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", os.devnull, str(path)]
-            )
-            mounts[path] = nothing
+            nothing = ["--tmpfs"] if path.is_dir() else ["--ro-bind", os.devnull]
+            mounts[path] = [*nothing, str(path)]
         mounts[INSIDE] = ["--size", str(ROOM), "--tmpfs", str(INSIDE)]
         mounts |= {place: ["--ro-bind", str(path), str(place)] for place, path in files.items()}
         # a folder before what lies in it
@@ -102,26 +81,9 @@ class Wall:
             f"--unshare-all --unshare-user --disable-userns --cap-drop ALL {' '.join(ENDS)} "
             "--proc /proc --dev /dev"
         )
-        room = [
-            "--size",
-            str(SHARED),
-            "--tmpfs",
-            "/dev/shm",
-            "--remount-ro",
-            "/dev",
-            "--remount-ro",
-            "/",
-        ]
-        return [
-            self.program,
-            *own.split(),
-            *ordered,
-            *room,
-            "--chdir",
-            str(INSIDE),
-            sys.executable,
-            *arguments,
-        ]
+        room = f"--size {SHARED} --tmpfs /dev/shm --remount-ro /dev --remount-ro /"
+        python = ["--chdir", str(INSIDE), sys.executable, *arguments]
+        return [self.program, *own.split(), *ordered, *room.split(), *python]
 
     def rules(self, work: Path, private: tuple[Path, ...]) -> dict | None:
         """Return what Landlock should allow, if it is the wall; else None."""
@@ -146,9 +108,8 @@ OTHERWISE = "install bubblewrap where user namespaces are allowed"
 LANDLOCK = Wall(
     "Landlock",
     "files were closed to this submission by Landlock. It does not stop UDP, sockets of other "
-    "programs, the change of "
-    "modes and times of files, or a process that leaves its group; before Linux 6.7 no network, "
-    "before 6.12 no signals",
+    "programs, the change of modes and times of files, or a process that leaves its group; before "
+    "Linux 6.7 no network, before 6.12 no signals",
 )
 NONE = Wall("none", "nothing confined this submission: it was graded with --trust-submissions")
 
@@ -163,21 +124,11 @@ def libraries() -> list[Path]:
         Path(path) for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path
     ]
     system = [*map(Path, SYSTEM), *(Path("/etc", name) for name in ETC)]
-    places = [
-        *system,
-        Path(sys.prefix),
-        Path(sys.base_prefix),
-        python,
-        *packages,
-        *linked,
-        *PACKAGES,
-    ]
+    prefixes = [Path(sys.prefix), Path(sys.base_prefix)]
+    places = [*system, *prefixes, python, *packages, *linked, *PACKAGES]
     both = {place for path in places for place in (path.absolute(), path.resolve())}
-    return sorted(
-        path
-        for path in both
-        if path.exists() and path not in (Path("/"), Path(os.path.expanduser("~")))
-    )
+    never = (Path("/"), Path(os.path.expanduser("~")))
+    return sorted(path for path in both if path.exists() and path not in never)
 
 
 def _around(shown: list[Path], hidden: Path) -> tuple[list[Path], list[Path]]:
@@ -219,10 +170,8 @@ def best() -> Wall:
     Raises Error, with the ways out, where none works.
     """
     programs = [shutil.which("bwrap"), _packaged()]
-    for wall in [
-        *(Wall("bubblewrap", program=program) for program in programs if program),
-        LANDLOCK,
-    ]:
+    bubblewraps = [Wall("bubblewrap", program=program) for program in programs if program]
+    for wall in [*bubblewraps, LANDLOCK]:
         if works(wall):
             return wall
     raise Error(REFUSED)

@@ -15,27 +15,15 @@ from types import CodeType, FunctionType, ModuleType
 
 from ddpp_course.messages import say
 
-PROGRAMS = {
-    "os.exec",
-    "os.fork",
-    "os.forkpty",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.system",
-    "subprocess.Popen",
-}
+PROGRAMS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
+PROGRAMS |= {"subprocess.Popen"}
 NETWORK = {"socket.connect", "socket.getaddrinfo", "socket.sendto"}
-FRAMES = {
-    "sys._getframe",
-    "sys._current_frames",
-    "sys._current_exceptions",
-    "sys.settrace",
-    "sys.setprofile",
-}
+FRAMES = {"sys._getframe", "sys._current_frames", "sys._current_exceptions"}
+FRAMES |= {"sys.settrace", "sys.setprofile"}
 FRAMES |= {"gc.get_objects", "gc.get_referrers", "gc.get_referents", "code.__new__"}
 OF_OBJECTS = {"tb_frame", "gi_frame", "cr_frame", "ag_frame"}
 THREADS = {"_thread.start_new_thread", "_thread.start_joinable_thread"}
-# of the library, which look into frames for others
+# files of the library that look into frames on behalf of others
 GO_BETWEENS = ("inspect.py", "traceback.py", "contextlib.py", os.path.join("ctypes", "__init__.py"))
 
 KIND_OF_CODE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -92,11 +80,8 @@ def start(library: tuple[str, ...]) -> Guard:
         pretends = (
             event == "compile" and isinstance(values[1], str) and values[1].startswith(library)
         )
-        reads = (
-            event == "open"
-            and str(values[0]).startswith("/proc/")
-            and str(values[0]).endswith(("/mem", "/maps"))
-        )
+        path = str(values[0]) if event == "open" else ""
+        reads = path.startswith("/proc/") and path.endswith(("/mem", "/maps"))
         if (looks or pretends or reads or event.startswith("ctypes.")) and not inside:
             inside.append(event)
             try:
@@ -127,10 +112,8 @@ def known(kind: type) -> bool:
     """Return whether a check may rely on what objects of this class say of themselves."""
     if not guard or kind in guard.classes:
         return True
-    own = (
-        getattr(kind, name, None)
-        for name in ("__eq__", "__ne__", "__len__", "__iter__", "__getitem__")
-    )
+    names = ("__eq__", "__ne__", "__len__", "__iter__", "__getitem__")
+    own = (getattr(kind, name, None) for name in names)
     return all(
         f.__code__.co_filename.startswith(guard.library) for f in own if isinstance(f, FunctionType)
     )
@@ -167,11 +150,9 @@ def watching(
             return
         if id(frame.f_globals) in private:
             inner = "." in frame.f_code.co_qualname or id(frame.f_back.f_globals) in private
-            if (
-                inner
-                or frame.f_code in handed_out
-                or frame.f_back.f_code.co_filename.startswith(library)
-            ):
+            if inner or frame.f_code in handed_out:
+                return
+            if frame.f_back.f_code.co_filename.startswith(library):
                 return
         if frame.f_globals.get("__name__") in names or frame.f_code in watched:
             called.append(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}")
