@@ -61,7 +61,7 @@ _trajectories = partial(
 _gradients = partial(Method, config=dsa.DSAConfig, run=dsa.distill, check=common.check)
 _choice = partial(Method, config=SelectionConfig, check=lambda config: None)
 _one_teacher = partial(_choice, teachers=True, first=True, reach=("epochs",))
-# settings that a name implies: with other values it would be another method
+# settings that define the method; with another value it would be another method
 FIXED = {"mtt": {"rule": "none"}, "dc": {"augment": False}, "dsa": {"augment": True}}
 
 METHODS = Table(
