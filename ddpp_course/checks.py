@@ -1,5 +1,4 @@
-"""What the checks of the assignments are made of: calling a student's function, and saying what is
-wrong with it.
+"""What the checks of the assignments are made of: call a student's function, say what is wrong.
 
 A check is a function that takes what the student wrote, prints one line where it is right and
 raises a Mistake where it is not. It looks at what a function does, never at its text or its
@@ -30,15 +29,15 @@ class Checks:
         self.name, self._mistakes = name, mistakes.ready(name)
 
     def say(self, key: str, /, **words) -> str:
-        """A message of this assignment."""
+        """Return a message of this assignment."""
         return messages.say(self.name, key, **words)
 
     def wrong(self, key: str, /, **words) -> Mistake:
-        """A Mistake with a message of this assignment."""
+        """Return a Mistake with a message of this assignment."""
         return Mistake(self.say(key, **words))
 
     def good(self, key: str, /, **words) -> None:
-        """Say that a check was passed, and what that shows."""
+        """Print that a check was passed, and what that shows."""
         good(self.say(key, **words))
 
     def compare(
@@ -54,9 +53,16 @@ class Checks:
     ) -> None:
         """Raise a Mistake unless value is right.
 
-        It has the message of the first mistake of `place` that gives the same value, or
-        `otherwise`, with `words` in it.
-        - run: what functions with a mistake give instead of value.
+        It has the message of the first mistake of `place` that gives the same value, or of
+        `otherwise`.
+
+        - place: which mistakes to try, see mistakes.py.
+        - value: what the student's function gave.
+        - right: what it should give.
+        - run: takes functions with a mistake, and returns what they give instead of value.
+        - otherwise: the key of the message for any other wrong value.
+        - tolerance: relative to the largest entry of right.
+        - words: what to put in the message.
         """
         if close(value, right, tolerance):
             return
@@ -79,16 +85,19 @@ def _wrong(key: str, /, **words) -> Mistake:
 
 
 def good(text: str) -> None:
-    """Say that a check was passed, and what that shows."""
+    """Print that a check was passed, and what that shows."""
     print(f"✓ {text}")
 
 
 def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...] = ()):
-    """function(*arguments), with what can go wrong in any task put in words.
+    """Call a student's function, and put in words what can go wrong in any task.
 
-    forbid: rooms of ddpp that have the answer, or single functions of them; to call one is a
-    Mistake. Raises Mistake as well where the function is missing, not written yet, stops with an
-    error, returns nothing, or changes its arguments.
+    - function, arguments: what is called, and with what.
+    - forbid: modules of ddpp that have the answer, or single functions of them; calling one is a
+      Mistake.
+
+    Returns its result (see `plain`). Raises Mistake, too, where the function is missing, is not
+    written yet, stops with an error, returns nothing, or changes its arguments.
     """
     if not callable(function):
         raise _wrong("function", found=describe(function))
@@ -122,10 +131,9 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
 
 
 def plain(value):
-    """A value without what a class of the student's adds to it: a list, a number or a tensor that
-    is just that.
+    """Return a value without what a student's class adds to it: a plain list, number or tensor.
 
-    A Mistake where nothing is left then.
+    Raises Mistake where nothing is left then.
     """
     kind = type(value)
     if issubclass(kind, Tensor):
@@ -153,7 +161,7 @@ def _as_tensor(value: Tensor) -> Tensor:
 
 
 def told(error: BaseException, most: int = 300, name: bool = True) -> str:
-    """An error in one line that is not too long, whatever its class does."""
+    """Return an error as one line that is not too long, whatever its class does."""
     try:
         text = " ".join(str(error)[: 2 * most].split())
     except Exception:
@@ -163,8 +171,10 @@ def told(error: BaseException, most: int = 300, name: bool = True) -> str:
 
 
 def tensor(value, shape: tuple[int, ...] | None, name: str) -> Tensor:
-    """`value` if it is a tensor of this shape (None: any) and free of NaN and infinity; otherwise a
-    Mistake.
+    """Return `value` if it is a tensor of this shape, free of NaN and infinity; else raise Mistake.
+
+    - shape: None for any.
+    - name: of the value, for the message.
     """
     if not isinstance(value, Tensor):
         raise _wrong("tensor", name=name, found=describe(value))
@@ -178,18 +188,15 @@ def tensor(value, shape: tuple[int, ...] | None, name: str) -> Tensor:
 
 
 def close(value, right, tolerance: float = 1e-4) -> bool:
-    """Equal up to rounding, relative to the largest entry of `right`."""
-    value, right = (
-        torch.as_tensor(value).detach().double(),
-        torch.as_tensor(right).detach().double(),
-    )
+    """Return whether values are equal up to rounding, relative to the largest entry of `right`."""
+    value, right = (torch.as_tensor(x).detach().double() for x in (value, right))
     if value.shape != right.shape:
         return False
     return bool((value - right).abs().max() <= tolerance * right.abs().max().clamp(min=1e-12))
 
 
 def describe(value) -> str:
-    """A value in a few words."""
+    """Describe a value in a few words."""
     if isinstance(value, Tensor):
         return messages.say("any", "a_tensor", shape=tuple(value.shape))
     if isinstance(value, (int, float, str, bool)) and len(repr(value)) < 40:
@@ -200,7 +207,7 @@ def describe(value) -> str:
 
 
 def _line_of(error: Exception, function: Callable) -> str:
-    """Where in the student's function an error came up, as ' in its line 3'."""
+    """Return where in the student's function an error was raised, as ' in its line 3'."""
     code, trace = getattr(function, "__code__", None), error.__traceback__
     while code and trace:
         if trace.tb_frame.f_code is code:

@@ -1,7 +1,6 @@
-"""From the instructor's notebooks to what is made from them: the students' copies, the solutions,
-the points.
+"""Make the students' copies, the solutions and the points from the instructor's notebooks.
 
-FOLDER/source/NAME/NAME.ipynb is the one that is edited. It has nbgrader's markers and metadata, and
+FOLDER/source/NAME/NAME.ipynb is the notebook to edit. It has nbgrader's markers and metadata, and
 the students' copy is, cell for cell, the one that `nbgrader generate_assignment` makes; nbgrader
 itself is not needed.
 """
@@ -35,7 +34,7 @@ class Task:
 
 
 def read(path: Path) -> NotebookNode:
-    """A notebook in today's format; an Error with a sentence where the file is none."""
+    """Read a notebook in today's format; raise Error where the file is none."""
     try:
         with open(path, encoding="utf-8") as file:
             notebook = nbformat.read(file, 4)
@@ -50,13 +49,16 @@ def read(path: Path) -> NotebookNode:
 
 
 def nbgrader(cell: NotebookNode) -> dict:
-    """The cell's nbgrader metadata; empty for a cell that the assignment does not know."""
+    """Return the cell's nbgrader metadata; empty for a cell that the assignment does not know."""
     marks = cell.metadata.get("nbgrader", {})
     return marks if isinstance(marks, dict) and isinstance(marks.get("grade_id"), str) else {}
 
 
 def sources(folder: Path) -> dict[str, Path]:
-    """Name of each assignment in FOLDER/source -> the instructor's notebook."""
+    """Find the instructor's notebook of each assignment in FOLDER/source, by name.
+
+    Raises Error if there is none.
+    """
     found = {
         path.stem: path
         for path in sorted(folder.glob("source/*/*.ipynb"))
@@ -65,14 +67,13 @@ def sources(folder: Path) -> dict[str, Path]:
     if not found:
         raise Error(
             f"no assignments in {folder}, where they would be source/NAME/NAME.ipynb: run this "
-            "in the project's "
-            "folder, or name the course's with --assignments"
+            "in the project's folder, or name the course's with --assignments"
         )
     return found
 
 
 def tasks(source: NotebookNode) -> list[Task]:
-    """What gives points in an instructor's notebook, in its order."""
+    """List what gives points in an instructor's notebook, in its order."""
     found, title = [], ""
     for cell in source.cells:
         marks = nbgrader(cell)
@@ -86,8 +87,9 @@ def tasks(source: NotebookNode) -> list[Task]:
 
 
 def students(source: NotebookNode) -> NotebookNode:
-    """The students' copy: no solutions, no hidden checks, no outputs, locked where nbgrader
-    locks.
+    """Make the students' copy, without solutions, hidden checks and outputs.
+
+    Cells are locked where nbgrader locks them.
     """
     notebook = copy.deepcopy(source)
     for cell in _cells(notebook):
@@ -108,7 +110,7 @@ def students(source: NotebookNode) -> NotebookNode:
 
 
 def solutions(source: NotebookNode) -> NotebookNode:
-    """What students may see afterwards: solved, without markers and without the hidden checks."""
+    """Make the notebook that students may see afterwards: solved, without hidden checks."""
     notebook = copy.deepcopy(source)
     for cell in _cells(notebook):
         cell.source = replace(cell.source, HIDDEN)
@@ -126,8 +128,11 @@ def _cells(notebook: NotebookNode) -> Iterator[NotebookNode]:
 
 
 def replace(text: str, what: str, by: str | None = None) -> str:
-    """The text with each region between the markers BEGIN `what` and END `what` replaced, indented
-    as its marker.
+    """Replace each region of a text between the markers BEGIN `what` and END `what`.
+
+    - by: what takes its place, indented as the marker; None: nothing.
+
+    Raises Error where a marker is missing.
     """
     lines, inside = [], False
     for line in text.split("\n"):
@@ -146,24 +151,18 @@ def replace(text: str, what: str, by: str | None = None) -> str:
 
 
 def checksum(cell: NotebookNode) -> str:
-    """By which nbgrader knows whether a cell was changed."""
+    """Compute the sum by which nbgrader knows whether a cell was changed."""
     marks = nbgrader(cell)
     locked = not marks["solution"] and (marks["grade"] or marks["locked"])
-    parts = [
-        cell.source,
-        cell.cell_type,
-        marks["grade"],
-        marks["solution"],
-        locked,
-        marks["grade_id"],
-    ]
+    parts = [cell.source, cell.cell_type, marks["grade"], marks["solution"], locked]
+    parts.append(marks["grade_id"])
     if marks["grade"]:
         parts.append(float(marks["points"]))
     return hashlib.md5("".join(map(str, parts)).encode(), usedforsecurity=False).hexdigest()
 
 
 def points_table(notebooks: dict[str, NotebookNode]) -> str:
-    """All tasks with their points, as Markdown."""
+    """Return all tasks with their points, as a table in Markdown."""
     lines = ["| assignment | task | check | points | graded |", "|---|---|---|---|---|"]
     for name, notebook in notebooks.items():
         found = tasks(notebook)
@@ -175,9 +174,7 @@ def points_table(notebooks: dict[str, NotebookNode]) -> str:
 
 
 def stale(folder: Path) -> dict[Path, str]:
-    """The files made from FOLDER/source that are not as they should be, with the text that they
-    should have.
-    """
+    """Find the files made from FOLDER/source that are not up to date; return the text of each."""
     notebooks = {name: read(path) for name, path in sources(folder).items()}
     texts = {folder / "points.md": points_table(notebooks)}
     for name, notebook in notebooks.items():
@@ -189,7 +186,7 @@ def stale(folder: Path) -> dict[Path, str]:
 
 
 def make(folder: Path) -> list[Path]:
-    """Write what is stale; returns the files written."""
+    """Write what is stale; return the files written."""
     texts = stale(folder)
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)

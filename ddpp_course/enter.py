@@ -1,9 +1,8 @@
-"""The door of a submission's process: limits first, then Landlock where that is the wall, and only
-then the kernel.
+"""The entry of a submission's process: limits first, then Landlock if needed, then the kernel.
 
 Run as a file (python -P enter.py REQUESTS ANSWERS) and made of the standard library alone, so that
-no thread of a library is there yet when the door closes: Landlock holds for the thread that asks
-for it, and for those it starts.
+no library has started a thread when the door closes: Landlock holds for the thread that asks for
+it, and for those that it starts.
 """
 
 import ctypes
@@ -20,8 +19,10 @@ LIST_RIGHTS = 0b1000
 
 
 def limit(memory: int, processes: bool) -> None:
-    """Limits that this process, and those it starts, cannot raise again. processes: whether it is
-    alone in a space.
+    """Set limits that this process, and those it starts, cannot raise again.
+
+    - memory: bytes.
+    - processes: whether their number is limited, too: only where the process is alone in a space.
     """
     import resource
 
@@ -33,14 +34,14 @@ def limit(memory: int, processes: bool) -> None:
 
 
 def landlock() -> int:
-    """The version of Landlock that this system has; 0 for none."""
+    """Return the version of Landlock that this system has; 0 for none."""
     if not sys.platform.startswith("linux"):
         return 0
     return max(0, _call(444, None, 0, 1))
 
 
 def confine(read: list[str], listed: list[str], write: list[str]) -> None:
-    """Let this process read in `read` and below, and write in `write` and below, and nowhere else.
+    """Let this process read in `read` and below, write in `write` and below, and nowhere else.
 
     It sees the names in `listed` and below. It has no TCP and sends no signals to others; these two
     need versions 4 and 6. Modes and times of files, UDP and the existence of paths are not covered.

@@ -1,8 +1,7 @@
-"""Grading: a submission runs in a process behind a wall, and each check of the instructor's
-notebook is put to it.
+"""Grade submissions: run each behind a wall, and apply the instructor's checks to it.
 
-Nothing that a submission is or does may take the grader down: what cannot be graded is refused with
-a sentence. Points come from the instructor's checks alone, so cells that were moved, doubled, added
+Nothing that a submission is or does may stop the grader: what cannot be graded is refused with a
+sentence. Points come from the instructor's checks alone, so cells that were moved, doubled, added
 or edited do no harm.
 """
 
@@ -83,17 +82,17 @@ class Assignment:
         )
 
     def limits(self, limits: Limits) -> Limits:
-        """The limits with what they leave to the assignment."""
+        """Return the limits, with the assignment's own where they leave it open."""
         return limits if limits.seconds else replace(limits, seconds=self.seconds)
 
     def asks_for(self, check: str) -> tuple[list[str], list[str]]:
-        """The functions and the values of the student's that the code of a check uses."""
+        """Return the names of the student's functions and values that the code of a check uses."""
         used = {node.id for node in ast.walk(ast.parse(check)) if isinstance(node, ast.Name)}
         return sorted(used & self.functions), sorted(used & self.values)
 
 
 def assignments(folder: Path) -> dict[str, Assignment]:
-    """The assignments in FOLDER/source, by name."""
+    """Read the assignments in FOLDER/source, by name."""
     return {name: Assignment.read(path) for name, path in copies.sources(folder).items()}
 
 
@@ -105,17 +104,21 @@ def grade(
     limits: Limits = Limits(),
     trust: bool = False,
 ) -> Report:
-    """Grade one submission with the assignments in FOLDER/source, whatever is in the file.
+    """Grade one submission, whatever is in the file.
 
-    name: the assignment, where the notebook itself does not say; trust: run it without a wall.
+    - path: of the notebook.
+    - folder: the assignments are in its folder source.
+    - name: of the assignment; None: the notebook itself says.
+    - limits: time and memory.
+    - trust: whether it runs without a wall.
+
     Raises Error if the instructor's side is wrong: no assignments, a setup that fails, or no wall
-    to be had.
+    that works here.
     """
     path = Path(path)
     known = assignments(Path(folder))
-    return Grader(Path(folder), known, name, limits, _wall(trust), (path,)).grade(
-        Submission(safe(path.stem), path)
-    )
+    grader = Grader(Path(folder), known, name, limits, _wall(trust), (path,))
+    return grader.grade(Submission(safe(path.stem), path))
 
 
 def grade_all(
@@ -129,22 +132,33 @@ def grade_all(
     trust: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Report]:
-    """Grade what is in a folder, `jobs` at a time, with reports and the table grades.csv in `out`.
+    """Grade what is in a folder; write the reports and the table grades.csv.
+
+    - submissions: one file per student, or one folder each.
+    - folder: the assignments are in its folder source.
+    - out: where the reports and grades.csv are written.
+    - name: of the assignment; None: each notebook says.
+    - limits: time and memory of each submission.
+    - jobs: how many are graded at a time.
+    - trust: whether they run without a wall.
+    - say: takes each line of output.
 
     A report that is there already is kept if neither the submission, the assignment, its checks,
-    the limits nor the wall have changed; so the same call resumes after a stop.
+    the limits nor the wall have changed; so a stopped call resumes.
+
+    Raises Error if the instructor's side is wrong, as `grade` does, and if there is nothing to
+    grade.
     """
     submissions, out = Path(submissions), Path(out)
-    grader = Grader(
-        Path(folder), assignments(Path(folder)), name, limits, _wall(trust), (submissions, out)
-    )
+    known, closed = assignments(Path(folder)), (submissions, out)
+    grader = Grader(Path(folder), known, name, limits, _wall(trust), closed)
     found = handed_in(submissions, out)
     if not found:
         raise Error(
             f"there is nothing to grade in {submissions}: put the notebooks there, in folders if "
             "you like"
         )
-    reports = {one.name: known for one in found if (known := grader.known(one, out))}
+    reports = {one.name: old for one in found if (old := grader.known(one, out))}
     if reports:
         say(f"{len(reports)} of {len(found)} are graded already")
     with ThreadPoolExecutor(jobs) as pool:
@@ -174,16 +188,18 @@ def _wall(trust: bool) -> wall.Wall:
 def digests(
     path: Path, assignment: Assignment, limits: Limits, walled: str = ""
 ) -> tuple[str, str]:
-    """Of the submission, and of what it is graded with."""
-    graded_with = hashlib.sha256(
-        repr((assignment.digest, astuple(limits), walled)).encode()
-    ).hexdigest()
-    return hashlib.sha256(path.read_bytes()).hexdigest(), graded_with
+    """Return the SHA-256 of the submission, and of what it is graded with."""
+    graded_with = repr((assignment.digest, astuple(limits), walled)).encode()
+    of_submission = hashlib.sha256(path.read_bytes()).hexdigest()
+    return of_submission, hashlib.sha256(graded_with).hexdigest()
 
 
 @dataclass(frozen=True)
 class Grader:
-    """What all submissions of a class are graded with. closed: more that they may not see."""
+    """What all submissions of a class are graded with.
+
+    closed: more paths that they may not see.
+    """
 
     folder: Path
     assignments: dict[str, Assignment]
@@ -193,9 +209,7 @@ class Grader:
     closed: tuple[Path, ...]
 
     def grade(self, submission: Submission) -> Report:
-        """A report, whatever happens; an Error only where the course is wrong and not the
-        submission.
-        """
+        """Return a report, whatever happens; raise Error only where the course itself is wrong."""
         result, began = Report(submission.name, notes=submission.notes), time.monotonic()
         try:
             self._grade(submission, result)
@@ -224,8 +238,9 @@ class Grader:
         )
 
     def grade_into(self, submission: Submission, out: Path) -> Report:
-        """`grade`, with its files written; what cannot be written is refused in the table, and the
-        others go on.
+        """Do `grade`, and write the report's files.
+
+        If they cannot be written, the submission counts as refused in the table.
         """
         result = self.grade(submission)
         try:
@@ -236,26 +251,25 @@ class Grader:
         return result
 
     def known(self, submission: Submission, out: Path) -> Report | None:
-        """The report of an earlier call, if it holds for this one."""
+        """Return the report of an earlier call, if it holds for this one."""
         before = report.read(out / f"{submission.name}.json")
         if not before or before.refused or before.assignment not in self.assignments:
             return None
-        if self.name not in (None, before.assignment) or not set(submission.notes) <= set(
-            before.notes
-        ):
+        if self.name not in (None, before.assignment):
+            return None
+        if not set(submission.notes) <= set(before.notes):
             return None
         assignment = self.assignments[before.assignment]
+        limits = assignment.limits(self.limits)
         try:
-            now = digests(
-                submission.path, assignment, assignment.limits(self.limits), self.wall.name
-            )
+            now = digests(submission.path, assignment, limits, self.wall.name)
         except OSError:
             return None
         return before if (before.sha256, before.graded_with) == now else None
 
 
 class _Grading:
-    """One submission on its way through the kernel."""
+    """One submission on its way through the process that runs it."""
 
     def __init__(
         self,
@@ -264,12 +278,8 @@ class _Grading:
         limits: Limits,
         begin: Callable[[], Session],
     ):
-        self.assignment, self.notebook, self.limits, self.begin = (
-            assignment,
-            notebook,
-            limits,
-            begin,
-        )
+        self.assignment, self.notebook = assignment, notebook
+        self.limits, self.begin = limits, begin
         self.end = time.monotonic() + limits.total
         self.notes: list[str] = []
         self.skip: set[int] = set()  # cells that brought the kernel down
@@ -284,15 +294,15 @@ class _Grading:
         return [self._outcome(task) for task in self.assignment.tasks], self.notes
 
     def _through(self) -> bool:
-        """All cells, then all checks, in one kernel; False if it did not survive and should have
-        another.
+        """Run all cells, then all checks, in one process; return False if another one is to follow.
+
+        That is the case if the process did not survive.
         """
         session = self.begin()
         try:
             ready = session.setup(self.assignment.setup, self.limits.seconds)
-            ready = (
-                ready if ready.error else session.run(self.assignment.setup, self.limits.seconds)
-            )
+            if not ready.error:
+                ready = session.run(self.assignment.setup, self.limits.seconds)
             if ready.error:  # nothing of the student's has run yet
                 raise CourseError(f"the setup of {self.assignment.name} fails: {ready.error}")
             for number, code in self._cells():
@@ -301,11 +311,8 @@ class _Grading:
                 answer = session.run(code, self._seconds())
                 words = {"number": number, "error": answer.error}
                 note = messages.say("grader", "cell_stopped", **words)
-                if (
-                    answer.error
-                    and not answer.error.startswith("NotImplementedError")
-                    and note not in self.notes
-                ):
+                unwritten = answer.error.startswith("NotImplementedError")
+                if answer.error and not unwritten and note not in self.notes:
                     self.notes.append(note)
                 if not answer.alive:
                     self.skip.add(number)
@@ -324,8 +331,9 @@ class _Grading:
             session.close()
 
     def _cells(self) -> Iterator[tuple[int, str]]:
-        """Number (from 1) and code of the student's own cells: neither checks, nor what was left as
-        it was given.
+        """Yield number (from 1) and code of the student's own cells.
+
+        Checks are left out, and what was left as it was handed out.
         """
         code = [
             (i, cell) for i, cell in enumerate(self.notebook.cells, 1) if cell.cell_type == "code"
@@ -342,7 +350,7 @@ class _Grading:
                 yield number, cell.source
 
     def _seconds(self) -> float:
-        """What a cell or a check has left."""
+        """Return what a cell or a check has left."""
         return max(1, min(self.limits.seconds, self.end - time.monotonic()))
 
     def _out_of_time(self) -> bool:

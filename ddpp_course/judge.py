@@ -1,8 +1,7 @@
-"""The checks of a submission, inside its process: in a namespace of their own, with what the
-student wrote put in.
+"""Apply the checks to a submission, inside its process, in a namespace of their own.
 
-A check is run twice. First with stubs in the student's place, where it has to fail: a check that
-does not was changed by the submission. Then with the student's functions.
+A check runs twice. First with stubs in the student's place, where it has to fail: a check that does
+not was changed by the submission. Then with the student's functions.
 """
 
 import contextlib
@@ -25,10 +24,11 @@ def prepare(setup: str) -> None:
 
 
 def judge(check: str, functions: list[str], values: list[str], student: dict) -> dict:
-    """Whether a check passes: {"passed": bool, "says": str}.
+    """Run a check; return {"passed": bool, "says": str}.
 
-    functions, values: the names in the check that are the student's, to be found in the namespace
-    `student`.
+    - check: its code.
+    - functions, values: the names in it that are the student's.
+    - student: the namespace that has them.
     """
     stubs = {name: _stub(name) for name in functions} | dict.fromkeys(values)
     passed, _ = _run(check, stubs)
@@ -50,7 +50,7 @@ def judge(check: str, functions: list[str], values: list[str], student: dict) ->
 
 
 def _run(check: str, given: dict) -> tuple[bool, str]:
-    """Passed or not, and what the check says."""
+    """Run the code of a check; return whether it passed, and what it says."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
@@ -63,9 +63,8 @@ def _run(check: str, given: dict) -> tuple[bool, str]:
         raise
     except BaseException as e:  # SystemExit too: it is the student's
         return False, messages.say("grader", "check_stopped", error=told(e))
-    return True, " ".join(dict.fromkeys(said.getvalue()[: 2 * LONGEST].split("\n"))).strip()[
-        :LONGEST
-    ]  # each line once
+    lines = dict.fromkeys(said.getvalue()[: 2 * LONGEST].split("\n"))  # each line once
+    return True, " ".join(lines).strip()[:LONGEST]
 
 
 def _stub(name: str):

@@ -1,4 +1,4 @@
-"""The process in which a submission runs, from inside: cells, then checks, then what came of them.
+"""The process in which a submission runs, from inside: cells first, then checks, then reports.
 
 The setup runs first, with copies of the checks that the submission never gets: what it imports is
 another copy. The verdict on a check is kept until the grader has heard that the check is over, and
@@ -29,10 +29,10 @@ WAIT = 2  # seconds for threads that are about to end
 
 
 def serve(requests: BinaryIO, answers: BinaryIO, key: bytes) -> None:
-    """Answer questions until there are no more. Both are signed: nobody in between can change them.
+    """Answer questions until there are no more.
 
-    What it knows is in the frame of this function, where a submission cannot look, and in no class
-    or module.
+    Both directions are signed: nobody in between can change them. What this function knows is in
+    its frame, where a submission cannot look, and in no class or module.
     """
     dumps, loads, blake2b, write = json.dumps, json.loads, hashlib.blake2b, answers.write
     sign = lambda body: blake2b(body, key=key, digest_size=32).hexdigest().encode()
@@ -60,18 +60,11 @@ def serve(requests: BinaryIO, answers: BinaryIO, key: bytes) -> None:
 
 
 def _questions() -> dict[str, Callable[..., dict]]:
-    """What can be asked: to run the setup, a cell or a check, and to report what came of the
-    check.
-    """
+    """Return what can be asked: to run the setup, a cell or a check, and to report its verdict."""
     shell, guard = _shell()
     run, verdict, fields = InteractiveShell.run_cell, {}, {}
-    told_of, judged, running, sleep, clock = (
-        told,
-        judge.judge,
-        watch.threads,
-        time.sleep,
-        time.monotonic,
-    )
+    told_of, judged, running = told, judge.judge, watch.threads
+    sleep, clock = time.sleep, time.monotonic
     restore: Callable[[], object] = dict  # until there is something to put back
     changed: Callable[[], str] = str
 
@@ -81,9 +74,8 @@ def _questions() -> dict[str, Callable[..., dict]]:
         mistakes.given.update(solutions)
         judge.prepare(code)
         mistakes.given.clear()
-        private = {
-            name: m for name, m in sys.modules.items() if f"{name}.".startswith("ddpp_course.")
-        }
+        own = [name for name in sys.modules if f"{name}.".startswith("ddpp_course.")]
+        private = {name: sys.modules[name] for name in own}
         for name in private:
             del sys.modules[name]
         watch.hide(guard, private, mistakes.codes)
@@ -123,7 +115,7 @@ def _questions() -> dict[str, Callable[..., dict]]:
 
 
 def _shell() -> tuple[InteractiveShell, watch.Guard]:
-    """The shell for a submission's cells, in a process that is watched from here on."""
+    """Make the shell for a submission's cells, in a process that is watched from here on."""
     tqdm.tqdm.monitor_interval = 0  # no thread that only watches progress bars
     library = tuple(os.path.join(path, "") for path in sys.path if os.path.isdir(path))
     shell = InteractiveShell.instance(config=Config(SETTINGS))

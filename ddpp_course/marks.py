@@ -1,5 +1,6 @@
-"""The class as tables: grades.csv, which the grader writes, and by_hand.csv, which it reads and
-never writes again.
+"""The class as tables: grades.csv, which the grader writes, and by_hand.csv, for points by hand.
+
+The grader makes by_hand.csv once, reads it, and never writes it again.
 """
 
 import csv
@@ -21,16 +22,14 @@ Key = tuple[str, str, str]  # submission, assignment, task
 
 @dataclass(frozen=True)
 class ByHand:
-    """The points that a person gave, and what of the file could not be used, in words."""
+    """The points that a person gave, and what in the file could not be used, in words."""
 
     points: dict[Key, float]
     complaints: list[str]
 
 
 def write(reports: list[Report], out: Path) -> list[str]:
-    """OUT/grades.csv, with the marks of OUT/by_hand.csv; returns what the instructor should know of
-    the two.
-    """
+    """Write OUT/grades.csv, with the points of OUT/by_hand.csv; return notes for the instructor."""
     asked = {
         (r.submission, r.assignment, o.task): (o, f"v{r.sha256[:7]}")
         for r in reports
@@ -52,8 +51,10 @@ def write(reports: list[Report], out: Path) -> list[str]:
 
 
 def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
-    """The points in by_hand.csv, as any spreadsheet saves it. asked: what can be given -> points at
-    most, version.
+    """Read the points in by_hand.csv, as any spreadsheet saves it.
+
+    - path: of the file.
+    - asked: {what can be given: (points at most, version of the submission)}.
     """
     points, complaints = {}, []
     for number, row in enumerate(_rows(path), 2):
@@ -85,20 +86,20 @@ def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
             if _bare(row.get("version")) not in ("", version):
                 complaints.append(
                     f"line {number} was given to another version of the file of {key[0][:100]}: "
-                    "look again, and "
-                    f"put {version} into the column version"
+                    f"look again, and put {version} into the column version"
                 )
     return ByHand(points, complaints)
 
 
 def cell(text: str) -> str:
-    """Text from outside as a spreadsheet should take it: as text, never as a formula."""
+    """Return text from outside so that a spreadsheet takes it as text, never as a formula."""
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _table(reports: list[Report], given: dict[Key, float]) -> bytes:
-    """One line for each submission, one column for each task. total: empty while marks by hand are
-    missing.
+    """Return grades.csv: one line for each submission, one column for each task.
+
+    The total is empty while points by hand are missing.
     """
     several = len({one.assignment for one in reports if one.assignment}) > 1
     name = lambda one, outcome: f"{one.assignment} {outcome.task}" if several else outcome.task
@@ -127,19 +128,16 @@ def _csv(columns: list[str], rows: list[dict]) -> bytes:
 
 
 def _template(asked: dict) -> bytes:
-    rows = [
-        dict(
-            zip(
-                BY_HAND, (*key, outcome.title, None, outcome.of, outcome.says, version), strict=True
-            )
-        )
+    values = (
+        (*key, outcome.title, None, outcome.of, outcome.says, version)
         for key, (outcome, version) in asked.items()
-    ]
+    )
+    rows = [dict(zip(BY_HAND, row, strict=True)) for row in values]
     return _csv(list(BY_HAND), rows)
 
 
 def _missing(hand: Path, asked: dict) -> list[str]:
-    """Rows that by_hand.csv does not have go to by_hand.new.csv, to be copied from there."""
+    """Write the rows that by_hand.csv lacks to by_hand.new.csv, to be copied from there."""
     new = hand.with_name("by_hand.new.csv")
     there = (
         {tuple(_bare(row.get(name)) for name in BY_HAND[:3]) for row in _rows(hand)}
@@ -164,9 +162,8 @@ def _rows(path: Path) -> list[dict]:
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
-    if first and not {*BY_HAND[:3], "points"} <= set(
-        first.strip().replace('"', "").split(delimiter)
-    ):
+    columns = set(first.strip().replace('"', "").split(delimiter))
+    if first and not {*BY_HAND[:3], "points"} <= columns:
         raise Error(
             f"{path} lacks one of the columns submission, assignment, task and points: put it back"
         )
@@ -174,6 +171,6 @@ def _rows(path: Path) -> list[dict]:
 
 
 def _bare(text: str | None) -> str:
-    """Without the mark that keeps a spreadsheet from taking text for a formula."""
+    """Remove the mark that keeps a spreadsheet from taking text for a formula."""
     text = (text or "").strip()
     return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text

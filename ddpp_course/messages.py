@@ -1,4 +1,4 @@
-"""What students are told, by key: all of it is in messages.toml.
+"""What students are told, by key: all texts are in messages.toml.
 
 For a course in another language, translate that file. {words} in braces are filled in by the code.
 """
@@ -12,10 +12,10 @@ FILE = Path(__file__).with_name("messages.toml")
 
 @lru_cache(1)
 def texts() -> dict[str, dict[str, str]]:
-    """All messages: section -> key -> text."""
+    """Read all messages: section -> key -> text."""
     return tomllib.loads(FILE.read_text(encoding="utf-8"))
 
 
 def say(section: str, key: str, /, **words) -> str:
-    """A message with these words in it; raises KeyError where the file does not have it."""
+    """Return a message with these words in it; raise KeyError where the file does not have it."""
     return texts()[section][key].format(**words)

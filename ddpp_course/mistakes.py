@@ -10,11 +10,12 @@ has the solution, and then the mistakes:
     [whiten.unwhiten.no_mean]  # cell, place in a check, name
     " + mean" = ""             # text of the solution, and what a student has instead
 
-The name of a mistake is the key of its message, in the section NAME of messages.toml; what follows
-a colon in it tells two mistakes with one message apart. A check compares a wrong answer with those
-of the mistakes of its place, in order. A mistake with `says` is not run by checks, which see it by
-themselves, and say that message; it is here for the tests. `fails`: the checks that it fails,
-where they are not those of its place, or each with its own message; `words`: words in the message.
+The name of a mistake is the key of its message, in the section NAME of messages.toml. What follows
+a colon in it tells two mistakes with one message apart. A check compares a wrong answer with the
+mistakes of its place, in order. A mistake with `says` is not run by checks, which see it by
+themselves and say that message; it is here for the tests. `fails` names the checks that it fails,
+if they are not those of its place, or each with its own message. `words` are the words in the
+message.
 
 A submission that is graded cannot read these files. The grader sends their texts to its process
 before the first line of the submission runs, and only the functions made of them stay there.
@@ -48,7 +49,7 @@ class Row:
     words: dict = field(default_factory=dict)
 
     def apply(self, solution: str) -> str:
-        """The text of the solution with this mistake in it."""
+        """Return the text of the solution with this mistake in it."""
         for old, new in self.change.items():
             if solution.count(old) != 1:
                 raise ValueError(f"{old!r} occurs {solution.count(old)} times in {self.cell}")
@@ -57,25 +58,25 @@ class Row:
 
 
 def texts() -> dict[str, str]:
-    """The texts of all files, by the name of their assignment."""
+    """Read the texts of all files, by the name of their assignment."""
     return {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.toml")}
 
 
 def solutions(name: str) -> dict[str, str]:
-    """Cell -> the text of its solution."""
+    """Read the text of each cell's solution."""
     return {cell: part["solution"].strip() for cell, part in _cells(name).items()}
 
 
 def read(name: str) -> list[Row]:
-    """All mistakes of an assignment, in their order."""
+    """Read all mistakes of an assignment, in their order."""
     return [m for cell, part in _cells(name).items() for m in _of_cell(cell, part)]
 
 
 def ready(name: str) -> dict[str, list[tuple[str, SimpleNamespace]]]:
-    """For each place: the message of each mistake that checks run, and the functions that have it.
+    """Return, for each place, the mistakes that checks run: message, and functions that have it.
 
-    They are made here, and not when they are needed: a submission could watch that. Empty where the
-    solutions are hidden, which is in a submission's own copy of the checks.
+    The functions are made here, and not when they are needed: a submission could watch that. The
+    result is empty where the solutions are hidden, as in a submission's own copy of the checks.
     """
     try:
         setup = _file(name)["setup"]
@@ -90,7 +91,7 @@ def ready(name: str) -> dict[str, list[tuple[str, SimpleNamespace]]]:
 
 
 def _execute(setup: str, text: str) -> SimpleNamespace:
-    """What a text defines."""
+    """Run a text, and return what it defines."""
     space = {"__name__": __name__}
     exec(setup, space)
     tree = ast.increment_lineno(ast.parse(text), FAR)

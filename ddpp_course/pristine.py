@@ -1,9 +1,8 @@
-"""What the checks rely on, as it was before a submission's first line, to be put back before each
-of them.
+"""Keep what the checks rely on as it was before a submission's first line.
 
-A notebook may replace functions of torch, of ddpp, of Python itself, by accident or to be given
-points. Functions, classes and their code are compared and put back; settings that change what
-functions do are set anew.
+A notebook may replace functions of torch, of ddpp, of Python itself, by accident or to get points.
+Before each check, functions, classes and their code are compared and put back, and settings that
+change what functions do are set anew.
 """
 
 import builtins
@@ -19,32 +18,20 @@ import numpy as np
 import torch
 
 BUILTINS = cast(dict[str, Any], vars(builtins))
-NEAR = {
-    "builtins",
-    "math",
-    "numpy",
-    "torch",
-    "torch.nn.functional",
-    "torch.linalg",
-    "torch.autograd",
-    "torch.nn.init",
-}
+NEAR = {"builtins", "math", "numpy", "torch"}
+NEAR |= {"torch.nn.functional", "torch.linalg", "torch.autograd", "torch.nn.init"}
 OURS = ("ddpp", "ddpp_course")
 KINDS = (property, staticmethod, classmethod, ModuleType)  # besides what can be called
 HEAP, FIXED = 1 << 9, 1 << 8  # flags of a class: made at run time; cannot be changed
-SIGNALS = [
-    signal.SIGINT,
-    signal.SIGTERM,
-    *(getattr(signal, f"SIG{x}") for x in ("ALRM", "VTALRM", "PROF", "USR1")),
-]
+SIGNALS = [getattr(signal, f"SIG{x}") for x in "INT TERM ALRM VTALRM PROF USR1".split()]
 
 
 def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[[], str]]:
-    """Note how everything is; returns what puts it back, and what names something that is not as it
-    was, if there is.
+    """Note how everything is; return what puts it back, and what names something that has changed.
 
-    private: modules that are not in sys.modules. Functions and no class: a class can be found from
-    `object`.
+    - private: modules that are not in sys.modules.
+
+    Both are functions and not a class, because a class can be found from `object`.
     """
     modules = dict(sys.modules) | private
     python = dict(BUILTINS)
@@ -84,9 +71,7 @@ def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[[
 
 
 def _settings() -> tuple[Callable[[], None], dict]:
-    """What sets anew whatever changes the meaning of a function without replacing it; the handlers
-    of signals.
-    """
+    """Return what resets settings that change the meaning of functions, and signal handlers."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     filters, recursion, errors = list(warnings.filters), sys.getrecursionlimit(), np.geterr()
     monitoring: Any = getattr(sys, "monitoring", None)  # from Python 3.12 on
@@ -119,7 +104,7 @@ def _settings() -> tuple[Callable[[], None], dict]:
 
 
 def classes() -> frozenset[type]:
-    """The classes that are there now."""
+    """Return the classes that are there now."""
     spaces = (
         space for name, module in dict(sys.modules).items() for space in _spaces(name, module)
     )
@@ -129,7 +114,7 @@ def classes() -> frozenset[type]:
 
 
 def _changes(spaces: list, codes: list, tables: list, put_back: bool) -> Iterator[str]:
-    """Names of what is not as it was."""
+    """Yield the names of what is not as it was."""
     for name, space, kept, names in spaces:
         now = vars(space) if isinstance(space, type) else space
         for key, value in kept.items():
@@ -163,29 +148,22 @@ def _is_near(name: str) -> bool:
 
 
 def _spaces(name: str, module: ModuleType, all_of_it: bool = False) -> Iterator[tuple]:
-    """A module's own dictionary, and the classes that are made in it: name, what it is, what is
-    kept, all names.
+    """Yield a module's dictionary, and the classes that are made in it.
+
+    Each comes as name, object, what is kept, and all names.
     """
     if not isinstance(module, ModuleType):
         return
     space = vars(module)
     whole = name.partition(".")[0] in OURS
-    yield (
-        name,
-        space,
-        {key: value for key, value in space.items() if whole or _kept(value)},
-        frozenset(space),
-    )
+    kept = {key: value for key, value in space.items() if whole or _kept(value)}
+    yield name, space, kept, frozenset(space)
     for value in [*space.values()]:
         own = issubclass(type(value), type) and value.__flags__ & (HEAP | FIXED) == HEAP
         if own and (all_of_it or vars(value).get("__module__") == name):
             held = vars(value)
-            yield (
-                f"{name}.{value.__name__}",
-                value,
-                {k: v for k, v in held.items() if _kept(v)},
-                frozenset(held),
-            )
+            kept = {k: v for k, v in held.items() if _kept(v)}
+            yield f"{name}.{value.__name__}", value, kept, frozenset(held)
 
 
 def _kept(value) -> bool:
@@ -193,7 +171,7 @@ def _kept(value) -> bool:
 
 
 def _codes(kept: list[dict]) -> Iterator[tuple]:
-    """Each Python function with its code and defaults."""
+    """Yield each Python function with its code and defaults."""
     seen = set()
     for value in (value for space in kept for value in space.values()):
         function = getattr(value, "__func__", getattr(value, "fget", value))
@@ -203,7 +181,10 @@ def _codes(kept: list[dict]) -> Iterator[tuple]:
 
 
 def _tables(modules: dict[str, ModuleType]) -> Iterator[tuple[str, dict]]:
-    """ddpp's own tables of functions, such as the pruning rules: a notebook may add to them."""
+    """Yield ddpp's own tables of functions, such as the pruning rules.
+
+    A notebook may add to them.
+    """
     for name, module in modules.items():
         if name.partition(".")[0] in OURS:
             for key, value in vars(module).items():
@@ -213,7 +194,7 @@ def _tables(modules: dict[str, ModuleType]) -> Iterator[tuple[str, dict]]:
 
 
 def _shadows(space: dict | type, key: str) -> bool:
-    """Whether a new name hides an old one: an inherited one, or one of Python's own."""
+    """Return whether a new name hides an old one: an inherited one, or one of Python's own."""
     if isinstance(space, type):
         return any(key in vars(base) for base in space.__mro__[1:])
     return key in BUILTINS and not key.startswith("__")

@@ -1,5 +1,6 @@
-"""What a submission earned, for the student to read and for a program. A grade that is replaced is
-kept.
+"""What a submission earned, for the student to read and for programs.
+
+A grade that is replaced is kept.
 """
 
 import itertools
@@ -17,7 +18,10 @@ from ddpp_course import messages
 
 @dataclass
 class Outcome:
-    """One task of one submission. points: None for a text, which is graded by hand."""
+    """One task of one submission.
+
+    points: None for a text, which is graded by hand.
+    """
 
     task: str
     title: str
@@ -26,7 +30,7 @@ class Outcome:
     says: str
 
     def row(self) -> str:
-        """A line of the table in a report."""
+        """Return a line of the table in a report."""
         mark = "…" if self.points is None else "✓" if self.points else "✗"
         earned = "?" if self.points is None else f"{self.points:g}"
         says = _plain(self.says).replace("|", "\\|")
@@ -36,8 +40,9 @@ class Outcome:
 
 @dataclass
 class Report:
-    """What became of a submission. refused: why it was not graded, if so; notes: what happened
-    while it ran.
+    """What became of a submission.
+
+    refused: why it was not graded, if so; notes: what happened while it ran.
     """
 
     submission: str
@@ -56,7 +61,7 @@ class Report:
 
     @property
     def of(self) -> float:
-        """Points that the checks give at most."""
+        """Points that the checks can give at most."""
         return sum(outcome.of for outcome in self.outcomes if outcome.points is not None)
 
     @property
@@ -65,14 +70,14 @@ class Report:
         return sum(outcome.of for outcome in self.outcomes if outcome.points is None)
 
     def line(self) -> str:
-        """In one line."""
+        """Return the report in one line."""
         if self.refused:
             return _say("line_refused", name=self.submission, why=self.refused)
         more = _say("line_by_hand", points=self.by_hand) if self.by_hand else ""
         return _say("line", name=self.submission, points=self.points, of=self.of, more=more)
 
     def text(self) -> str:
-        """For the student, in Markdown."""
+        """Return the report for the student, in Markdown."""
         title = f"# {_plain(self.submission)}\n"
         notes = [f"- {_plain(note)}" for note in self.notes]
         if self.refused:
@@ -91,7 +96,7 @@ class Report:
         return "\n".join([*lines, ""])
 
     def write(self, out: Path) -> None:
-        """OUT/SUBMISSION.md for the student, OUT/SUBMISSION.json for programs."""
+        """Write OUT/SUBMISSION.md for the student, and OUT/SUBMISSION.json for programs."""
         values = {"points": self.points, "of": self.of, "by_hand": self.by_hand} | asdict(self)
         contents = {".json": json.dumps(values, indent=1) + "\n", ".md": self.text()}
         write = replace if self._differs(out) else files.write_bytes
@@ -99,7 +104,7 @@ class Report:
             write(out / f"{self.submission}{ending}", text.encode(errors="backslashreplace"))
 
     def _differs(self, out: Path) -> bool:
-        """Whether an earlier report says something else than that it took other seconds."""
+        """Return whether an earlier report differs in more than its seconds."""
         before = read(out / f"{self.submission}.json")
         same = ("refused", "assignment", "outcomes", "notes")
         return before is None or any(getattr(before, name) != getattr(self, name) for name in same)
@@ -110,12 +115,12 @@ def _say(key: str, **words) -> str:
 
 
 def _plain(text: str) -> str:
-    """In one line, and without HTML: it may be a student's."""
+    """Return text, which may be a student's, in one line and without HTML."""
     return re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", " ".join(text.split()))
 
 
 def read(path: Path) -> Report | None:
-    """The report in a file, if there is one; a damaged one counts as none."""
+    """Read the report in a file, if there is one; a damaged one counts as none."""
     try:
         values = json.loads(path.read_text())
         outcomes = [Outcome(**outcome) for outcome in values.pop("outcomes")]
@@ -128,9 +133,7 @@ def read(path: Path) -> Report | None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file, all or nothing; what was there before, if it was different, gets a second name
-    in `before`.
-    """
+    """Write a file, all or nothing; different earlier contents get a second name in `before`."""
     if path.exists() and path.read_bytes() != data:
         written = time.strftime("%Y-%m-%d-%H%M%S", time.gmtime(path.stat().st_mtime))
         folder = path.parent / "before"

@@ -1,5 +1,4 @@
-"""A process of its own for one submission, watched from outside: its time, memory, files, processes
-and answers.
+"""A process for one submission, watched from outside: time, memory, files, processes, answers.
 
 Questions and answers are lines of JSON in two pipes. Each is signed with a key that the process got
 before the submission's first line, so what a submission writes into a pipe is neither.
@@ -55,8 +54,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a piece of code. alive: whether the process still is; error: in words, empty
-    if there was none.
+    """What became of a piece of code.
+
+    alive: whether the process still is; error: in words, empty if there was none.
     """
 
     error: str = ""
@@ -68,7 +68,7 @@ class Answer:
 class Session:
     """A process behind a wall, which ends with all that it started when the session is closed."""
 
-    stopped = threading.Event()  # set when grading is broken off: no session runs on
+    stopped = threading.Event()  # set when grading is interrupted: all sessions end
 
     def __init__(self, limits: Limits, walls: Wall, private: tuple[Path, ...] = ()):
         self.limits, self.wall = limits, walls
@@ -120,11 +120,9 @@ class Session:
         answer = self._ask(
             {"do": "check", "code": code, "functions": functions, "values": values}, seconds
         )
-        return (
-            answer
-            if answer.error
-            else self._ask({"do": "report", "number": secrets.token_hex(16)}, GRACE)
-        )
+        if answer.error:
+            return answer
+        return self._ask({"do": "report", "number": secrets.token_hex(16)}, GRACE)
 
     def close(self) -> None:
         self._kill()
@@ -133,16 +131,13 @@ class Session:
         self._folder.cleanup()
 
     def _ask(self, question: dict, seconds: float) -> Answer:
-        """What the process answers, or what kept it from answering."""
+        """Return what the process answers, or what kept it from answering."""
         self._count += 1
         question |= {"question": self._count}
         with contextlib.suppress(OSError):  # it has ended: that is seen below
             body = json.dumps(question).encode()
-            _write(
-                self._requests,
-                (self._sign(body) + b" " + body if self._count > 1 else body) + b"\n",
-                seconds,
-            )
+            line = self._sign(body) + b" " + body if self._count > 1 else body
+            _write(self._requests, line + b"\n", seconds)
         late, now, found = False, time.monotonic(), b""
         looked, end = now, now + seconds
         while True:
@@ -170,14 +165,13 @@ class Session:
                 self._interrupt()
 
     def _read(self, line: bytes, question: dict) -> Answer:
-        """The answer in a line, if this process and question made it."""
+        """Return the answer in a line, if this process made it for this question."""
         code, _, body = line.rstrip(b"\n").partition(b" ")
         if not hmac.compare_digest(code, self._sign(body)):
             return self._dead(say("grader", "wrote_into_pipe"))
         answer = json.loads(body)
-        if answer.pop("question") != question["question"] or answer.pop(
-            "number", None
-        ) != question.get("number"):
+        numbers = answer.pop("question"), answer.pop("number", None)
+        if numbers != (question["question"], question.get("number")):
             return self._dead(say("grader", "other_question"))
         said = {
             name: _words(value) if isinstance(value, str) else value
@@ -192,7 +186,7 @@ class Session:
         return Answer(say("grader", "late", seconds=seconds))
 
     def _family(self) -> list[psutil.Process]:
-        """The process and what it started, and what left its family but was seen in it."""
+        """Return the process, what it started, and what left its family but was seen in it."""
         with contextlib.suppress(psutil.Error):
             first = psutil.Process(self._process.pid)
             self._seen |= {
@@ -201,7 +195,7 @@ class Session:
         return [process for process in self._seen.values() if process.is_running()]
 
     def _too_much(self) -> str:
-        """What the family uses beyond its limits: in words, or nothing."""
+        """Return what the family uses beyond its limits: in words, or nothing."""
         family, memory = self._family(), 0
         for process in family:
             with contextlib.suppress(psutil.Error):
@@ -215,7 +209,10 @@ class Session:
         return ""
 
     def _interrupt(self) -> None:
-        """As Ctrl-C in a notebook: to the process itself, which bubblewrap has as its child."""
+        """Interrupt the process as Ctrl-C does in a notebook.
+
+        With bubblewrap it is the child of the process that was started.
+        """
         family = self._family()[: 2 if self.wall.alone else 1]
         with contextlib.suppress(psutil.Error, IndexError):
             family[-1].send_signal(signal.SIGINT)
@@ -235,19 +232,19 @@ class Session:
 
 
 def _words(text: str) -> str:
-    """What a process says, as a report and a terminal can show it."""
+    """Return what a process says, as a report and a terminal can show it."""
     return "".join(c if c.isprintable() else " " for c in text[:1000])
 
 
 def _write(pipe: int, data: bytes, seconds: float) -> None:
-    """All of it, unless nobody reads for so many seconds."""
+    """Write all of the data, unless nobody reads for so many seconds."""
     os.set_blocking(pipe, False)
     while data and select.select([], [pipe], [], seconds)[1]:
         data = data[os.write(pipe, data) :]
 
 
 def _size(folder: Path) -> int:
-    """Bytes below a folder, as far as ten thousand files tell."""
+    """Return the bytes below a folder; above the limit if it has over ten thousand folders."""
     total = 0
     for count, (where, _, names) in enumerate(os.walk(folder)):
         if count > 10_000:

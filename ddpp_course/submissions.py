@@ -1,8 +1,7 @@
-"""What was handed in: which files count, under which name, what is in them, and which assignment it
-is.
+"""What was handed in: which files count, under which name, and which assignment each is.
 
-Whatever lies in the folder has a rule here. Names of reports are made of names of files, which can
-be anything.
+There is a rule for whatever lies in the folder. Names of reports are made of names of files, which
+can be anything.
 """
 
 import ast
@@ -11,7 +10,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nbformat
@@ -31,8 +30,9 @@ LONE = re.compile("[\ud800-\udfff]")  # halves of a character
 
 @dataclass(frozen=True)
 class Submission:
-    """A file that is graded. name: of its reports; older, beside: other files that came with it, by
-    their names.
+    """A file that is graded.
+
+    name: of its reports; older, beside: other files that came with it, by their names.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Submission:
 
 
 def handed_in(folder: Path, out: Path) -> list[Submission]:
-    """Every file in the folder and below it, but for reports, folders that begin with . or __, and
-    such files.
+    """List every submission in the folder and below it.
 
-    A notebook counts even then. Of NAME.ipynb and NAME (1).ipynb the highest number counts; of the
-    notebooks in one folder of Moodle's that are the same assignment, the newest. Other files count
-    where there is no notebook of their name, or in their folder below the top one, or of their
-    student in Moodle's.
+    What is in `out` does not count, nor folders and files whose names begin with . or __; but a
+    notebook with such a name counts, unless it begins with ._ as copies by macOS do. Of NAME.ipynb
+    and NAME (1).ipynb the highest number counts. Of notebooks in one folder of Moodle's that are
+    the same assignment, the newest counts. Other files count where there is no notebook of their
+    name, or in their folder below the top one, or of their student in Moodle's.
     """
     files, out = defaultdict(list), out.resolve()
     for path in sorted(folder.rglob("*")):
@@ -73,11 +73,9 @@ def handed_in(folder: Path, out: Path) -> list[Submission]:
 
 
 def _in_one(place: Path, paths: list[Path], top: Path, students: set[str]) -> list[Submission]:
-    """The submissions among the files of one folder."""
-    notebooks, others = (
-        [p for p in paths if _is_notebook(p)],
-        [p for p in paths if not _is_notebook(p)],
-    )
+    """List the submissions among the files of one folder."""
+    notebooks = [p for p in paths if _is_notebook(p)]
+    others = [p for p in paths if not _is_notebook(p)]
     moodle, where = bool(MOODLE.search(place.name)), place.relative_to(top).parts
     named = lambda stem: "/".join(map(safe, (*where, stem)))
     found = []
@@ -94,15 +92,14 @@ def _in_one(place: Path, paths: list[Path], top: Path, students: set[str]) -> li
 
 
 def _versions(notebooks: list[Path], moodle: bool) -> list[list[Path]]:
-    """Notebooks of which only one counts together, and that one last."""
+    """Group the notebooks of which only one counts; that one is the last of its group."""
     together = defaultdict(list)
     for path in notebooks:
         together[_said(path) if moodle else _numbered(path, notebooks)[0]].append(path)
-    age = (
-        (lambda p: (p.stat().st_mtime, p.name))
-        if moodle
-        else (lambda p: _numbered(p, notebooks)[1])
-    )
+
+    def age(path: Path) -> tuple:
+        return (path.stat().st_mtime, path.name) if moodle else (_numbered(path, notebooks)[1],)
+
     return [sorted(paths, key=age) for paths in together.values()]
 
 
@@ -111,8 +108,9 @@ def _is_notebook(path: Path) -> bool:
 
 
 def _numbered(path: Path, notebooks: list[Path]) -> tuple[str, int]:
-    """A name without the number that a browser gave it, if the first one of that name is there, and
-    the number.
+    """Return a file's name without the number that a browser gave it, and that number.
+
+    The number is removed only if the first file of that name is there.
     """
     again = AGAIN.match(path.stem)
     if again and any(other.stem == again["name"] for other in notebooks):
@@ -121,7 +119,7 @@ def _numbered(path: Path, notebooks: list[Path]) -> tuple[str, int]:
 
 
 def _said(path: Path) -> str:
-    """Which assignment a notebook says it is, as far as can be read."""
+    """Return which assignment a notebook says it is; empty if that cannot be read."""
     try:
         return str(read(path).metadata["ddpp"]["assignment"])
     except (Error, KeyError, TypeError):
@@ -129,36 +127,30 @@ def _said(path: Path) -> str:
 
 
 def _student(place: Path) -> str:
-    """A folder without what Moodle adds to the name of a student."""
+    """Return a folder without what Moodle adds to the name of a student."""
     return str(place.parent / MOODLE.sub("", place.name))
 
 
 def _named_apart(found: list[Submission]) -> list[Submission]:
-    """No two submissions under one name, whatever the case of its letters."""
+    """Rename submissions so that no two have one name, whatever the case of its letters."""
     taken, named = defaultdict(int), []
     for submission in found:
         taken[submission.name.lower()] += 1
     for s in found:
         alone = taken[s.name.lower()] == 1
-        named.append(
-            s
-            if alone
-            else Submission(_marked(s.name, os.fsencode(s.path)), s.path, s.older, s.beside)
-        )
+        name = s.name if alone else _marked(s.name, os.fsencode(s.path))
+        named.append(replace(s, name=name))
     return named
 
 
 def safe(part: str) -> str:
-    """A name of a file, or folder, as a report may have it; marked where it had to be changed."""
+    """Return the name of a file or folder as a report may have it, marked where it was changed."""
     raw = os.fsencode(part)
     text = raw.decode("utf-8", "replace")
     text = "".join(c if c.isprintable() else "_" for c in text)
     text = re.sub(r"^\.", "_", text)
-    text = (
-        text
-        if len(text.encode()) <= LONGEST
-        else text.encode()[: LONGEST - 10].decode("utf-8", "ignore")
-    )
+    if len(text.encode()) > LONGEST:
+        text = text.encode()[: LONGEST - 10].decode("utf-8", "ignore")
     return text if text == part else _marked(text, raw)
 
 
@@ -171,7 +163,7 @@ def _shown(path: Path) -> str:
 
 
 def read(path: Path) -> NotebookNode:
-    """A submission as a notebook without its outputs; an Error where it is none."""
+    """Read a submission as a notebook without its outputs; raise Error where it is none."""
     try:
         if path.stat().st_size > LARGEST:
             raise Error(say("grader", "large", size=path.stat().st_size / 1e6))
@@ -200,8 +192,9 @@ def read(path: Path) -> NotebookNode:
 
 
 def names(code: str) -> tuple[set[str], set[str]]:
-    """The functions and classes that code defines at its top level, and the names that it assigns
-    there.
+    """Return the functions and classes that code defines at its top level, and the names it sets.
+
+    Code that cannot be parsed has none.
     """
     try:
         body = ast.parse(code).body
@@ -216,8 +209,13 @@ def names(code: str) -> tuple[set[str], set[str]]:
 
 
 def which(notebook: NotebookNode, known: dict, name: str | None = None) -> str:
-    """Which of the known assignments a notebook is: as said, as its metadata say, or as its cells
-    show.
+    """Return which of the known assignments a notebook is.
+
+    - known: the assignments by name.
+    - name: the assignment, if it is known already.
+
+    Otherwise the notebook's metadata decide, or what its cells have in common with an assignment.
+    Raises Error if that is nothing.
     """
     if name:
         return choose("assignment", name, known)
@@ -239,8 +237,9 @@ def which(notebook: NotebookNode, known: dict, name: str | None = None) -> str:
 
 
 def text_of(task: str, notebook: NotebookNode, given: set[str]) -> str:
-    """Where the answer to a task stands that a person grades: in its cell, below it, or perhaps
-    elsewhere.
+    """Say where the answer to a task that a person grades is.
+
+    That is in its cell, below it, or perhaps elsewhere.
     """
     cells = list(enumerate(notebook.cells, 1))
     new = {i for i, c in cells if c.source.strip() not in given | {"", copies.TEXT_STUB}}

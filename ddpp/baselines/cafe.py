@@ -31,7 +31,7 @@ class CAFEConfig(common.BatchConfig):
     augment: bool = False
     init: str = "noise"
     discrimination: float = 0.01  # weight of the discrimination loss
-    # of the features after each ReLU, and of the last
+    # of the losses of the features after each ReLU, and of the last features
     weights: tuple[float, ...] = (0.1, 0.1, 1.0, 2.0)
     network_lr: Positive = 0.01  # of the network, plain SGD
     batch: Count = 256  # distilled images per update of the network
@@ -42,7 +42,7 @@ class CAFEConfig(common.BatchConfig):
     saturated: float = 0.04
     # and its training between two image updates when they spread over more than this
     changed: float = 0.03
-    # looks after which either ends in any case (the published code has no such limit)
+    # looks after which either loop ends in any case (the published code has no such limit)
     most: Count = 100
     lasting: ClassVar[bool] = False  # the learning rate drops at shares of the steps
 
@@ -50,7 +50,16 @@ class CAFEConfig(common.BatchConfig):
 def distill(
     data: ImageData, network: NetworkConfig, config: CAFEConfig, saving: Saving = Saving()
 ) -> DistilledDataset:
-    """Distil `data` by aligning features, in a fresh network at each step."""
+    """Distil `data` by aligning features, in a fresh network at each step.
+
+    - data: the images to distil, preprocessed.
+    - network: the kind of network whose features are compared.
+    - config: steps, learning rates and weights; see CAFEConfig.
+    - saving: checkpoints and progress bar.
+
+    Raises Error if `config.weights` has another length than the network has layers of features.
+    Source: Wang et al., CVPR 2022.
+    """
     network_of = data.network(network)
     layers = len(network_of.activations(network_of.initial(0), data.train.images[:1]))
     if len(config.weights) != layers:
@@ -108,14 +117,15 @@ def feature_loss(real: list[Tensor], centres: list[Tensor], weights: tuple[float
 
 
 def discrimination_loss(features: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
-    """Sum the cross-entropy of real features (n, d), classified by their inner products with the
-    distilled centres (classes, d).
+    """Sum the cross-entropy of real features (n, d), with distilled centres as the classifier.
+
+    The logits are the inner products with the centres (classes, d).
     """
     return F.cross_entropy(features @ centres.T, labels, reduction="sum")
 
 
 def look(theta: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator) -> float:
-    """Test the network on equally many real images of each class: the share that is right."""
+    """Return the network's accuracy, in [0, 1], on equally many real images of each class."""
     hits = total = 0
     with torch.no_grad():
         for label in range(len(problem.members)):

@@ -1,4 +1,4 @@
-"""What methods share that compare distilled images with batches of real ones."""
+"""What all methods share that compare distilled images with batches of real ones."""
 
 from collections.abc import Callable
 from dataclasses import Field, dataclass, replace
@@ -40,7 +40,7 @@ class BatchConfig:
 
 
 class Started(Protocol):
-    """Settings that say what the images start from: a dataclass."""
+    """The settings that decide what the images start from: a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -65,7 +65,7 @@ Config = TypeVar("Config", bound=BatchConfig)
 
 
 class Problem(Generic[Config]):
-    """The same in every step of a run: the data by class, the network, and the settings."""
+    """What stays the same in every step of a run: data by class, network, settings."""
 
     def __init__(self, data: ImageData, network: NetworkConfig, config: Config):
         self.data, self.config = data, config
@@ -83,9 +83,9 @@ class Problem(Generic[Config]):
         return self.data.train.images[members[some]]
 
     def pair(self, images: Tensor, label: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw a real batch of a class, beside its distilled images.
+        """Draw a real batch of a class, and return it with the distilled images of that class.
 
-        If the settings say so, both are augmented in the same way.
+        With `augment`, both get the same augmentation.
         """
         real, mine = self.real(label, self.config.batch_real, rng), images[self.labels == label]
         if not self.config.augment:
@@ -96,7 +96,7 @@ class Problem(Generic[Config]):
 
 
 def descend(state: State, gradient: Tensor, config: BatchConfig) -> State:
-    """Move the images by SGD with momentum; the step's index stays.
+    """Move the images by SGD with momentum; the index of the step stays.
 
     Raises Stopped if the images become NaN or infinite.
     """
@@ -112,9 +112,11 @@ def descend(state: State, gradient: Tensor, config: BatchConfig) -> State:
 def adam(
     x: Tensor, gradient: Tensor, moments: Tensor, lr: float, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Make one step of Adam with its usual constants. Returns x and the moments (2, ...) after it.
+    """Make one step of Adam with its usual constants; return x and the moments (2, ...) after it.
 
-    step: its index, from 0. Source: Kingma & Ba, 2015.
+    - step: its index, from 0.
+
+    Source: Kingma & Ba, ICLR 2015.
     """
     mean = 0.9 * moments[0] + 0.1 * gradient
     square = 0.999 * moments[1] + 0.001 * gradient.square()
@@ -132,10 +134,16 @@ def distill(
     config: Config,
     saving: loop.Saving,
 ) -> DistilledDataset:
-    """Run the method `name` on the data.
+    """Run a method that needs no teachers, and return the distilled set.
 
-    step: takes a state to the next one; returns that, and what to record. For the rest see `run`
-    in foundation/loop.py.
+    - name: of the method, for the run's identity.
+    - step: takes a state to the next one; returns that, and what to record.
+    - data: the images to distil, preprocessed.
+    - network: the kind of network that a step uses.
+    - config: the settings of the method.
+    - saving: checkpoints and progress bar, see `run` in foundation/loop.py.
+
+    Raises Error for settings that cannot work.
     """
     check(config)
     problem, start = Problem(data, network, config), data.draw(config.ipc, config.seed)
@@ -160,12 +168,15 @@ def begin(start: Split, config: Started) -> Tensor:
 
 
 def alpha(data: ImageData) -> Tensor:
-    """The learning rate for the images of a method that learns none."""
+    """Return the learning rate for a method that learns none, as a tensor on the data's device."""
     return torch.tensor(LEARNING_RATE, dtype=torch.float32, device=data.device)
 
 
 def check(config: Started) -> None:
-    """Raise an Error for settings that cannot work; also for other configs with a field `init`."""
+    """Raise an Error for settings that cannot work.
+
+    The config needs no more than a field `init`.
+    """
     if processes.size() > 1:
         raise Error(
             "only the matching of trajectories can be shared out by torchrun: start without it"

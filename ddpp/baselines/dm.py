@@ -30,7 +30,24 @@ class DMConfig(common.BatchConfig):
 def distill(
     data: ImageData, network: NetworkConfig, config: DMConfig, saving: Saving = Saving()
 ) -> DistilledDataset:
-    """Distil `data` by matching mean features, in a fresh random network at each step."""
+    """Distil `data` by matching mean features, in a fresh random network at each step.
+
+    - data: the images to distil, preprocessed.
+    - network: the kind of network whose features are compared.
+    - config: steps and learning rate; see DMConfig.
+    - saving: checkpoints and progress bar.
+
+    Raises Error for settings that cannot work. Source: Zhao & Bilen, WACV 2023.
+
+    >>> import ddpp
+    >>> from ddpp.baselines import dm
+    >>> from ddpp.foundation.loop import Saving
+    >>> data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    >>> config = dm.DMConfig(steps=1, batch_real=8)
+    >>> distilled = dm.distill(data, ddpp.NetworkConfig(width=1), config, Saving(progress=False))
+    >>> distilled.images.shape
+    torch.Size([10, 3, 32, 32])
+    """
     return common.distill("dm", step, data, network, config, saving)
 
 
@@ -55,6 +72,7 @@ def step(state: State, problem: Problem) -> tuple[State, dict]:
 def mean_distance(real: Tensor, features: Tensor) -> Tensor:
     """Sum the squared distances between mean features over classes.
 
-    real: means (classes, d); features: of the distilled images (classes * ipc, d), class by class.
+    - real: means (classes, d).
+    - features: of the distilled images (classes * ipc, d), class by class.
     """
     return (real - features.unflatten(0, (len(real), -1)).mean(1)).square().sum()

@@ -1,7 +1,7 @@
-"""DC, gradient matching (Zhao, Mopuri & Bilen, ICLR 2021), and DSA, the same with one augmentation
-for both sides (Zhao
-& Bilen, ICML 2021): a class's distilled and real images should change a network in the same
-direction.
+"""DC, gradient matching, and DSA, the same with one augmentation for both sides.
+
+A class's distilled and real images should change a network in the same direction. Sources: Zhao,
+Mopuri & Bilen, ICLR 2021 (DC); Zhao & Bilen, ICML 2021 (DSA).
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
 
-# published, by ipc
+# (outer, inner) as published, by ipc
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 TINY = 1e-6  # added to the norms, as published
 
@@ -42,6 +42,13 @@ def distill(
     """Distil `data` by matching gradients.
 
     Each step has a fresh network, which trains on the distilled images.
+
+    - data: the images to distil, preprocessed.
+    - network: the kind of network whose gradients are compared.
+    - config: steps, loops and learning rates; see DSAConfig. Without `augment` the method is DC.
+    - saving: checkpoints and progress bar.
+
+    Raises Error for settings that cannot work. Source: Zhao & Bilen, ICML 2021.
     """
     return common.distill("dsa" if config.augment else "dc", step, data, network, config, saving)
 

@@ -29,26 +29,31 @@ class IADDConfig(DistillConfig):
 
     epsilon: float = 0.0
     rule: str = "none"
-    # of the weights, for the gradient of p L, so that it fits networks of any size; ours
+    # of the weights; for the gradient of p L, so that one value fits networks of any size; ours
     weights_lr: Positive = 0.01
 
 
 @dataclass
 class State(Unweighted):
-    """As of Algorithm 1; the weights are None before the first step, that is, all 1."""
+    """The state of Algorithm 1, with weights; None before the first step, when all are 1."""
 
     weights: Tensor | None = None
 
 
 def weighted_loss(student: Tensor, teacher: Tensor, start: Tensor, weights: Tensor) -> Tensor:
-    """Compute MTT's loss with a weight for each of the p parameters, in the numerator. A scalar."""
+    """Compute MTT's loss, with a weight for each of the p parameters in the numerator. A scalar."""
     return (weights * (student - teacher)).square().sum() / (start - teacher).square().sum()
 
 
 def reweigh(weights: Tensor, gradient: Tensor, lr: float) -> Tensor:
-    """Make a step of descent for the weights (p,).
+    """Make a step of gradient descent for the weights (p,); none is more than halved.
 
-    Those of pairs that are difficult to match fall, the others rise.
+    The weights of pairs that are difficult to match fall, the others rise. Their mean is 1.
+
+    >>> import torch
+    >>> from ddpp.baselines import iadd
+    >>> iadd.reweigh(torch.ones(2), torch.tensor([1.0, -1.0]), lr=0.5)
+    tensor([0.5000, 1.5000])
     """
     weights = torch.maximum(weights - lr * gradient, weights / 2)  # at 0, a weight would stay there
     return weights / weights.mean()
@@ -62,19 +67,14 @@ def step(
     weights = torch.ones_like(start) if state.weights is None else state.weights
     loss = lambda student: weighted_loss(student, teacher, start, weights)
     out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)
-    # a copy, with its weights
+    # `descend` returns a copy of the state, with its weights
     after = cast(State, descend(state, out.grad_images, out.grad_alpha, out.loss, config))
     if not after.skipped:
         varied = weights.clone().requires_grad_()
         (slope,) = torch.autograd.grad(weighted_loss(out.student, teacher, start, varied), varied)
         after = replace(after, weights=reweigh(weights, slope * len(weights), config.weights_lr))
-    record = {
-        "epoch": epoch,
-        "teacher": k,
-        "loss": out.loss,
-        "alpha": after.alpha,
-        "skipped": int(after.skipped > 0),
-    }
+    record = {"epoch": epoch, "teacher": k, "loss": out.loss}
+    record |= {"alpha": after.alpha, "skipped": int(after.skipped > 0)}
     unmasked = weighted_loss(out.student, teacher, start, torch.ones_like(start))
     return after, record | {"unmasked": unmasked, "kept": torch.ones(()), "heaviest": weights.max()}
 
@@ -84,7 +84,13 @@ def distill(
 ) -> DistilledDataset:
     """Distil `data` with its `teachers`.
 
-    The history is MTT's, without `layers` and with `heaviest`, the largest weight of a step.
+    - data: the images that the teachers were trained on.
+    - teachers: see `ddpp.train_teachers`.
+    - config: the settings of MTT and of the weights; see IADDConfig.
+    - saving: checkpoints and progress bar.
+
+    The history is MTT's, without `layers` and with `heaviest`, the largest weight of a step. Raises
+    Error for settings that cannot work. Source: Li et al., Neural Networks 172, 2024.
     """
     check(config)
     return run(Algorithm("iadd", _begin, step), data, teachers, config, saving)

@@ -62,9 +62,15 @@ class State:
 def distill(
     data: ImageData, network: NetworkConfig, config: KIPConfig, saving: Saving = Saving()
 ) -> DistilledDataset:
-    """Distil `data` into the support of a kernel regression.
+    """Distil `data` into the support of a kernel ridge regression.
 
-    Raises Error for a kernel that does not fit in memory.
+    - data: the images to distil, preprocessed.
+    - network: the kind of network that will be trained on the result; the kernel does not use it.
+    - config: the kernel, steps and learning rates; see KIPConfig.
+    - saving: checkpoints and progress bar.
+
+    Raises Error for settings that cannot work, and for a kernel that does not fit in memory.
+    Source: Nguyen et al., ICLR 2021 and NeurIPS 2021.
     """
     check(config)
     classes, start = len(data.classes), data.draw(config.ipc, config.seed)
@@ -90,7 +96,7 @@ def distill(
 
 
 def _moments(x: Tensor) -> Tensor:
-    """Adam's two moments of a tensor before its first step."""
+    """Return Adam's two moments of a tensor before its first step."""
     return torch.zeros(2, *x.shape, dtype=torch.float32, device=x.device)
 
 

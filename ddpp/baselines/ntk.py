@@ -1,11 +1,10 @@
-"""Neural tangent kernels of infinitely wide ReLU networks, in closed form and differentiable in the
-images.
+"""Neural tangent kernels of infinitely wide ReLU networks, differentiable in the images.
 
 NTK parameterization (Jacot et al., 2018): a layer is sqrt(WEIGHTS / fan_in) W h + sqrt(BIASES) b
 with standard normal W and b, the last layer too. The kernel of two images is the sum over all
 entries of W and b of the product of the two derivatives of an output, in the limit of infinitely
-many channels. The expectations over ReLU units are the arc-cosine kernels (Cho & Saul, 2009). These
-are neural-tangents' kernels at W_std = sqrt(2), b_std = 0.1.
+many channels. It has a closed form: the expectations over ReLU units are the arc-cosine kernels
+(Cho & Saul, 2009). These are neural-tangents' kernels at W_std = sqrt(2), b_std = 0.1.
 """
 
 from collections.abc import Callable
@@ -26,8 +25,17 @@ REG = 1e-6  # as KIP
 
 
 def fully_connected(x: Tensor, y: Tensor, depth: int) -> Tensor:
-    """NTK of a network of `depth` hidden layers, between images x (n, C, H, W) and y (m, C, H, W):
-    (n, m).
+    """Return the NTK (n, m) of a fully connected network.
+
+    - x, y: images (n, C, H, W) and (m, C, H, W).
+    - depth: hidden layers.
+
+    Raises Error for images of different shapes, and for a depth below 1.
+
+    >>> import torch
+    >>> from ddpp.baselines import ntk
+    >>> ntk.fully_connected(torch.rand(2, 3, 8, 8), torch.rand(5, 3, 8, 8), depth=1).shape
+    torch.Size([2, 5])
     """
     _check(x, y, depth)
     same = lambda t: t
@@ -35,12 +43,16 @@ def fully_connected(x: Tensor, y: Tensor, depth: int) -> Tensor:
 
 
 def convolutional(x: Tensor, y: Tensor, depth: int) -> Tensor:
-    """NTK of `depth` 3x3 convolutions (zero padding, stride 1) and a linear layer on all they put
-    out: (n, m).
+    """Return the NTK (n, m) of 3x3 convolutions and a linear layer on all their outputs.
 
-    Without pooling a pixel meets only the pixels of its own place: n m H W numbers. Average pooling
-    would need every
-    pixel against every other: n m (H W)^2.
+    The convolutions have zero padding and stride 1. Without pooling a pixel meets only the pixels
+    of its own place: n m H W numbers. Average pooling would need every pixel against every other:
+    n m (H W)^2.
+
+    - x, y: images (n, C, H, W) and (m, C, H, W).
+    - depth: convolutions.
+
+    Raises Error for images of different shapes, and for a depth below 1.
     """
     _check(x, y, depth)
     by_place = lambda images: images.permute(2, 3, 0, 1)  # (H, W, n, C)
@@ -53,10 +65,10 @@ KERNELS = Table("kernel", {"fc": fully_connected, "conv": convolutional})
 def bytes_needed(
     kind: str, n: int, m: int, shape: tuple[int, int, int], depth: int, itemsize: int = 4
 ) -> int:
-    """Memory at the peak of KERNELS[kind] and its gradient, for n and m images of shape (C, H, W).
+    """Estimate the peak bytes of KERNELS[kind] and its gradient, for n and m images of a shape.
 
-    What a process was measured to grow by on a CPU: two to three times the arrays that it holds, as
-    memory fragments.
+    The shape is (C, H, W). The estimate is the growth of a process that was measured on a CPU: two
+    to three times the arrays that it holds, because memory fragments.
     """
     channels, height, width = shape
     places = {"fc": 1, "conv": height * width}[choose("kernel", kind, KERNELS)]
@@ -75,16 +87,16 @@ def _check(x: Tensor, y: Tensor, depth: int) -> None:
 
 
 def _recursion(x: Tensor, y: Tensor, depth: int, mix: Map, readout: Map) -> Tensor:
-    """From x (..., n, k) and y (..., m, k), k values at each place, to the kernel (n, m).
+    """Compute the kernel (n, m) from x (..., n, k) and y (..., m, k), k values at each place.
 
     `mix` averages over the places that a unit of the next layer sees, `readout` over all. At each
-    place q and p are the variances at x and at y and d that of the difference. Carrying d, not the
-    covariance, keeps the angle between equal images at 0; from a covariance it would be as large as
-    the square root of the rounding.
+    place q and p are the variances at x and at y, and d is the variance of the difference. Carrying
+    d, not the covariance, keeps the angle between equal images at 0. A covariance would make it as
+    large as the square root of the rounding.
     """
     q, p = x.square().mean(-1)[..., :, None], y.square().mean(-1)[..., None, :]
     d = q + p - 2 / x.shape[-1] * (x @ y.mT)
-    # less is the rounding of equal images
+    # a smaller difference is the rounding error of equal images
     d = torch.where(d > 32 * torch.finfo(d.dtype).eps * (q + p), d, 0)
     kernel = (q + p - d) / 2
     for _ in range(depth):
@@ -97,19 +109,18 @@ def _recursion(x: Tensor, y: Tensor, depth: int, mix: Map, readout: Map) -> Tens
 
 
 class _Relu(torch.autograd.Function):
-    """For Gaussians u and v of variances q and p with E (u - v)^2 = d: E (relu u - relu v)^2, and
-    the chance that both
-    are positive.
+    """E (relu u - relu v)^2, and the probability that both are positive, of Gaussians u and v.
 
-    The chance has a cusp at d = 0. Its slope there is taken as 0: right where both images move as
-    one, as on a kernel's diagonal, and the mean over directions elsewhere.
+    u and v have the variances q and p, and E (u - v)^2 = d. The probability has a cusp at d = 0.
+    Its slope there is taken as 0: right where both images move as one, as on a kernel's diagonal,
+    and the mean over directions elsewhere.
     """
 
     @staticmethod
     def forward(ctx: Any, d: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         covariance = (q + p - d) / 2
         heron = (d - (q.sqrt() - p.sqrt()).square()) * ((q.sqrt() + p.sqrt()).square() - d)
-        # of the parallelogram of u and v: sqrt(q p) times the sine of their angle
+        # area of the parallelogram of u and v: sqrt(q p) times the sine of their angle
         area = heron.clamp(min=0).sqrt() / 2
         angle = torch.atan2(area, covariance)
         both = 0.5 - angle / (2 * torch.pi)
@@ -129,8 +140,9 @@ class _Relu(torch.autograd.Function):
 
 
 def _patches(t: Tensor) -> Tensor:
-    """Mean over 3x3 neighbourhoods of t (H, W, n, m), zeros outside: by band matrices, faster than
-    pooling.
+    """Average t (H, W, n, m) over 3x3 neighbourhoods, zeros outside.
+
+    Band matrices are faster than pooling here.
     """
     rows, columns = (
         torch.ones(k, k, dtype=t.dtype, device=t.device).tril(1).triu(-1) / 3 for k in t.shape[:2]
@@ -147,11 +159,18 @@ def predict(
     depth: int = 1,
     reg: float = REG,
 ) -> Tensor:
-    """The regression on the support, images (n, C, H, W) and labels (n, classes), at images x: (m,
-    classes).
+    """Predict labels (m, classes) by a kernel ridge regression on the support.
+
+    - support_x, support_y: images (n, C, H, W) and labels (n, classes).
+    - x: images (m, C, H, W) to predict the labels of.
+    - kernel: fc or conv, a name in KERNELS.
+    - depth: layers of the kernel's network.
+    - reg: of the regression, in units of the kernel's mean diagonal.
 
     The support's own kernel is computed and solved in float64, whatever the images are: float32
     rounds it by about as much as reg adds, and the inverse enlarges that.
+
+    Raises Error for an unknown kernel, and for one that is not positive definite.
     """
     function = KERNELS[choose("kernel", kernel, KERNELS)]
     own = function(support_x.double(), support_x.double(), depth)
@@ -160,14 +179,15 @@ def predict(
 
 
 def ridge(kernel: Tensor, labels: Tensor, reg: float = REG) -> Tensor:
-    """(K + reg tr(K) / n I)^-1 y for the support's kernel (n, n) and labels (n, classes):
-    coefficients (n, classes).
+    """Solve for the coefficients (n, classes) of the regression: (K + reg tr(K) / n I)^-1 y.
+
+    - kernel: K of the support (n, n).
+    - labels: y (n, classes).
+
+    Raises Error for a kernel that is not positive definite.
     """
-    penalty = (
-        reg
-        * kernel.diagonal().mean()
-        * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    )
+    identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    penalty = reg * kernel.diagonal().mean() * identity
     factor, failed = torch.linalg.cholesky_ex(kernel + penalty)
     if failed:
         raise Error(

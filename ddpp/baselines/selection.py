@@ -42,7 +42,19 @@ class SelectionConfig:
 def random(data: ImageData, ipc: int, network: dict, seed: int = 0) -> DistilledDataset:
     """Draw `ipc` random real training images per class.
 
-    With the seed of a run, they are the images that it starts from.
+    - data: the images to draw from, preprocessed.
+    - ipc: images per class.
+    - network: what to train on the set, the fields of a NetworkConfig; missing ones have their
+      defaults.
+    - seed: of the draw. With the seed of a run, they are the images that it starts from.
+
+    Raises Error for a class with too few images.
+
+    >>> import ddpp
+    >>> from ddpp.baselines import selection
+    >>> data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    >>> selection.random(data, ipc=2, network={"width": 32}).images.shape
+    torch.Size([20, 3, 32, 32])
     """
     made = {"method": "random real images", "ipc": ipc, "seed": seed}
     return _set(data, data.draw(ipc, seed), network, made)
@@ -60,8 +72,12 @@ def herding(
 ) -> DistilledDataset:
     """Choose images whose mean feature stays closest to that of their class.
 
-    The features are those of a network that was trained on the data, the first teacher. Source:
-    Welling, 2009; Chen et al., 2010.
+    - data: the images to choose from, preprocessed.
+    - teachers: trained on them; the features are those of the first teacher.
+    - config: images per class, and the teacher's epoch.
+    - saving: not used, as nothing is saved on the way.
+
+    Source: Welling, 2009; Chen et al., 2010.
     """
     theta = teachers.snapshot(0, config.epochs)
     with torch.no_grad():
@@ -77,10 +93,14 @@ def forgetting(
 ) -> DistilledDataset:
     """Choose the images that a network in training forgets most often.
 
+    - data: the images to choose from, preprocessed.
+    - teachers: trained on them; only the first is used.
+    - config: images per class, and the teacher's epochs.
+    - saving: a checkpoint keeps each test, so that a stopped call resumes with the next one.
+
     Images that it never learns count as forgotten more often than all others; ties are broken at
-    random. Forgetting is tested once per epoch, on all images as they are, and not when an image
-    is in a batch. Each test is saved: a stopped call resumes with the next one. Source: Toneva et
-    al., ICLR 2019.
+    random. Forgetting is tested once per epoch, on all images without augmentation, and not when an
+    image is in a batch. Source: Toneva et al., ICLR 2019.
     """
     history = _looks(data, teachers, config, saving)
     order = torch.randperm(history.shape[1], generator=generator(config.seed, "ties")).to(
@@ -96,8 +116,17 @@ def forgetting(
 
 
 def herd(features: Tensor, n: int) -> Tensor:
-    """Choose n rows of features (N, d), each so that the mean of the chosen is closest to that of
-    all rows. Returns their indices (n,).
+    """Choose n rows of features, each so that the mean of the chosen is closest to that of all.
+
+    - features: (N, d).
+    - n: how many rows to choose.
+
+    Returns their indices (n,). Source: Welling, 2009.
+
+    >>> import torch
+    >>> from ddpp.baselines import selection
+    >>> selection.herd(torch.tensor([[0.0], [1.0], [5.0]]), n=2)
+    tensor([1, 2])
     """
     mean, total, chosen = features.mean(0), torch.zeros_like(features[0]), []
     free = torch.ones(len(features), dtype=torch.bool, device=features.device)
@@ -113,8 +142,16 @@ def herd(features: Tensor, n: int) -> Tensor:
 def forgetting_events(history: Tensor) -> Tensor:
     """Count how often each image was right at one look and wrong at the next: (N,).
 
-    history: (looks, N), bool, True where right. Images that were never right have `looks` events,
-    more than any other can.
+    - history: (looks, N), bool, True where right.
+
+    Images that were never right have `looks` events, more than any other can. Source: Toneva et
+    al., ICLR 2019.
+
+    >>> import torch
+    >>> from ddpp.baselines import selection
+    >>> history = torch.tensor([[True, True, False], [False, True, False], [True, True, False]])
+    >>> selection.forgetting_events(history)
+    tensor([1, 0, 3])
     """
     events = (history[:-1] & ~history[1:]).sum(0)
     return torch.where(history.any(0), events, len(history))
@@ -159,7 +196,7 @@ def _select(data: ImageData, config: SelectionConfig, best: Callable[[Tensor], T
 
 
 def _set(data: ImageData, chosen: Split, network: dict, provenance: dict) -> DistilledDataset:
-    """Real images as a set to train on."""
+    """Turn real images into a set to train on."""
     return DistilledDataset(
         images=chosen.images,
         labels=chosen.labels,

@@ -1,5 +1,6 @@
-"""Every figure of the book: a function from data to a matplotlib Figure, in one style and one
-palette.
+"""Draw every figure of the book, in one style and one palette.
+
+Each function takes data and returns a matplotlib Figure.
 """
 
 import re
@@ -41,8 +42,15 @@ def use_style() -> None:
 
 
 def pictures(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
-    """Rows of images (n, C, H, W) in [0, 1], each row with its name; `titles` stand over the
-    columns.
+    """Draw images in rows, each row with its name.
+
+    - rows: {name: images (n, C, H, W) in [0, 1]}; rows may differ in length.
+    - titles: texts over the columns; default: none.
+
+    >>> import torch
+    >>> from ddpp.book import figures
+    >>> figure = figures.pictures({"noise": torch.rand(3, 3, 8, 8)}, titles=["a", "b", "c"])
+    >>> figure.savefig("noise.png")
     """
     columns = max(len(images) for images in rows.values())
     side = min(WIDTH / columns, 1.4)
@@ -62,25 +70,34 @@ def pictures(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
 
 
 def progress(distilled: DistilledDataset) -> Figure:
-    """The first image of each class (ten at most) at every kept iterate, from the real image to the
-    final one.
+    """Draw the first image of each class at every kept iterate, from the real image to the last.
+
+    - distilled: a set with its iterates; at most ten classes are shown.
+
+    Raises Error for a set without iterates.
     """
     if not distilled.iterates:
         raise Error("this set has no iterates to show: it was not distilled")
-    name = lambda step: f"step {step}" if step else "real"
     first = {
         name: members[0]
         for name, members in zip(distilled.classes, distilled.by_class(), strict=True)
         if members
     }
     shown = list(first.values())[:10]
-    rows = {name(step): distilled.at(step).natural()[shown] for step in distilled.iterates}
+    rows = {
+        f"step {step}" if step else "real": distilled.at(step).natural()[shown]
+        for step in distilled.iterates
+    }
     return pictures(rows, list(first)[:10])
 
 
 def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
-    """The first `count` images of each class (ten at most): left the real ones, right what became
-    of them.
+    """Draw the first images of each class: the real ones on the left, the distilled on the right.
+
+    - distilled: a set with the images it started from; at most ten classes are shown.
+    - count: images per class.
+
+    Raises Error for a set without the images it started from.
     """
     if 0 not in distilled.iterates:
         raise Error("this set has no images from before to show: it was not distilled")
@@ -109,8 +126,11 @@ def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
 
 
 def history(distilled: DistilledDataset) -> Figure:
-    """Loss with and without pruning, the share of parameters kept, and alpha, over the distillation
-    steps.
+    """Plot the losses, the share of parameters kept and alpha over the distillation steps.
+
+    The losses are those with and without pruning.
+
+    - distilled: a set made by matching trajectories, with its history.
     """
     figure, (losses, kept, alpha) = plt.subplots(1, 3, figsize=(WIDTH, 2.4), layout="constrained")
     column = distilled.history
@@ -128,7 +148,16 @@ def history(distilled: DistilledDataset) -> Figure:
 
 
 def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]) -> Figure:
-    """Panels side by side, each (title, x label, y label) with its lines {name: (x, y)}."""
+    """Plot curves in panels side by side.
+
+    - panels: (title, x label, y label) of each panel.
+    - columns: the curves of each panel, {name: (x, y)}.
+
+    >>> from ddpp.book import figures
+    >>> figure = figures.curves([("loss", "step", "")], {"train": ([0, 1, 2], [2.3, 1.9, 1.6])})
+    >>> figure.axes[0].get_title()
+    'loss'
+    """
     figure, axes = plt.subplots(
         1, len(panels), figsize=(WIDTH, 2.6), squeeze=False, layout="constrained"
     )
@@ -142,8 +171,18 @@ def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]
 
 
 def plane(trajectories: Mapping[str, Tensor]) -> Figure:
-    """Trajectories {name: (epochs, p)}, seen from their starts, in the plane in which they differ
-    most.
+    """Plot trajectories from a common start, in the plane in which they differ most.
+
+    The plane is spanned by the first two principal directions of all displacements. The axes say
+    which share of the squared displacements each direction has.
+
+    - trajectories: {name: parameters (epochs, p)}; row 0 is the start.
+
+    >>> import torch
+    >>> from ddpp.book import figures
+    >>> paths = {"teacher": torch.randn(4, 50).cumsum(0), "student": torch.randn(4, 50).cumsum(0)}
+    >>> [line.get_label() for line in figures.plane(paths).axes[0].lines]
+    ['teacher', 'student', 'start']
     """
     paths = {name: path - path[0] for name, path in trajectories.items()}
     points = torch.cat(list(paths.values())).double()
@@ -154,13 +193,8 @@ def plane(trajectories: Mapping[str, Tensor]) -> Figure:
         x, y = (path.double() @ axes[:2].T).T
         axis.plot(x, y, "o-", ms=4, label=name)
         for epoch in range(1, len(x)):
-            axis.annotate(
-                str(epoch),
-                (x[epoch], y[epoch]),
-                xytext=(3, 3),
-                textcoords="offset points",
-                fontsize=7,
-            )
+            at = {"xy": (x[epoch], y[epoch]), "xytext": (3, 3), "textcoords": "offset points"}
+            axis.annotate(str(epoch), fontsize=7, **at)
     axis.plot(0, 0, "k*", ms=10, label="start")
     axis.set(xlabel=f"direction 1 ({share[0]:.0%})", ylabel=f"direction 2 ({share[1]:.0%})")
     axis.set_aspect("equal", adjustable="datalim")
@@ -169,9 +203,14 @@ def plane(trajectories: Mapping[str, Tensor]) -> Figure:
 
 
 def means(points: Tensor, orders: Mapping[str, Tensor]) -> Figure:
-    """Points (N, 2) and their mean; of each order, the points that come first, numbered, and the
-    way of their running
-    mean. The last panel: how far that is from the mean of all."""
+    """Plot how fast the running mean of points, taken in some order, nears the mean of all.
+
+    One panel per order shows the points, numbered as they are taken, and the path of their running
+    mean. The last panel shows the distance between that mean and the mean of all points.
+
+    - points: (N, 2).
+    - orders: {name: indices (n,) of the points taken, in order}.
+    """
     size = (WIDTH, WIDTH / (len(orders) + 1))
     figure, axes = plt.subplots(1, len(orders) + 1, figsize=size, layout="constrained")
     mean = points.mean(0)
@@ -200,8 +239,11 @@ def means(points: Tensor, orders: Mapping[str, Tensor]) -> Figure:
 def pairs(
     student: Tensor, teacher: Tensor, epsilons: Sequence[float], rules: Sequence[str]
 ) -> Figure:
-    """Parameter pairs as points, the pruned ones in another colour; a row per rule, a column per
-    epsilon.
+    """Draw parameter pairs as points, the pruned ones in another colour.
+
+    - student, teacher: their parameters (p,).
+    - epsilons: thresholds, one column for each.
+    - rules: names of pruning rules, one row for each.
     """
     size = (WIDTH, WIDTH / len(epsilons) * len(rules) + 0.5)
     figure, axes = plt.subplots(
@@ -226,8 +268,12 @@ def pairs(
 def draw_pairs(
     axis: Axes, student: Tensor, teacher: Tensor, epsilon: float, rule: str, points: int = 2000
 ) -> None:
-    """One panel of `pairs`: the middle, where pairs leave the cone; all are counted, at most
-    `points` are drawn.
+    """Draw one panel of `pairs`: the middle of the plane, where pairs leave the cone.
+
+    - axis: where to draw; it is cleared first.
+    - student, teacher: their parameters (p,).
+    - epsilon, rule: the pruning rule and its threshold.
+    - points: how many pairs are drawn at most; the share in the title counts all of them.
     """
     axis.clear()
     keep = keep_mask(student, teacher, epsilon, rule).cpu()
@@ -245,16 +291,21 @@ def draw_pairs(
 
 
 def shares(names: Sequence[str], columns: Mapping[str, Sequence[float]], xlabel: str) -> Figure:
-    """A share in percent for each name (a layer, say), a marker per column."""
+    """Plot a share in percent for each name, a layer for example, with a marker for each column.
+
+    - names: from top to bottom.
+    - columns: {label: shares in [0, 1], one per name}.
+    - xlabel: text below the axis.
+
+    >>> from ddpp.book import figures
+    >>> figure = figures.shares(["conv", "linear"], {"kept": [0.9, 0.4]}, "parameters kept (%)")
+    >>> figure.axes[0].lines[0].get_xdata().tolist()
+    [90.0, 40.0]
+    """
     figure, axis = plt.subplots(figsize=(WIDTH, 0.26 * len(names) + 0.8), layout="constrained")
     for i, (label, values) in enumerate(columns.items()):
-        axis.plot(
-            [100 * float(v) for v in values],
-            range(len(names)),
-            "os^Dv"[i % 5],
-            color=f"C{i}",
-            label=label,
-        )
+        percent = [100 * float(v) for v in values]
+        axis.plot(percent, range(len(names)), "os^Dv"[i % 5], color=f"C{i}", label=label)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
     axis.invert_yaxis()
     axis.legend(fontsize=8)
@@ -264,9 +315,16 @@ def shares(names: Sequence[str], columns: Mapping[str, Sequence[float]], xlabel:
 def scores(
     columns: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str = "test accuracy (%)"
 ) -> Figure:
-    """For each name the values of several sets, {name: {set: values}}: their mean, and their
-    standard deviation as an
-    error bar."""
+    """Plot the mean of each group of values, with their standard deviation as an error bar.
+
+    - columns: {name on the x axis: {set: values}}; every name has the same sets.
+    - ylabel: text beside the axis.
+
+    >>> from ddpp.book import figures
+    >>> accuracies = {"ConvNet": {"MTT": [46.0, 47.0], "pruned": [46.5, 47.5]}}
+    >>> figures.scores(accuracies).axes[0].get_ylabel()
+    'test accuracy (%)'
+    """
     figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 3), layout="constrained")
     sets = list(next(iter(columns.values())))
     for i, label in enumerate(sets):
@@ -285,8 +343,10 @@ def scores(
 
 
 def layers(distilled: DistilledDataset, names: list[str]) -> Figure:
-    """The share of parameters kept in each layer, averaged over the distillation steps, by start
-    epoch.
+    """Plot the share of parameters kept in each layer, for each start epoch.
+
+    - distilled: a set made by matching trajectories; shares are averaged over its steps.
+    - names: of the layers, in the network's order.
     """
     epochs = distilled.history["epoch"]
     columns = {
@@ -297,34 +357,28 @@ def layers(distilled: DistilledDataset, names: list[str]) -> Figure:
 
 
 def ablation(lines: Sequence[dict]) -> Figure:
-    """Accuracy, share kept and final unmasked loss against epsilon (see `tables.summarize`); the
-    band is rule
-    none, that is MTT. Error bars and band: standard deviation over seeds."""
+    """Plot accuracy, share of parameters kept and final unmasked loss against epsilon.
+
+    The grey band is rule none, that is, MTT. Error bars and band show the standard deviation over
+    seeds.
+
+    - lines: from `tables.summarize`.
+    """
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.9), layout="constrained")
     values = (
         ("mean", "test accuracy (%)", 1),
         ("kept", "effective parameters (%)", 100),
         ("unmasked", "MTT loss", 1),
     )
+    rules = dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none")
     for axis, (key, title, scale) in zip(axes, values, strict=True):
-        for i, rule in enumerate(
-            dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none")
-        ):
+        for i, rule in enumerate(rules):
             points = [line for line in lines if line["rule"] == rule and line["mean"] is not None]
             x, y = [p["epsilon"] for p in points], [scale * p[key] for p in points]
             bars = [p["std"] or 0 for p in points] if key == "mean" else None
             style = "-" if rule in ("signed", "magnitude") else ":"
-            axis.errorbar(
-                x,
-                y,
-                bars,
-                fmt="os^Dv"[i % 5] + style,
-                ms=4,
-                lw=1.2,
-                capsize=2,
-                color=f"C{i}",
-                label=rule,
-            )
+            look = {"fmt": "os^Dv"[i % 5] + style, "ms": 4, "lw": 1.2, "capsize": 2}
+            axis.errorbar(x, y, bars, color=f"C{i}", label=rule, **look)
         axis.set(title=title, xlabel="epsilon")
     base = next((line for line in lines if line["rule"] == "none"), None)
     if base:
@@ -363,10 +417,17 @@ def comparison(found: Comparison) -> Figure:
 def play(
     figure: Figure, draw: Callable[[int], object], frames: int, alt: str, seconds: float = 0.5
 ) -> "HTML":
-    """draw(0) ... draw(frames - 1) on the figure, as a player that needs no kernel and no network.
+    """Make a player of frames that needs no kernel and no network.
 
-    matplotlib's own player, which waits for a click; what it lacks is put in: a text for those who
-    do not see the image, a name for the slider, and buttons that need no icon font.
+    It is matplotlib's player, started by a click, with three additions: a text for readers who do
+    not see the image, a name for the slider, and buttons without an icon font. The figure is
+    closed.
+
+    - figure: what is drawn on.
+    - draw: draws a frame on the figure, given its index, from 0.
+    - frames: number of frames.
+    - alt: says in words what the frames show.
+    - seconds: per frame.
     """
     from IPython.display import HTML
 
@@ -401,7 +462,5 @@ ICONS = {
 
 
 def _channels_last(image: Tensor) -> np.ndarray:
-    """(C, H, W) -> what imshow takes: an array (H, W, 3), or (H, W) for fewer than three
-    channels.
-    """
+    """Turn an image (C, H, W) into an array for imshow: (H, W, 3), or (H, W) for fewer channels."""
     return (image[:3].permute(1, 2, 0) if len(image) >= 3 else image[0]).numpy()

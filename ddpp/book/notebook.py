@@ -1,6 +1,4 @@
-"""What the chapters of the book start with: style, a word on the device, and things computed
-once.
-"""
+"""What each chapter starts with: the style, a line on the device, and things computed once."""
 
 import sys
 import time
@@ -20,11 +18,10 @@ DRIVE = Path("/content/drive")
 
 
 def begin(drive: bool = False) -> Path:
-    """Set the figures' style and say what this notebook runs on; returns the folder where results
-    are kept.
+    """Set the figures' style, print the device, and return the folder for results.
 
-    With `drive`, on Colab, that is a folder in the reader's Google Drive, which outlives the
-    session.
+    - drive: whether results are kept in the reader's Google Drive, which outlives a Colab session.
+      Outside Colab they stay in runs/.
     """
     figures.use_style()
     colab = "google.colab" in sys.modules
@@ -45,9 +42,15 @@ def begin(drive: bool = False) -> Path:
 
 
 def teachers(data: ImageData, recipe: Recipe, runs: Path, count: int | None = None) -> Teachers:
-    """The recipe's teachers from `runs`, or the first `count` of them, trained as far as they are
-    missing; says which
-    of the two happened."""
+    """Load the recipe's teachers from `runs`, and train those that are missing.
+
+    Prints whether they were loaded or trained.
+
+    - data: the images that they are trained on.
+    - recipe: its profile and data set decide the folder, its settings the training.
+    - runs: the folder that `begin` returned.
+    - count: how many teachers; default: all of the recipe.
+    """
     config = recipe.stored_teachers()
     config = replace(config, count=count or config.count)
     folder = runs / f"teachers-{Path(recipe.data).stem}-{recipe.profile}"
@@ -62,8 +65,12 @@ def teachers(data: ImageData, recipe: Recipe, runs: Path, count: int | None = No
 
 
 def distilled(path: Path, make: Callable[[Path], DistilledDataset]) -> DistilledDataset:
-    """The set in the file `path`, or else make(checkpoint), saved there; says which of the two
-    happened.
+    """Load the set in the file `path`, or distil it and save it there.
+
+    Prints whether it was loaded or distilled.
+
+    - path: of the distilled set.
+    - make: distils the set, given the path of a checkpoint that a stopped call resumes from.
     """
     if path.exists():
         print(f"loaded from {path}")

@@ -1,13 +1,13 @@
-"""The tables of the book, made of rows of results (see `experiments.read`)."""
+"""Make the tables of the book from rows of results (see `experiments.read`)."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ddpp.evaluating import spread
 from ddpp.experiments.comparing import Difference
 from ddpp.experiments.methods import METHODS
 
-# rule none is MTT
+# of Table I; rule none is MTT
 _METHODS = ("random", "forgetting", "herding", "dsa", "dm", "cafe", "none", "signed")
 _ROWS = {  # of the paper's Table I: test accuracy, mean and deviation of five networks
     ("cifar10", 1): "14.4 2.0 13.5 1.2 21.5 1.2 28.8 0.7 26.0 0.8 31.6 0.8 46.3 0.8 46.4 0.6",
@@ -17,12 +17,16 @@ _ROWS = {  # of the paper's Table I: test accuracy, mean and deviation of five n
     ("cifar100", 10): "14.6 0.5 15.1 0.3 17.3 0.3 32.3 0.3 29.7 0.3 31.5 0.2 40.1 0.4 43.1 0.3",
     ("cifar100", 50): "30.0 0.4 30.5 0.3 33.7 0.5 42.8 0.4 43.6 0.4 42.9 0.2 47.7 0.2 48.4 0.3",
 }
-# one iterator twice: neighbours
-_pairs = lambda row: zip(*[map(float, row.split())] * 2, strict=True)
-# -> (mean, deviation)
+
+
+def _pairs(row: str) -> Iterator[tuple[float, float]]:
+    """Yield (mean, deviation) of each method in a row."""
+    numbers = map(float, row.split())
+    return zip(numbers, numbers, strict=True)  # one iterator twice: neighbours
+
+
 TABLE_1 = {which: dict(zip(_METHODS, _pairs(row), strict=True)) for which, row in _ROWS.items()}
-# (data set, images per class): KIP of width 1,024, KIP of width 128, the paper's method of width
-# 128
+# (data set, images per class): KIP at width 1,024, KIP at 128, the paper's method at 128
 TABLE_2 = {
     ("cifar10", 1): (49.9, 38.3, 46.4),
     ("cifar10", 10): (62.7, 57.6, 65.5),
@@ -41,34 +45,26 @@ TABLE_3 = {
 # Student's t, two-sided, by degrees of freedom; printed here for assignment 4
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 NAMES = {  # as the tables show them
-    **{
-        "none": "MTT",
-        "signed": "pruned",
-        "random": "Random",
-        "herding": "Herding",
-        "forgetting": "Forgetting",
-    },
+    **{"none": "MTT", "signed": "pruned"},
+    **{"random": "Random", "herding": "Herding", "forgetting": "Forgetting"},
     **{"dc": "DC", "dsa": "DSA", "dm": "DM", "cafe": "CAFE", "kip": "KIP", "iadd": "IADD"},
     **{"convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18"},
 }
 
 
 def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
-    """The paper's Table I in Markdown, its numbers beside those of the rows; a dash where nothing
-    has been run.
+    """Return the paper's Table I in Markdown, beside the accuracies of the rows.
 
-    Of one seed: mean and deviation of its networks. Of more: mean and deviation over seeds of the
-    networks' mean.
+    A row of one seed shows the mean and standard deviation of its networks. With several seeds, the
+    mean of each seed's networks is taken first, then mean and deviation over seeds. A dash marks
+    what has not been run.
+
+    - rows: of experiment table1, see `experiments.read`.
+    - sets: (data set, images per class) to show; default: all.
     """
-    head = (
-        "data, images per class",
-        "method",
-        "paper",
-        "final",
-        "selected",
-        "best on test",
-        "seeds",
-    )
+    kinds = ("final", "selected", "best_on_test")
+    shown = (kind.replace("_", " ") for kind in kinds)
+    head = ("data, images per class", "method", "paper", *shown, "seeds")
     lines = [head, ["---"] * len(head)]
     for data, ipc in sets:
         for rule, (mean, std) in TABLE_1[data, ipc].items():
@@ -77,10 +73,7 @@ def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_
                 for row in rows
                 if not row["error"] and _key(row) == (data, ipc, rule)
             ]
-            ours = [
-                _accuracy([each[which] for each in group])
-                for which in ("final", "selected", "best_on_test")
-            ]
+            ours = [_accuracy([each[kind] for each in group]) for kind in kinds]
             lines.append(
                 [_name(data, ipc), NAMES[rule], f"{mean} ± {std}", *ours, str(len(group) or "–")]
             )
@@ -88,7 +81,10 @@ def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_
 
 
 def table_2(rows: Sequence[dict]) -> str:
-    """The paper's Table II in Markdown: KIP in two widths, beside the rows of experiment table2."""
+    """Return the paper's Table II in Markdown: KIP in two widths.
+
+    - rows: of experiment table2, see `experiments.read`.
+    """
     head = ("data, images per class", "KIP-1024, paper", "ours", "KIP-128, paper", "ours")
     lines = [head, ["---"] * len(head)]
     for (data, ipc), (wide, narrow, _) in TABLE_2.items():
@@ -97,28 +93,27 @@ def table_2(rows: Sequence[dict]) -> str:
             _accuracy([row["distilled"]["final"] for row in group if ("of" in row) == transferred])
             for transferred in (True, False)
         ]
-        lines.append(
-            [
-                _name(data, ipc),
-                _show(wide, None, "", "–"),
-                ours[0],
-                _show(narrow, None, "", "–"),
-                ours[1],
-            ]
-        )
+        theirs = [_show(accuracy, None, "", "–") for accuracy in (wide, narrow)]
+        lines.append([_name(data, ipc), theirs[0], ours[0], theirs[1], ours[1]])
     return _markdown(lines)
 
 
 def architecture_of(row: dict) -> str:
-    """The network that a row's accuracies are of: where another run's set was evaluated, that
-    network's name.
+    """Return the name of the network in which a row's set was evaluated.
+
+    - row: of any experiment; without an entry `network` its network is the ConvNet.
+
+    >>> from ddpp.book.tables import architecture_of
+    >>> architecture_of({"network": {"name": "vgg11"}}), architecture_of({})
+    ('vgg11', 'convnet')
     """
     return row.get("network", {"name": "convnet"})["name"]
 
 
 def table_3(rows: Sequence[dict]) -> str:
-    """The paper's Table III in Markdown, beside the rows of experiment table3: sets in each
-    architecture.
+    """Return the paper's Table III in Markdown: Table I's sets in other architectures.
+
+    - rows: of experiment table3, see `experiments.read`.
     """
     head = (
         "architecture",
@@ -139,19 +134,15 @@ def table_3(rows: Sequence[dict]) -> str:
 
 
 def rivals(rows: Sequence[dict]) -> str:
-    """All methods on one data set and size, in Markdown: what each matches, test accuracy over
-    seeds, how much better
-    than as many random real images of the same seeds it is, and the seconds that distilling
-    took."""
-    head = (
-        "method",
-        "matches",
-        "accuracy (%)",
-        "minus random (points)",
-        "least",
-        "seconds",
-        "seeds",
-    )
+    """Return a table, in Markdown, of all methods on one data set and size.
+
+    It shows what each method matches, its test accuracy over seeds, its gain over the same number
+    of random real images of the same seeds, and the seconds that distilling took.
+
+    - rows: of one data set and size; rows of method random are what the others are compared with.
+    """
+    gains_head = ("minus random (points)", "least")
+    head = ("method", "matches", "accuracy (%)", *gains_head, "seconds", "seeds")
     lines = [head, ["---"] * len(head)]
     rows = [row for row in rows if not row["error"]]
     chance = {row["seed"]: row["accuracy"] for row in rows if row["method"] == "random"}
@@ -162,36 +153,25 @@ def rivals(rows: Sequence[dict]) -> str:
         spent = statistics.fmean(
             row["seconds"].get("teachers", 0) + row["seconds"].get("distill", 0) for row in group
         )
-        lines.append(
-            [
-                NAMES.get(key, key),
-                METHODS[name].matches,
-                _accuracy([row["distilled"]["final"] for row in group]),
-                _show(statistics.fmean(gains), spread(gains) or None, "+")
-                if gains and key != "random"
-                else "",
-                f"{min(gains):+.1f}" if gains and key != "random" else "",
-                f"{spent:.0f}",
-                str(len(group)),
-            ]
-        )
+        accuracy = _accuracy([row["distilled"]["final"] for row in group])
+        gain = ["", ""]
+        if gains and key != "random":
+            mean = _show(statistics.fmean(gains), spread(gains) or None, "+")
+            gain = [mean, f"{min(gains):+.1f}"]
+        line = [NAMES.get(key, key), METHODS[name].matches, accuracy, *gain]
+        lines.append([*line, f"{spent:.0f}", str(len(group))])
     return _markdown(lines)
 
 
 def costs(rows: Sequence[dict]) -> str:
-    """What each run took, in Markdown: hours of its stages (teachers: of training or awaiting
-    them), on what, when.
+    """Return a table, in Markdown, of what each run took: hours per stage, device, versions, date.
+
+    The hours of the stage `teachers` include waiting for another process that trains them.
+
+    - rows: of any experiment.
     """
-    head = (
-        "run",
-        "teachers",
-        "distillation",
-        "evaluation",
-        "device",
-        "torch",
-        "commit",
-        "finished",
-    )
+    stages = ("teachers", "distillation", "evaluation")
+    head = ("run", *stages, "device", "torch", "commit", "finished")
     lines = [head, ["---"] * len(head)]
     for row in rows:
         spent = [
@@ -214,12 +194,12 @@ def _name(data: str, ipc: int) -> str:
 
 
 def _key(row: dict) -> tuple[str, int, str]:
-    """Data set, images per class, and the method; of trajectories, the rule."""
+    """Return data set, images per class, and the method; of trajectories, the rule."""
     return row["recipe"]["data"], row["recipe"]["distill"]["ipc"], row.get("rule") or row["method"]
 
 
 def _accuracy(seeds: list[list[float] | None]) -> str:
-    """Mean and deviation, as text, of the accuracies of each seed's networks."""
+    """Return mean and deviation, as text, of the accuracies of each seed's networks."""
     known = [networks for networks in seeds if networks is not None]
     if not known or len(known) < len(seeds):
         return "–"
@@ -228,19 +208,27 @@ def _accuracy(seeds: list[list[float] | None]) -> str:
 
 
 def _show(value: float | None, error: float | None, sign: str = "", missing: str = "") -> str:
-    """A number with its error, as text; `missing` where there is none."""
-    return (
-        missing
-        if value is None
-        else f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
-    )
+    """Return a number with its error, as text; `missing` where there is none."""
+    if value is None:
+        return missing
+    return f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
 def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None, float | None, int]:
-    """How much better the paper's rule is than MTT, over the seeds that have both: the mean
-    difference of `value`, half
-    the width of its 95 % confidence interval (None for fewer than two seeds), and the number of
-    these seeds; rows of one data set and size."""
+    """Compare the paper's rule with MTT, over the seeds that have both.
+
+    - rows: of one data set and size.
+    - value: the key of the number that is compared.
+
+    Returns the mean difference of `value`, half the width of its 95 % confidence interval
+    (Student's t; None for fewer than two seeds), and the number of these seeds.
+
+    >>> from ddpp.book.tables import paired
+    >>> mtt = {"rule": "none", "seed": 0, "accuracy": 46.0, "error": None}
+    >>> pruned = {"rule": "signed", "seed": 0, "accuracy": 46.5, "error": None}
+    >>> paired([mtt, pruned])
+    (0.5, None, 1)
+    """
     by = {(row.get("rule"), row["seed"]): row[value] for row in rows if not row["error"]}
     gains = [
         by["signed", seed] - by["none", seed]
@@ -254,8 +242,10 @@ def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None,
 
 
 def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
-    """`paired` for each data set and size of Table I, in Markdown, beside the paper's
-    difference.
+    """Return `paired` for each data set and size, in Markdown, beside the paper's difference.
+
+    - rows: of experiment table1, see `experiments.read`.
+    - sets: (data set, images per class) to show; default: all of Table I.
     """
     head = ("data, images per class", "paper", "final", "selected", "seeds")
     lines = [head, ["---"] * len(head)]
@@ -264,23 +254,29 @@ def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TA
         group = [row for row in rows if _key(row)[:2] == (data, ipc)]
         final, selected = paired(group), paired(group, "selected")
         ours = [_show(mean, half, "+", "–") for mean, half, _ in (final, selected)]
-        lines.append(
-            [
-                _name(data, ipc),
-                f"{paper['signed'][0] - paper['none'][0]:+.1f}",
-                *ours,
-                str(final[2] or "–"),
-            ]
-        )
+        published = f"{paper['signed'][0] - paper['none'][0]:+.1f}"
+        lines.append([_name(data, ipc), published, *ours, str(final[2] or "–")])
     return _markdown(lines)
 
 
 def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
-    """One line per (rule, epsilon), in the order of the rows: mean of `value` over seeds and its
-    deviation (None for
-    one seed), the mean share kept, the number of runs and of those that stopped, and the paired
-    difference to rule
-    none: its mean and standard error."""
+    """Summarize the ablation: one line per (rule, epsilon), in the order of the rows.
+
+    - rows: of experiment epsilon, see `experiments.read`.
+    - value: the key of the number that is averaged.
+
+    A line has the rule and epsilon, the number of runs and of those that stopped, mean and standard
+    deviation of `value` over seeds (`mean`, `std`), the mean share of parameters kept (`kept`), the
+    mean final loss of MTT (`unmasked`), and the paired difference to rule none: its mean (`gain`)
+    and standard error (`error`). What cannot be computed is None: a deviation of one seed, for
+    example.
+
+    >>> from ddpp.book.tables import summarize
+    >>> numbers = {"accuracy": 46.0, "kept": 1.0, "unmasked": 0.8, "error": None}
+    >>> (line,) = summarize([{"rule": "none", "epsilon": 0.0, "seed": 0} | numbers])
+    >>> line["mean"], line["std"], line["runs"]
+    (46.0, None, 1)
+    """
     lines = []
     base = {row["seed"]: row[value] for row in rows if row["rule"] == "none" and not row["error"]}
     for rule, epsilon in dict.fromkeys((row["rule"], row["epsilon"]) for row in rows):
@@ -300,24 +296,27 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
                 "epsilon": epsilon,
                 "runs": len(group),
                 "stopped": len(group) - len(finished),
-                "mean": statistics.fmean(values) if values else None,
+                "mean": _mean(values),
                 "std": spread(values) if len(values) > 1 else None,
-                "kept": statistics.fmean(row["kept"] for row in finished.values())
-                if finished
-                else None,
-                "unmasked": statistics.fmean(row["unmasked"] for row in finished.values())
-                if finished
-                else None,
-                "gain": statistics.fmean(gains) if gains else None,
+                "kept": _mean([row["kept"] for row in finished.values()]),
+                "unmasked": _mean([row["unmasked"] for row in finished.values()]),
+                "gain": _mean(gains),
                 "error": spread(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
             }
         )
     return lines
 
 
+def _mean(values: list[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
 def cells(line: dict) -> list[str]:
-    """A line of `summarize` as text: rule, epsilon, runs, share kept, accuracy, difference to rule
-    none.
+    """Return a line of `summarize` as texts for a table.
+
+    They are rule, epsilon, number of runs, share kept, accuracy, and difference to rule none.
+
+    - line: from `summarize`.
     """
     kept = "" if line["kept"] is None else f"{line['kept']:.1%}"
     numbers = _show(line["mean"], line["std"]), _show(line["gain"], line["error"], "+")

@@ -1,4 +1,4 @@
-"""The paper's experiments, and the ablation it lacks, as a list of runs.
+"""The runs of the paper's experiments, and of the ablation that it lacks.
 
 A run is a recipe with a name, EXPERIMENT/NAME; or the evaluation of another run's set in another
 network.
@@ -16,16 +16,16 @@ from ddpp.networks import NetworkConfig
 SEEDS = (0, 1, 2)
 MTT, PRUNED = ("none", 0.0), ("signed", 0.1)  # (rule, epsilon) of Table I's two rows
 EPSILONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5)
-# students that small come closer, so less is pruned
+# students of smoke scale come closer to their teachers, so less is pruned
 SMOKE_EPSILONS = (0.0, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
 CONTROLS = ("random", "largest", "smallest")
-# where controls prune as many pairs as the paper's rule
+# thresholds at which controls prune as many pairs as the paper's rule
 CONTROLLED, SMOKE_CONTROLLED = (0.1, 0.3), (0.1, 0.7)
 CHOICES = ("random", "herding", "forgetting")
 RIVALS = ("dm", "dsa", "cafe")  # distillation methods of Table I
 SMOKE_RIVALS = ("random", "herding", "dc", *RIVALS, "kip", "iadd", "forgetting")
 ARCHITECTURES = ("convnet", "alexnet", "vgg11", "resnet18")  # of Table III
-# where choosing takes hours at most
+# sets for which choosing images takes hours at most
 CPU_SETS = (("cifar10", 1), ("cifar10", 10), ("cifar100", 1), ("cifar100", 10))
 SETS = (
     ("cifar10", 10),
@@ -55,16 +55,25 @@ class Run:
 def runs(profile: str) -> list[Run]:
     """List all runs of a profile, the most valuable first: one seed of everything, then the next.
 
+    - profile: smoke, cpu, colab or paper.
+
+    The experiments are:
+
     - table1: the paper's rule, MTT (rule none) and their rivals for each data set and size; on the
       CPU only what takes hours there.
-    - table2: KIP and its transfer to a wider network. table3: other architectures.
+    - table2: KIP and its transfer to a wider network.
+    - table3: other architectures.
     - epsilon: thresholds, readings of the rule and controls, with ten images per class of CIFAR-10
       (smoke: with one).
 
     Runs of one seed share teachers, first images, batches and evaluation: their differences are
-    paired. At smoke scale each seed has teachers of its own, and its rivals come first, as the
-    table of all methods is what this scale is for. Else the same teachers serve all seeds, and
+    paired. At smoke scale each seed has its own teachers, and its rivals come first, because this
+    scale is for the table of all methods. At other scales the same teachers serve all seeds, and
     rivals have one seed.
+
+    >>> from ddpp.experiments import runs
+    >>> runs("paper")[0].name
+    'table1/cifar10-ipc10-none-seed0'
     """
     lists = _Lists(profile)
     return [run for seed in SEEDS for run in lists.of_seed(seed)]
@@ -84,6 +93,7 @@ class _Lists:
         return [("cifar10", 1)] if self.profile == "cpu" else SETS
 
     def of_seed(self, seed: int) -> list[Run]:
+        """List all runs of a seed, the most valuable first."""
         blocks = [self.table1(data, ipc, seed) for data, ipc in self.sets]
         if home(self.profile) in self.sets:
             blocks[2:2] = [self.ablation(seed), self.table3(seed)]
@@ -98,26 +108,26 @@ class _Lists:
         return [run for block in blocks for run in block]
 
     def table1(self, data: str, ipc: int, seed: int) -> list[Run]:
-        """MTT and the paper's rule."""
+        """List MTT and the paper's rule."""
         return [
             self._trajectories(f"table1/{data}-ipc{ipc}-{pair[0]}", data, ipc, pair, seed)
             for pair in (MTT, PRUNED)
         ]
 
     def rivals(self, methods: Sequence[str], data: str, ipc: int, seed: int) -> list[Run]:
-        """The other rows of Table I."""
+        """List the other rows of Table I."""
         return [
             self._run(f"table1/{data}-ipc{ipc}-{method}", data, ipc, method, seed)
             for method in methods
         ]
 
     def table2(self, data: str, ipc: int, seed: int) -> list[Run]:
-        """KIP, and its evaluation in a wider network."""
+        """List KIP, and its evaluation in a wider network."""
         kip = self._run(f"table2/{data}-ipc{ipc}-kip", data, ipc, "kip", seed)
         return [kip, *elsewhere(kip, "table2", [replace(kip.recipe.teachers.network, width=1024)])]
 
     def table3(self, seed: int) -> list[Run]:
-        """The evaluation of Table I's sets in other architectures."""
+        """List the evaluations of Table I's sets in other architectures."""
         own = recipe(self.profile, *home(self.profile)).teachers.network
         others = [replace(own, name=name) for name in ARCHITECTURES[1:]]
         return [
@@ -127,7 +137,7 @@ class _Lists:
         ]
 
     def ablation(self, seed: int) -> list[Run]:
-        """Thresholds, readings and controls; those of Table I are there already."""
+        """List thresholds, readings and controls, without the settings that Table I has already."""
         return [
             self._trajectories(f"epsilon/{rule}-{epsilon:g}", *home(self.profile), pair, seed)
             for pair in settings(self.profile)
@@ -151,7 +161,12 @@ class _Lists:
 
 
 def elsewhere(base: Run, experiment: str, networks: Sequence[NetworkConfig]) -> list[Run]:
-    """List the evaluations of a run's set in other networks."""
+    """List the evaluations of a run's set in other networks.
+
+    - base: the run that makes the set.
+    - experiment: the first part of the new names.
+    - networks: one evaluation for each.
+    """
     own = base.recipe.teachers.network
     name, _, seed = base.name.partition("/")[2].rpartition("-seed")
     found = []
@@ -184,9 +199,16 @@ def settings(profile: str) -> list[tuple[str, float]]:
 
 
 def select(found: Sequence[Run], only: str | None) -> list[Run]:
-    """Return the runs whose names match the pattern `only`, with * for anything.
+    """Return the runs whose names match a pattern.
 
-    Raises Error if none does.
+    - found: runs to choose from, see `runs`.
+    - only: the pattern, with * for anything; None: all runs.
+
+    Raises Error if no name matches.
+
+    >>> from ddpp.experiments import runs, select
+    >>> [run.name for run in select(runs("smoke"), "table1/*-ipc50-signed-seed0")]
+    ['table1/cifar10-sample-ipc50-signed-seed0']
     """
     chosen = [run for run in found if only is None or fnmatchcase(run.name, only)]
     if not chosen:

@@ -62,19 +62,25 @@ def reproduce(
 
     - todo: runs, see `runs` and `select`.
     - results: the folder of reports and distilled images.
-    - work: the folder of teachers, checkpoints and whole distilled files; with it, a stopped call
+    - work: the folder of teachers, checkpoints and whole distilled files. With it a stopped call
       resumes, here or on another machine.
-    - root, device: as in load_data. given: the data of all runs, if they are loaded already.
-    - minutes: stop after so many. jobs: runs at a time, in processes that divide the cores among
-      them; small networks keep one core busy, but not two.
-    - progress, say: progress bars, and a function that hears every line; of several jobs there are
-      no bars, and they print themselves.
+    - root, device: as in load_data.
+    - given: the data of all runs, if they are loaded already.
+    - minutes: stop after so many; None: never.
+    - jobs: runs at a time. They are processes that divide the cores among them: small networks keep
+      one core busy, but not two.
+    - progress: whether progress bars are shown; several jobs show none.
+    - say: takes each line of output; several jobs print their lines themselves.
 
-    Returns the rows (see `read_row`) of the finished runs. Several calls may work at one list, and
-    none does what another is doing. A script that calls this with several jobs needs the line
-    `if __name__ == "__main__":`, because each process imports it. If a run fails, the others are
-    still done; in the end there is an Error with the names of those that failed. Error at once for
-    a result that is damaged or belongs to other settings, and for what would stop all runs.
+    Returns the rows (see `read_row`) of the finished runs.
+
+    Several calls may work at one list at the same time: each skips the runs that another is doing.
+    A script that calls this with several jobs needs the line `if __name__ == "__main__":`, because
+    each process imports it.
+
+    Raises Error at once for a result that is damaged or belongs to other settings, and for whatever
+    would stop all runs. If single runs fail, the others are still done. Then an Error names those
+    that failed.
     """
     worker = Worker(tuple(todo), Path(results), Path(work), root, device, given, progress, say)
     _check_jobs(jobs)
@@ -123,13 +129,13 @@ class Worker:
     say: Callable[[str], None]
 
     def finished(self) -> list[dict]:
-        """The rows of the runs that have a result."""
+        """Return the rows of the runs that have a result."""
         return [row for run in self.todo if (row := read_result(run, self.results))]
 
     def work(self, failed: "Marks") -> None:
         """Do what has no result and what no other process is doing, until nothing is left.
 
-        failed: marks the runs that failed by their own fault; the processes share it.
+        - failed: marks the runs that failed by themselves; the processes share it.
         """
         load = lru_cache(1)(self._load)
         commit()
@@ -157,7 +163,7 @@ class Worker:
                     missing.pop()
 
     def say_what_is_left(self, failed: "Marks") -> None:
-        """One line for each run that is neither finished nor failed."""
+        """Print one line for each run that is neither finished nor failed."""
         for run, bad in zip(self.todo, failed[:], strict=True):
             if bad or read_result(run, self.results):
                 continue
@@ -174,7 +180,7 @@ class Worker:
         return load_data(data, root=self.root, zca=zca, validation=validation, device=self.device)
 
     def _attempt(self, run: Run, base: tuple[Path, dict] | None, data: ImageData) -> bool:
-        """Do a run, and say what came out; False if it failed."""
+        """Do a run, and print what came out; return False if it failed."""
         try:
             row = self._transferred(run, base, data) if base else self._distilled(run, data)
         except Error as e:
@@ -238,7 +244,7 @@ class Worker:
         return row
 
     def _begun(self, run: Run) -> dict:
-        """What a row says whatever comes out."""
+        """Return the entries that a row has whatever comes out."""
         recipe = run.recipe
         row = {"name": run.name, "method": recipe.method, "seed": recipe.distill.seed}
         row["error"] = None
@@ -247,7 +253,7 @@ class Worker:
         return row | marks_of_run(run)
 
     def _scores(self, run: Run) -> Path:
-        """One file for all runs of a profile: those of a seed have their real images in common."""
+        """Return the file of accuracies of a profile: runs of a seed share their real images."""
         return self.work_folder / f"{run.recipe.profile}-scores.json"
 
     def _details(self, line: str) -> None:
@@ -255,7 +261,7 @@ class Worker:
             self.say(line)
 
     def _base(self, run: Run) -> tuple[Path, dict] | None:
-        """The path and the report of the run that `run.of` names, once its images are there."""
+        """Return path and report of the run that `run.of` names, once its images are there."""
         if not run.of:
             return None
         base = _origin(run)
@@ -264,12 +270,12 @@ class Worker:
 
 
 def _origin(run: Run) -> Run:
-    """The run whose set this one evaluates."""
+    """Return the run whose set this one evaluates."""
     return replace(run, name=run.of, of=None, network=None)
 
 
 def _side_by_side(jobs: int, worker: Worker) -> "Marks":
-    """`Worker.work` in so many processes; returns which runs failed.
+    """Do `Worker.work` in several processes, and return which runs failed.
 
     Ctrl-C stops them as it stops one: what was done is saved.
     """
@@ -299,7 +305,7 @@ def _side_by_side(jobs: int, worker: Worker) -> "Marks":
 def _stop(started: list) -> None:
     """Interrupt processes until all have ended."""
     while alive := [process for process in started if process.is_alive()]:
-        # of an impatient user, or of the time limit, each minute
+        # from an impatient user, or from the time limit, each minute
         with contextlib.suppress(KeyboardInterrupt):
             for process in alive:
                 os.kill(process.pid, signal.SIGINT)
@@ -317,7 +323,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _job(threads: int, worker: Worker, failed: "SynchronizedArray[int]") -> None:
-    # also if a shell in the background has it ignored
+    # also where a shell started it in the background, with Ctrl-C ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()  # a Ctrl-C at the terminal goes to the parent, which passes it on, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -339,14 +345,18 @@ def _print_at_once(line: str) -> None:
 def _end_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
-        while True:  # until one of them is not lost
+        while True:  # an interrupt may be lost
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
 
 
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:
-    """One line per run: its result, how far it is, or that it is missing; and a last line with
-    how many are finished.
+    """Return one line per run, and a last line that counts the finished ones.
+
+    A line says what the result is, how far the run has come, or that it is missing.
+
+    - todo: runs, see `runs` and `select`.
+    - results, work: the folders of `reproduce`.
     """
     width = max((len(run.name) for run in todo), default=0)
     rows = [read_result(run, results) for run in todo]
@@ -358,7 +368,7 @@ def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list
 
 
 def _progress(run: Run, work: str | Path) -> str:
-    """How far a run without a result is."""
+    """Describe how far a run without a result has come."""
     out = out_of(run, work)
     checkpoint = beside(out, "checkpoint")
     if out.exists():
@@ -373,7 +383,7 @@ def _progress(run: Run, work: str | Path) -> str:
 
 
 def out_of(run: Run, work: str | Path) -> Path:
-    """The whole distilled file of a run, with its checkpoint and its teachers beside it."""
+    """Return the path of a run's distilled file; its checkpoint and teachers lie beside it."""
     return Path(work) / f"{run.recipe.profile}-{run.name.replace('/', '-')}.safetensors"
 
 
@@ -390,7 +400,7 @@ def time_limit(minutes: float | None) -> Iterator[None]:
             "a limit in minutes is not possible on this system: leave it out, and stop with Ctrl-C"
         )
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    # again each minute, should one be lost in a destructor
+    # again each minute, as an interrupt may be lost in a destructor
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 60)
     try:
         yield

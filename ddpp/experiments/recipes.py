@@ -20,20 +20,12 @@ from ddpp.teachers import TeacherConfig
 
 PROFILES = ("smoke", "cpu", "colab", "paper")
 
-# teachers, T, iterates
+# profile: teachers, T, iterates
 SCALES = {"cpu": (3, 500, 2), "colab": (20, 1000, 5), "paper": (200, 5000, 5)}
 
-# The trajectories' settings for (data set, images per class): MTT's commands as DC-BENCH lists
-# them, for all but a few.
-NAMES = (
-    "student_steps",
-    "expert_epochs",
-    "max_start_epoch",
-    "image_lr",
-    "alpha_lr",
-    "alpha0",
-    "batch",
-)  # J, K, I+ ...
+# The trajectories' settings (J, K, I+ ...) for (data set, images per class): MTT's commands as
+# DC-BENCH lists them, for all but a few.
+NAMES = "student_steps expert_epochs max_start_epoch image_lr alpha_lr alpha0 batch".split()
 PAPER = {
     ("cifar10", 1): (50, 2, 2, 100.0, 1e-7, 0.01, None),
     # MTT's README says 1e5, 1e-4, 0.01, and diverges (its #31)
@@ -92,7 +84,7 @@ class Recipe:
         check_settings(self.method, self.distill)
         if not method.teachers:
             return self.teachers
-        # as of every method with `teachers`
+        # as the settings of every method with `teachers` are
         used = cast(GivenTeachers, self.distill).teacher_epochs
         if used > self.teachers.epochs:
             reach = " and ".join(f"{name} {getattr(self.distill, name)}" for name in method.reach)
@@ -115,8 +107,9 @@ def recipe(
       and T = 500: with one image per class, hours on two cores), colab (with 20 teachers and
       T = 1,000) or paper.
     - data: cifar10-sample, cifar10, cifar100, or the path of an .npz; default: the bundled sample
-      for smoke, else cifar10. A data set of your own takes the settings of CIFAR-10.
-    - ipc: images per class. A size that the paper has not takes the next smaller one's settings.
+      for smoke, else cifar10. Your own data set gets the settings of CIFAR-10.
+    - ipc: images per class. A size that is not in the paper gets the settings of the next smaller
+      one.
     - method: a name in METHODS.
 
     Raises Error for an unknown name.
@@ -150,7 +143,7 @@ def recipe(
 def published(method: str, data: str, ipc: int) -> dict:
     """Look up what a method's paper or code sets for a data set and size.
 
-    Only what differs from the defaults of the method's config.
+    Returns only what differs from the defaults of the method's config.
     """
     if issubclass(METHODS[method].config, DistillConfig):
         table = "cifar100" if Path(data).stem == "cifar100" else "cifar10"
@@ -169,7 +162,11 @@ def _smaller(ipc: int, sizes: Iterable[int]) -> int:
 
 
 def from_dict(stored: dict, kind: type = Recipe) -> Any:
-    """Make the recipe that `asdict` turned into `stored`; newer settings have their defaults."""
+    """Make the recipe that `asdict` turned into `stored`.
+
+    Settings that are missing there, because they are newer, have their defaults. Raises Error for
+    settings that this version does not know.
+    """
     hints = get_type_hints(kind)
     names = {f.name for f in fields(kind)}
     if kind is Recipe and isinstance(stored, dict):

@@ -1,5 +1,6 @@
-"""The result of a run: a report, and beside it the distilled images, without the preprocessing,
-which the data brings.
+"""Write and read the result of a run: a report, and beside it the distilled images.
+
+The images are stored without their preprocessing, which the data brings.
 """
 
 import hashlib
@@ -44,7 +45,10 @@ def summary(distilled: DistilledDataset, report: dict) -> dict:
 
 
 def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
-    """Write the final images, labels, alpha and the history; None if the set is too large."""
+    """Write the final images, labels, alpha and the history; return their file and its SHA-256.
+
+    Returns None, and writes nothing, if the images take more than 16 MiB.
+    """
     images = distilled.images
     if images.numel() * images.element_size() > LARGEST:
         return None
@@ -56,9 +60,13 @@ def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
 
 
 def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
-    """Read the images beside the report `row` at `path`, and join them with their preprocessing.
+    """Read the images beside a report, and join them with their preprocessing.
 
-    data: what they were made from. Raises Error for other data or other preprocessing.
+    - path: of the report.
+    - row: the report, from `read_row`.
+    - data: the images they were made from.
+
+    Raises Error for other data or other preprocessing.
     """
     tensors, meta = files.read(path.with_name(row["set"]["file"]), KIND)
     made_from = meta["provenance"]["data"]
@@ -82,15 +90,20 @@ def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
 def read_row(path: Path) -> dict:
     """Read the report at `path`, and check it together with the file of images that it names.
 
-    name, method, seed, error; of trajectories also rule and epsilon; accuracy (percent, mean of the
-    final iterate's networks), selected (the same of the iterate chosen on held-out images), alpha;
-    kept (share of parameters, mean over steps), unmasked (MTT loss, mean of the last steps),
-    skipped (steps); all of `distilled` and `random` (see Evaluation); of and network, where another
-    run's set was evaluated; recipe, seconds, device, versions, commit.
+    - name, method, seed, error: of every run; trajectories also have rule and epsilon.
+    - accuracy: percent, mean over the final iterate's networks; selected: the same of the iterate
+      chosen on held-out images; alpha.
+    - kept: share of parameters, mean over steps; unmasked: MTT's loss, mean over the last steps;
+      skipped: number of steps.
+    - distilled, random: all accuracies, see Evaluation.
+    - of, network: where another run's set was evaluated.
+    - recipe, seconds, device, versions, commit, finished: how it was made.
+
+    Raises Error for a file that is damaged, or not the result of a run.
     """
     try:
         row = json.loads(path.read_text())
-        row = {"method": "ddpp"} | row  # the first reports had no other
+        row = {"method": "ddpp"} | row  # the first reports do not say it
         needed = {"name", "seed", "error", "recipe", "device", "versions", "commit", "finished"}
         if row["method"] in ("ddpp", "mtt"):
             needed |= {"rule", "epsilon"}
@@ -125,9 +138,12 @@ def describe(row: dict) -> str:
 
 
 def read_result(run: Run, results: str | Path) -> dict | None:
-    """Read a run's result; None if there is none.
+    """Read a run's result; return None if there is none.
 
-    Raises Error for one that is damaged, or that belongs to other settings.
+    - run: see `runs`.
+    - results: the folder of reports.
+
+    Raises Error for a result that is damaged, or that belongs to other settings.
     """
     path = run.report(results)
     if not path.exists():
@@ -161,8 +177,15 @@ def network_of(run: Run) -> NetworkConfig:
 def read(results: str | Path, profile: str, experiment: str) -> list[dict]:
     """Read the rows (see `read_row`) of an experiment's finished runs, in the order of its table.
 
+    - results: the folder of reports.
+    - profile: smoke, cpu, colab or paper.
+    - experiment: table1, table2, table3 or epsilon.
+
     The ablation shares with Table I the runs of its data and size: MTT, and the paper's rule at the
-    paper's threshold. So does Table III, as both sets in the network they were distilled with.
+    paper's threshold. Table III shares them, too: they are both sets in the network they were
+    distilled with.
+
+    Raises Error for a result that is damaged, or that belongs to other settings.
     """
     chosen = [run for run in runs(profile) if _belongs(run, profile, experiment)]
     rows = [row for run in chosen if (row := read_result(run, results))]
