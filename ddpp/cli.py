@@ -171,15 +171,14 @@ def compare(
     minutes: float | None = None,
     jobs: int = 1,
 ) -> None:
-    """Compare pruning rules in paired runs: a table of differences with intervals, and a figure.
+    """Compare pruning rules in paired runs, and test their differences.
 
-    Runs of one seed share teachers, first images, batches and evaluation. Another call resumes
-    where one stopped. --rule may also be given once for each rule.
+    Another call resumes where one stopped. Writes a table and a figure.
 
     Args:
-        rules: each perhaps with an epsilon of its own, as signed@0.3
+        rules: or --rule once for each; perhaps with an epsilon of its own, as signed@0.3
         base: what they are compared with; none is MTT
-        seeds: paired runs of each rule
+        seeds: paired runs of each rule: they share all but the rule
         out: folder of results, teachers and checkpoints, and of the table and the figure
         minutes: stop after so many
         jobs: runs at a time, in processes that divide the cores among them
@@ -196,7 +195,7 @@ def compare(
         jobs=jobs,
     )
     print(f"\n{found}")
-    files.write_bytes(out / "table.md", (found._repr_markdown_() + "\n").encode())
+    files.write_bytes(out / "table.md", (found.markdown() + "\n").encode())
     if found.differences:
         from ddpp.book import figures  # here, as matplotlib takes seconds to import
 

@@ -409,7 +409,7 @@ def comparison(found: Comparison) -> Figure:
         yticks=range(len(rows)),
         yticklabels=[f"{rule}, {epsilon:g}" for (rule, epsilon), _ in rows],
         ylim=(len(rows) - 0.5, -0.6),
-        xlabel=f"points of test accuracy more than {found.base[0]}",
+        xlabel=f"difference to {found.base[0]} in test accuracy (points)",
     )
     return figure
 

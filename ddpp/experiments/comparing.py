@@ -13,7 +13,7 @@ from ddpp.experiments.lists import Run
 from ddpp.experiments.queue import reproduce
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.recipes import recipe as recipe_of
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Error, choose
 from ddpp.pruning import RULES, Rule
 
 Setting = tuple[str, float]  # a rule and its epsilon
@@ -107,10 +107,13 @@ class Comparison:
         wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join("  ".join(map(str.ljust, line, wide)).rstrip() for line in lines)
 
-    def _repr_markdown_(self) -> str:
+    def markdown(self) -> str:
+        """The table in Markdown."""
         head, *lines = self.lines()
         rows = [head, ["---"] * len(head), *lines]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    _repr_markdown_ = markdown
 
 
 def compare(
@@ -162,6 +165,8 @@ def compare(
     todo = [
         _run(recipe, setting, seed, own_teachers) for seed in range(seeds) for setting in settings
     ]
+    for run in todo[: len(settings)]:
+        run.recipe.stored_teachers()  # refuses settings that cannot work, before any work
     rows = reproduce(
         todo,
         results=folder,
@@ -190,7 +195,7 @@ def parse_setting(text: str) -> str | tuple[str, float]:
 
 def _setting(one: Rule | tuple[Rule, float], recipe: Recipe) -> Setting:
     rule, epsilon = one if isinstance(one, tuple) else (one, None)
-    name = RULES.name_of(rule)
+    name = choose("rule", RULES.name_of(rule), RULES)
     if name == "none":
         return name, 0.0
     return name, getattr(recipe.distill, "epsilon", 0.1) if epsilon is None else epsilon

@@ -1,0 +1,151 @@
+"""Rules are compared in pairs, and a difference is tested as a statistician would."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from scipy import stats
+from small import CONFIG, NETWORK, TEACHERS, load, refused, save
+
+import ddpp
+from ddpp import cli
+from ddpp.book import figures
+from ddpp.book.tables import T_95
+from ddpp.experiments import Comparison, Difference
+from ddpp.experiments.comparing import parse_setting
+from ddpp.experiments.recipes import recipe
+from ddpp.pruning import RULES
+
+NONE, MINE, SIGNED = ("none", 0.0), ("mine", 0.1), ("signed", 0.1)
+BASE = (30.0, 31.0, 29.0, 30.5, 28.0)
+BETTER = (31.0, 32.5, 29.5, 31.0, 30.0)
+ALIKE = (30.5, 30.0, 29.5, 30.0, 28.5)
+
+
+def mine(student, teacher, epsilon):
+    return student * teacher >= 0
+
+
+@pytest.fixture(autouse=True)
+def rules():
+    before = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(before)
+
+
+@pytest.fixture
+def small():
+    distill = replace(CONFIG, steps=2, iterates=1)
+    protocol = ddpp.Protocol(epochs=2)
+    return replace(
+        recipe("smoke"), teachers=TEACHERS, distill=distill, protocol=protocol, repeats=2
+    )
+
+
+# statistics
+
+
+def test_the_interval_and_p_are_those_of_the_paired_t_test():
+    gains = tuple(b - a for a, b in zip(BASE, BETTER, strict=True))
+    found, right = Difference(gains), stats.ttest_rel(BETTER, BASE)
+    low, high = right.confidence_interval(0.95)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    assert found.p == pytest.approx(right.pvalue)
+    # as the course prints it
+    assert Difference((0.0, 1.0)).half == pytest.approx(T_95[0] * 0.5, rel=1e-4)
+
+
+def test_one_seed_has_no_interval_and_equal_seeds_no_doubt():
+    assert (Difference((1.0,)).half, Difference((1.0,)).p) == (None, None)
+    assert Difference((0.0, 0.0)).p == 1 and Difference((1.0, 1.0)).p == 0
+
+
+def test_p_is_corrected_by_holm():
+    found = Comparison(NONE, {NONE: BASE, MINE: BETTER, SIGNED: ALIKE}, {})
+    p = {setting: difference.p for setting, difference in found.differences.items()}
+    assert p[MINE] < p[SIGNED]
+    right = {MINE: 2 * p[MINE], SIGNED: max(2 * p[MINE], p[SIGNED])}
+    assert found.corrected == pytest.approx(right)
+
+
+def test_a_seed_without_a_result_is_left_out_of_its_pair():
+    found = Comparison(NONE, {NONE: BASE, MINE: (math.nan, *BETTER[1:])}, {})
+    assert len(found.differences[MINE].values) == 4
+    assert found.lines()[2][0] == "mine" and found.lines()[2][-1] == "4"
+
+
+# runs
+
+
+def test_runs_of_one_seed_are_paired(small, tmp_path):
+    data = load(save(tmp_path / "mine.npz"))
+    options = {"seeds": 2, "recipe": small, "data": data, "folder": tmp_path / "c"}
+    lines = []
+    quiet = {"progress": False, "say": lines.append}
+    found = ddpp.compare(mine, ("signed", 0.5), **options, **quiet)
+    assert list(found.accuracies) == [NONE, ("mine", 0.1), ("signed", 0.5)]
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "c").rglob("compare/*.json")]
+    assert len(rows) == 6
+    for seed in (0, 1):
+        group = [row["recipe"] for row in rows if row["seed"] == seed]
+        for each in group:
+            each["distill"] |= {"rule": None, "epsilon": None}
+        assert len({json.dumps(each, sort_keys=True) for each in group}) == 1
+        assert group[0]["teachers"]["seed"] == group[0]["distill"]["seed"] == seed
+    # a second call computes nothing
+    lines.clear()
+    assert ddpp.compare(mine, ("signed", 0.5), **options, **quiet) == found
+    assert lines[0] == "6 of 6 runs are finished"
+    head, line = found.markdown().splitlines()[0::2][:2]
+    assert "95 % interval" in head and "none" in line
+    labels = [t.get_text() for t in figures.comparison(found).axes[0].get_yticklabels()]
+    assert labels == ["mine, 0.1", "signed, 0.5"]
+
+
+def test_other_data_in_the_same_folder_is_not_mistaken(small, tmp_path):
+    quiet = {"progress": False, "say": lambda line: None, "folder": tmp_path / "c", "seeds": 1}
+    one = load(save(tmp_path / "mine.npz"))
+    ddpp.compare("signed", recipe=small, data=one, **quiet)
+    x, y = one.train.images.sigmoid().permute(0, 2, 3, 1).numpy(), one.train.labels.numpy()
+    two = ddpp.from_arrays(x, y, x, y, validation=0, zca=False, device="cpu")
+    with refused("is the result of other settings", "recipe.data was 'mine"):
+        ddpp.compare("signed", recipe=small, data=two, **quiet)
+
+
+@pytest.mark.parametrize(
+    "rules, options, words",
+    [
+        ([], {}, ["there is nothing to compare"]),
+        (["none"], {}, ["there is nothing to compare"]),
+        (["signed"], {"seeds": 0}, ["seeds is 0", "at least 1"]),
+        (["sign"], {}, ["unknown rule 'sign'", "did you mean 'signed'?"]),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(rules, options, words, tmp_path, small):
+    with refused(*words):
+        ddpp.compare(
+            *rules, recipe=small, folder=tmp_path, progress=False, say=lambda _: None, **options
+        )
+
+
+def test_a_rule_with_an_epsilon_is_read():
+    assert parse_setting("signed") == "signed"
+    assert parse_setting("signed@0.3") == ("signed", 0.3)
+    assert parse_setting("mine:rule@0.3") == ("mine:rule", 0.3)
+    with refused("signed@much is no rule with an epsilon", "signed@0.1"):
+        parse_setting("signed@much")
+
+
+def test_the_command_takes_one_option_for_each_rule(tmp_path, capsys):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "compare"
+    words = f"compare --rule signed --rule=magnitude@0.2 --seeds 1 --data {npz} --out {out}"
+    words += " --steps 2 --iterates 1 --teachers.count 1 --teachers.epochs 3 --student-steps 2"
+    words += f" --teachers.network.width {NETWORK.width} --teachers.network.depth 1 --repeats 1"
+    words += " --protocol.epochs 1 --device cpu --alpha-lr 0 --image-lr 0.01"
+    assert cli.main(words.split()) == 0
+    said = capsys.readouterr().out
+    assert "3 of 3 runs are finished" in said and "minus none (points)" in said
+    assert "| signed | 0.1 |" in (out / "table.md").read_text()
+    assert (out / "differences.png").read_bytes().startswith(b"\x89PNG")
