@@ -22,7 +22,7 @@ except ModuleNotFoundError:  # where ddpp was installed without its dependencies
         "the command line needs the package tyro: install it with 'pip install tyro'"
     ) from None
 
-from ddpp import __version__, evaluating, experiments
+from ddpp import __version__, evaluating, experiments, judging
 from ddpp.baselines.ntk import KERNELS
 from ddpp.data import load_data
 from ddpp.data.augmentation import OPERATIONS
@@ -39,6 +39,7 @@ from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.loop import Saving
+from ddpp.judging.opening import SPACES, load_set, open_own
 from ddpp.networks import ARCHITECTURES, accuracy
 from ddpp.pruning import RULES
 from ddpp.teachers import train_teachers
@@ -220,7 +221,7 @@ def evaluate(
     """Train fresh networks on a distilled file, test on real images.
 
     Args:
-        file: the distilled file
+        file: the distilled file, a checkpoint, or a result under results/
         data: None: the data set that it was distilled from
         architecture: None: the one it was distilled with
         width: of the network, 128 as published; None: the one it was distilled with
@@ -228,24 +229,11 @@ def evaluate(
         seed: of the networks
         best_on_test: also report the best iterate on the test set, as papers do
     """
-    distilled = DistilledDataset.load(file).to(find_device(device))
-    source = distilled.provenance.get("data", {})
-    made_from = source.get("name")
-    if data is None and made_from not in SHA256:
-        own = f"was distilled from '{made_from}', a file of your own"
-        what = own if made_from else "names no data set"
-        raise Error(f"{file} {what}: say where it is with --data")
-    images = load_data(
-        data or made_from,
-        root=root,
-        validation=source.get("validation", 0.1),
-        whitening=distilled.whitening,
-        device=device,
-    )
-    print(images)
+    opened = open_own(file, data, root=root, device=device)
+    print(opened.data)
     result = evaluating.evaluate(
-        distilled,
-        images,
+        opened.distilled,
+        opened.data,
         architecture,
         repeats,
         width=width,
@@ -256,6 +244,57 @@ def evaluate(
     print("\n".join(result.lines()))
 
 
+def judge(
+    paths: tuple[Path, ...],
+    /,
+    protocol: Annotated[Protocol, arg(help="how a network is trained; the learning rate is alpha")],
+    data: Annotated[str | None, listing(DATA)] = None,
+    space: Annotated[str | None, listing(SPACES)] = None,
+    architectures: Annotated[
+        tuple[str, ...], arg(metavar="{" + ",".join([*ARCHITECTURES, OWN_NAME]) + "} ...")
+    ] = ("convnet",),
+    width: int | None = None,
+    repeats: int = 5,
+    out: Path = Path("runs/judge"),
+    root: Root = Path("data"),
+    device: Device = None,
+    seed: int = 0,
+) -> None:
+    """Test anybody's distilled sets under one protocol.
+
+    Files of ddpp, .pt files of other code, .npz files, and folders of pictures.
+
+    Args:
+        paths: files and folders of distilled sets
+        data: the data they stand for; None: as the files of ddpp say
+        space: what the pixels are; None: recognized from their statistics
+        architectures: networks to train
+        width: of the networks; None: 128, or as a file of ddpp says
+        repeats: networks per set and architecture
+        out: folder of the table, as CSV and JSON, of a picture, and of what a stopped call resumes
+        seed: of the networks and of the random real images
+    """
+    # resolved here, as "package.module:name" gets into the table
+    names = [ARCHITECTURES.name_of(name) for name in architectures]
+    options = {"root": root, "device": device, "folder": out, "seed": seed}
+    judged = judging.judge(
+        *paths,
+        data=data,
+        space=space,
+        architectures=names,
+        width=width,
+        repeats=repeats,
+        protocol=protocol,
+        **options,
+    )
+    print(f"\n{judging.report(judged, out, find_device(device))}")
+    from ddpp.book import figures  # here, as matplotlib takes seconds to import
+
+    figures.use_style()
+    save_picture(figures.judged(judged).savefig, out / "judged.png")
+    print(f"written: {out / 'judged.csv'}, {out / 'judged.json'} and {out / 'judged.png'}")
+
+
 def show(
     file: Path,
     /,
@@ -263,17 +302,18 @@ def show(
     progress: Path | None = None,
     before_after: Path | None = None,
     folder: Path | None = None,
+    root: Root = Path("data"),
 ) -> None:
     """Write pictures of a distilled file in natural colours.
 
     Args:
-        file: the distilled file
+        file: the distilled file, a checkpoint, or a result under results/
         out: the picture of all images; None: beside the file
         progress: also a figure of the first image of each class, from the real to the final one
         before_after: also a figure: left the real images, right what became of them
         folder: also every image as a PNG of its own, in a folder per class
     """
-    distilled = DistilledDataset.load(file)
+    distilled = load_set(file, root=root)
     out = out or file.with_suffix(".png")
     save_picture(distilled.picture().save, out)
     counts = {len(members) for members in distilled.by_class()}
@@ -339,7 +379,7 @@ def say(line: str) -> None:
 
 
 SHARED = (teachers, distill)  # the commands that torchrun can share out
-OWN = (*SHARED, compare, reproduce, evaluate, show, pack)
+OWN = (*SHARED, compare, reproduce, evaluate, judge, show, pack)
 COMMANDS: dict[str, Command] = {command.__name__: command for command in OWN}
 
 

@@ -98,6 +98,52 @@ class DistilledDataset(Dataset):
             provenance=identity | beside.meta["data"] | made_on | stopped,
         )
 
+    @classmethod
+    def from_tensors(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        alpha: float | Tensor,
+        data: ImageData,
+        *,
+        network: NetworkConfig | None = None,
+        raw: bool = False,
+        loss: str | None = None,
+    ) -> "DistilledDataset":
+        """Make a set of images, labels and a learning rate from anywhere.
+
+        - images: (N, C, H, W), preprocessed as `data` is; or raw ones, see there.
+        - labels: classes (N,), or soft labels (N, classes).
+        - alpha: the learning rate to train with, positive.
+        - data: what the set stands for; it gives the preprocessing and the names of the classes.
+        - network: to train on it. Default: the ConvNet.
+        - raw: whether the images are pixels, uint8 or floats in [0, 1], yet to be preprocessed.
+        - loss: see the field `loss`.
+
+        Raises Error for shapes, types and values that do not fit.
+
+        >>> import ddpp
+        >>> data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+        >>> real = data.draw(ipc=1, seed=0)
+        >>> ddpp.DistilledDataset.from_tensors(*real, 0.02, data)
+        10 distilled images of 10 classes, 3x32x32; alpha 0.0200
+        """
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        images = images.detach().to(data.device, torch.float32).contiguous()
+        if raw:
+            images = data.whitening.apply(images)
+        return cls(
+            images=images,
+            labels=labels.to(data.device),
+            alpha=torch.as_tensor(alpha, dtype=torch.float32).to(data.device),
+            whitening=data.whitening,
+            classes=data.classes,
+            network=dataclasses.asdict(network or NetworkConfig()),
+            provenance=dict(data.provenance),
+            loss=loss,
+        )
+
     def __repr__(self) -> str:
         shape, alpha = "x".join(map(str, self.images.shape[1:])), float(self.alpha)
         classes = len(self.classes)

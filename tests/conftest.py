@@ -20,8 +20,11 @@ import pytest
 import torch
 from small import CONFIG, TEACHERS, load, save
 
+from ddpp.data.augmentation import OPERATIONS
 from ddpp.distilling import distill
 from ddpp.foundation import files
+from ddpp.networks import ARCHITECTURES
+from ddpp.pruning import RULES
 from ddpp.teachers import train_teachers
 
 matplotlib.use("Agg")
@@ -64,6 +67,16 @@ def write_npz(folder, classes=3, size=12, channels=1, per_class=20, name="mine",
     path = folder / f"{name}.npz"
     np.savez(path, **arrays | changes)
     return path
+
+
+@pytest.fixture(autouse=True)
+def tables():
+    """Rules, operations and networks that a test brings are gone after it."""
+    before = [(table, dict(table)) for table in (RULES, OPERATIONS, ARCHITECTURES)]
+    yield
+    for table, things in before:
+        table.clear()
+        table.update(things)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from ddpp.book.tables import T_95
 from ddpp.experiments import Comparison, Difference
 from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.recipes import recipe
-from ddpp.pruning import RULES
 
 NONE, MINE, SIGNED = ("none", 0.0), ("mine", 0.1), ("signed", 0.1)
 BASE = (30.0, 31.0, 29.0, 30.5, 28.0)
@@ -25,14 +24,6 @@ ALIKE = (30.5, 30.0, 29.5, 30.0, 28.5)
 
 def mine(student, teacher, epsilon):
     return student * teacher >= 0
-
-
-@pytest.fixture(autouse=True)
-def rules():
-    before = dict(RULES)
-    yield
-    RULES.clear()
-    RULES.update(before)
 
 
 @pytest.fixture

@@ -19,18 +19,6 @@ from ddpp.experiments.run import Experiment
 from ddpp.foundation import files
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
-from ddpp.networks import ARCHITECTURES
-from ddpp.pruning import RULES
-
-
-@pytest.fixture(autouse=True)
-def tables():
-    """Nothing that a test brings stays in the tables."""
-    before = [(table, dict(table)) for table in (RULES, OPERATIONS, ARCHITECTURES)]
-    yield
-    for table, things in before:
-        table.clear()
-        table.update(things)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Two processes under torchrun do what one process does, also when one of them is killed."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -65,7 +63,9 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(npz, tmp_path):
                 checkpoint.exists() and checkpoint.stat().st_mtime > saved
             ):
                 time.sleep(0.01)
-            os.kill(rank_process(process.pid, victim), signal.SIGKILL)
+            ranks = [psutil.Process(rank_process(process.pid, rank)) for rank in (0, 1)]
+            ranks[victim].kill()
+            psutil.wait_procs(ranks)  # the other one saves its steps before it ends
             saved = time.time()  # the next is killed once its own steps are saved
         said = process.communicate()[0]
     assert process.returncode == 0, said

@@ -6,6 +6,7 @@ Each function takes data and returns a matplotlib Figure.
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -22,6 +23,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import spread
 from ddpp.experiments.comparing import Comparison
 from ddpp.foundation.errors import Error
+from ddpp.judging import Judged
 from ddpp.pruning import keep_mask
 
 if TYPE_CHECKING:  # figures need no notebook
@@ -412,6 +414,20 @@ def comparison(found: Comparison) -> Figure:
         xlabel=f"difference to {found.base[0]} in test accuracy (points)",
     )
     return figure
+
+
+def judged(verdicts: Sequence[Judged]) -> Figure:
+    """Draw the first image of each class of each set, at most ten, in natural colours.
+
+    - verdicts: by `ddpp.judge`.
+    """
+    rows = {}
+    for one in verdicts:
+        first = [members[0] for members in one.distilled.by_class() if members][:10]
+        accuracy = next(iter(one.lines()))[6].partition(" ")[0]
+        name = f"{Path(one.path).name[:24]}\n{accuracy} %"
+        rows[f"{name} " if name in rows else name] = one.distilled.natural()[first]
+    return pictures(rows)
 
 
 def play(

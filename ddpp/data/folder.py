@@ -94,7 +94,7 @@ def _check_request(out: Path, size: int, test: float) -> None:
 def _find(folder: Path, test: float) -> dict[str, _Pictures]:
     """Find each class's pictures: at least one training and one test image."""
     if {path.name for path in _inside(folder)[0]} == {"train", "test"}:
-        train, held_out = _classes(folder / "train"), _classes(folder / "test")
+        train, held_out = read_classes(folder / "train"), read_classes(folder / "test")
         if different := train.keys() ^ held_out.keys():
             raise Error(
                 f"class '{min(different)}' is not in both {folder}/train and {folder}/test: add "
@@ -102,7 +102,7 @@ def _find(folder: Path, test: float) -> dict[str, _Pictures]:
             )
         classes = {name: _Pictures(train[name], held_out[name]) for name in train}
     else:
-        classes = {name: _split(pictures, test) for name, pictures in _classes(folder).items()}
+        classes = {name: _split(pictures, test) for name, pictures in read_classes(folder).items()}
     for name, found in classes.items():
         if not found.train or not found.test:
             raise Error(
@@ -113,8 +113,8 @@ def _find(folder: Path, test: float) -> dict[str, _Pictures]:
     return classes
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """List each class's pictures."""
+def read_classes(folder: Path) -> dict[str, list[Path]]:
+    """List each class's pictures in FOLDER/CLASS/PICTURE; raise Error for another layout."""
     inside = {path.name: _inside(path) for path in _inside(folder)[0]}
     for name, (folders, _) in inside.items():
         if folders:

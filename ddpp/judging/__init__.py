@@ -1,0 +1,7 @@
+"""Anybody's distilled sets: read without running code in them, and tested under one protocol."""
+
+from ddpp.judging.opening import Opened, open_set
+from ddpp.judging.tensors import Found, read_tensors
+from ddpp.judging.verdicts import Judged, judge, report
+
+__all__ = ["Found", "Judged", "Opened", "judge", "open_set", "read_tensors", "report"]

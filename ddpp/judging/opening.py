@@ -1,0 +1,247 @@
+"""Open any distilled set together with the data that it stands for."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpp.data import ImageData, load_data
+from ddpp.data.sources import SHA256
+from ddpp.data.whitening import Whitening
+from ddpp.distilled import KIND, DistilledDataset, loss_in
+from ddpp.experiments.results import KIND as RESULT
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.loop import KIND as CHECKPOINT
+from ddpp.foundation.loop import unpack
+from ddpp.judging.tensors import FOREIGN, Found, read_tensors
+from ddpp.networks import NetworkConfig
+
+SPACES = ("raw", "standardized", "whitened")
+ALPHA = 0.01  # where a set stores no learning rate
+# mean and standard deviation with which the field's code standardizes, of DC's repository
+PUBLISHED = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A set, the data to test it on, and what was assumed of it."""
+
+    distilled: DistilledDataset
+    data: ImageData
+    space: str  # of its pixels: one of SPACES
+    rated: bool  # whether it brought a learning rate
+    notes: tuple[str, ...] = ()
+
+
+def open_set(
+    path: str | Path,
+    data: str | Path | None = None,
+    space: str | None = None,
+    *,
+    network: NetworkConfig | None = None,
+    root: str | Path = "data",
+    device: str | None = None,
+) -> Opened:
+    """Open a distilled set of any of the known kinds.
+
+    - path: a file of `DistilledDataset.save`, a checkpoint, a result under results/, or what
+      `read_tensors` reads.
+    - data: the data set that it stands for, as in `load_data`. Default: what a file of ddpp names.
+    - space: of the pixels: "raw" (0 to 1, or 0 to 255), "standardized" (by channel) or "whitened"
+      (ZCA). Default: recognized from their statistics, else Error. A file of ddpp says it itself.
+    - network: to train. Default: as a file of ddpp says, else the ConvNet.
+    - root, device: as in `load_data`.
+
+    Raises Error for a file that would run code, is damaged, or does not fit the data.
+    """
+    if space is not None:
+        choose("space", space, SPACES)
+    if not Path(path).is_dir() and Path(path).suffix not in FOREIGN:
+        return open_own(path, data, network=network, root=root, device=device)
+    if data is None:
+        raise Error(f"{path} does not say what data it stands for: name it with --data")
+    # the whitening of all training images, as other codes have it
+    plain = load_data(data, root=root, zca=False, device=device, validation=0)
+    found = read_tensors(path, plain.shape[1])
+    if tuple(found.images.shape[1:]) != plain.shape:
+        size = "x".join(map(str, found.images.shape[1:]))
+        raise Error(f"the images in {path} are {size}, those of {plain.name} {plain.shape}")
+    if found.classes is not None:
+        found = _in_order(found, plain.classes)
+    if space is None:
+        space, why = recognize(found.images)
+        found = found.but(f"{space}: {why}")
+    whitening = _whitening(space, plain, data, root, device)
+    images_of = load_data(data, root=root, whitening=whitening, device=device)
+    labels, notes = _labels(found, len(images_of.classes), path)
+    distilled = DistilledDataset.from_tensors(
+        found.images,
+        labels,
+        found.alpha or ALPHA,
+        images_of,
+        network=network or NetworkConfig(),
+        raw=space == "raw",
+    )
+    rated = found.alpha is not None
+    return Opened(distilled, images_of, space, rated, (*found.notes, *notes))
+
+
+def load_set(path: str | Path, root: str | Path = "data") -> DistilledDataset:
+    """Read a file that ddpp has written; only the preprocessing of a result needs its data.
+
+    - path: a file of `DistilledDataset.save`, a checkpoint, or a result under results/.
+    - root: as in `load_data`.
+    """
+    file = files.Lazy(path, KIND, CHECKPOINT, RESULT)
+    return (
+        open_own(path, root=root).distilled if file.kind == RESULT else DistilledDataset.load(path)
+    )
+
+
+def recognize(images: Tensor) -> tuple[str, str]:
+    """Tell the space of the pixels from their statistics; return it, and why.
+
+    - images: (N, C, H, W).
+
+    Real images have a deviation of 1 when standardized and of about 0.26 when whitened with MTT's
+    ZCA, and neighbouring pixels correlate with 0.93 and 0.68. Distilled ones reach 0.9 to 2.3 and
+    0.4 to 1.2. Raises Error where these leave it open.
+    """
+    if images.dtype == torch.uint8:
+        return "raw", "whole numbers from 0 to 255"
+    x = images.float()
+    if x.min() >= 0 and x.max() <= 1:
+        return "raw", "all values are in 0 to 1"
+    deviation, near = float(x.std(correction=0)), _neighbours(x)
+    numbers = f"deviation {deviation:.2f}, neighbouring pixels correlate with {near:.2f}"
+    if deviation < 0.7 and abs(float(x.mean())) < 0.3:
+        return "whitened", numbers
+    if deviation > 0.8 and near > 0.7:
+        return "standardized", numbers
+    raise Error(
+        f"it is not certain what the pixels are ({numbers}): say --space raw, standardized or "
+        "whitened"
+    )
+
+
+def _neighbours(images: Tensor) -> float:
+    """Correlate each pixel with the one to its right."""
+    x = images - images.mean((1, 2, 3), keepdim=True)
+    a, b = x[..., :-1], x[..., 1:]
+    return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-12))
+
+
+def open_own(
+    path: str | Path,
+    data: str | Path | None = None,
+    *,
+    network: NetworkConfig | None = None,
+    root: str | Path = "data",
+    device: str | None = None,
+) -> Opened:
+    """Open a file that ddpp has written; the arguments are those of `open_set`."""
+    file = files.Lazy(path, KIND, CHECKPOINT, RESULT)
+    stored = None if file.kind == RESULT else DistilledDataset.load(path)
+    provenance = stored.provenance if stored else file.meta["provenance"]
+    source = provenance.get("data", {})
+    name = data or source.get("name")
+    if data is None and name not in SHA256:
+        own = f"was distilled from '{name}', a file of your own" if name else "names no data set"
+        raise Error(f"{path} {own}: say where it is with --data")
+    images_of = load_data(
+        name,
+        root=root,
+        validation=source.get("validation", 0.1),
+        zca=source.get("whitening") == "zca",
+        whitening=stored.whitening if stored else None,
+        device=device,
+    )
+    if stored is None:
+        stored = _rejoined(file, images_of, path)
+    if network:
+        stored = replace(stored, network=asdict(network))
+    space = "whitened" if images_of.whitening.kind == "zca" else "standardized"
+    return Opened(stored.to(images_of.device), images_of, space, True, (f"a {file.kind} of ddpp",))
+
+
+def _rejoined(file: files.Lazy, data: ImageData, path: str | Path) -> DistilledDataset:
+    """Join the images of a result with the preprocessing of their data, fitted anew."""
+    source, tensors = file.meta["provenance"]["data"], dict(file)
+    if {key: source[key] for key in data.identity} != data.identity:
+        raise Error(f"{path} was made from other data than {data.name}: name them with --data")
+    provenance = file.meta["provenance"]
+    made_from = provenance.get("teachers", provenance)
+    return DistilledDataset(
+        images=tensors["images"],
+        labels=tensors["labels"],
+        alpha=tensors["alpha"],
+        whitening=data.whitening.to("cpu"),
+        classes=data.classes,
+        network=made_from.get("network", asdict(NetworkConfig())),
+        history=unpack(tensors)[1],
+        provenance=provenance,
+        loss=loss_in(tensors, file.meta),
+    )
+
+
+def _whitening(
+    space: str, plain: ImageData, data: str | Path, root: str | Path, device: str | None
+) -> Whitening:
+    """Return the preprocessing that goes with a space, as the field's code has it."""
+    if space == "whitened":
+        return load_data(data, root=root, zca=True, device=device, validation=0).whitening
+    known = PUBLISHED.get(str(data).removesuffix("-sample"))
+    if space == "standardized" and known:
+        mean, std = (torch.tensor(x).view(3, 1, 1).to(plain.device) for x in known)
+        return Whitening("channels", mean.expand(plain.shape).contiguous(), std=std)
+    return plain.whitening
+
+
+def _in_order(found: Found, classes: tuple[str, ...]) -> Found:
+    """Give folders' labels the order of the data's classes."""
+    assert found.classes is not None and found.labels is not None
+    if missing := sorted(set(found.classes) - set(classes)):
+        raise Error(
+            f"the folder '{missing[0]}' is no class of the data: its classes are "
+            f"{', '.join(classes)}"
+        )
+    index = torch.tensor([classes.index(name) for name in found.classes])
+    return replace(found, labels=index[found.labels])
+
+
+def _labels(found: Found, classes: int, path: str | Path) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels as `DistilledDataset` takes them, and what was assumed."""
+    labels, n = found.labels, len(found.images)
+    if labels is None:
+        if n % classes:
+            raise Error(
+                f"{path} has no labels, and {n} images are not the same number for each of "
+                f"{classes} classes: give the labels beside them"
+            )
+        each = torch.arange(classes).repeat_interleave(n // classes)
+        return each, ("no labels: taken as sorted by class",)
+    labels = labels.detach()
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 1:
+        if not torch.equal(labels.float(), labels.float().round()):
+            raise Error(f"the labels of {path} are no whole numbers")
+        return labels.long(), ()
+    labels = labels.float()
+    if labels.ndim != 2 or labels.shape[1] != classes:
+        raise Error(
+            f"the labels of {path} are {tuple(labels.shape)}: for {classes} classes give "
+            f"({n},) or ({n}, {classes})"
+        )
+    if not labels.isfinite().all():
+        raise Error(f"the labels of {path} hold values that are not finite")
+    sums = labels.sum(1)
+    if (labels >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        return labels, ("soft labels",)
+    return F.softmax(labels, 1), ("soft labels: the softmax of the file's logits",)

@@ -1,0 +1,188 @@
+"""Read the images, labels and learning rate that other codes of the field save.
+
+A .pt file is read with `weights_only=True`: tensors, numbers and containers are taken, and a file
+that would call anything else is refused unread. Known are the files of
+
+- MTT, DATM and their descendants (FTD, TESLA, PAD, EDF ...): images_best.pt, with labels_best.pt
+  and, of DATM, lr_best.pt beside it; DATM's labels are logits;
+- DC, DSA, DM and CAFE: one res_*.pt with {"data": [[images, labels], ...]}, one per experiment;
+- whatever holds a dictionary or a tuple of images, labels and a learning rate;
+- .npz files with such arrays;
+- folders of pictures, FOLDER/CLASS/PICTURE.
+"""
+
+import re
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpp.data.folder import read_classes, read_picture
+from ddpp.foundation.errors import Error
+
+FOREIGN = (".pt", ".pth", ".npz")
+IMAGES = ("images", "image", "x", "x_train", "data", "image_syn", "syn_images")
+LABELS = ("labels", "label", "y", "y_train", "targets", "label_syn", "syn_labels")
+RATES = ("lr", "alpha", "syn_lr", "lr_net", "learning_rate")
+WHERE = "give a .pt of tensors, an .npz, a folder of pictures, or a file of ddpp"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file holds, as it is there."""
+
+    images: Tensor  # (N, C, H, W), uint8 or floating point
+    labels: Tensor | None = None  # (N,) or (N, classes)
+    alpha: float | None = None
+    classes: tuple[str, ...] | None = None  # names, where folders have them
+    notes: tuple[str, ...] = ()  # what was assumed, in words
+
+    def but(self, note: str, **changes: Any) -> "Found":
+        """The same with changes, and a note on them."""
+        return replace(self, notes=(*self.notes, note), **changes)
+
+
+def read_tensors(path: str | Path, size: int = 32) -> Found:
+    """Read a distilled set that was not written by ddpp.
+
+    - path: a .pt or .pth file, an .npz file, or a folder of pictures.
+    - size: side in pixels to which pictures are brought.
+
+    Returns its tensors as they are. Raises Error for a file that would run code, is damaged, or
+    holds no images.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, size)
+    if not path.is_file():
+        raise Error(f"there is no file {path}: check the path")
+    if path.suffix == ".npz":
+        return _checked(_from_mapping(_read_npz(path), path), path)
+    if path.suffix not in FOREIGN:
+        raise Error(f"{path} is of no kind that is known here: {WHERE}")
+    if re.search(r"(?<![a-z])(labels?|lr)(?![a-z])", path.stem):
+        raise Error(f"{path} holds labels or a learning rate: give the file of the images")
+    content = _read_pt(path)
+    if isinstance(content, Tensor):
+        return _checked(_with_siblings(Found(content), path), path)
+    if isinstance(content, dict):
+        return _checked(_from_mapping(content, path), path)
+    if isinstance(content, (list, tuple)):
+        return _checked(_from_sequence(content, path), path)
+    raise Error(f"{path} holds a {type(content).__name__}, and no images: {WHERE}")
+
+
+def _read_pt(path: Path) -> Any:
+    """Read tensors, numbers and containers; NumPy's numbers too, which DC saves as accuracies."""
+    scalar = np.float64(0).__reduce__()[0]
+    number = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
+    number += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")]
+    try:
+        with torch.serialization.safe_globals(number):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as e:
+        named = re.search(r"GLOBAL (\S+)", str(e))
+        what = f"would call {named[1].rstrip('.,')}" if named else "is no file of tensors"
+        raise Error(
+            f"{path} was not opened: it {what}, and a set of images needs no code. Ask its owner "
+            "for tensors alone"
+        ) from None
+    except Exception as e:  # a file cut short raises whatever its bytes happen to mean
+        raise Error(f"{path} is damaged, or no file of torch.save ({type(e).__name__})") from None
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as e:
+        raise Error(
+            f"{path} cannot be read ({type(e).__name__}): it must be an .npz of numbers alone"
+        ) from None
+
+
+def _read_folder(folder: Path, size: int) -> Found:
+    classes = read_classes(folder)
+    pictures = [(label, path) for label, paths in enumerate(classes.values()) for path in paths]
+    images = np.stack([read_picture(path, size) for _, path in pictures])
+    found = Found(
+        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor([label for label, _ in pictures]),
+        classes=tuple(re.sub(r"^\d+_", "", name) for name in classes),  # as export_png numbers them
+    )
+    return found.but(f"pictures of a folder, brought to {size} x {size} pixels")
+
+
+def _with_siblings(found: Found, path: Path) -> Found:
+    """Add the labels and the learning rate that lie beside images_*.pt."""
+    for word, field in (("labels", "labels"), ("label", "labels"), ("lr", "alpha")):
+        beside = path.with_name(path.name.replace("images", word).replace("image", word))
+        if beside == path or not beside.is_file():
+            continue
+        value = _read_pt(beside)
+        if not isinstance(value, Tensor):
+            raise Error(f"{beside} holds a {type(value).__name__}, and no tensor")
+        value = _number(value, beside) if field == "alpha" else value
+        found = found.but(f"{field if field == 'labels' else 'learning rate'} of {beside.name}")
+        found = replace(found, **{field: value})
+    return found
+
+
+def _from_mapping(content: dict, path: Path) -> Found:
+    value = lambda names: next((content[name] for name in names if name in content), None)
+    images = value(IMAGES)
+    if isinstance(images, (list, tuple)):  # DC's: of several experiments
+        found = _from_sequence(images[0], path) if images else None
+        if found is None:
+            raise Error(f"{path} holds a list without an experiment")
+        more = f"the first of {len(images)} experiments" if len(images) > 1 else "its experiment"
+        return found.but(f"{more} in the file")
+    if not isinstance(images, Tensor):
+        names = ", ".join(map(str, list(content)[:8])) or "nothing"
+        raise Error(f"{path} has no images among its entries ({names}): name them 'images'")
+    found, rate = Found(images, value(LABELS)), value(RATES)
+    return found if rate is None else replace(found, alpha=_number(rate, path))
+
+
+def _from_sequence(content: Any, path: Path) -> Found:
+    if isinstance(content, Tensor):
+        return Found(content)
+    parts = list(content) if isinstance(content, (list, tuple)) else []
+    if not 1 <= len(parts) <= 3 or not all(isinstance(part, Tensor) for part in parts[:2]):
+        raise Error(f"{path} holds no images with labels, but a list of {len(parts)} things")
+    rate = _number(parts[2], path) if len(parts) == 3 else None
+    return Found(parts[0], parts[1] if len(parts) > 1 else None, rate)
+
+
+def _number(value: Any, path: Path) -> float:
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        raise Error(f"the learning rate in {path} is no single number") from None
+
+
+def _checked(found: Found, path: Path) -> Found:
+    """Refuse what are no images; give grey ones their channel, and channels their place."""
+    images, labels = found.images, found.labels
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = images.permute(0, 3, 1, 2).contiguous()
+    shape = tuple(found.images.shape)
+    if images.ndim != 4 or not len(images) or images.shape[2] != images.shape[3]:
+        raise Error(f"{path} holds a tensor {shape}: images are (N, C, S, S), and at least one")
+    if not images.isfinite().all():
+        raise Error(f"the images in {path} hold values that are not finite")
+    if labels is not None and (
+        not isinstance(labels, Tensor) or labels.shape[:1] != images.shape[:1]
+    ):
+        what = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+        raise Error(
+            f"{path} has {len(images)} images and labels {what}: there must be one for each"
+        )
+    return replace(found, images=images.detach())

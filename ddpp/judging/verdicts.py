@@ -1,0 +1,187 @@
+"""Judge distilled sets, whoever made them, under one protocol, beside as many real images."""
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+
+from ddpp.baselines import selection
+from ddpp.data import ImageData
+from ddpp.distilled import DistilledDataset
+from ddpp.evaluating import Protocol, evaluate, spread
+from ddpp.experiments.run import provenance
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error, choose
+from ddpp.judging.opening import Opened, open_set
+from ddpp.networks import ARCHITECTURES, NetworkConfig
+
+RATES = (0.003, 0.01, 0.03, 0.1)  # tried on held-out images where a set brings no learning rate
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One set's accuracies in percent, and as many random real images', in each architecture."""
+
+    path: str
+    data: str
+    images: int
+    space: str  # of the pixels
+    alpha: float  # learning rate that networks were trained with
+    chosen: bool  # whether it was chosen on held-out images, as the set brought none
+    accuracies: dict[str, list[float]]  # by architecture, one per network
+    random: dict[str, list[float]]
+    notes: tuple[str, ...]  # what was assumed
+    distilled: DistilledDataset = field(repr=False, compare=False)  # as it was tested
+
+    def lines(self) -> list[list[str]]:
+        """Rows of the table, one per architecture."""
+        rate = f"{self.alpha:.4g}" + (" (chosen)" if self.chosen else "")
+        about = [Path(self.path).name, self.data, str(len(self.distilled)), self.space, rate]
+        lines = []
+        for name, values in self.accuracies.items():
+            gain = statistics.fmean(values) - statistics.fmean(self.random[name])
+            lines.append([*about, name, _show(values), _show(self.random[name]), f"{gain:+.1f}"])
+        return lines
+
+
+HEAD = ["set", "data", "images", "pixels", "learning rate", "network", "accuracy (%)"]
+HEAD += ["random real images (%)", "gain"]
+
+
+def judge(
+    *paths: str | Path,
+    data: str | Path | None = None,
+    space: str | None = None,
+    architectures: Sequence[str] = ("convnet",),
+    width: int | None = None,
+    repeats: int = 5,
+    protocol: Protocol | None = None,
+    folder: str | Path = "runs/judge",
+    root: str | Path = "data",
+    device: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> list[Judged]:
+    """Test distilled sets of any code under one protocol, beside as many random real images.
+
+    - paths: files and folders, see `open_set`.
+    - data, space, root, device: as in `open_set`, for all of them.
+    - architectures, width: networks to train; default: the ConvNet, as wide as a file of ddpp says,
+      else 128.
+    - repeats: networks per set and architecture.
+    - protocol: how they are trained. Default: 1,000 epochs, as published.
+    - folder: keeps the accuracy of each network, so that a stopped call resumes.
+    - seed: of the networks and of the random images.
+    - progress, say: whether progress bars are shown, and what hears every line.
+
+    Returns one verdict per path. Where a set brings no learning rate, the best of four is chosen on
+    held-out images with one ConvNet each. Raises Error for what cannot be read or tested; sets
+    before it have been tested by then, and are not tested again.
+    """
+    if not paths:
+        raise Error("there is nothing to judge: name a file or folder")
+    for name in architectures:
+        choose("network", name, ARCHITECTURES)
+    protocol, folder = protocol or Protocol(), Path(folder)
+    # read all before the first is tested, so that a wrong path is noticed now
+    options = {"root": root, "device": device}
+    opened = {path: open_set(path, data, space, **options) for path in paths}
+    judged = []
+    for path, one in opened.items():
+        say(f"\n{path}: {one.distilled!r}")
+        for note in one.notes:
+            say(f"  {note}")
+        if width is not None:
+            wider = one.distilled.network | {"width": width}
+            one = replace(one, distilled=replace(one.distilled, network=wider))
+        test = _Test(protocol, seed, progress, folder)
+        judged.append(_judge(path, one, architectures, repeats, test))
+        for line in judged[-1].lines():
+            say(f"  {line[5]}: {line[6]} %, random real images {line[7]} %")
+    return judged
+
+
+@dataclass(frozen=True)
+class _Test:
+    """How all sets are tested."""
+
+    protocol: Protocol
+    seed: int
+    progress: bool
+    folder: Path
+
+    def __call__(
+        self, distilled: DistilledDataset, data: ImageData, name: str, repeats: int, scores: str
+    ) -> list[float]:
+        distilled = replace(distilled, iterates={})  # the final images alone
+        result = evaluate(
+            distilled,
+            data,
+            name,
+            repeats,
+            protocol=self.protocol,
+            seed=self.seed,
+            scores=self.folder / scores,
+            progress=self.progress,
+        )
+        return result.final
+
+
+def _judge(
+    path: str | Path, one: Opened, architectures: Sequence[str], repeats: int, test: _Test
+) -> Judged:
+    distilled, data = one.distilled, one.data
+    if not one.rated:
+        distilled = _rated(distilled, data, test)
+    network = NetworkConfig(**distilled.network)
+    real = selection.random(data, distilled.ipc, asdict(network), test.seed)
+    each = lambda on: {name: test(on, data, name, repeats, "scores.json") for name in architectures}
+    return Judged(
+        path=str(path),
+        data=data.name,
+        images=len(distilled),
+        space=one.space,
+        alpha=float(distilled.alpha),
+        chosen=not one.rated,
+        accuracies=each(distilled),
+        random=each(real),
+        notes=one.notes,
+        distilled=distilled,
+    )
+
+
+def _rated(distilled: DistilledDataset, data: ImageData, test: _Test) -> DistilledDataset:
+    """Give a set the learning rate that does best on held-out images."""
+    if data.validation is None:
+        return distilled
+    held_out = replace(data, test=data.validation, validation=None)
+    rated = [
+        replace(distilled, alpha=torch.tensor(rate).to(distilled.alpha), iterates={})
+        for rate in RATES
+    ]
+    # scores of their own: these are not of test images
+    scores = [test(one, held_out, "convnet", 1, "held-out-scores.json")[0] for one in rated]
+    return rated[scores.index(max(scores))]
+
+
+def report(judged: Sequence[Judged], folder: str | Path, device: torch.device) -> str:
+    """Write verdicts as CSV and JSON into a folder; return them as a table of text."""
+    lines = [HEAD, *(line for one in judged for line in one.lines())]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    files.write_bytes(Path(folder) / "judged.csv", text.getvalue().encode())
+    rows = [{f.name: getattr(one, f.name) for f in fields(one)} for one in judged]
+    rows = [{name: value for name, value in row.items() if name != "distilled"} for row in rows]
+    content = {"sets": rows} | provenance(device)
+    files.write_json(Path(folder) / "judged.json", content)
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, wide)).rstrip() for line in lines)
+
+
+def _show(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.1f} ± {spread(values):.1f}"

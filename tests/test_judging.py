@@ -1,0 +1,292 @@
+"""Anybody's distilled set is read, understood and tested; what would run code is not opened."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from small import CONFIG, NETWORK, TEACHERS, load, refused, save
+from torch import Tensor
+
+import ddpp
+from ddpp import cli
+from ddpp.experiments.results import write_set
+from ddpp.foundation.seeds import generator
+from ddpp.judging import read_tensors
+from ddpp.judging.opening import PUBLISHED, recognize
+from ddpp.judging.verdicts import RATES
+
+QUICK = ddpp.Protocol(epochs=2)
+PLACES = {"device": "cpu", "progress": False, "say": lambda line: None}
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """Pixels in [0, 1] of one photograph per class, and their labels."""
+    data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    real = data.draw(1, 0)
+    return data.whitening.invert(real.images).clamp(0, 1), real.labels
+
+
+@pytest.fixture(scope="module")
+def whitened(sample):
+    whitening = ddpp.load_data("cifar10-sample", zca=True, device="cpu", validation=0).whitening
+    return whitening.apply(sample[0])
+
+
+def open_sample(path, space=None) -> ddpp.judging.Opened:
+    return ddpp.open_set(path, "cifar10-sample", space, device="cpu")
+
+
+def as_saved(value, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(value, path)
+    return path
+
+
+# what other codes save
+
+
+def test_images_and_labels_of_mtt(whitened, sample, tmp_path):
+    path = as_saved(whitened, tmp_path / "images_best.pt")
+    as_saved(sample[1], tmp_path / "labels_best.pt")
+    opened = open_sample(path)
+    assert (opened.space, opened.rated) == ("whitened", False)
+    assert torch.equal(opened.distilled.images, whitened)
+    assert torch.equal(opened.distilled.labels, sample[1])
+    assert torch.allclose(opened.distilled.natural(), sample[0], atol=1e-3)
+    assert any("labels_best.pt" in note for note in opened.notes)
+
+
+def test_logits_and_the_learning_rate_of_datm(whitened, tmp_path):
+    logits = torch.randn(10, 10, generator=generator(0)) * 3
+    path = as_saved(whitened, tmp_path / "images_best.pt")
+    as_saved(logits, tmp_path / "labels_best.pt")
+    as_saved(torch.tensor(0.03, requires_grad=True), tmp_path / "lr_best.pt")
+    opened = open_sample(path)
+    assert opened.rated and float(opened.distilled.alpha) == pytest.approx(0.03)
+    assert torch.allclose(opened.distilled.labels, logits.softmax(1))
+    assert any("softmax" in note for note in opened.notes)
+
+
+def test_the_experiments_of_dc_with_its_numbers_of_numpy(sample, tmp_path):
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in PUBLISHED["cifar10"])
+    images = (sample[0] - mean) / std
+    content = {"data": [[images, sample[1]]] * 2, "accs_all_exps": {"ConvNet": [np.float64(0.5)]}}
+    opened = open_sample(as_saved(content, tmp_path / "res_DM_CIFAR10_ConvNet_1ipc.pt"))
+    assert opened.space == "standardized"
+    assert torch.allclose(opened.distilled.natural(), sample[0], atol=1e-5)
+    assert any("the first of 2 experiments" in note for note in opened.notes)
+    # the test images lie in the same space
+    raw = opened.data.whitening.invert(opened.data.test.images)
+    assert raw.min() > -1e-4 and raw.max() < 1 + 1e-4
+
+
+@pytest.mark.parametrize("kind", ["bare", "npz", "uint8", "folder", "dict", "tuple", "last"])
+def test_pixels_in_many_forms(kind, sample, tmp_path):
+    images, labels = sample
+    bytes_ = (images * 255).round().byte()
+    made = {
+        "bare": lambda: as_saved(images, tmp_path / "mine.pt"),
+        "uint8": lambda: as_saved({"images": bytes_, "labels": labels}, tmp_path / "mine.pt"),
+        "dict": lambda: as_saved({"x": images, "y": labels, "lr": 0.02}, tmp_path / "mine.pth"),
+        "tuple": lambda: as_saved((images, labels.float()), tmp_path / "mine.pt"),
+        "last": lambda: as_saved((bytes_.permute(0, 2, 3, 1), labels), tmp_path / "mine.pt"),
+        "npz": lambda: save_npz(tmp_path / "mine.npz", images=images, labels=labels),
+        "folder": lambda: save_folder(tmp_path / "mine", images, labels),
+    }[kind]
+    opened = open_sample(made())
+    assert opened.space == "raw" and opened.rated == (kind == "dict")
+    assert torch.allclose(opened.distilled.natural(), images, atol=1 / 255)
+    assert torch.equal(opened.distilled.labels, labels)
+
+
+def save_npz(path, **tensors: Tensor):
+    np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    return path
+
+
+def save_folder(path, images, labels):
+    data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    ddpp.DistilledDataset.from_tensors(images, labels, 0.01, data, raw=True).export_png(path)
+    return path
+
+
+def test_files_of_ddpp_are_opened_with_the_data_that_they_name(tmp_path):
+    data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    teachers = ddpp.train_teachers(
+        data, ddpp.TeacherConfig(count=1, epochs=3, network=NETWORK), progress=False
+    )
+    checkpoint = tmp_path / "set.safetensors.checkpoint"
+    made = ddpp.distill(data, teachers, CONFIG, progress=False, checkpoint=checkpoint)
+    made.save(tmp_path / "set.safetensors")
+    write_set(tmp_path / "result.safetensors", made)
+    for name in ("set.safetensors", "result.safetensors", checkpoint.name):
+        opened = ddpp.open_set(tmp_path / name, device="cpu")
+        assert torch.equal(opened.distilled.images, made.images)
+        assert opened.distilled.network == made.network
+        assert opened.distilled.whitening.equals(data.whitening)
+        assert opened.rated and opened.data.name == "cifar10-sample"
+
+
+def test_a_set_of_data_of_ones_own_asks_where_they_are(tmp_path):
+    data = load(save(tmp_path / "mine.npz"))
+    teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
+    made = ddpp.distill(data, teachers, CONFIG, progress=False)
+    made.save(tmp_path / "set.safetensors")
+    with refused("was distilled from 'mine", "say where it is with --data"):
+        ddpp.open_set(tmp_path / "set.safetensors")
+    opened = ddpp.open_set(tmp_path / "set.safetensors", tmp_path / "mine.npz", device="cpu")
+    assert torch.equal(opened.distilled.images, made.images)
+
+
+# what is not certain, or not a set
+
+
+def test_the_space_is_asked_for_where_it_is_not_certain(tmp_path):
+    noise = torch.randn(10, 3, 32, 32, generator=generator(0))
+    path = as_saved(noise, tmp_path / "noise.pt")
+    with refused("not certain what the pixels are", "--space raw, standardized or whitened"):
+        open_sample(path)
+    assert open_sample(path, "whitened").space == "whitened"
+    with refused("unknown space 'white'", "did you mean 'whitened'?"):
+        open_sample(path, "white")
+
+
+def test_the_space_of_real_images_is_recognized(sample, whitened):
+    images = sample[0]
+    assert recognize((images * 255).byte())[0] == recognize(images)[0] == "raw"
+    assert recognize(whitened)[0] == "whitened"
+    assert recognize((images - images.mean()) / images.std())[0] == "standardized"
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch PWNED",)
+
+
+def test_a_file_that_would_run_code_is_not_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("images_best.pt", Hostile()), ("mine.pt", {"images": Hostile()})):
+        with refused("was not opened", "would call", "system"):
+            read_tensors(as_saved(content, tmp_path / name))
+    as_saved(torch.zeros(2, 1, 8, 8), tmp_path / "images_best.pt")
+    with refused("labels_best.pt was not opened"):
+        as_saved(Hostile(), tmp_path / "labels_best.pt")
+        read_tensors(tmp_path / "images_best.pt")
+    np.savez(tmp_path / "mine.npz", images=np.array([Hostile()], dtype=object))
+    with refused("an .npz of numbers alone"):
+        read_tensors(tmp_path / "mine.npz")
+    assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize("part", [0, 10, 1000, -100])
+def test_a_file_cut_short_is_refused(part, tmp_path):
+    path = as_saved({"images": torch.rand(10, 3, 32, 32)}, tmp_path / "mine.pt")
+    path.write_bytes(path.read_bytes()[:part])
+    with refused("mine.pt"):
+        read_tensors(path)
+    (tmp_path / "mine.npz").write_bytes(b"PK\x03\x04" + bytes(part % 100))
+    with refused("mine.npz cannot be read"):
+        read_tensors(tmp_path / "mine.npz")
+
+
+X, Y = torch.rand(10, 3, 32, 32, generator=generator(1)), torch.arange(10)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (X.where(X < 0.9, torch.nan), ["not finite"]),
+        (X[0, 0], ["holds a tensor (32, 32)", "(N, C, S, S)"]),
+        (X[:0], ["at least one"]),
+        (X[..., :16], ["(10, 3, 32, 16)"]),
+        (X[..., :16, :16], ["are 3x16x16", "(3, 32, 32)"]),
+        (X[:7], ["7 images are not the same number for each of 10 classes", "give the labels"]),
+        ((X, Y[:9]), ["10 images and labels (9,)"]),
+        ((X, Y + 1), ["the labels go from 1 to 10", "10 classes, from 0"]),
+        ((X, Y + 0.5), ["no whole numbers"]),
+        ((X, torch.rand(10, 7)), ["(10, 7)", "(10, 10)"]),
+        ((X, torch.full((10, 10), torch.inf)), ["not finite"]),
+        ({"weights": X}, ["no images among its entries (weights)", "name them 'images'"]),
+        ({"data": []}, ["without an experiment"]),
+        ({"images": X, "lr": torch.ones(3)}, ["no single number"]),
+        ([X, Y, X, Y], ["a list of 4 things"]),
+        ("hello", ["holds a str"]),
+        ({"images": X, "labels": Y, "lr": -1.0}, ["alpha is", "one positive number"]),
+    ],
+)
+def test_what_is_no_set_gets_a_sentence(content, words, tmp_path):
+    path = as_saved(content, tmp_path / "mine.pt")
+    with refused(*words):
+        open_sample(path)
+
+
+def test_a_path_or_folder_that_is_none_gets_a_sentence(tmp_path, sample):
+    for name in ("nowhere.pt", "nowhere.safetensors"):
+        with refused("there is no file", "check the path"):
+            open_sample(tmp_path / name)
+    (tmp_path / "mine.txt").write_text("hello")
+    with refused("not a file of ddpp"):
+        open_sample(tmp_path / "mine.txt")
+    with refused("of no kind that is known", "a .pt of tensors"):
+        read_tensors(tmp_path / "mine.txt")
+    with refused("give the file of the images"):
+        open_sample(as_saved(sample[1], tmp_path / "labels_best.pt"))
+    with refused("does not say what data it stands for", "--data"):
+        ddpp.open_set(as_saved(sample[0], tmp_path / "mine.pt"))
+    save_folder(tmp_path / "mine", *sample)
+    (tmp_path / "mine" / "0_airplane").rename(tmp_path / "mine" / "0_zeppelin")
+    with refused("the folder 'zeppelin' is no class of the data", "airplane, automobile"):
+        open_sample(tmp_path / "mine")
+
+
+# verdicts
+
+
+def test_sets_are_judged_beside_as_many_real_images(tmp_path, whitened, sample):
+    mine = as_saved({"images": sample[0], "labels": sample[1], "lr": 0.02}, tmp_path / "mine.pt")
+    best = as_saved(whitened, tmp_path / "images_best.pt")
+    options = PLACES | {"data": "cifar10-sample", "width": 4, "repeats": 2, "protocol": QUICK}
+    judged = ddpp.judge(
+        mine, best, architectures=("convnet", "alexnet"), folder=tmp_path / "out", **options
+    )
+    assert [one.chosen for one in judged] == [False, True]
+    assert judged[0].alpha == pytest.approx(0.02)
+    assert round(judged[1].alpha, 6) in RATES
+    for one in judged:
+        assert list(one.accuracies) == list(one.random) == ["convnet", "alexnet"]
+        assert all(len(values) == 2 for values in one.accuracies.values())
+    # the same networks are not trained again
+    before = json.loads((tmp_path / "out" / "scores.json").read_text())
+    again = ddpp.judge(mine, folder=tmp_path / "out", **options)
+    assert again[0].accuracies["convnet"] == judged[0].accuracies["convnet"]
+    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == before
+
+
+def test_the_verdict_is_that_of_evaluate(tmp_path, sample):
+    content = {"images": sample[0], "labels": sample[1], "lr": 0.02}
+    path = as_saved(content, tmp_path / "mine.pt")
+    options = {"width": 4, "repeats": 2, "protocol": QUICK}
+    (one,) = ddpp.judge(path, data="cifar10-sample", folder=tmp_path / "out", **PLACES, **options)
+    opened = open_sample(path)
+    right = ddpp.evaluate(opened.distilled, opened.data, progress=False, **options)
+    assert one.accuracies["convnet"] == right.final
+
+
+def test_the_command_writes_a_table_and_a_picture(tmp_path, sample, capsys):
+    path = as_saved({"images": sample[0], "lr": 0.02}, tmp_path / "mine.pt")
+    out = tmp_path / "judged"
+    words = f"judge {path} --data cifar10-sample --width 2 --repeats 1 --protocol.epochs 1"
+    assert cli.main([*words.split(), "--device", "cpu", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "no labels: taken as sorted by class" in said and "random real images" in said
+    assert (
+        (out / "judged.csv").read_text().splitlines()[1].startswith("mine.pt,cifar10-sample,10,raw")
+    )
+    (row,) = json.loads((out / "judged.json").read_text())["sets"]
+    assert row["space"] == "raw" and len(row["accuracies"]["convnet"]) == 1
+    assert (out / "judged.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["judge", str(tmp_path / "nowhere.pt"), "--data", "cifar10-sample"]) == 1
+    assert "there is no file" in capsys.readouterr().err
