@@ -11,7 +11,7 @@ from ddpp.experiments.comparing import compare
 from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.foundation.errors import Error
 from ddpp.foundation.identity import custom
-from ddpp.judging import judge, open_set
+from ddpp.judging import export, judge, open_set
 from ddpp.networks import VGG11, AlexNet, ConvNet, NetworkConfig, ResNet18
 from ddpp.pruning import keep_mask, matching_loss, similarity
 from ddpp.teachers import TeacherConfig, Teachers, train_teachers
@@ -37,6 +37,7 @@ __all__ = [
     "custom",
     "distill",
     "evaluate",
+    "export",
     "from_arrays",
     "from_datasets",
     "judge",

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import re
 import subprocess
@@ -302,6 +303,7 @@ def show(
     progress: Path | None = None,
     before_after: Path | None = None,
     folder: Path | None = None,
+    card: Path | None = None,
     root: Root = Path("data"),
 ) -> None:
     """Write pictures of a distilled file in natural colours.
@@ -312,6 +314,7 @@ def show(
         progress: also a figure of the first image of each class, from the real to the final one
         before_after: also a figure: left the real images, right what became of them
         folder: also every image as a PNG of its own, in a folder per class
+        card: also a page about the set, in Markdown, as for the Hugging Face Hub
     """
     distilled = load_set(file, root=root)
     out = out or file.with_suffix(".png")
@@ -329,6 +332,33 @@ def show(
                 print(f"from real to distilled: {path}")
     if folder:
         print(f"{distilled.export_png(folder)} images as PNG files: {folder}")
+    if card:
+        known = read_report(file)
+        text = judging.card(distilled, known, file.name, os.path.relpath(out, card.parent))
+        files.write_bytes(card, text.encode())
+        print(f"a page about the set: {card}")
+
+
+def export(
+    file: Path,
+    /,
+    kind: Annotated[str, arg(name="for", metavar="KIND")],
+    out: Path | None = None,
+    root: Root = Path("data"),
+) -> None:
+    """Write a distilled file in a form that other code reads.
+
+    Args:
+        file: the distilled file, a checkpoint, or a result under results/
+        kind: beard or eccv, for these judges; pt, tensors; hf, for the Hugging Face Hub; or compact
+        out: the folder; None: beside the file
+    """
+    out = out or file.with_name(f"{file.stem}-{kind}")
+    written, notes = judging.export(load_set(file, root=root), kind, out, read_report(file))
+    for path in written:
+        print(path)
+    for note in notes:
+        print(f"note: {note}")
 
 
 def pack(folder: Path, /, out: Path, size: int = 32, test: float = 0.2) -> None:
@@ -346,6 +376,16 @@ def pack(folder: Path, /, out: Path, size: int = 32, test: float = 0.2) -> None:
     for name, (to_train, to_test) in counts.items():
         print(f"{name}: {to_train} images to train on, {to_test} to test on")
     print(f"written: {out} ({len(counts)} classes, images of {size}x{size})")
+
+
+def read_report(file: Path) -> dict | None:
+    """The report beside a distilled file, if there is one that has its accuracies."""
+    path = report_path(file)
+    try:
+        report = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError):
+        raise Error(f"{path} is no report, but another file: move it away") from None
+    return report if "distilled" in report else None
 
 
 def show_report(out: Path, distilled: DistilledDataset, report: dict) -> None:
@@ -379,7 +419,7 @@ def say(line: str) -> None:
 
 
 SHARED = (teachers, distill)  # the commands that torchrun can share out
-OWN = (*SHARED, compare, reproduce, evaluate, judge, show, pack)
+OWN = (*SHARED, compare, reproduce, evaluate, judge, show, export, pack)
 COMMANDS: dict[str, Command] = {command.__name__: command for command in OWN}
 
 

@@ -211,10 +211,12 @@ class DistilledDataset(Dataset):
             iterates={step: (x.to(device), alpha.to(device)) for step, (x, alpha) in iterates},
         )
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, compact: bool = False) -> None:
         """Write the set to one .safetensors file, all or nothing.
 
         - path: the file; an existing one is replaced. Raises Error if it cannot be written.
+        - compact: whether the whitening matrix, nearly all of the bytes, is stored in half
+          precision: 9 instead of 38 MB for images of 3 x 32 x 32. Images and alpha stay exact.
 
         Equal sets give equal bytes: the file contains no time of day.
 
@@ -229,7 +231,7 @@ class DistilledDataset(Dataset):
         True
         """
         tensors = {"images": self.images, "labels": self.labels, "alpha": self.alpha}
-        tensors |= self.whitening.tensors()
+        tensors |= self.whitening.compact_tensors() if compact else self.whitening.tensors()
         tensors |= pack(self.iterates, self.history)
         meta = {
             "classes": list(self.classes),

@@ -71,9 +71,25 @@ class Whitening:
         named = {"mean": self.mean} | second
         return {name: t for name, t in named.items() if t is not None}
 
+    def compact_tensors(self) -> dict[str, Tensor]:
+        """As `tensors`, in a quarter of the bytes: half of a symmetric matrix, as float16.
+
+        Whitened values change by about 5e-4 of their size, natural colours by 1e-4.
+        """
+        if self.matrix is None:
+            return self.tensors()
+        rows, columns = torch.triu_indices(*self.matrix.shape)
+        return {"mean": self.mean, "triangle": self.matrix[rows, columns].half()}
+
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> "Whitening":
-        """Rebuild what `tensors` named; other names are ignored."""
+        """Rebuild what `tensors` or `compact_tensors` named; other names are ignored."""
+        if "triangle" in tensors:
+            dimension = tensors["mean"].numel()
+            matrix = tensors["mean"].new_empty(dimension, dimension)
+            rows, columns = torch.triu_indices(dimension, dimension)
+            matrix[rows, columns] = matrix[columns, rows] = tensors["triangle"].to(matrix)
+            return Whitening("zca", tensors["mean"], matrix=matrix)
         kind = "zca" if "matrix" in tensors else "channels"
         return Whitening(kind, tensors["mean"], tensors.get("matrix"), tensors.get("std"))
 

@@ -1,0 +1,103 @@
+"""A page that goes with a distilled set, fit for the Hugging Face Hub."""
+
+from collections.abc import Mapping
+
+from ddpp.distilled import DistilledDataset
+from ddpp.evaluating import Evaluation
+
+LICENCES = {
+    "cifar10": "CIFAR-10 (A. Krizhevsky, 2009)",
+    "cifar100": "CIFAR-100 (A. Krizhevsky, 2009)",
+}
+
+
+def card(
+    distilled: DistilledDataset,
+    report: Mapping | None = None,
+    file: str = "distilled.safetensors",
+    picture: str = "picture.png",
+) -> str:
+    """Write the card of a set in Markdown, with the metadata that the Hub reads.
+
+    - distilled: the set.
+    - report: what `ddpp distill` wrote beside it, for the accuracy to expect. Default: unknown.
+    - file: the set's name beside the card.
+    - picture: the picture's name beside the card.
+    """
+    made = distilled.provenance
+    data = made.get("data", {}).get("name", "an unnamed data set")
+    title = f"{len(distilled)} images distilled from {data}"
+    parts = [_head(title, data), f"# {title}", f"![{title}]({picture})", _what(distilled, data)]
+    parts += ["## Train on it", _use(file, data)]
+    parts += ["## What to expect", _expected(report, file)]
+    parts += ["## How it was made", _made(made)]
+    parts += ["## Licence and privacy", _licence(data)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(title: str, data: str) -> str:
+    lines = ["---", f"pretty_name: {title}", "license: other", "tags:"]
+    lines += ["- dataset-distillation", "- image-classification"]
+    lines += ["task_categories:", "- image-classification", "size_categories:", "- n<1K", "---"]
+    return "\n".join(lines)
+
+
+def _what(distilled: DistilledDataset, data: str) -> str:
+    shape = "x".join(map(str, distilled.images.shape[1:]))
+    each = {len(members) for members in distilled.by_class()}
+    per_class = f"{each.pop()} per class" if len(each) == 1 else "unequally many per class"
+    labels = "soft labels" if distilled.labels.is_floating_point() else "hard labels"
+    kind = "whitened with ZCA" if distilled.whitening.kind == "zca" else "standardized by channel"
+    return (
+        f"These {len(distilled)} images ({shape}, {per_class}, {labels}) were optimized so that a "
+        f"network trained on them alone learns much of what it would learn from {data}. They are "
+        f"{kind}; the file also holds the learning rate to train with, "
+        f"{float(distilled.alpha):.4f}, the whitening, the names of the "
+        f"{len(distilled.classes)} classes, and all settings of the run."
+    )
+
+
+def _use(file: str, data: str) -> str:
+    return f"""```python
+import ddpp
+distilled = ddpp.DistilledDataset.load("{file}")
+data = ddpp.load_data("{data}", whitening=distilled.whitening)
+result = ddpp.evaluate(distilled, data, repeats=1)   # trains a network, tests it on real images
+print(result.mean, "% of the test images are right")
+images, labels = distilled.images, distilled.labels  # or train your own way, with distilled.alpha
+```"""
+
+
+def _expected(report: Mapping | None, file: str) -> str:
+    test = f"Test yourself: `ddpp evaluate {file}`"
+    if not report:
+        return f"Nobody wrote down an accuracy for this file. {test}."
+    ours, real = (Evaluation(**report[which]) for which in ("distilled", "random"))
+    networks = f"mean and deviation of {len(ours.final)} networks"
+    return (
+        f"Test accuracy {ours.mean:.1f} ± {ours.std:.1f} % ({networks}); as many random real "
+        f"images give {real.mean:.1f} ± {real.std:.1f} %. {test} should come within the deviation. "
+        f"Measured on {report['device']}, torch {report['versions']['torch']}, commit "
+        f"{report['commit']}, {report['finished']}."
+    )
+
+
+def _made(made: Mapping) -> str:
+    config = made.get("config", {})
+    rows = {"method": made.get("method")} | config
+    if teachers := made.get("teachers"):
+        rows |= {"teachers": made.get("teacher_count"), "network": teachers.get("network")}
+    rows |= {"data": made.get("data"), "machines": made.get("made_on")}
+    lines = ["| setting | value |", "|---|---|"]
+    lines += [f"| {key} | `{value}` |" for key, value in rows.items() if value is not None]
+    return "\n".join(lines)
+
+
+def _licence(data: str) -> str:
+    base = str(data).removesuffix("-sample")
+    source = LICENCES.get(base, f"'{data}'")
+    return (
+        f"The images derive from {source}: its terms hold for them. Distilled images begin as real "
+        "ones and may still show them, or reveal who or what was in the data; do not publish a set "
+        "made of data that you would not publish."
+    )

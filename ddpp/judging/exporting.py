@@ -1,0 +1,163 @@
+"""Write a distilled set in the forms that other code reads."""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpp.distilled import DistilledDataset
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error, choose
+from ddpp.judging.cards import card
+from ddpp.judging.opening import PUBLISHED
+
+Written = tuple[list[Path], list[str]]  # files, and what to know about them
+
+
+def export(
+    distilled: DistilledDataset, kind: str, folder: str | Path, report: Mapping | None = None
+) -> Written:
+    """Write a set for other code to read.
+
+    - distilled: the set.
+    - kind: "pt": images_best.pt, labels_best.pt and lr_best.pt, named as by MTT and DATM, of pixels
+      in natural colours. "beard": for the benchmark BEARD, images_best.pt and labels_best.pt,
+      standardized by channel. "eccv": for the ECCV 2024 challenge, one tensor, sorted by class,
+      standardized. "hf": train.parquet for Hugging Face's `datasets`, with a README.md, the compact
+      set and its picture. "compact": distilled.safetensors in a quarter of the bytes.
+    - report: what `ddpp distill` wrote beside the set, for the README.md.
+    - folder: existing files of these names are replaced.
+
+    Returns the files, and sentences on what was lost or assumed. Raises Error for a set that cannot
+    take this form.
+    """
+    write = KINDS[choose("kind of export", kind, KINDS)]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    distilled = distilled.to("cpu")
+    if write is _hf:
+        return _hf(distilled, Path(folder), report)
+    return write(distilled, Path(folder))
+
+
+def pixels(distilled: DistilledDataset) -> Tensor:
+    """Undo the preprocessing; unlike `natural`, values outside [0, 1] stay."""
+    return distilled.whitening.invert(distilled.images)
+
+
+def standardized(distilled: DistilledDataset) -> tuple[Tensor, str]:
+    """Standardize by channel as the field's code does for this data; return the images, and how."""
+    name = distilled.provenance.get("data", {}).get("name", "")
+    known = PUBLISHED.get(str(name).removesuffix("-sample"))
+    if known is None:
+        raise Error(
+            f"the constants by which the field standardizes '{name}' are not known: export the "
+            "pixels with --for pt, and standardize them"
+        )
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in known)
+    return (pixels(distilled) - mean) / std, f"standardized with mean {known[0]} and std {known[1]}"
+
+
+def _notes(distilled: DistilledDataset) -> list[str]:
+    if distilled.whitening.kind != "zca":
+        return []
+    return [
+        "the set was made for whitened images. Undoing the whitening keeps its pixels, but "
+        "networks that train on them without whitening reach less: for a judge that does not "
+        "whiten, distil with --zca False"
+    ]
+
+
+def _pt(distilled: DistilledDataset, folder: Path) -> Written:
+    images, note = pixels(distilled), "pixels in natural colours, float32, mostly in 0 to 1"
+    return _tensors(distilled, images, folder, rate=True), [note, *_notes(distilled)]
+
+
+def _beard(distilled: DistilledDataset, folder: Path) -> Written:
+    images, note = standardized(distilled)
+    return _tensors(distilled, images, folder, rate=False), [note, *_notes(distilled)]
+
+
+def _eccv(distilled: DistilledDataset, folder: Path) -> Written:
+    classes = distilled.by_class()
+    counts = {len(members) for members in classes}
+    if len(counts) != 1:
+        raise Error("the challenge takes the same number of images of each class: this set has not")
+    images, note = standardized(distilled)
+    notes = [note, *_notes(distilled)]
+    if counts != {10}:
+        notes.append(f"the challenge takes 10 images per class, and this set has {counts.pop()}")
+    if distilled.labels.is_floating_point():
+        notes.append("the challenge trains with hard labels: the soft ones are left out")
+    name = str(distilled.provenance.get("data", {}).get("name", "set")).removesuffix("-sample")
+    order = [i for members in classes for i in members]
+    return [_save(images[order].clone(), folder / f"{name}.pt")], notes
+
+
+def _tensors(distilled: DistilledDataset, images: Tensor, folder: Path, rate: bool) -> list[Path]:
+    parts = {"images": images, "labels": distilled.labels}
+    parts |= {"lr": distilled.alpha} if rate else {}
+    return [_save(x.detach().clone(), folder / f"{name}_best.pt") for name, x in parts.items()]
+
+
+def _save(value: Tensor, path: Path) -> Path:
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    files.write_bytes(path, stream.getvalue())
+    return path
+
+
+def _compact(distilled: DistilledDataset, folder: Path) -> Written:
+    path = folder / "distilled.safetensors"
+    distilled.save(path, compact=True)
+    return [path], ["images and alpha are exact; the whitening is in half precision"]
+
+
+def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None = None) -> Written:
+    try:
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        raise Error("a Parquet file needs the package pyarrow: pip install pyarrow") from None
+    images = [{"bytes": _png(image), "path": None} for image in distilled.natural()]
+    columns: dict[str, Any] = {"image": images, "label": distilled.hard_labels.tolist()}
+    label = {"names": list(distilled.classes), "_type": "ClassLabel"}
+    features: dict[str, Any] = {"image": {"_type": "Image"}, "label": label}
+    if distilled.labels.is_floating_point():
+        columns["soft_label"] = distilled.labels.tolist()
+        value = {"dtype": "float32", "_type": "Value"}
+        features["soft_label"] = {"feature": value, "_type": "Sequence"}
+    table = pyarrow.table(columns)
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(table.replace_schema_metadata(about), stream)
+    files.write_bytes(folder / "train.parquet", stream.getvalue())
+    files.write_bytes(folder / "README.md", card(distilled, report).encode())
+    _compact(distilled, folder)
+    picture = io.BytesIO()
+    distilled.picture().save(picture, "PNG")
+    files.write_bytes(folder / "picture.png", picture.getvalue())
+    written = ["train.parquet", "README.md", "distilled.safetensors", "picture.png"]
+    lost = "pictures of 8 bits, cut to 0 to 1; distilled.safetensors beside them is exact"
+    return [folder / name for name in written], [lost, *_notes(distilled)]
+
+
+def _png(image: Tensor) -> bytes:
+    stream = io.BytesIO()
+    array = image.mul(255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(np.ascontiguousarray(array.squeeze())).save(stream, "PNG")
+    return stream.getvalue()
+
+
+KINDS: dict[str, Callable[[DistilledDataset, Path], Written]] = {
+    "beard": _beard,
+    "eccv": _eccv,
+    "pt": _pt,
+    "hf": _hf,
+    "compact": _compact,
+}

@@ -1,0 +1,138 @@
+"""A set goes to other code and comes back the same; a card says what it is."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from small import refused
+from torch import Tensor
+
+import ddpp
+from ddpp import cli
+from ddpp.data.whitening import Whitening
+from ddpp.experiments.results import write_set
+from ddpp.judging import card
+from ddpp.judging.opening import PUBLISHED
+
+
+@pytest.fixture(scope="module")
+def whitened():
+    """Ten sets of photographs, one per class each, in another order than that of the classes."""
+    data = ddpp.load_data("cifar10-sample", zca=True, device="cpu")
+    real = data.draw(10, 0)
+    order = torch.arange(100).view(10, 10).T.flatten()
+    return ddpp.DistilledDataset.from_tensors(real.images[order], real.labels[order], 0.02, data)
+
+
+def test_pixels_for_mtts_names_come_back(whitened, tmp_path):
+    written, notes = ddpp.export(whitened, "pt", tmp_path)
+    assert [path.name for path in written] == ["images_best.pt", "labels_best.pt", "lr_best.pt"]
+    opened = ddpp.open_set(tmp_path / "images_best.pt", "cifar10-sample", "raw", device="cpu")
+    back = opened.distilled
+    assert torch.allclose(back.natural(), whitened.natural(), atol=1e-4)
+    assert torch.equal(back.labels, whitened.labels)
+    assert float(back.alpha) == pytest.approx(0.02)
+    assert any("whitened images" in note for note in notes)
+
+
+def load(path) -> Tensor:
+    """As a judge does."""
+    return torch.load(path, weights_only=True)
+
+
+def test_beard_reads_images_and_labels_as_it_standardizes_its_own(whitened, tmp_path):
+    ddpp.export(whitened, "beard", tmp_path)
+    images, labels = load(tmp_path / "images_best.pt"), load(tmp_path / "labels_best.pt")
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in PUBLISHED["cifar10"])
+    assert torch.allclose(images * std + mean, whitened.natural(), atol=1e-4)
+    assert torch.equal(labels, whitened.labels)
+    assert {path.name for path in tmp_path.iterdir()} == {"images_best.pt", "labels_best.pt"}
+
+
+def test_the_challenge_reads_one_tensor_sorted_by_class(whitened, tmp_path):
+    (path,), notes = ddpp.export(whitened, "eccv", tmp_path)
+    images = load(path)
+    assert path.name == "cifar10.pt" and images.shape == (100, 3, 32, 32)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in PUBLISHED["cifar10"])
+    order = whitened.labels.argsort(stable=True)
+    assert torch.allclose(images * std + mean, whitened.natural()[order], atol=1e-4)
+    assert not any("10 images per class" in note for note in notes)
+    one = ddpp.DistilledDataset.from_tensors(
+        whitened.images[:7], whitened.labels[:7], 0.01, ddpp.load_data(device="cpu", zca=True)
+    )
+    with refused("the same number of images of each class"):
+        ddpp.export(one, "eccv", tmp_path)
+
+
+def test_parquet_holds_pictures_and_names_of_classes(whitened, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    ddpp.export(whitened, "hf", tmp_path)
+    table = parquet.read_table(tmp_path / "train.parquet")
+    assert table.column("label").to_pylist() == whitened.labels.tolist()
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["label"]["names"] == list(whitened.classes)
+    (first, *_) = table.column("image").to_pylist()
+    assert Image.open(io.BytesIO(first["bytes"])).size == (32, 32)
+    assert "# 100 images distilled from cifar10-sample" in (tmp_path / "README.md").read_text()
+    assert torch.equal(
+        ddpp.DistilledDataset.load(tmp_path / "distilled.safetensors").images, whitened.images
+    )
+
+
+def test_a_compact_file_is_a_quarter_and_as_good(whitened, tmp_path):
+    whitened.save(tmp_path / "whole.safetensors")
+    whitened.save(tmp_path / "compact.safetensors", compact=True)
+    whole, compact = ((tmp_path / f"{n}.safetensors").stat().st_size for n in ("whole", "compact"))
+    assert compact < 0.3 * whole
+    back = ddpp.DistilledDataset.load(tmp_path / "compact.safetensors")
+    assert torch.equal(back.images, whitened.images) and torch.equal(back.alpha, whitened.alpha)
+    assert back.whitening.equals(whitened.whitening)
+    assert (back.natural() - whitened.natural()).abs().max() < 0.5 / 255
+    matrix = back.whitening.tensors()["matrix"]
+    assert torch.equal(matrix, matrix.T)
+    channels = Whitening("channels", torch.zeros(1, 2, 2), std=torch.ones(1, 1, 1))
+    assert channels.compact_tensors().keys() == channels.tensors().keys()
+
+
+def test_data_whose_constants_are_not_known_say_so(distilled, tmp_path):
+    with refused("are not known", "--for pt"):
+        ddpp.export(distilled, "beard", tmp_path)
+    with refused("unknown kind of export 'zip'", "beard, eccv, pt, hf, compact"):
+        ddpp.export(distilled, "zip", tmp_path)
+
+
+def test_the_lines_on_a_card_run(whitened, tmp_path):
+    whitened.save(tmp_path / "distilled.safetensors")
+    text = card(whitened)
+    code = text.partition("```python\n")[2].partition("```")[0]
+    code = code.replace("repeats=1", "repeats=1, width=2, protocol=ddpp.Protocol(epochs=1)")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "% of the test images are right" in done.stdout
+
+
+def test_a_card_says_what_was_measured(whitened, tmp_path, capsys):
+    write_set(tmp_path / "set.safetensors", whitened)
+    report = {
+        "distilled": {"final": [40.0, 42.0]},
+        "random": {"final": [20.0, 20.0]},
+        "device": "cpu",
+        "versions": {"torch": "2.11"},
+        "commit": "abc",
+        "finished": "today",
+    }
+    (tmp_path / "set.json").write_text(json.dumps(report))
+    words = ["show", str(tmp_path / "set.safetensors"), "--card", str(tmp_path / "card.md")]
+    assert cli.main(words) == 0
+    text = (tmp_path / "card.md").read_text()
+    assert "Test accuracy 41.0 ± 1.4 % (mean and deviation of 2 networks)" in text
+    assert "random real images give 20.0 ± 0.0 %" in text
+    assert "](set.png)" in text and "ddpp evaluate set.safetensors" in text
+    assert cli.main(["export", str(tmp_path / "set.safetensors"), "--for", "compact"]) == 0
+    assert "set-compact/distilled.safetensors" in capsys.readouterr().out
