@@ -95,9 +95,10 @@ class Comparison:
             line = [setting[0], f"{setting[1]:g}", accuracy, "", "", "", str(len(known))]
             if difference := self.differences.get(setting):
                 half, p = difference.half, self.corrected[setting]
-                line[3] = f"{difference.mean:+.1f}"
+                line[3] = _signed(difference.mean)
                 if half is not None and p is not None:
-                    line[4] = f"{difference.mean - half:+.1f} to {difference.mean + half:+.1f}"
+                    low, high = difference.mean - half, difference.mean + half
+                    line[4] = f"{_signed(low)} to {_signed(high)}"
                     line[5] = "< 0.001" if p < 0.001 else f"{p:.3f}"
             lines.append(line)
         return lines
@@ -191,6 +192,10 @@ def parse_setting(text: str) -> str | tuple[str, float]:
         return rule, float(epsilon)
     except ValueError:
         raise Error(f"{text} is no rule with an epsilon: write signed@0.1, say") from None
+
+
+def _signed(points: float) -> str:
+    return f"{round(points, 1) + 0.0:+.1f}"  # plus zero, as -0.0 says nothing
 
 
 def _setting(one: Rule | tuple[Rule, float], recipe: Recipe) -> Setting:
