@@ -6,7 +6,9 @@ K epochs later, and the start that both left from. A rule says which pairs are e
 kept. Each rule is one function and one entry in RULES. The mask is a constant of the distillation
 step: no gradient flows through comparisons.
 
-The last three rules are controls: each prunes as many pairs as the paper's rule would, but others.
+Three rules are controls: `random`, `largest` and `smallest` prune as many pairs as the paper's rule
+would, but others. `sign` is the half of the paper's rule that has no threshold, and `easiest` what
+others prune.
 """
 
 from collections.abc import Callable
@@ -54,6 +56,11 @@ def magnitude(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
     )
 
 
+def sign(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
+    """Prune opposite signs alone: the part of the paper's rule that has no threshold."""
+    return student * teacher >= 0
+
+
 def none(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
     """Prune nothing: matching training trajectories (MTT)."""
     return torch.ones_like(student, dtype=torch.bool)
@@ -74,9 +81,16 @@ def largest(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
 
 
 def smallest(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
-    """Control: prune the smallest differences, the easiest pairs, as PAD and EDF do (2024)."""
+    """Control: prune the smallest differences, which carry next to nothing of the loss."""
     order = (student - teacher).abs().argsort()
     return _prune_first(order, student, teacher, epsilon)
+
+
+def easiest(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
+    """Prune the share epsilon with the smallest differences, as PAD and EDF do (2024)."""
+    order = (student - teacher).abs().argsort()
+    keep = torch.ones_like(student, dtype=torch.bool)
+    return keep.index_fill(0, order[: int(epsilon * len(student))], False)
 
 
 def _prune_first(order: Tensor, student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
@@ -86,7 +100,10 @@ def _prune_first(order: Tensor, student: Tensor, teacher: Tensor, epsilon: float
 
 
 Rule = str | Callable[[Tensor, Tensor, float], Tensor]
-RULES = Table("rule", {f.__name__: f for f in (signed, magnitude, none, random, largest, smallest)})
+RULES = Table(
+    "rule",
+    {f.__name__: f for f in (signed, magnitude, none, random, largest, smallest, sign, easiest)},
+)
 
 
 def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: Rule = "signed") -> Tensor:

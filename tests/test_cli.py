@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
         (["--profile", "smok"], "did you mean 'smoke'"),
         (["--data", "cifar-10"], "did you mean 'cifar10'"),
         (["--data", "nowhere.npz"], "there is no file"),
-        (["--rule", "sign"], "did you mean 'signed'"),
+        (["--rule", "signd"], "did you mean 'signed'"),
         (["--teachers.network.name", "convnets"], "did you mean 'convnet'"),
         (["--teachers.network.depth", "4"], "a depth of at most 3"),
         (["--epsilon", "1"], "below 1"),

@@ -16,6 +16,8 @@ from ddpp.experiments import Comparison, Difference
 from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.recipes import recipe
 
+pytestmark = pytest.mark.usefixtures("tables")
+
 NONE, MINE, SIGNED = ("none", 0.0), ("mine", 0.1), ("signed", 0.1)
 BASE = (30.0, 31.0, 29.0, 30.5, 28.0)
 BETTER = (31.0, 32.5, 29.5, 31.0, 30.0)
@@ -111,7 +113,7 @@ def test_other_data_in_the_same_folder_is_not_mistaken(small, tmp_path):
         ([], {}, ["there is nothing to compare"]),
         (["none"], {}, ["there is nothing to compare"]),
         (["signed"], {"seeds": 0}, ["seeds is 0", "at least 1"]),
-        (["sign"], {}, ["unknown rule 'sign'", "did you mean 'signed'?"]),
+        (["signd"], {}, ["unknown rule 'signd'", "did you mean 'signed'?"]),
     ],
 )
 def test_what_cannot_be_compared_is_refused(rules, options, words, tmp_path, small):

@@ -17,6 +17,8 @@ from ddpp.judging import read_tensors
 from ddpp.judging.opening import PUBLISHED, recognize
 from ddpp.judging.verdicts import RATES
 
+pytestmark = pytest.mark.usefixtures("tables")
+
 QUICK = ddpp.Protocol(epochs=2)
 PLACES = {"device": "cpu", "progress": False, "say": lambda line: None}
 

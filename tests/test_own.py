@@ -20,6 +20,8 @@ from ddpp.foundation import files
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 
+pytestmark = pytest.mark.usefixtures("tables")
+
 
 @pytest.fixture
 def data(tmp_path):

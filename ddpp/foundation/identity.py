@@ -64,7 +64,7 @@ class Table(dict):
 
     def __init__(self, kind: str, things: dict):
         super().__init__(things)
-        self.kind, self._built_in = kind, dict(things)
+        self.kind, self.built_in = kind, dict(things)
         TABLES[kind] = self
 
     def marks(self, *names: object) -> dict[str, str]:
@@ -72,7 +72,7 @@ class Table(dict):
         that are.
         """
         found = {f"{self.kind} {name}": self[name] for name in names if name in self}
-        own = {f"{self.kind} {name}": thing for name, thing in self._built_in.items()}
+        own = {f"{self.kind} {name}": thing for name, thing in self.built_in.items()}
         return {
             name: fingerprint(thing, name)
             for name, thing in found.items()
@@ -113,7 +113,7 @@ class Table(dict):
     def marks_of_all(self) -> dict[str, str]:
         """`marks` of the whole table, and its names in order where these are not ddpp's own."""
         order = (
-            {} if list(self) == list(self._built_in) else {f"list of {self.kind}s": ", ".join(self)}
+            {} if list(self) == list(self.built_in) else {f"list of {self.kind}s": ", ".join(self)}
         )
         return self.marks(*self) | order
 

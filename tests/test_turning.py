@@ -1,0 +1,75 @@
+"""What a mask does to the gradient of the images, against gradients taken another way."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from small import CONFIG, refused
+
+from ddpp.distilling import draw_piece
+from ddpp.experiments.turning import mask_of, masks_by_part, turns
+from ddpp.pruning import keep_mask, masked_loss
+from ddpp.unrolling import unroll
+
+
+def test_a_mask_that_keeps_all_does_not_turn_the_gradient(data, teachers):
+    (turn,) = turns(data, teachers, CONFIG, {"none": mask_of("none", 0.0)}).values()
+    assert turn.angle == pytest.approx(0, abs=1e-4) and turn.length == pytest.approx(1)
+    assert (turn.kept, turn.loss) == (1, 0) and math.isnan(turn.opposite)
+
+
+def test_the_turn_is_that_of_gradients_by_autograd(data, teachers):
+    (turn,) = turns(data, teachers, CONFIG, {"mine": mask_of("signed", 0.5)}, epoch=1).values()
+    images, labels = data.draw(CONFIG.ipc, CONFIG.seed)
+    *_, updates = draw_piece(0, len(labels), teachers, replace(CONFIG, max_start_epoch=1))
+    start, goal = teachers.snapshot(0, 1), teachers.snapshot(0, 1 + CONFIG.expert_epochs)
+    alpha = torch.tensor(CONFIG.alpha0)
+
+    def gradient(rule):
+        def loss(student):
+            return masked_loss(student, goal, start, keep_mask(student, goal, 0.5, rule))
+
+        out = unroll(teachers.network, start, images, labels, alpha, updates, loss, "autograd")
+        return out.grad_images.flatten(), out.student
+
+    (base, student), (turned, _) = gradient("none"), gradient("signed")
+    cosine = torch.cosine_similarity(base, turned, dim=0)
+    assert turn.angle == pytest.approx(math.degrees(math.acos(cosine)), abs=0.05)
+    assert turn.length == pytest.approx(float(turned.norm() / base.norm()), rel=1e-3)
+    keep = keep_mask(student, goal, 0.5)
+    error = (student - goal).square()
+    assert turn.kept == pytest.approx(float(keep.float().mean()))
+    assert turn.loss == pytest.approx(float(error[~keep].sum() / error.sum()), rel=1e-3)
+    opposite = (student * goal)[~keep] < 0
+    assert turn.opposite == pytest.approx(float(opposite.float().mean()))
+
+
+def test_sign_is_the_papers_rule_without_its_threshold(data, teachers):
+    masks = {"sign": mask_of("sign", 0.3), "signed": mask_of("signed", 0.0)}
+    sign, signed = turns(data, teachers, CONFIG, masks).values()
+    assert sign == signed and sign.opposite == 1
+
+
+def test_easiest_prunes_its_share_and_little_of_the_loss():
+    student = torch.arange(8.0)
+    keep = keep_mask(student, torch.zeros(8), 0.25, "easiest")
+    assert keep.tolist() == [False, False] + 6 * [True]
+
+
+def test_a_part_of_the_network_is_left_out_whole(data, teachers):
+    shapes = teachers.network.shapes
+    masks = masks_by_part(teachers, {name: [name] for name in shapes})
+    theta = teachers.snapshot(0, 0)
+    for name, shape in shapes.items():
+        keep = teachers.network.unflatten(masks[name](theta, theta))
+        assert not keep[name].any() and int((~masks[name](theta, theta)).sum()) == shape.numel()
+    with refused("no parameter is named nothing"):
+        masks_by_part(teachers, {"mine": ["nothing"]})
+
+
+def test_a_start_that_is_not_there_is_refused(data, teachers):
+    with refused("epoch 4 is not stored"):
+        turns(data, teachers, CONFIG, {"none": mask_of("none", 0.0)}, epoch=2)
+    with refused("teacher 2 is not there", "0 to 1"):
+        turns(data, teachers, CONFIG, {}, teacher=2)

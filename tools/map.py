@@ -1,0 +1,216 @@
+"""The map of what pruning does to the gradient of the images: `python -m tools.map`.
+
+One setting is varied at a time, around the smoke profile's; each point is the mean over teachers
+and draws. Minutes on two cores; a stopped call resumes.
+"""
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from ddpp.data import ImageData, Split, from_arrays, load_data
+from ddpp.distilled import DistilledDataset
+from ddpp.distilling import DistillConfig, distill
+from ddpp.experiments.recipes import recipe
+from ddpp.experiments.run import commit, provenance
+from ddpp.experiments.turning import Mask, Turn, mask_of, masks_by_part, turns
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error
+from ddpp.networks import NetworkConfig
+from ddpp.teachers import TeacherConfig, Teachers, train_teachers
+
+RULES = (
+    ("signed", 0.1),
+    ("signed", 0.3),
+    ("signed", 0.7),
+    ("sign", 0.0),
+    ("random", 0.1),
+    ("largest", 0.1),
+    ("easiest", 0.25),
+    ("magnitude", 0.1),
+)
+EPOCHS = 12  # of the teachers
+REPEATS = 3  # teachers, each with draws of its own
+EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the map."""
+
+    factor: str  # what is varied,
+    value: float  # and its value here
+    student_steps: int = 15  # J
+    expert_epochs: int = 2  # K
+    epoch: int = 0
+    alpha: float = 0.02
+    ipc: int = 1
+    width: int = 32
+    classes: int = 10
+    after: int = 0  # distillation steps before this one
+    epsilon: float | None = None  # measured alone, for the curve over epsilon
+    parts: bool = False  # whole layers and kinds of parameter instead of rules
+
+
+def points() -> Iterator[Point]:
+    """List the map, one factor after the other."""
+    for j in (5, 10, 15, 30, 50, 80):
+        yield Point("J, student steps", j, student_steps=j)
+    for epsilon in EPSILONS:
+        yield Point("epsilon", epsilon, epsilon=epsilon)
+    for epoch in (0, 1, 2, 4, 8):
+        yield Point("start epoch", epoch, epoch=epoch)
+    for k in (1, 2, 3, 4):
+        yield Point("K, expert epochs", k, expert_epochs=k)
+    for alpha in (0.005, 0.01, 0.02, 0.04):
+        yield Point("alpha", alpha, alpha=alpha)
+    for ipc in (1, 3, 10, 30):
+        yield Point("images per class", ipc, ipc=ipc)
+    for width in (8, 16, 32, 64):
+        yield Point("width", width, width=width)
+    for classes in (2, 5, 10):
+        yield Point("classes", classes, classes=classes)
+    for after in (0, 20, 40, 80):
+        yield Point("distillation steps before", after, after=after)
+    yield Point("parts", 0, parts=True)
+    yield Point("parts", 50, student_steps=50, parts=True)
+
+
+@dataclass
+class _Stage:
+    """Data, teachers and distilled images, each made once and kept in a folder."""
+
+    folder: Path
+    data: dict[int, ImageData] = field(default_factory=dict)
+
+    def of_classes(self, classes: int) -> ImageData:
+        if classes not in self.data:
+            whole = load_data("cifar10-sample", zca=True, device="cpu")
+            self.data[classes] = whole if classes == 10 else _first(classes)
+        return self.data[classes]
+
+    def teachers(self, point: Point) -> Teachers:
+        smoke = recipe("smoke").teachers
+        epochs = EPOCHS if (point.width, point.classes) == (32, 10) else 2
+        config = replace(
+            smoke, count=REPEATS, epochs=epochs, network=NetworkConfig(width=point.width)
+        )
+        folder = self.folder / f"teachers-{point.classes}-{point.width}"
+        return train_teachers(self.of_classes(point.classes), config, folder)
+
+    def start(
+        self, point: Point, teachers: Teachers, data: ImageData
+    ) -> tuple[Split | None, float]:
+        """The images and alpha that the point's step begins with."""
+        if not point.after:
+            return None, point.alpha
+        path = self.folder / "run.safetensors"
+        if not path.exists():
+            config = replace(recipe("smoke").distill, rule="none", steps=80, iterates=4)
+            assert isinstance(config, DistillConfig)
+            distill(data, teachers, config, checkpoint=self.folder / "run.checkpoint").save(path)
+        now = DistilledDataset.load(path).at(point.after)
+        return Split(now.images, now.labels), float(now.alpha)
+
+
+def _first(classes: int) -> ImageData:
+    """The sample's first classes."""
+    whole = load_data("cifar10-sample", zca=False, device="cpu", validation=0)
+    parts = []
+    for split in (whole.train, whole.test):
+        kept = split.labels < classes
+        parts += [whole.whitening.invert(split.images[kept]).clamp(0, 1), split.labels[kept]]
+    return from_arrays(*parts, classes=whole.classes[:classes], zca=True, device="cpu")
+
+
+def masks(point: Point, teachers: Teachers) -> dict[str, Mask]:
+    """Name what is measured at a point."""
+    if point.parts:
+        layers = {f"layer {i + 1}": [f"{4 * i}.weight", f"{4 * i}.bias"] for i in range(3)}
+        norms = [4 * i + 1 for i in range(3)]
+        kinds = {
+            "scales": [f"{i}.weight" for i in norms],
+            "shifts": [f"{i}.bias" for i in norms],
+            "biases": [f"{4 * i}.bias" for i in range(3)],
+            "last layer": [n for n in teachers.network.shapes if n.startswith("13.")],
+        }
+        return masks_by_part(teachers, layers | kinds)
+    if point.epsilon is not None:
+        names = ("signed", "magnitude", "random", "largest")
+        return {f"{rule}@{point.epsilon:g}": mask_of(rule, point.epsilon) for rule in names}
+    return {f"{rule}@{epsilon:g}": mask_of(rule, epsilon) for rule, epsilon in RULES}
+
+
+def measure(point: Point, stage: _Stage) -> list[dict]:
+    """Measure all masks at a point, over teachers; return a row for each mask."""
+    data, teachers = stage.of_classes(point.classes), stage.teachers(point)
+    start_set, alpha = stage.start(point, teachers, data)
+    found: dict[str, list[Turn]] = {}
+    for k in range(REPEATS):
+        config = DistillConfig(
+            ipc=point.ipc,
+            student_steps=point.student_steps,
+            expert_epochs=point.expert_epochs,
+            alpha0=alpha,
+            seed=k,
+        )
+        made = turns(
+            data, teachers, config, masks(point, teachers),
+            start_set=start_set, epoch=point.epoch, teacher=k, step=k,
+        )  # fmt: skip
+        for name, turn in made.items():
+            found.setdefault(name, []).append(turn)
+    rows = []
+    for name, each in found.items():
+        columns = {key: [asdict(turn)[key] for turn in each] for key in asdict(each[0])}
+        row = {key: statistics.fmean(values) for key, values in columns.items()}
+        row = {key: None if math.isnan(value) else value for key, value in row.items()}
+        spread = statistics.stdev(columns["angle"])
+        rows.append({"mask": name, "of": len(each), "angle_spread": spread} | row)
+    return rows
+
+
+def command(
+    out: Path = Path("results/map/smoke.json"), work: Path = Path("runs/map"), only: str = ""
+) -> None:
+    """Measure the map, and write it as JSON.
+
+    Args:
+        out: the file; points that it has are not measured again
+        work: folder of teachers and of a run
+        only: a factor, as 'epsilon'; empty: all
+    """
+    commit()
+    known = json.loads(out.read_text())["points"] if out.exists() else []
+    there = {(each["factor"], each["value"]) for each in known}
+    stage = _Stage(work)
+    for point in points():
+        if (point.factor, point.value) in there or only not in point.factor:
+            continue
+        rows = measure(point, stage)
+        known.append(asdict(point) | {"rows": rows})
+        content = {"points": known, "teachers": asdict(TeacherConfig(count=REPEATS, epochs=EPOCHS))}
+        files.write_json(out, content | provenance(torch.device("cpu")))
+        shown = ", ".join(f"{row['mask']} {row['angle']:.1f}" for row in rows[:8])
+        print(f"{point.factor} {point.value:g}: {shown}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure the map; the exit code is 0, or 1 for an Error, in a sentence."""
+    try:
+        tyro.cli(command, args=argv, prog="python -m tools.map")
+    except Error as e:
+        print(f"map: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
