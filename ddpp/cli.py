@@ -128,6 +128,7 @@ def distill(
 
 def reproduce(
     profile: Annotated[str, listing(PROFILES)] = "paper",
+    queue: Path | None = None,
     only: str | None = None,
     list: bool = False,
     minutes: float | None = None,
@@ -143,6 +144,7 @@ def reproduce(
 
     Args:
         profile: the scale
+        queue: a TOML file with a list of runs of your own, instead of the profile's
         only: the runs whose names match, as 'table1/cifar10-ipc10-*'
         list: show what is finished and what is missing, and do nothing
         minutes: stop after so many
@@ -151,7 +153,8 @@ def reproduce(
         work: where teachers and checkpoints are
     """
     choose("profile", profile, PROFILES)
-    todo = experiments.select(experiments.runs(profile), only)
+    runs = experiments.runs(profile) if queue is None else experiments.read_queue(queue)
+    todo = experiments.select(runs, only)
     if list:
         print("\n".join(experiments.overview(todo, results, work)))
         return

@@ -239,9 +239,8 @@ class DistilledDataset(Dataset):
             "provenance": self.provenance,
         }
         meta |= {"loss": self.loss} if self.labels.is_floating_point() else {}
-        numbers = {k: v for k, v in self.state.items() if not isinstance(v, Tensor)}
-        tensors |= {f"state.{k}": v for k, v in self.state.items() if isinstance(v, Tensor)}
-        files.write(path, KIND, tensors, meta | ({"state": numbers} if numbers else {}))
+        state, numbers = state_parts(self)
+        files.write(path, KIND, tensors | state, meta | numbers)
 
     def save_checkpoint(self, path: str | Path, identity: dict) -> None:
         """Write a finished set as the checkpoint of its run, which can then be given more steps.
@@ -288,7 +287,6 @@ class DistilledDataset(Dataset):
         if file.kind == CHECKPOINT:
             return _from_checkpoint(tensors, meta, path)
         iterates, history = unpack(tensors)
-        state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
         return DistilledDataset(
             images=tensors["images"],
             labels=tensors["labels"],
@@ -300,7 +298,7 @@ class DistilledDataset(Dataset):
             history=history,
             provenance=meta["provenance"],
             loss=loss_in(tensors, meta),
-            state=state | meta.get("state", {}),
+            state=state_in(tensors, meta),
         )
 
     def natural(self) -> Tensor:
@@ -487,6 +485,20 @@ def _check_alpha(alpha: Tensor, name: str) -> None:
         raise Error(
             f"{name} is {alpha}: it must be one positive number, the learning rate to train with"
         )
+
+
+def state_parts(distilled: DistilledDataset) -> tuple[dict[str, Tensor], dict]:
+    """Name the tensors of a set's state for a file, and its numbers for the metadata."""
+    state = distilled.state.items()
+    numbers = {name: value for name, value in state if not isinstance(value, Tensor)}
+    tensors = {f"state.{name}": value for name, value in state if isinstance(value, Tensor)}
+    return tensors, {"state": numbers} if numbers else {}
+
+
+def state_in(tensors: dict[str, Tensor], meta: dict) -> dict[str, Tensor | int]:
+    """Read the state that `state_parts` named; empty in files of earlier versions."""
+    named = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+    return named | meta.get("state", {})
 
 
 def loss_in(tensors: dict[str, Tensor], meta: dict) -> str:

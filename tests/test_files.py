@@ -353,8 +353,9 @@ def test_a_result_has_these_names(distilled, tmp_path):
     assert entry.keys() == {"file", "sha256"}
     tensors, meta = files.read(tmp_path / "set.safetensors", "result")
     history = {f"history.{name}" for name in HISTORY}
-    assert tensors.keys() == {"images", "labels", "alpha"} | history
-    assert meta.keys() == {"provenance"}
+    state = {"state.images_velocity", "state.alpha_velocity"}
+    assert tensors.keys() == {"images", "labels", "alpha"} | history | state
+    assert meta.keys() == {"provenance", "state"}
 
 
 def test_an_accuracy_is_kept_under_these_names(data, distilled, tmp_path, monkeypatch):

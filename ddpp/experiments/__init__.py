@@ -3,6 +3,7 @@
 from ddpp.experiments.comparing import Comparison, Difference, compare
 from ddpp.experiments.lists import Run, elsewhere, home, runs, select, settings
 from ddpp.experiments.queue import overview, reproduce
+from ddpp.experiments.queues import read_queue
 from ddpp.experiments.results import read, read_result, read_row
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "home",
     "overview",
     "read",
+    "read_queue",
     "read_result",
     "read_row",
     "reproduce",

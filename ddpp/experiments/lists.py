@@ -46,6 +46,8 @@ class Run:
     # the name of the run whose set is evaluated, in `network`; None: the recipe is run
     of: str | None = None
     network: NetworkConfig | None = None
+    # the name of the run with fewer steps that this one goes on with; None: it begins anew
+    continues: str | None = None
 
     def report(self, results: str | Path) -> Path:
         """Return the path of its result, in the folder `results`."""

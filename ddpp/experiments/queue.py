@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddpp.data import ImageData, load_data
+from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import evaluate
 from ddpp.experiments.lists import CHOICES, Run
 from ddpp.experiments.results import (
@@ -148,7 +149,7 @@ class Worker:
                     continue
                 missing.append(i)
                 base = self._base(run)
-                if run.of and not base:  # perhaps in the next round
+                if (run.of or run.continues) and not base:  # perhaps in the next round
                     continue
                 claim = beside(out_of(run, self.work_folder), "claim")
                 files.check_writable(claim)
@@ -167,10 +168,11 @@ class Worker:
         for run, bad in zip(self.todo, failed[:], strict=True):
             if bad or read_result(run, self.results):
                 continue
-            if run.of and not self._base(run):
-                done = read_result(_origin(run), self.results)
+            if (run.of or run.continues) and not self._base(run):
+                done = read_result(self._origin(run), self.results)
                 why = "has no images in" if done else "has no result yet in"
-                self.say(f"\n{run.name}: left out, as {run.of} {why} {self.results}")
+                needed = run.of or run.continues
+                self.say(f"\n{run.name}: left out, as {needed} {why} {self.results}")
             else:
                 self.say(f"\n{run.name}: running in another process")
 
@@ -182,7 +184,7 @@ class Worker:
     def _attempt(self, run: Run, base: tuple[Path, dict] | None, data: ImageData) -> bool:
         """Do a run, and print what came out; return False if it failed."""
         try:
-            row = self._transferred(run, base, data) if base else self._distilled(run, data)
+            row = self._transferred(run, base, data) if run.of else self._distilled(run, data)
         except Error as e:
             self.say(f"{run.name} failed: {e}")
             return False
@@ -202,6 +204,8 @@ class Worker:
             scores=self._scores(run),
         )
         try:
+            if run.continues:
+                self._begin_with_shorter(run, experiment, data)
             distilled, report = experiment.run()
         except Stopped as e:  # pruning too much is a result, too
             row |= {"error": str(e), "recipe": asdict(run.recipe)} | provenance(data.device)
@@ -216,8 +220,23 @@ class Worker:
         files.write_json(path, row)
         return row
 
-    def _transferred(self, run: Run, base: tuple[Path, dict], data: ImageData) -> dict:
+    def _begin_with_shorter(self, run: Run, experiment: Experiment, data: ImageData) -> None:
+        """Give a run the state in which the one with fewer steps has ended, if it has none yet."""
+        base = self._base(run)
+        if experiment.out.exists() or experiment.checkpoint.exists() or not base:
+            return
+        whole = out_of(replace(run, name=str(run.continues)), self.work_folder)
+        shorter = DistilledDataset.load(whole) if whole.exists() else read_set(*base, data)
+        if not experiment.extends(shorter):
+            raise Error(
+                f"{run.continues} has other settings than fewer steps of {run.name}: it cannot be "
+                "continued"
+            )
+        shorter.save_checkpoint(experiment.checkpoint, experiment.identity)
+
+    def _transferred(self, run: Run, base: tuple[Path, dict] | None, data: ImageData) -> dict:
         """Evaluate another run's set in the network of this one, and write the result."""
+        assert base
         network, recipe = network_of(run), run.recipe
         with Clock(out_of(run, self.work_folder)) as clock, clock.stage("evaluate"):
             found = evaluate(
@@ -261,17 +280,18 @@ class Worker:
             self.say(line)
 
     def _base(self, run: Run) -> tuple[Path, dict] | None:
-        """Return path and report of the run that `run.of` names, once its images are there."""
-        if not run.of:
+        """Return path and report of the run that this one needs, once its images are there."""
+        if not (run.of or run.continues):
             return None
-        base = _origin(run)
+        base = self._origin(run)
         row = read_result(base, self.results)
         return (base.report(self.results), row) if row and row.get("set") else None
 
-
-def _origin(run: Run) -> Run:
-    """Return the run whose set this one evaluates."""
-    return replace(run, name=run.of, of=None, network=None)
+    def _origin(self, run: Run) -> Run:
+        """Return the run whose set this one evaluates, or goes on with."""
+        if run.continues:
+            return next(each for each in self.todo if each.name == run.continues)
+        return replace(run, name=str(run.of), of=None, network=None)
 
 
 def _side_by_side(jobs: int, worker: Worker) -> "Marks":

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ddpp.data import ImageData
-from ddpp.distilled import DistilledDataset, loss_in
+from ddpp.distilled import DistilledDataset, loss_in, state_in, state_parts
 from ddpp.experiments.lists import Run, home, runs, settings
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import from_dict
@@ -54,8 +54,9 @@ def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
         return None
     tensors = {"images": images, "labels": distilled.labels, "alpha": distilled.alpha}
     tensors |= {f"history.{name}": column for name, column in distilled.history.items()}
+    state, numbers = state_parts(distilled)
     meta = {"loss": distilled.loss} if distilled.labels.is_floating_point() else {}
-    files.write(path, KIND, tensors, {"provenance": distilled.provenance} | meta)
+    files.write(path, KIND, tensors | state, {"provenance": distilled.provenance} | meta | numbers)
     return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
@@ -84,6 +85,7 @@ def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
         history=unpack(tensors)[1],
         provenance=meta["provenance"],
         loss=loss_in(tensors, meta),
+        state=state_in(tensors, meta),
     )
 
 

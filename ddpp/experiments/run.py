@@ -188,12 +188,15 @@ class Experiment:
 
     def _is_shorter(self) -> bool:
         """Whether the set in `out` is of this run, but of fewer steps."""
-        if not self.out.exists() or not self.method.lasting:
-            return False
-        kept, asked = self._kept(DistilledDataset.load(self.out)), self.identity
+        return self.out.exists() and self.extends(DistilledDataset.load(self.out))
+
+    def extends(self, shorter: DistilledDataset) -> bool:
+        """Whether a set is what this run had made after fewer steps."""
+        kept, asked = self._kept(shorter), self.identity
         if kept.keys() != asked.keys() or "steps" not in asked["config"]:
             return False
-        return of_state(kept) == of_state(asked) and _steps(kept) < _steps(asked)
+        alike = self.method.lasting and of_state(kept) == of_state(asked)
+        return alike and _steps(kept) < _steps(asked)
 
     def _begin_extension(self) -> None:
         """Make the finished set in `out` the checkpoint of this run, and move its files aside."""

@@ -60,9 +60,10 @@ def _what(distilled: DistilledDataset, data: str) -> str:
 def _use(file: str, data: str) -> str:
     return f"""```python
 import ddpp
+
 distilled = ddpp.DistilledDataset.load("{file}")
 data = ddpp.load_data("{data}", whitening=distilled.whitening)
-result = ddpp.evaluate(distilled, data, repeats=1)   # trains a network, tests it on real images
+result = ddpp.evaluate(distilled, data, repeats=1)  # trains a network, tests it on real images
 print(result.mean, "% of the test images are right")
 images, labels = distilled.images, distilled.labels  # or train your own way, with distilled.alpha
 ```"""

@@ -1,0 +1,117 @@
+"""A queue of runs is read and worked off; each longer run goes on with the shorter."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from small import refused, save
+
+import ddpp
+from ddpp import cli
+from ddpp.experiments import read_queue, reproduce
+from ddpp.experiments.queue import out_of
+
+QUEUE = """
+[[run]]
+name = "long/mine"
+profile = "smoke"
+data = "{data}"
+steps = [4, 2]
+seeds = [0, 1]
+repeats = 1
+teachers = {{ count = 1, epochs = 3, batch = 6, network = {{ width = 4, depth = 1 }} }}
+distill = {{ rule = "none", epsilon = 0.0, student_steps = 2, iterates = 1, image_lr = 1.0 }}
+protocol = {{ epochs = 1 }}
+"""
+
+
+@pytest.fixture
+def queue(tmp_path):
+    path = tmp_path / "queue.toml"
+    path.write_text(QUEUE.format(data=save(tmp_path / "mine.npz")))
+    return path
+
+
+def work(todo, tmp_path, **changes):
+    places = {"results": tmp_path / "results", "work": tmp_path / "work", "device": "cpu"}
+    return reproduce(todo, **places | changes, progress=False, say=lambda line: None)
+
+
+def test_a_queue_lists_runs_by_seed_and_from_few_steps_to_many(queue):
+    runs = read_queue(queue)
+    names = [f"long/mine-{steps}-seed{seed}" for seed in (0, 1) for steps in (2, 4)]
+    assert [run.name for run in runs] == names
+    assert [run.continues for run in runs] == [None, names[0], None, names[2]]
+    recipe = runs[1].recipe
+    assert (recipe.distill.steps, recipe.distill.seed, recipe.repeats) == (4, 0, 1)
+    assert (recipe.teachers.network.width, recipe.teachers.lr) == (4, 0.02)
+
+
+def test_a_longer_run_goes_on_with_the_shorter_to_the_same_bits(queue, tmp_path):
+    runs = read_queue(queue)[:2]
+    rows = work(runs, tmp_path)
+    assert [row["recipe"]["distill"]["steps"] for row in rows] == [2, 4]
+    longer = ddpp.DistilledDataset.load(out_of(runs[1], tmp_path / "work"))
+    (alone,) = work([replace(runs[1], continues=None)], tmp_path / "alone")
+    whole = ddpp.DistilledDataset.load(out_of(runs[1], tmp_path / "alone" / "work"))
+    assert torch.equal(longer.images, whole.images)
+    assert torch.equal(longer.history["loss"], whole.history["loss"])
+    assert rows[1]["accuracy"] == alone["accuracy"]
+    assert list(longer.iterates) == [0, 2, 4]
+
+
+def test_where_the_folder_of_work_is_lost_the_result_goes_on(queue, tmp_path):
+    runs = read_queue(queue)[:2]
+    work(runs[:1], tmp_path)
+    shutil.rmtree(tmp_path / "work")
+    rows = work(runs, tmp_path)
+    longer = ddpp.DistilledDataset.load(out_of(runs[1], tmp_path / "work"))
+    assert len(rows) == 2 and list(longer.iterates) == [4]  # earlier ones are not in a result
+    assert longer.history["loss"].isfinite().all()
+
+
+def test_a_longer_run_waits_for_the_shorter(queue, tmp_path):
+    lines = []
+    shorter, longer, *_ = read_queue(queue)
+    reproduce(
+        [longer, shorter],
+        results=tmp_path / "results",
+        work=tmp_path / "work",
+        device="cpu",
+        progress=False,
+        say=lines.append,
+    )
+    assert "2 of 2 runs are finished" in lines[-1]
+
+
+def test_the_command_works_off_a_queue_and_lists_it(queue, tmp_path, capsys):
+    places = ["--results", str(tmp_path / "r"), "--work", str(tmp_path / "w"), "--device", "cpu"]
+    words = ["reproduce", "--queue", str(queue), "--only", "*seed0", *places]
+    assert cli.main([*words, "--list"]) == 0
+    assert "0 of 2 runs are finished" in capsys.readouterr().out
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--list"]) == 0
+    assert "2 of 2 runs are finished" in capsys.readouterr().out
+    assert (tmp_path / "r" / "smoke" / "long" / "mine-4-seed0.json").exists()
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", ["has no [[run]]"]),
+        ("[[run]]\nprofile = 'smoke'", ["a [[run]] in", "has no name"]),
+        ("[[run]]\nname = 'a'\nstep = 3", ["a in", "unknown setting, step"]),
+        ("[[run]]\nname = 'a'\ndistill = { rules = 'none' }", ["unknown setting, rules"]),
+        ("[[run]]\nname = 'a'\nprofile = 'big'", ["unknown profile 'big'"]),
+        ("[[run]]\nname = 'a'\n[[run]]\nname = 'a'", ["two of one name"]),
+        ("[[run", ["cannot be read"]),
+    ],
+)
+def test_a_queue_that_cannot_be_read_gets_a_sentence(text, words, tmp_path):
+    path = tmp_path / "queue.toml"
+    path.write_text(text)
+    with refused(*words):
+        read_queue(path)
+    with refused("cannot be read"):
+        read_queue(tmp_path / "nowhere.toml")
