@@ -225,7 +225,7 @@ def test_an_unknown_profile_is_called_a_profile(command, tmp_path, capsys):
     "option, word, telling",
     [
         ("--teachers.network.name", "convnets", "unknown network 'convnets': did you mean"),
-        ("--rule", "sign", "unknown rule 'sign': did you mean 'signed'"),
+        ("--rule", "signd", "unknown rule 'signd': did you mean 'signed'"),
         ("--engine", "adjoin", "unknown engine 'adjoin': did you mean 'adjoint'"),
     ],
 )

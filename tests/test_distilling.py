@@ -11,7 +11,7 @@ from ddpp.foundation import files
 
 
 @pytest.mark.parametrize(
-    "setting, asked, near", [("rule", "sign", "signed"), ("engine", "adjoin", "adjoint")]
+    "setting, asked, near", [("rule", "signd", "signed"), ("engine", "adjoin", "adjoint")]
 )
 def test_an_unknown_rule_or_engine_is_answered_with_the_nearest(run, setting, asked, near):
     with refused(f"unknown {setting} '{asked}'", f"did you mean '{near}'", "the choices are"):
