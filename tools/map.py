@@ -71,7 +71,7 @@ def points() -> Iterator[Point]:
         yield Point("K, expert epochs", k, expert_epochs=k)
     for alpha in (0.005, 0.01, 0.02, 0.04):
         yield Point("alpha", alpha, alpha=alpha)
-    for ipc in (1, 3, 10, 30):
+    for ipc in (1, 3, 10):
         yield Point("images per class", ipc, ipc=ipc)
     for width in (8, 16, 32, 64):
         yield Point("width", width, width=width)

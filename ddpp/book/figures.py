@@ -394,6 +394,50 @@ def ablation(lines: Sequence[dict]) -> Figure:
     return figure
 
 
+def turning(found: Mapping, factors: Sequence[str], masks: Sequence[str]) -> Figure:
+    """Draw how far masks turn the gradient of the images, one panel per factor.
+
+    - found: the content of a file of tools/map.py.
+    - factors: one panel each, as "J, student steps"; "epsilon" takes rules without their own.
+    - masks: one line each, as "signed@0.1".
+    """
+    rows = -(-len(factors) // 3)
+    size = (WIDTH, 2.3 * rows + 0.3)
+    figure, axes = plt.subplots(rows, 3, figsize=size, sharey=True, layout="constrained")
+    for axis, factor in zip(axes.flat, factors, strict=False):
+        points = [point for point in found["points"] if point["factor"] == factor]
+        named = {mask.partition("@")[0] for mask in masks} if factor == "epsilon" else masks
+        for mask in masks:
+            name = mask.partition("@")[0] if factor == "epsilon" else mask
+            if name not in named:
+                continue
+            named = {*named} - {name}
+            line = [(p["value"], row) for p in points for row in p["rows"] if _is(row, name)]
+            if line:
+                style = "-" if name.startswith("sign") else ":"
+                x, y = [value for value, _ in line], [row["angle"] for _, row in line]
+                color = f"C{masks.index(mask)}"
+                axis.plot(x, y, "o" + style, ms=3, lw=1.2, color=color, label=mask)
+        values = sorted({point["value"] for point in points})
+        even = factor.startswith(("K", "epsilon")) or 0 in values
+        axis.set(xlabel=factor, xscale="symlog" if 0 in values else "linear" if even else "log")
+        shown = values if len(values) < 7 else values[2::2]
+        axis.set_xticks(shown, [f"{v:g}" for v in shown], fontsize=7)
+        axis.minorticks_off()
+    for axis in axes.flat[len(factors) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("turn of the gradient (°)", fontsize=8)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7)
+    return figure
+
+
+def _is(row: Mapping, name: str) -> bool:
+    mask = row["mask"]
+    return mask == name or ("@" not in name and mask.partition("@")[0] == name)
+
+
 def comparison(found: Comparison) -> Figure:
     """Draw the paired differences of each rule to the base: dots, mean and 95 % interval.
 
