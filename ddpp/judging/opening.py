@@ -176,7 +176,11 @@ def _rejoined(file: files.Lazy, data: ImageData, path: str | Path) -> DistilledD
     if {key: source[key] for key in data.identity} != data.identity:
         raise Error(f"{path} was made from other data than {data.name}: name them with --data")
     provenance = file.meta["provenance"]
-    made_from = provenance.get("teachers", provenance)
+    made_from, config = provenance.get("teachers", provenance), provenance.get("config", {})
+    now, iterates = (tensors["images"], tensors["alpha"]), {}
+    if "steps" in config and config.get("init", "real") == "real":  # where it began is known
+        start = data.draw(config["ipc"], config["seed"]).images.to("cpu")
+        iterates = {0: (start, torch.tensor(config.get("alpha0", ALPHA))), config["steps"]: now}
     return DistilledDataset(
         images=tensors["images"],
         labels=tensors["labels"],
@@ -184,6 +188,7 @@ def _rejoined(file: files.Lazy, data: ImageData, path: str | Path) -> DistilledD
         whitening=data.whitening.to("cpu"),
         classes=data.classes,
         network=made_from.get("network", asdict(NetworkConfig())),
+        iterates=iterates,
         history=unpack(tensors)[1],
         provenance=provenance,
         loss=loss_in(tensors, file.meta),
