@@ -284,9 +284,8 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, sample, capsys):
     assert cli.main([*words.split(), "--device", "cpu", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "no labels: taken as sorted by class" in said and "random real images" in said
-    assert (
-        (out / "judged.csv").read_text().splitlines()[1].startswith("mine.pt,cifar10-sample,10,raw")
-    )
+    row = (out / "judged.csv").read_text().splitlines()[1]
+    assert row.startswith(f"{tmp_path.name}/mine.pt,cifar10-sample,10,raw")
     (row,) = json.loads((out / "judged.json").read_text())["sets"]
     assert row["space"] == "raw" and len(row["accuracies"]["convnet"]) == 1
     assert (out / "judged.png").read_bytes().startswith(b"\x89PNG")

@@ -6,7 +6,6 @@ Each function takes data and returns a matplotlib Figure.
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -469,7 +468,7 @@ def judged(verdicts: Sequence[Judged]) -> Figure:
     for one in verdicts:
         first = [members[0] for members in one.distilled.by_class() if members][:10]
         accuracy = next(iter(one.lines()))[6].partition(" ")[0]
-        name = f"{Path(one.path).name[:24]}\n{accuracy} %"
+        name = f"{one.name[-24:]}\n{accuracy} %"
         rows[f"{name} " if name in rows else name] = one.distilled.natural()[first]
     return pictures(rows)
 

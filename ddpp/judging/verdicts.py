@@ -37,10 +37,15 @@ class Judged:
     notes: tuple[str, ...]  # what was assumed
     distilled: DistilledDataset = field(repr=False, compare=False)  # as it was tested
 
+    @property
+    def name(self) -> str:
+        """The file with its folder, as many files are called images_best.pt."""
+        return "/".join(Path(self.path).parts[-2:])
+
     def lines(self) -> list[list[str]]:
         """Rows of the table, one per architecture."""
         rate = f"{self.alpha:.4g}" + (" (chosen)" if self.chosen else "")
-        about = [Path(self.path).name, self.data, str(len(self.distilled)), self.space, rate]
+        about = [self.name, self.data, str(len(self.distilled)), self.space, rate]
         lines = []
         for name, values in self.accuracies.items():
             gain = statistics.fmean(values) - statistics.fmean(self.random[name])
