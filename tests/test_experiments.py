@@ -17,7 +17,18 @@ import pytest
 
 from ddpp import Error, NetworkConfig, Protocol, load_data, recipe
 from ddpp.baselines.selection import SelectionConfig
-from ddpp.book.tables import TABLE_1, cells, costs, differences, paired, summarize, table_1, table_3
+from ddpp.book.tables import (
+    TABLE_1,
+    best_1,
+    best_3,
+    cells,
+    costs,
+    differences,
+    missing_1,
+    paired,
+    summarize,
+    table_3,
+)
 from ddpp.cli import main
 from ddpp.experiments import Run, elsewhere, overview, read_result, reproduce, results, runs, select
 from ddpp.experiments.methods import METHODS
@@ -453,15 +464,36 @@ def test_differences_to_mtt_are_paired_by_seed():
     assert "| CIFAR-10, 1 | +0.1 | +1.0 | +1.0 | 1 |" in differences(unpaired)
 
 
-def test_table_1_shows_what_was_run_beside_the_paper_and_a_dash_elsewhere():
-    final = {"final": [60.0, 62.0], "selected": [61.0, 63.0], "best_on_test": [62.0, 64.0]}
-    recipe_of = lambda: {"data": "cifar10", "distill": {"ipc": 10}}
-    rows = [row("signed", 0.1, 0, 61.0, distilled=final, recipe=recipe_of())]
-    table = table_1(rows)
+def test_table_1_shows_the_best_there_is_and_no_dash():
+    final = lambda *values: {"final": list(values), "selected": None, "best_on_test": None}
+
+    def made(profile, data, rule, *values):
+        of = {"profile": profile, "data": data, "distill": {"ipc": 10}}
+        return row(rule, 0.1, 0, 61.0, distilled=final(*values), recipe=of)
+
+    rows = [
+        made("smoke", "cifar10-sample", "signed", 30.0, 31.0),
+        made("cpu", "cifar10", "signed", 60.0, 62.0),
+        made("smoke", "cifar10-sample", "none", 29.0, 31.0),
+    ]
+    table = best_1(rows)
     assert "65.3 ± 0.7" not in table and "65.3\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.7" in table
-    table = table.replace("\N{NO-BREAK SPACE}", " ")
-    assert (
-        "| CIFAR-10, 10 | pruned | 65.5 ± 0.3 | 61.0 ± 1.4 | 62.0 ± 1.4 | 63.0 ± 1.4 | 1 |" in table
-    )
-    assert "| CIFAR-10, 10 | MTT | 65.3 ± 0.7 | – | – | – | – |" in table
-    assert table.count("| – | – | – | – |") == 8 * len(TABLE_1) - 1
+    head, _, *lines = table.replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    assert "scale" in head and "–" not in table
+    assert lines == [
+        "| CIFAR-10, 10 | MTT | 65.3 ± 0.7 | 30.0 ± 1.4 | smallest: the sample, width 32 | 1 |",
+        "| CIFAR-10, 10 | pruned | 65.5 ± 0.3 | 61.0 ± 1.4 | full data, on CPU cores | 1 |",
+    ]
+    missing = missing_1(rows)
+    assert "- CIFAR-10, 10: Random, Forgetting, Herding, DSA, DM, CAFE. `ddpp reproduce" in missing
+    assert missing.count("\n") == len(TABLE_1) - 1
+
+
+def test_table_3_names_its_scale_and_leaves_out_what_was_not_run():
+    of = {"profile": "smoke", "data": "cifar10-sample", "distill": {"ipc": 1}}
+    final = {"final": [20.0, 22.0], "selected": None, "best_on_test": None}
+    vgg = {"network": {"name": "vgg11"}, "of": "table1/x", "recipe": of, "distilled": final}
+    table = best_3([row(rule, 0.1, 0, 21.0) | vgg for rule in ("signed", "none")])
+    (line,) = table.replace("\N{NO-BREAK SPACE}", " ").splitlines()[2:]
+    assert line.startswith("| VGG11 | 52.9 ± 0.9 | 21.0 ± 1.4 | 50.3 ± 0.8 | 21.0 ± 1.4 |")
+    assert line.endswith("one image per class |")

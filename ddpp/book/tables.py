@@ -52,49 +52,13 @@ NAMES = {  # as the tables show them
 }
 
 
-def table_1(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
-    """Return the paper's Table I in Markdown, beside the accuracies of the rows.
-
-    A row of one seed shows the mean and standard deviation of its networks. With several seeds, the
-    mean of each seed's networks is taken first, then mean and deviation over seeds. A dash marks
-    what has not been run.
-
-    - rows: of experiment table1, see `experiments.read`.
-    - sets: (data set, images per class) to show; default: all.
-    """
-    kinds = ("final", "selected", "best_on_test")
-    shown = (kind.replace("_", " ") for kind in kinds)
-    head = ("data, images per class", "method", "paper", *shown, "seeds")
+def table_2() -> str:
+    """Return the paper's Table II in Markdown: KIP in two widths, and the paper's method."""
+    head = ("data, images per class", "KIP-1024", "KIP-128", NAMES["signed"])
     lines = [head, ["---"] * len(head)]
-    for data, ipc in sets:
-        for rule, (mean, std) in TABLE_1[data, ipc].items():
-            group = [
-                row["distilled"]
-                for row in rows
-                if not row["error"] and _key(row) == (data, ipc, rule)
-            ]
-            ours = [_accuracy([each[kind] for each in group]) for kind in kinds]
-            lines.append(
-                [_name(data, ipc), NAMES[rule], f"{mean} ± {std}", *ours, str(len(group) or "–")]
-            )
-    return _markdown(lines)
-
-
-def table_2(rows: Sequence[dict]) -> str:
-    """Return the paper's Table II in Markdown: KIP in two widths.
-
-    - rows: of experiment table2, see `experiments.read`.
-    """
-    head = ("data, images per class", "KIP-1024, paper", "ours", "KIP-128, paper", "ours")
-    lines = [head, ["---"] * len(head)]
-    for (data, ipc), (wide, narrow, _) in TABLE_2.items():
-        group = [row for row in rows if _key(row) == (data, ipc, "kip")]
-        ours = [
-            _accuracy([row["distilled"]["final"] for row in group if ("of" in row) == transferred])
-            for transferred in (True, False)
-        ]
-        theirs = [_show(accuracy, None, "", "–") for accuracy in (wide, narrow)]
-        lines.append([_name(data, ipc), theirs[0], ours[0], theirs[1], ours[1]])
+    for (data, ipc), accuracies in TABLE_2.items():
+        if None not in accuracies:
+            lines.append([_name(data, ipc), *(f"{accuracy}" for accuracy in accuracies)])
     return _markdown(lines)
 
 
@@ -131,6 +95,86 @@ def table_3(rows: Sequence[dict]) -> str:
             line += [_show(*paper[method]), _accuracy(group)]
         lines.append(line)
     return _markdown(lines)
+
+
+SCALES = {  # from the largest on, as the tables call them
+    "paper": "as the paper",
+    "colab": "full data, 1,000 steps",
+    "cpu": "full data, on CPU cores",
+    "smoke": "smallest: the sample, width 32",
+}
+
+
+def best_1(rows: Sequence[dict]) -> str:
+    """Return the paper's Table I in Markdown, with the best that there is here for each cell.
+
+    - rows: of experiment table1 at all scales, see `experiments.read`. Of a cell the largest scale
+      is shown, and named; cells that nothing was run for are left out, see `missing_1`.
+    """
+    lines = [("data, images per class", "method", "paper", "here", "scale", "seeds")]
+    for data, ipc in TABLE_1:
+        for method, (mean, std) in TABLE_1[data, ipc].items():
+            if found := _largest(rows, data, ipc, method):
+                group = [row["distilled"]["final"] for row in found]
+                scale = SCALES[found[0]["recipe"]["profile"]]
+                theirs, seeds = f"{mean} ± {std}", str(len(group))
+                line = (_name(data, ipc), NAMES[method], theirs, _accuracy(group), scale, seeds)
+                lines.append(line)
+    return _markdown([lines[0], ["---"] * len(lines[0]), *lines[1:]])
+
+
+def missing_1(rows: Sequence[dict]) -> str:
+    """List in Markdown what of Table I nothing was run for, with the command that would.
+
+    - rows: as in `best_1`.
+    """
+    lines = []
+    for data, ipc in TABLE_1:
+        names = [
+            NAMES[method] for method in TABLE_1[data, ipc] if not _largest(rows, data, ipc, method)
+        ]
+        if names:
+            command = f"`ddpp reproduce --only 'table1/{data}-ipc{ipc}-*'`"
+            lines.append(f"- {_name(data, ipc)}: {', '.join(names)}. {command}")
+    return "\n".join(lines) or "Nothing: every cell has a number."
+
+
+def best_3(rows: Sequence[dict]) -> str:
+    """Return the paper's Table III in Markdown, with the best that there is here for each cell.
+
+    - rows: of experiment table3 at all scales, see `experiments.read`. The paper has ten images per
+      class; the smallest scale has one, and says so.
+    """
+    methods = ("signed", "none")
+    head = ["architecture", *(f"{NAMES[m]}, {who}" for m in methods for who in ("paper", "here"))]
+    lines = [[*head, "scale"]]
+    for architecture, paper in TABLE_3.items():
+        mine = [row for row in rows if architecture_of(row) == architecture and not row["error"]]
+        profile = next((s for s in SCALES if any(_scale(row) == s for row in mine)), None)
+        if profile is None:
+            continue
+        line = [NAMES[architecture]]
+        for method in methods:
+            group = [row for row in mine if _scale(row) == profile and _key(row)[2] == method]
+            line += [_show(*paper[method]), _accuracy([row["distilled"]["final"] for row in group])]
+        small = ", one image per class" if profile == "smoke" else ""
+        lines.append([*line, SCALES[profile] + small])
+    return _markdown([lines[0], ["---"] * len(lines[0]), *lines[1:]])
+
+
+def _scale(row: dict) -> str:
+    return row["recipe"]["profile"]
+
+
+def _largest(rows: Sequence[dict], data: str, ipc: int, method: str) -> list[dict]:
+    """Return the rows of a cell of Table I at the largest scale at which there are any."""
+    here = [row for row in rows if not row["error"] and "of" not in row]
+    for scale in SCALES:
+        name = f"{data}-sample" if scale == "smoke" else data
+        chosen = [row for row in here if _scale(row) == scale and _key(row) == (name, ipc, method)]
+        if chosen:
+            return chosen
+    return []
 
 
 def rivals(rows: Sequence[dict]) -> str:
