@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from itertools import zip_longest
@@ -55,6 +55,7 @@ def listing(names: Iterable[str]) -> Any:
 
 
 DATA = (*SHA256, "FILE.npz")
+SATURATED = 0.5  # loss below which little is left to match
 OWN_NAME = "PACKAGE.MODULE:NAME"
 NAMES = {  # of the settings that take one
     **{"profile": PROFILES, "data": DATA, "method": METHODS, "rule": RULES},
@@ -403,7 +404,23 @@ def show_report(out: Path, distilled: DistilledDataset, report: dict) -> None:
     print("\n".join(ours.lines()))
     print(f"as many random real images: {real.mean:.1f} ± {real.std:.1f} %")
     print(f"distillation gains {ours.mean - real.mean:+.1f} points of test accuracy")
+    if teachers := report.get("teachers"):
+        print("\n".join(ceiling(distilled, ours.mean, teachers)))
     print(f"written: {out} (images, alpha, preprocessing) and {report_path(out)} (report)")
+
+
+def ceiling(distilled: DistilledDataset, accuracy: float, teachers: dict) -> Iterator[str]:
+    """Say how good the teachers are, and what to do if the set is as good as they are."""
+    theirs = teachers["accuracies"]
+    mean = sum(theirs) / len(theirs)
+    at = f"at epoch {teachers['epoch']}"
+    yield f"the teachers that it matches: {mean:.1f} ± {spread(theirs):.1f} %, {at}"
+    loss = float(distilled.history["unmasked"][-20:].nanmean())
+    if loss < SATURATED and accuracy > mean - 4:
+        yield (
+            f"the set is nearly as good as they are, and matches them (loss {loss:.2f}): for more, "
+            "train them longer, and match later epochs (--teachers.epochs, --max-start-epoch)"
+        )
 
 
 def save_picture(save: Callable[[Path], Any], path: Path) -> None:

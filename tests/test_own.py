@@ -19,6 +19,7 @@ from ddpp.experiments.run import Experiment
 from ddpp.foundation import files
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
+from ddpp.networks import accuracy
 
 pytestmark = pytest.mark.usefixtures("tables")
 
@@ -300,3 +301,41 @@ def test_a_set_that_no_run_left_cannot_be_continued(data, tmp_path):
     )
     with refused("does not hold what its next step needs"):
         real.save_checkpoint(tmp_path / "checkpoint", {})
+
+
+# what a set can hope for
+
+
+def test_the_report_says_how_good_the_matched_teachers_are(tmp_path):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "set.safetensors"
+    recipe = small(npz, 2)
+    run = Experiment(recipe, out, saving=Saving(progress=False), device="cpu")
+    _, report = run.run()
+    last = CONFIG.max_start_epoch - 1 + CONFIG.expert_epochs
+    teachers = run.teachers()
+    right = [
+        accuracy(teachers.network, teachers.snapshot(k, last), *run.data.test) for k in range(2)
+    ]
+    assert report["teachers"] == {"epoch": last, "accuracies": right}
+    assert json.loads(out.with_suffix(".json").read_text())["teachers"] == report["teachers"]
+
+
+def test_without_teachers_the_report_says_nothing_of_them(tmp_path):
+    base = recipe("smoke", str(save(tmp_path / "mine.npz")), method="random")
+    base = replace(base, teachers=TEACHERS, protocol=ddpp.Protocol(epochs=1), repeats=1)
+    out = tmp_path / "set.safetensors"
+    _, report = Experiment(base, out, saving=Saving(progress=False), device="cpu").run()
+    assert "teachers" not in report
+
+
+@pytest.mark.parametrize(
+    "loss, mine, saturated", [(0.2, 50.0, True), (0.2, 40.0, False), (0.9, 50.0, False)]
+)
+def test_a_set_as_good_as_its_teachers_is_told_to_find_better_ones(
+    data, teachers, loss, mine, saturated
+):
+    made = ddpp.distill(data, teachers, CONFIG, progress=False)
+    made = replace(made, history={"unmasked": torch.full((4,), loss)})
+    lines = list(cli.ceiling(made, mine, {"epoch": 3, "accuracies": [50.0, 52.0]}))
+    assert lines[0] == "the teachers that it matches: 51.0 ± 1.4 %, at epoch 3"
+    assert ("--max-start-epoch" in lines[-1]) == saturated

@@ -24,7 +24,10 @@ from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import of_run, of_state
 from ddpp.foundation.loop import Saving, read_checkpoint
+from ddpp.networks import accuracy
 from ddpp.teachers import TeacherConfig, Teachers, train_teachers
+
+CEILING = 5  # teachers that are tested for the report
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ class Experiment:
         own_scores = beside(self.out, "scores")
         with self.clock.stage("evaluate"):
             accuracies = self._accuracies(distilled, self.scores or own_scores)
+            accuracies |= self._ceiling(distilled)
         report = {"file": self.out.name, "asked": asked, "recipe": asdict(self.recipe)}
         report |= accuracies
         report |= {"seconds": self.clock.seconds, "resumed": resumed}
@@ -181,6 +185,20 @@ class Experiment:
         files.write_json(report_path(self.out), report)
         own_scores.unlink(missing_ok=True)
         return report
+
+    def _ceiling(self, distilled: DistilledDataset) -> dict:
+        """What a matched set can hope for: the teachers' test accuracies at the last matched epoch.
+
+        Empty where no trajectories were matched, or the teachers are gone.
+        """
+        config = replace(self.teacher_config, count=min(self.teacher_config.count, CEILING))
+        paths = [self.folder / f"teacher_{k:03d}.safetensors" for k in range(config.count)]
+        if "unmasked" not in distilled.history or not all(path.exists() for path in paths):
+            return {}
+        teachers = train_teachers(self.data, config, self.folder, progress=False)
+        last = [teachers.snapshot(k, config.epochs) for k in range(config.count)]
+        scores = [accuracy(teachers.network, theta, *self.data.test) for theta in last]
+        return {"teachers": {"epoch": config.epochs, "accuracies": scores}}
 
     def _say(self, line: str) -> None:
         if not processes.rank():
