@@ -57,6 +57,7 @@ def listing(names: Iterable[str]) -> Any:
 DATA = (*SHA256, "FILE.npz")
 SATURATED = 0.5  # loss below which little is left to match
 OWN_NAME = "PACKAGE.MODULE:NAME"
+NAMED = re.compile(r"(--[\w.-]+=)?[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@[\d.]+)?")
 NAMES = {  # of the settings that take one
     **{"profile": PROFILES, "data": DATA, "method": METHODS, "rule": RULES},
     **{"engine": ("auto", *ENGINES), "kernel": KERNELS, "init": ("real", "noise")},
@@ -446,8 +447,8 @@ COMMANDS: dict[str, Command] = {command.__name__: command for command in OWN}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 or its own, 1 for an Error, 130 after Ctrl-C."""
     name, *words = (sys.argv[1:] if argv is None else argv) or [""]
-    if os.getcwd() not in sys.path:  # last: for rules and networks of one's own, as mine:rule
-        sys.path.append(os.getcwd())
+    if any(map(NAMED.fullmatch, words)) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, and only where a module is named
     if name == "--version":
         print(f"ddpp {__version__}")
         return 0

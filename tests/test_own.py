@@ -146,6 +146,19 @@ def test_a_rule_of_a_module_on_the_command_line(tmp_path, monkeypatch):
     assert json.loads(out.with_suffix(".json").read_text())["recipe"]["distill"]["rule"]
 
 
+def test_the_present_folder_is_looked_into_only_where_a_module_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "data:1").touch()
+    for words in (["--version"], ["show", "data:1"], ["show", "C:\\set", "https://a.b"]):
+        cli.main(words)
+        assert str(tmp_path) not in sys.path
+    for words in (["--rule", "mine:rule"], ["--rule=mine:rule@0.3"]):
+        with pytest.raises(SystemExit):
+            cli.main(["compare", *words, "--help"])
+        assert sys.path.pop() == str(tmp_path)
+
+
 @pytest.mark.parametrize("where", ["nowhere:rule", "math:nothing", "small:"])
 def test_a_rule_that_cannot_be_imported_is_refused(where, capsys):
     assert cli.main(["distill", "--out", "set.safetensors", "--rule", where]) == 1
