@@ -162,6 +162,17 @@ def train_teachers(
     return Teachers(trajectories, training.identity, config, training.network)
 
 
+def read_snapshot(folder: str | Path, teacher: int, epoch: int) -> Tensor | None:
+    """Read the parameters (p,) of one stored teacher after an epoch; None if they are not there.
+
+    - folder: of `train_teachers`. Nothing is trained, and no other process is waited for.
+    - teacher, epoch: as in `Teachers.snapshot`.
+    """
+    path, name = Path(folder) / f"teacher_{teacher:03d}.safetensors", f"epoch_{epoch:03d}"
+    stored = files.Lazy(path, KIND) if path.exists() else {}
+    return stored.get(name)
+
+
 @dataclass(frozen=True)
 class _Training:
     """What all teachers of one call share."""

@@ -25,7 +25,7 @@ from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import of_run, of_state
 from ddpp.foundation.loop import Saving, read_checkpoint
 from ddpp.networks import accuracy
-from ddpp.teachers import TeacherConfig, Teachers, train_teachers
+from ddpp.teachers import TeacherConfig, Teachers, read_snapshot, train_teachers
 
 CEILING = 5  # teachers that are tested for the report
 
@@ -191,13 +191,15 @@ class Experiment:
 
         Empty where no trajectories were matched, or the teachers are gone.
         """
-        config = replace(self.teacher_config, count=min(self.teacher_config.count, CEILING))
-        paths = [self.folder / f"teacher_{k:03d}.safetensors" for k in range(config.count)]
-        if "unmasked" not in distilled.history or not all(path.exists() for path in paths):
+        if "unmasked" not in distilled.history:
             return {}
-        teachers = train_teachers(self.data, config, self.folder, progress=False)
-        last = [teachers.snapshot(k, config.epochs) for k in range(config.count)]
-        scores = [accuracy(teachers.network, theta, *self.data.test) for theta in last]
+        config, data = self.teacher_config, self.data
+        network = data.network(config.network)
+        stored = [read_snapshot(self.folder, k, config.epochs) for k in range(CEILING)]
+        there = [theta.to(data.device) for theta in stored[: config.count] if theta is not None]
+        if not there:
+            return {}
+        scores = [accuracy(network, theta, *data.test) for theta in there]
         return {"teachers": {"epoch": config.epochs, "accuracies": scores}}
 
     def _say(self, line: str) -> None:
