@@ -204,10 +204,7 @@ def compare(
     print(f"\n{found}")
     files.write_bytes(out / "table.md", (found.markdown() + "\n").encode())
     if found.differences:
-        from ddpp.book import figures  # here, as matplotlib takes seconds to import
-
-        figures.use_style()
-        save_picture(figures.comparison(found).savefig, out / "differences.png")
+        save_figure("comparison", found, out / "differences.png")
         print(f"written: {out / 'table.md'} and {out / 'differences.png'}")
 
 
@@ -294,10 +291,7 @@ def judge(
         **options,
     )
     print(f"\n{judging.report(judged, out, find_device(device))}")
-    from ddpp.book import figures  # here, as matplotlib takes seconds to import
-
-    figures.use_style()
-    save_picture(figures.judged(judged).savefig, out / "judged.png")
+    save_figure("judged", judged, out / "judged.png")
     print(f"written: {out / 'judged.csv'}, {out / 'judged.json'} and {out / 'judged.png'}")
 
 
@@ -327,14 +321,10 @@ def show(
     counts = {len(members) for members in distilled.by_class()}
     each = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     print(f"{len(distilled)} images, {each} per class: {out}")
-    if progress or before_after:
-        from ddpp.book import figures  # here, as matplotlib takes seconds to import
-
-        figures.use_style()
-        for draw, path in ((figures.progress, progress), (figures.before_after, before_after)):
-            if path:
-                save_picture(draw(distilled).savefig, path)
-                print(f"from real to distilled: {path}")
+    for name, path in (("progress", progress), ("before_after", before_after)):
+        if path:
+            save_figure(name, distilled, path)
+            print(f"from real to distilled: {path}")
     if folder:
         print(f"{distilled.export_png(folder)} images as PNG files: {folder}")
     if card:
@@ -422,6 +412,14 @@ def ceiling(distilled: DistilledDataset, accuracy: float, teachers: dict) -> Ite
             f"the set is nearly as good as they are, and matches them (loss {loss:.2f}): for more, "
             "train them longer, and match later epochs (--teachers.epochs, --max-start-epoch)"
         )
+
+
+def save_figure(name: str, subject: Any, path: Path) -> None:
+    """Draw a subject with the function of this name in book/figures.py, and save the figure."""
+    from ddpp.book import figures  # here, as matplotlib takes seconds to import
+
+    figures.use_style()
+    save_picture(getattr(figures, name)(subject).savefig, path)
 
 
 def save_picture(save: Callable[[Path], Any], path: Path) -> None:

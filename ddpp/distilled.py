@@ -396,17 +396,14 @@ def _from_checkpoint(tensors: dict, meta: dict, path: str | Path) -> DistilledDa
             f"{path} is a checkpoint that does not say what its images are: it is of an earlier "
             "version of ddpp, or of a choice of real images. Resume its run for a step first"
         )
-    about = Beside(tensors, meta["set"])
+    about, whitening = Beside(tensors, meta["set"]), Whitening.from_tensors(tensors)
     iterates, history = unpack(tensors)
     now = meta["step"]
-    taken = {"labels", *Whitening.from_tensors(tensors).tensors()} - {"images", "alpha"}
-    values = {k: v for k, v in tensors.items() if "." not in k and k not in taken}
+    values = {k: v for k, v in tensors.items() if "." not in k and k not in whitening.tensors()}
     values |= {k: v for k, v in meta.items() if k not in ("identity", "made_on", "set")}
-    if tensors["labels"].is_floating_point():
-        values["labels"] = tensors["labels"]
     provenance = meta["identity"] | about.meta["data"] | {"made_on": meta["made_on"]}
     return DistilledDataset(
-        **_parts(values, about, Whitening.from_tensors(tensors)),
+        **_parts(values, about, whitening),
         iterates=iterates | {now: (values["images"], values["alpha"])},
         history={name: column[:now] for name, column in history.items()},
         provenance=provenance | {"stopped_at": now},

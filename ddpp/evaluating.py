@@ -220,11 +220,14 @@ class _Scorer:
 
     def accuracies(self, on: DistilledDataset, split: Split, count: int, role: str) -> list[float]:
         """Train `count` networks on a set; score each on a split, in percent."""
-        return [self._accuracy(on, split, role, number) for number in range(count)]
+        of = self._account(on) | {"role": role}
+        keys = [files.identity(of | {"number": number}) for number in range(count)]
+        return [self._accuracy(on, split, role, *each) for each in enumerate(keys)]
 
-    def _accuracy(self, on: DistilledDataset, split: Split, role: str, number: int) -> float:
-        # read each time: a run beside this one may have been faster
-        key, known = self._key(on, role, number), _read_scores(self.scores)
+    def _accuracy(
+        self, on: DistilledDataset, split: Split, role: str, number: int, key: str
+    ) -> float:
+        known = _read_scores(self.scores)  # each time: a run beside this one may have been faster
         if key in known:
             score = known[key]
         else:
@@ -236,8 +239,8 @@ class _Scorer:
         self.bar.set_postfix(accuracy=f"{score:.1f} %")
         return score
 
-    def _key(self, on: DistilledDataset, role: str, number: int) -> str:
-        """Name all that an accuracy depends on."""
+    def _account(self, on: DistilledDataset) -> dict:
+        """Return all that an accuracy depends on, but for its role and number."""
         how = {
             "data": self.data.identity,
             "network": asdict(self.config),
@@ -250,7 +253,7 @@ class _Scorer:
         ]
         if on.labels.is_floating_point() and on.loss != SQUARED_ERROR:
             trained_on.append(on.loss)
-        return files.identity({"how": how, "set": trained_on, "role": role, "number": number})
+        return {"how": how, "set": trained_on}
 
 
 def _add_score(path: str | Path | None, key: str, score: float) -> None:

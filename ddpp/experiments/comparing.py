@@ -104,9 +104,7 @@ class Comparison:
         return lines
 
     def __str__(self) -> str:
-        lines = self.lines()
-        wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, line, wide)).rstrip() for line in lines)
+        return aligned(self.lines())
 
     def markdown(self) -> str:
         """The table in Markdown."""
@@ -192,6 +190,12 @@ def parse_setting(text: str) -> str | tuple[str, float]:
         return rule, float(epsilon)
     except ValueError:
         raise Error(f"{text} is no rule with an epsilon: write signed@0.1, say") from None
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lay out a table as text, its columns below one another."""
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, wide)).rstrip() for line in lines)
 
 
 def _signed(points: float) -> str:

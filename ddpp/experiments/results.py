@@ -69,19 +69,33 @@ def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
 
     Raises Error for other data or other preprocessing.
     """
-    tensors, meta = files.read(path.with_name(row["set"]["file"]), KIND)
+    file = files.Lazy(path.with_name(row["set"]["file"]), KIND)
+    return rejoin(file, data, row["recipe"]["teachers"]["network"]).to(data.device)
+
+
+def rejoin(file: files.Lazy, data: ImageData, network: dict) -> DistilledDataset:
+    """Join the images of a result with their preprocessing, as a set on the CPU.
+
+    - file: of the images.
+    - data: the images they were made from.
+    - network: the fields of the NetworkConfig that they were distilled with.
+
+    Raises Error for other data or other preprocessing.
+    """
+    tensors, meta = dict(file), file.meta
     made_from = meta["provenance"]["data"]
     if {key: made_from[key] for key in data.identity} != data.identity:
         raise Error(
-            f"{path} was made from {made_from['name']}, or from other preprocessing: load that data"
+            f"{file.path} was made from {made_from['name']}, or from other preprocessing: load "
+            "that data"
         )
     return DistilledDataset(
-        images=tensors["images"].to(data.device),
-        labels=tensors["labels"].to(data.device),
-        alpha=tensors["alpha"].to(data.device),
-        whitening=data.whitening,
+        images=tensors["images"],
+        labels=tensors["labels"],
+        alpha=tensors["alpha"],
+        whitening=data.whitening.to("cpu"),
         classes=data.classes,
-        network=row["recipe"]["teachers"]["network"],
+        network=network,
         history=unpack(tensors)[1],
         provenance=meta["provenance"],
         loss=loss_in(tensors, meta),

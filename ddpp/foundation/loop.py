@@ -146,9 +146,9 @@ class Saving:
 class Checkpoint(Generic[S]):
     """The file in which a run is kept, and the identity that it must have."""
 
-    def __init__(self, saving: Saving, identity: dict):
+    def __init__(self, saving: Saving, identity: dict, beside: Beside | None = None):
         self.path, self.every = saving.checkpoint, (saving.save_steps, 60 * saving.save_minutes)
-        self.identity = identity
+        self.identity, self.beside = identity, beside
         self.saved = time.monotonic()
 
     def load(self, method: Method[S]) -> Run[S] | None:
@@ -176,7 +176,7 @@ class Checkpoint(Generic[S]):
         history = {name: _resized(column, method.steps) for name, column in history.items()}
         return Run(state, iterates, history, tuple(meta["made_on"]))
 
-    def save(self, run: Run[S], beside: Beside | None = None) -> None:
+    def save(self, run: Run[S]) -> None:
         """Write the run, all or nothing, and what belongs beside it. Under torchrun rank 0 does."""
         self.saved = time.monotonic()
         if self.path is None or processes.rank():
@@ -185,16 +185,17 @@ class Checkpoint(Generic[S]):
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         numbers = {name: value for name, value in values.items() if name not in tensors}
         meta = {"identity": self.identity, **numbers, "made_on": list(run.machines)}
-        if beside:
-            tensors, meta = beside.tensors | tensors, meta | {"set": beside.meta}
+        if self.beside:
+            tensors = self.beside.tensors | tensors
+            meta |= {"set": self.beside.meta}
         files.write(self.path, KIND, tensors | pack(run.iterates, run.history), meta)
 
-    def save_if_due(self, run: Run[S], beside: Beside | None = None) -> None:
+    def save_if_due(self, run: Run[S]) -> None:
         """Write the run if enough steps or minutes have passed since the last time."""
         steps, seconds = self.every
         due = bool(steps) and run.state.step % steps == 0
         if due or time.monotonic() - self.saved > seconds:
-            self.save(run, beside)
+            self.save(run)
 
 
 def _resized(column: Tensor, steps: int) -> Tensor:
@@ -216,7 +217,7 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
     in the checkpoint, and the same call resumes from it. With more steps than before, the call goes
     on from where the run had ended.
     """
-    checkpoint = Checkpoint[S](saving, identity)
+    checkpoint = Checkpoint[S](saving, identity, method.beside)
     run = _begun(method, checkpoint, machine, saving)
     quiet = not saving.progress or processes.rank() > 0
     bar = tqdm(
@@ -234,11 +235,11 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
                 if stop is True and run.state.step < method.steps:
                     saving.report(f"stopped by on_step after step {run.state.step}")
                     break
-                checkpoint.save_if_due(run, method.beside)
+                checkpoint.save_if_due(run)
     except BaseException:  # Ctrl-C, an Error, or one in on_step: the steps so far are not lost
-        checkpoint.save(run, method.beside)
+        checkpoint.save(run)
         raise
-    checkpoint.save(run, method.beside)
+    checkpoint.save(run)
     return run if run.state.step == method.steps else run.stop()
 
 

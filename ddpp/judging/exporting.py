@@ -39,10 +39,7 @@ def export(
     """
     write = KINDS[choose("kind of export", kind, KINDS)]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    distilled = distilled.to("cpu")
-    if write is _hf:
-        return _hf(distilled, Path(folder), report)
-    return write(distilled, Path(folder))
+    return write(distilled.to("cpu"), Path(folder), report)
 
 
 def pixels(distilled: DistilledDataset) -> Tensor:
@@ -73,17 +70,17 @@ def _notes(distilled: DistilledDataset) -> list[str]:
     ]
 
 
-def _pt(distilled: DistilledDataset, folder: Path) -> Written:
+def _pt(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
     images, note = pixels(distilled), "pixels in natural colours, float32, mostly in 0 to 1"
     return _tensors(distilled, images, folder, rate=True), [note, *_notes(distilled)]
 
 
-def _beard(distilled: DistilledDataset, folder: Path) -> Written:
+def _beard(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
     images, note = standardized(distilled)
     return _tensors(distilled, images, folder, rate=False), [note, *_notes(distilled)]
 
 
-def _eccv(distilled: DistilledDataset, folder: Path) -> Written:
+def _eccv(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
     classes = distilled.by_class()
     counts = {len(members) for members in classes}
     if len(counts) != 1:
@@ -112,13 +109,13 @@ def _save(value: Tensor, path: Path) -> Path:
     return path
 
 
-def _compact(distilled: DistilledDataset, folder: Path) -> Written:
+def _compact(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
     path = folder / "distilled.safetensors"
     distilled.save(path, compact=True)
     return [path], ["images and alpha are exact; the whitening is in half precision"]
 
 
-def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None = None) -> Written:
+def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
     try:
         import pyarrow  # pyright: ignore[reportMissingImports]
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
@@ -138,7 +135,7 @@ def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None = None
     pyarrow.parquet.write_table(table.replace_schema_metadata(about), stream)
     files.write_bytes(folder / "train.parquet", stream.getvalue())
     files.write_bytes(folder / "README.md", card(distilled, report).encode())
-    _compact(distilled, folder)
+    _compact(distilled, folder, report)
     picture = io.BytesIO()
     distilled.picture().save(picture, "PNG")
     files.write_bytes(folder / "picture.png", picture.getvalue())
@@ -154,7 +151,7 @@ def _png(image: Tensor) -> bytes:
     return stream.getvalue()
 
 
-KINDS: dict[str, Callable[[DistilledDataset, Path], Written]] = {
+KINDS: dict[str, Callable[[DistilledDataset, Path, Mapping | None], Written]] = {
     "beard": _beard,
     "eccv": _eccv,
     "pt": _pt,

@@ -10,12 +10,12 @@ from torch import Tensor
 from ddpp.data import ImageData, load_data
 from ddpp.data.sources import SHA256
 from ddpp.data.whitening import Whitening
-from ddpp.distilled import KIND, DistilledDataset, loss_in
+from ddpp.distilled import KIND, DistilledDataset
 from ddpp.experiments.results import KIND as RESULT
+from ddpp.experiments.results import rejoin
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.loop import KIND as CHECKPOINT
-from ddpp.foundation.loop import unpack
 from ddpp.judging.tensors import FOREIGN, Found, read_tensors
 from ddpp.networks import NetworkConfig
 
@@ -163,36 +163,24 @@ def open_own(
         device=device,
     )
     if stored is None:
-        stored = _rejoined(file, images_of, path)
+        stored = _rejoined(file, images_of)
     if network:
         stored = replace(stored, network=asdict(network))
     space = "whitened" if images_of.whitening.kind == "zca" else "standardized"
     return Opened(stored.to(images_of.device), images_of, space, True, (f"a {file.kind} of ddpp",))
 
 
-def _rejoined(file: files.Lazy, data: ImageData, path: str | Path) -> DistilledDataset:
+def _rejoined(file: files.Lazy, data: ImageData) -> DistilledDataset:
     """Join the images of a result with the preprocessing of their data, fitted anew."""
-    source, tensors = file.meta["provenance"]["data"], dict(file)
-    if {key: source[key] for key in data.identity} != data.identity:
-        raise Error(f"{path} was made from other data than {data.name}: name them with --data")
     provenance = file.meta["provenance"]
     made_from, config = provenance.get("teachers", provenance), provenance.get("config", {})
-    now, iterates = (tensors["images"], tensors["alpha"]), {}
+    found = rejoin(file, data, made_from.get("network", asdict(NetworkConfig())))
     if "steps" in config and config.get("init", "real") == "real":  # where it began is known
         start = data.draw(config["ipc"], config["seed"]).images.to("cpu")
-        iterates = {0: (start, torch.tensor(config.get("alpha0", ALPHA))), config["steps"]: now}
-    return DistilledDataset(
-        images=tensors["images"],
-        labels=tensors["labels"],
-        alpha=tensors["alpha"],
-        whitening=data.whitening.to("cpu"),
-        classes=data.classes,
-        network=made_from.get("network", asdict(NetworkConfig())),
-        iterates=iterates,
-        history=unpack(tensors)[1],
-        provenance=provenance,
-        loss=loss_in(tensors, file.meta),
-    )
+        began = start, torch.tensor(config.get("alpha0", ALPHA))
+        ended = found.images, found.alpha
+        return replace(found, iterates={0: began, config["steps"]: ended})
+    return found
 
 
 def _whitening(

@@ -13,6 +13,7 @@ from ddpp.baselines import selection
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol, evaluate, spread
+from ddpp.experiments.comparing import aligned
 from ddpp.experiments.run import provenance
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
@@ -184,8 +185,7 @@ def report(judged: Sequence[Judged], folder: str | Path, device: torch.device) -
     rows = [{name: value for name, value in row.items() if name != "distilled"} for row in rows]
     content = {"sets": rows} | provenance(device)
     files.write_json(Path(folder) / "judged.json", content)
-    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, wide)).rstrip() for line in lines)
+    return aligned(lines)
 
 
 def _show(values: Sequence[float]) -> str:
