@@ -105,6 +105,8 @@ def test_the_command_works_off_a_queue_and_lists_it(queue, tmp_path, capsys):
         ("[[run]]\nname = 'a'\ndistill = { rules = 'none' }", ["unknown setting, rules"]),
         ("[[run]]\nname = 'a'\nprofile = 'big'", ["unknown profile 'big'"]),
         ("[[run]]\nname = 'a'\n[[run]]\nname = 'a'", ["two of one name"]),
+        ("[[run]]\nname = 'a'\neach = { rule = 'none' }", ["a in", "a list of values"]),
+        ("[[run]]\nname = 'a'\neach = { rules = ['none'] }", ["unknown setting, rules"]),
         ("[[run", ["cannot be read"]),
     ],
 )
@@ -115,3 +117,20 @@ def test_a_queue_that_cannot_be_read_gets_a_sentence(text, words, tmp_path):
         read_queue(path)
     with refused("cannot be read"):
         read_queue(tmp_path / "nowhere.toml")
+
+
+def test_each_combination_of_settings_is_a_run_of_its_own(queue):
+    queue.write_text(
+        queue.read_text().replace("steps = [4, 2]", "steps = 2")
+        + 'each = { rule = ["none", "signed@0.7"], image_lr = [1, 2.5] }\n'
+    )
+    runs = read_queue(queue)
+    assert [run.name for run in runs[4:]] == [
+        "long/mine-none-image_lr1-2-seed1",
+        "long/mine-none-image_lr2.5-2-seed1",
+        "long/mine-signed-0.7-image_lr1-2-seed1",
+        "long/mine-signed-0.7-image_lr2.5-2-seed1",
+    ]
+    last = runs[-1].recipe
+    assert (last.distill.rule, last.distill.epsilon, last.distill.image_lr) == ("signed", 0.7, 2.5)
+    assert (last.distill.seed, last.teachers.seed) == (1, 1)

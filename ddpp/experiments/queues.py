@@ -1,15 +1,17 @@
 """A queue: a committed list of runs in order of value, which `ddpp reproduce --queue` works off."""
 
+import itertools
 import tomllib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.lists import Run
 from ddpp.experiments.recipes import recipe
 from ddpp.foundation.errors import Error
 
-OWN = ("name", "profile", "data", "ipc", "method", "steps", "seeds")
+OWN = ("name", "profile", "data", "ipc", "method", "steps", "seeds", "each")
 
 
 def read_queue(path: str | Path) -> list[Run]:
@@ -19,11 +21,15 @@ def read_queue(path: str | Path) -> list[Run]:
 
     - profile, data, ipc, method: as in `recipe`.
     - steps: a list of numbers, or one; each is a run of its own, which goes on with the one before.
-    - seeds: a list; each is a run of its own. Default [0].
+    - seeds: a list; each is a run of its own. Default [0]. In the smoke profile each has teachers
+      of its own.
+    - each: a table of lists of settings of the method; each combination is a run of its own. A rule
+      may have its epsilon with it, as signed@0.1.
     - the tables teachers, distill and protocol, and all other settings of a Recipe.
 
     Runs are in the order of the file, seeds after one another, steps from few to many. Their names
-    are NAME-STEPS-seedSEED. Raises Error for a file or a setting that cannot be read.
+    are NAME-STEPS-seedSEED, or NAME-RULE-SETTING-seedSEED. Raises Error for a file or a setting
+    that cannot be read.
     """
     try:
         entries = tomllib.loads(Path(path).read_text()).get("run", [])
@@ -46,16 +52,38 @@ def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
     base = _changed(base, rest, f"{name} in {path}")
     steps = entry.get("steps")
     counts = steps if isinstance(steps, list) else [steps]
+    combinations = list(itertools.product(*_choices(entry.get("each", {}), f"{name} in {path}")))
     found: list[Run] = []
-    for seed in entry.get("seeds", [0]):
-        before = None
+    for seed, chosen in itertools.product(entry.get("seeds", [0]), combinations):
+        settings = {key: value for _, choice in chosen for key, value in choice.items()}
+        made = _changed(base, {"distill": settings | {"seed": seed}}, f"{name} in {path}")
+        if base.profile == "smoke":  # as in the list of all runs
+            made = replace(made, teachers=replace(made.teachers, seed=seed))
+        full, before = "".join([name, *(label for label, _ in chosen)]), None
         for count in sorted(counts, key=lambda count: count or 0):
-            settings = {"seed": seed} | ({} if count is None else {"steps": count})
-            label = "" if count is None else f"-{count}"
-            made = replace(base, distill=replace(base.distill, **settings))
-            found.append(Run(f"{name}{label}-seed{seed}", made, continues=before))
+            label = ""
+            if count is not None:
+                made, label = _changed(made, {"distill": {"steps": count}}, name), f"-{count}"
+            found.append(Run(f"{full}{label}-seed{seed}", made, continues=before))
             before = found[-1].name
     return found
+
+
+def _choices(each: dict[str, Any], where: str) -> list[list[tuple[str, dict[str, Any]]]]:
+    """For each setting that is varied: what each value adds to the name, and to the settings."""
+    if not all(isinstance(values, list) and values for values in each.values()):
+        raise Error(f"each, of {where}, must have a list of values for each setting")
+    return [[_choice(key, value) for value in values] for key, values in each.items()]
+
+
+def _choice(key: str, value: Any) -> tuple[str, dict[str, Any]]:
+    if key != "rule":
+        return f"-{key}{value}", {key: value}
+    match parse_setting(str(value)):
+        case (rule, epsilon):
+            return f"-{rule}-{epsilon:g}", {"rule": rule, "epsilon": epsilon}
+        case rule:
+            return f"-{rule}", {"rule": rule}
 
 
 def _changed(config: Any, changes: dict[str, Any], where: str) -> Any:
