@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -17,7 +18,7 @@ from ddpp.baselines import selection
 from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import evaluate
-from ddpp.experiments.methods import METHODS, Method
+from ddpp.experiments.methods import METHODS, GivenTeachers, Method
 from ddpp.experiments.recipes import Recipe
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import made_on
@@ -195,12 +196,13 @@ class Experiment:
             return {}
         config, data = self.teacher_config, self.data
         network = data.network(config.network)
-        stored = [read_snapshot(self.folder, k, config.epochs) for k in range(CEILING)]
+        epoch = cast(GivenTeachers, self.recipe.distill).teacher_epochs
+        stored = [read_snapshot(self.folder, k, epoch) for k in range(CEILING)]
         there = [theta.to(data.device) for theta in stored[: config.count] if theta is not None]
         if not there:
             return {}
         scores = [accuracy(network, theta, *data.test) for theta in there]
-        return {"teachers": {"epoch": config.epochs, "accuracies": scores}}
+        return {"teachers": {"epoch": epoch, "accuracies": scores}}
 
     def _say(self, line: str) -> None:
         if not processes.rank():
