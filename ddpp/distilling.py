@@ -54,7 +54,7 @@ class DistillConfig:
     alpha_lr: NotNegative = 1e-7  # learning rate of alpha
     momentum: Share = 0.5  # of images and alpha
     batch: Count | None = None  # distilled images per student update; None: all of them
-    engine: str = "auto"  # auto, autograd, adjoint or compiled
+    engine: str = "auto"  # auto, autograd, stored, adjoint or compiled
     iterates: Count = 5  # states along the way that are kept, evenly spaced, to choose from
     trajectories: Count = 1  # per step, their gradients averaged; torchrun shares them out
     # of everything random in the distillation; ddpp distill takes it for the evaluation, too

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ddpp import Error, NetworkConfig, Protocol, load_data, recipe
+from ddpp import Error, NetworkConfig, Protocol, load_data, recipe, train_teachers
 from ddpp.baselines.selection import SelectionConfig
 from ddpp.book.tables import (
     TABLE_1,
@@ -36,6 +36,7 @@ from ddpp.experiments.queue import out_of
 from ddpp.experiments.recipes import PROFILES, from_dict
 from ddpp.experiments.run import beside
 from ddpp.foundation import files
+from ddpp.networks import accuracy
 
 REPRODUCING = Path(__file__).with_name("reproducing.py")
 
@@ -161,6 +162,24 @@ def test_what_is_missing_is_run_and_what_is_there_is_left_alone(npz, places, qui
     assert overview(todo, *places.values())[-1] == "1 of 2 runs are finished"
     reproduce(todo, **quiet)
     assert read_result(todo[1], places["results"])["distilled"] == rows[1]["distilled"]
+
+
+def test_the_ceiling_is_that_of_the_last_epoch_that_was_matched(npz, places, quiet):
+    (todo,) = tiny_runs(npz())[:1]
+    longer = replace(todo.recipe.teachers, epochs=4)
+    todo = replace(todo, recipe=replace(todo.recipe, teachers=longer, all_epochs=True))
+    (row,) = reproduce([todo], **quiet)
+    data, recipe = load_data(todo.recipe.data, zca=todo.recipe.zca, device="cpu"), todo.recipe
+    (folder,) = places["work"].glob("teachers-*")
+    teachers = train_teachers(data, recipe.teachers, folder, progress=False)
+    last = recipe.distill.teacher_epochs
+    assert last < teachers.epochs == 4
+    assert row["teachers"] == {
+        "epoch": last,
+        "accuracies": [
+            accuracy(teachers.network, teachers.snapshot(k, last), *data.test) for k in range(2)
+        ],
+    }
 
 
 def test_a_result_that_is_damaged_or_of_other_settings_is_refused(npz, places, quiet):

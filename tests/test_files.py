@@ -261,7 +261,7 @@ def test_the_choices_in_files_have_the_same_names():
     assert list(ARCHITECTURES) == "convnet alexnet vgg11 resnet18".split()
     # in this order: an operation is drawn by its number
     assert list(OPERATIONS) == "color crop cutout flip scale rotate".split()
-    assert list(ENGINES) == "autograd adjoint compiled".split()
+    assert list(ENGINES) == "autograd adjoint compiled stored".split()
     assert list(KERNELS) == ["fc", "conv"]
     assert PROFILES == ("smoke", "cpu", "colab", "paper")
     assert TABLES.keys() == {"method", "rule", "network", "augmentation", "kernel"}

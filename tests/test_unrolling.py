@@ -1,4 +1,4 @@
-"""Exactness, in float64: the two engines agree with each other and with trajectory matching written
+"""Exactness, in float64: the engines agree with each other and with trajectory matching written
 plainly.
 """
 
@@ -12,7 +12,7 @@ from ddpp.data.augmentation import OPERATIONS, Draw
 from ddpp.foundation.seeds import generator
 from ddpp.networks import NetworkConfig
 from ddpp.pruning import matching_loss
-from ddpp.unrolling import Updates, choose_engine, draw_updates, graph_bytes, unroll
+from ddpp.unrolling import Updates, choose_engine, draw_updates, kept_bytes, unroll
 
 N, CLASSES, SIZE = 6, 3, 8
 
@@ -37,14 +37,15 @@ def relative(a, b):
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 @pytest.mark.parametrize("rule", ["signed", "magnitude"])
 @pytest.mark.parametrize("batch", [None, 4])
-def test_the_two_engines_agree(problem, steps, epsilon, rule, batch):
+@pytest.mark.parametrize("engine", ["adjoint", "stored"])
+def test_the_engines_agree(problem, steps, epsilon, rule, batch, engine):
     network, start, teacher, images, labels = problem
     alpha = torch.tensor(0.02, dtype=torch.float64)
     updates = draw_updates(N, batch, steps, generator(1, "updates"))
     loss = lambda student: matching_loss(student, teacher, start, epsilon, rule)
     a, b = (
         unroll(network, start, images, labels, alpha, updates, loss, e)
-        for e in ("adjoint", "autograd")
+        for e in (engine, "autograd")
     )
     assert b.grad_images.abs().max() > 0
     assert b.grad_alpha != 0
@@ -55,7 +56,8 @@ def test_the_two_engines_agree(problem, steps, epsilon, rule, batch):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_the_engines_agree_through_every_augmentation(problem, operation):
+@pytest.mark.parametrize("engine", ["adjoint", "stored"])
+def test_the_engines_agree_through_every_augmentation(problem, operation, engine):
     network, start, teacher, images, labels = problem
     u = torch.rand(N, 3, generator=generator(2), dtype=torch.float64)
     updates = Updates([torch.arange(N)] * 2, [Draw(operation, u)] * 2)
@@ -63,13 +65,22 @@ def test_the_engines_agree_through_every_augmentation(problem, operation):
     loss = lambda student: matching_loss(student, teacher, start, 0.1)
     a, b = (
         unroll(network, start, images, labels, alpha, updates, loss, e)
-        for e in ("adjoint", "autograd")
+        for e in (engine, "autograd")
     )
     assert relative(a.grad_images, b.grad_images) < 1e-10
 
 
+def test_stored_makes_the_very_bits_of_adjoint(problem):
+    network, start, teacher, images, labels = problem
+    given = (network, start.float(), images.float(), labels, torch.tensor(0.02))
+    loss = lambda student: matching_loss(student, teacher.float(), start.float(), 0.1)
+    updates = draw_updates(N, 4, 5, generator(1, "updates"))
+    a, b = (unroll(*given, updates, loss, engine) for engine in ("stored", "adjoint"))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 @pytest.mark.parametrize("rule, epsilon", [("none", 0.1), ("magnitude", 0.0)])
-@pytest.mark.parametrize("engine", ["autograd", "adjoint"])
+@pytest.mark.parametrize("engine", ["autograd", "adjoint", "stored"])
 def test_pruning_nothing_is_trajectory_matching(problem, engine, rule, epsilon):
     """Against MTT written from its definition with an ordinary module, and gradients by central
     differences.
@@ -130,9 +141,15 @@ def test_the_engine_is_chosen_by_whether_the_graph_fits(problem, monkeypatch):
     network, _, _, images, labels = problem
     engine, why = choose_engine(network, images.float(), labels, None, 10)
     assert (engine, "MiB" in why) == ("autograd", True)
-    needed = 10 * graph_bytes(network, images.float(), labels)
-    assert needed > 10 * images.numel() * 4  # at least the images themselves
-    memory = type("Memory", (), {"total": 1.9 * needed})
+    whole, stored = (
+        10 * kept_bytes(network, images.float(), labels, e) for e in ("autograd", "stored")
+    )
+    assert whole > 1.5 * stored > 15 * images.numel() * 4  # at least the images themselves
+    for total, expected in ((2.1 * whole, "autograd"), (1.9 * whole, "stored")):
+        memory = type("Memory", (), {"total": total})
+        monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
+        assert choose_engine(network, images.float(), labels, None, 10)[0] == expected
+    memory = type("Memory", (), {"total": 1.9 * stored})
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     assert choose_engine(network, images.float(), labels, None, 10)[0] == "adjoint"
 

@@ -28,7 +28,7 @@ from ddpp.foundation.seeds import generator
 from ddpp.networks import NetworkConfig
 from ddpp.pruning import matching_loss
 from ddpp.teachers import TeacherConfig, train_teachers
-from ddpp.unrolling import Updates, draw_updates, graph_bytes, unroll
+from ddpp.unrolling import Updates, draw_updates, kept_bytes, unroll
 
 SHAPE = (3, 32, 32)  # of an image
 
@@ -173,8 +173,12 @@ def measure(job: dict, engine: str, width: int, count: int, device: str) -> dict
 def _unrolling(job: Job, engine: str, config: NetworkConfig, count: int, device: str) -> Work:
     network = config.build(SHAPE[0], job.classes, SHAPE[1], device)
     images, labels = _images(job.images, job.classes, device)
-    graph = graph_bytes(network, images[: job.batch], labels[: job.batch]) if device == "cpu" else 0
-    needed = graph * (count if engine == "autograd" else 1)
+    graph, kept = 0, 0  # of one update, and of that what the engine keeps
+    if device == "cpu":
+        batch = (images[: job.batch], labels[: job.batch])
+        graph = kept_bytes(network, *batch)
+        kept = kept_bytes(network, *batch, engine) if engine in ("autograd", "stored") else 0
+    needed = graph + count * kept
     # a GPU raises an error by itself; on a CPU the whole machine would run out of memory
     if needed > 0.8 * psutil.virtual_memory().available:
         raise MemoryError(f"the graph takes {needed / 2**20:,.0f} MiB")
@@ -188,7 +192,7 @@ def _unrolling(job: Job, engine: str, config: NetworkConfig, count: int, device:
         [updates.batches[j] for j in first.values()], [updates.draws[j] for j in first.values()]
     )
     make = lambda updates: unroll(network, start, images, labels, alpha, updates, loss, engine)
-    return Work(lambda: make(updates), lambda: make(few), kept=graph if engine == "autograd" else 0)
+    return Work(lambda: make(updates), lambda: make(few), kept=kept)
 
 
 def _training(job: Job, engine: str, config: NetworkConfig, count: int, device: str) -> Work:

@@ -1,9 +1,10 @@
 """Apply Eq. (2) J times, and differentiate a loss of the result with respect to the distilled
 images and alpha, exactly.
 
-Three engines have one signature and equal results. `autograd` keeps the graph of all J updates.
-`adjoint` keeps the J parameter vectors only, on a CPU in a temporary file, and makes the backward
-pass update by update. `compiled` does the same in compiled functions; it compares its results with
+Four engines have one signature and equal results. `autograd` keeps the graph of all J updates.
+`stored` keeps their activations, about half as much, and makes the rest of the graph update by
+update. `adjoint` keeps the J parameter vectors only, on a CPU in a temporary file, and computes the
+activations twice. `compiled` does the same in compiled functions; it compares its results with
 those of `adjoint` first, and where it cannot be used, `adjoint` does the work.
 """
 
@@ -18,6 +19,7 @@ from ddpp.networks import Flat
 from ddpp.unrolling.adjoint import adjoint_engine
 from ddpp.unrolling.autograd import autograd_engine
 from ddpp.unrolling.compiled import compiled_engine
+from ddpp.unrolling.stored import inner_loss, stored_engine
 from ddpp.unrolling.updates import Loss, Unrolled, Updates, draw_updates, gradient
 
 __all__ = ["ENGINES", "Unrolled", "Updates", "choose_engine", "draw_updates", "gradient", "unroll"]
@@ -27,6 +29,7 @@ ENGINES: dict[str, Engine] = {
     "autograd": autograd_engine,
     "adjoint": adjoint_engine,
     "compiled": compiled_engine,
+    "stored": stored_engine,
 }
 
 
@@ -49,7 +52,7 @@ def unroll(
     - alpha: the student's learning rate, a scalar tensor.
     - updates: the J batches and augmentations, see `draw_updates`.
     - loss: maps the student's parameters (p,) to a scalar.
-    - engine: "autograd", "adjoint" or "compiled", see above; else Error.
+    - engine: "autograd", "stored", "adjoint" or "compiled", see above; else Error.
 
     Returns the student, the loss, and its gradients for the images and alpha. These are the terms
     of Eqs. (1)-(4), so the parameters are as many.
@@ -75,23 +78,28 @@ def choose_engine(
 ) -> tuple[str, str]:
     """Choose the engine for this device and size; return its name and the reason in words.
 
-    On a GPU: `compiled`. On a CPU: `autograd`, which computes each update once, if the graph of all
-    updates fits in half of the memory; else `adjoint`, which computes each twice.
+    On a GPU: `compiled`. On a CPU the first that takes at most half of the memory: `autograd`,
+    `stored`, which is as fast, or `adjoint`, whose memory does not grow with the updates.
     """
     if images.device.type != "cpu":
         why = "on a GPU, starting small operations one by one takes longer than their arithmetic"
         return "compiled", why
-    needed = steps * graph_bytes(network, images[: batch or None], labels[: batch or None])
+    batch_of = (images[: batch or None], labels[: batch or None])
     memory = psutil.virtual_memory().total  # not what is free now: equal runs make equal choices
-    size = (
-        f"the graph of {steps} updates takes {needed / 2**20:,.0f} of {memory / 2**20:,.0f} "
-        "MiB of memory"
-    )
-    return ("autograd" if needed < memory / 2 else "adjoint"), size
+    size = ""
+    for engine, what in (("autograd", "graph ... takes"), ("stored", "activations ... take")):
+        needed = steps * kept_bytes(network, *batch_of, engine)
+        size = (
+            f"the {what.replace('...', f'of {steps} updates')} {needed / 2**20:,.0f} of "
+            f"{memory / 2**20:,.0f} MiB of memory"
+        )
+        if needed < memory / 2:
+            return engine, size
+    return "adjoint", size
 
 
-def graph_bytes(network: Flat, images: Tensor, labels: Tensor) -> int:
-    """Measure, by making one update, the bytes that it keeps for the backward pass."""
+def kept_bytes(network: Flat, images: Tensor, labels: Tensor, engine: str = "autograd") -> int:
+    """Measure, by making one update, the bytes that `autograd` or `stored` keeps of it."""
     kept = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -99,9 +107,10 @@ def graph_bytes(network: Flat, images: Tensor, labels: Tensor) -> int:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    theta = network.initial(0).to(images).requires_grad_()
+    theta, x = network.initial(0).to(images).requires_grad_(), images.detach().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        _ = gradient(
-            network, theta, images.detach().requires_grad_(), labels, None, create_graph=True
-        )
+        if engine == "autograd":
+            _ = gradient(network, theta, x, labels, None, create_graph=True)
+        else:
+            _ = inner_loss(network, theta, x, labels, None)
     return sum(kept.values())
