@@ -8,7 +8,7 @@ PARALLEL := -n logical --maxprocesses 4
 # Threads that wait do not spin: where other programs want the cores, too, spinning made a step 20 times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: distill test check memory book lab lint notebooks assignments pages links address smoke-results ipc-results class clean
+.PHONY: distill test check memory book pdf lab lint notebooks assignments pages links address smoke-results ipc-results class clean
 
 distill: $(READY)  ## ten images from the 5,000 that come with the project, compared with real ones; stopped, it goes on
 	$(BIN)/ddpp distill --profile smoke --out runs/smoke.safetensors $(OPTIONS)
@@ -31,6 +31,10 @@ book: $(READY)  ## build the HTML from the notebooks with their stored outputs, 
 	$(BIN)/jupyter-book build . --nitpick --warningiserror --keep-going
 	$(BIN)/python book/built.py
 	@echo "Open $(CURDIR)/_build/html/index.html"
+
+pdf: book  ## the book as one PDF, printed by Chromium, which has to be installed: _build/ddpp.pdf
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/pages-requirements.txt
+	$(BIN)/python book/pdf.py
 
 lab: $(READY)  ## JupyterLab, to run the chapters and change them
 	$(BIN)/jupyter-lab notebooks $(OPTIONS)

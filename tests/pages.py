@@ -53,6 +53,11 @@ IMAGES = """() => [...document.images]
   .map(i => [i.src.slice(0, 80), i.alt.trim()])"""
 LINKS = """() => [[...document.querySelectorAll("a[href]")].map(a => a.href),
   [...document.querySelectorAll("[id], a[name]")].map(e => e.id || e.name)]"""
+# a rule and an epsilon of "The rule by hand", and how many pairs its data says are pruned
+BY_HAND = """([rule, epsilon]) => {
+  const { pruned } = JSON.parse(document.querySelector("#by-hand-data").textContent).rules[rule];
+  return pruned[Math.min(Math.round(100 * epsilon), pruned.length - 1)].toLocaleString("en");
+}"""
 FRAME = "player => player.querySelector('img').src"
 TURNED = "([player, before]) => player.querySelector('img').src != before"
 
@@ -98,8 +103,8 @@ def look(page: Page, url: str) -> list[str]:
 
 
 def click(page: Page) -> list[str]:
-    """Which players do not show another frame after Play, and whether a phone's menu does not
-    open.
+    """Which players do not show another frame after Play, whether the rule by hand prunes another
+    number of pairs than was stored, and whether a phone's menu does not open.
     """
     wrong = []
     for i, player in enumerate(page.locator(".animation").element_handles()):
@@ -109,10 +114,33 @@ def click(page: Page) -> list[str]:
             page.wait_for_function(TURNED, arg=[player, before], timeout=10_000)
         except (AttributeError, Error):
             wrong.append(f"player {i + 1} does not play")
+    if page.locator("#by-hand").count():
+        wrong += move(page)
     if page.viewport_size["width"] < 960:
         page.locator(".bd-header-article .primary-toggle").click()
         if not page.locator("#pst-primary-sidebar-modal[open]").count():
             wrong.append("the menu does not open")
+    return wrong
+
+
+def move(page: Page) -> list[str]:
+    """What "The rule by hand" says wrongly when its controls are used as a reader would."""
+    wrong = []
+    for rule, layer, keys, epsilon in (
+        ("signed", "all layers", ["ArrowRight"], 0.11),
+        ("magnitude", "all layers", ["End", "ArrowLeft"], 0.98),
+        ("largest", "shifts", ["Home", *["ArrowRight"] * 7], 0.07),
+        ("sign", "last layer", [], 0),
+        ("none", "scales", [], 0),
+    ):
+        page.locator("#by-hand [name=rule]").select_option(rule)
+        page.locator("#by-hand [name=layer]").select_option(layer)
+        for key in keys:
+            page.locator("#by-hand [name=epsilon]").press(key)
+        stored = page.evaluate(BY_HAND, [rule, epsilon])
+        shown = page.locator("#by-hand td:not(.one)[data-of=pruned]").inner_text()
+        if shown != stored:
+            wrong.append(f"{rule} at {epsilon} prunes {stored} pairs, but {shown} are shown")
     return wrong
 
 

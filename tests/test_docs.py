@@ -1,9 +1,12 @@
 """The numbers that the pages print are those of the committed results."""
 
+import hashlib
 import json
 import re
 import statistics
 from pathlib import Path
+
+import yaml
 
 from ddpp import experiments
 from ddpp.experiments.methods import METHODS
@@ -60,6 +63,17 @@ def test_the_readme_says_what_the_runs_on_a_cpu_reached():
         f"{show(mtt['distilled']['final'])}" in text
     )
     assert f"ten real images reach {show(mtt['random']['final'])}" in text
+
+
+def test_the_page_on_citing_names_what_is_there():
+    page = (ROOT / "book" / "citing.md").read_text()
+    software = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert f"title   = {{{software['title']}}}" in page
+    assert f"version = {{{software['version']}}}" in page
+    (file,) = re.findall(r"howpublished = {(.*?)}", page)
+    sha256, made_by = re.findall(r"SHA-256 (\w+)\.\.\., made by ddpp at commit (\w+)", page)[0]
+    assert hashlib.sha256((ROOT / file).read_bytes()).hexdigest().startswith(sha256)
+    assert f"commit {made_by}" in (ROOT / file).with_name("README.md").read_text()
 
 
 def test_chapter_5_says_what_the_committed_bench_measured():

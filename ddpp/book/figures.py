@@ -291,6 +291,28 @@ def draw_pairs(
     axis.locator_params(nbins=4)
 
 
+def by_hand(student: Tensor, teacher: Tensor, found: Mapping[str, Mapping]) -> Figure:
+    """Draw the pairs that two rules prune, how many they are, and how far the gradient turns.
+
+    - student, teacher: their parameters (p,).
+    - found: for each rule {"epsilon", "pruned", "angle"}, lists of the same length.
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(WIDTH, WIDTH * 0.95), layout="constrained")
+    for axis, rule in zip(axes[0], ("signed", "largest"), strict=True):
+        draw_pairs(axis, student, teacher, 0.1, rule)
+        axis.set(xlabel="student", ylabel="teacher")
+    counts, angles = axes[1]
+    for i, (rule, each) in enumerate(found.items()):
+        x, style = each["epsilon"], ("-", "--", ":")[i % 3]
+        share = [100 * pruned / len(student) for pruned in each["pruned"]]
+        counts.plot(x, share, style, lw=1.5, color=f"C{i}", label=rule)
+        angles.plot(x, each["angle"], style, lw=1.5, color=f"C{i}", label=rule)
+    counts.set(xlabel="epsilon", ylabel="pairs pruned (%)", ylim=(0, 100))
+    angles.set(xlabel="epsilon", ylabel="turn of the gradient (°)", ylim=(0, 90))
+    angles.legend(fontsize=8)
+    return figure
+
+
 def shares(names: Sequence[str], columns: Mapping[str, Sequence[float]], xlabel: str) -> Figure:
     """Plot a share in percent for each name, a layer for example, with a marker for each column.
 

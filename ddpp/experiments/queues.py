@@ -24,7 +24,7 @@ def read_queue(path: str | Path) -> list[Run]:
     - seeds: a list; each is a run of its own. Default [0]. In the smoke profile each has teachers
       of its own.
     - each: a table of lists of settings of the method; each combination is a run of its own. A rule
-      may have its epsilon with it, as signed@0.1.
+      may have its epsilon with it, as `signed@0.1`.
     - the tables teachers, distill and protocol, and all other settings of a Recipe.
 
     Runs are in the order of the file, seeds after one another, steps from few to many. Their names
