@@ -34,6 +34,7 @@ from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Evaluation, Protocol, spread
 from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.methods import METHODS
+from ddpp.experiments.queue import usual_jobs
 from ddpp.experiments.recipes import PROFILES, Recipe, recipe
 from ddpp.experiments.run import Experiment, report_path, teachers_in
 from ddpp.foundation import files, processes
@@ -134,7 +135,7 @@ def reproduce(
     only: str | None = None,
     list: bool = False,
     minutes: float | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     results: Path = Path("results"),
     work: Path = Path("runs/reproduce"),
     root: Root = Path("data"),
@@ -150,7 +151,7 @@ def reproduce(
         only: the runs whose names match, as 'table1/cifar10-ipc10-*'
         list: show what is finished and what is missing, and do nothing
         minutes: stop after so many
-        jobs: runs at a time, in processes that divide the cores among them
+        jobs: runs at a time, in processes that divide the cores among them; None: 2 on a CPU
         results: where reports and distilled images go
         work: where teachers and checkpoints are
     """
@@ -160,6 +161,7 @@ def reproduce(
     if list:
         print("\n".join(experiments.overview(todo, results, work)))
         return
+    jobs = usual_jobs(device) if jobs is None else jobs
     experiments.reproduce(
         todo, results=results, work=work, root=root, device=device, minutes=minutes, jobs=jobs
     )
@@ -176,7 +178,7 @@ def compare(
     root: Root = Path("data"),
     device: Device = None,
     minutes: float | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
 ) -> None:
     """Compare pruning rules in paired runs, and test their differences.
 
@@ -188,7 +190,7 @@ def compare(
         seeds: paired runs of each rule: they share all but the rule
         out: folder of results, teachers and checkpoints, and of the table and the figure
         minutes: stop after so many
-        jobs: runs at a time, in processes that divide the cores among them
+        jobs: runs at a time, in processes that divide the cores among them; None: 2 on a CPU
     """
     found = experiments.compare(
         *map(parse_setting, rules),
@@ -199,7 +201,7 @@ def compare(
         root=root,
         device=device,
         minutes=minutes,
-        jobs=jobs,
+        jobs=usual_jobs(device) if jobs is None else jobs,
     )
     print(f"\n{found}")
     files.write_bytes(out / "table.md", (found.markdown() + "\n").encode())

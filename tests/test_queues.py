@@ -1,5 +1,6 @@
 """A queue of runs is read and worked off; each longer run goes on with the shorter."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -9,8 +10,8 @@ from small import refused, save
 
 import ddpp
 from ddpp import cli
-from ddpp.experiments import read_queue, reproduce
-from ddpp.experiments.queue import out_of
+from ddpp.experiments import overview, read_queue, reproduce
+from ddpp.experiments.queue import out_of, usual_jobs
 
 QUEUE = """
 [[run]]
@@ -134,3 +135,26 @@ def test_each_combination_of_settings_is_a_run_of_its_own(queue):
     last = runs[-1].recipe
     assert (last.distill.rule, last.distill.epsilon, last.distill.image_lr) == ("signed", 0.7, 2.5)
     assert (last.distill.seed, last.teachers.seed) == (1, 1)
+
+
+def test_the_list_says_how_many_hours_are_left(queue, tmp_path):
+    runs, places = read_queue(queue), (tmp_path / "results", tmp_path / "work")
+    assert overview(runs, *places)[-1] == "0 of 4 runs are finished"
+    work(runs[:2], tmp_path)
+    path = runs[1].report(places[0])  # of steps 3 and 4, as it goes on with steps 1 and 2
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps(row | {"seconds": {"distill": 7200, "evaluate": 1800}}))
+    *_, last = overview(runs, *places)
+    # a step takes an hour, an evaluation half of one: the other seed has four steps and two
+    assert last == "2 of 4 runs are finished; about 5.0 hours are left for 2"
+    other = replace(runs[3], name="long/other", continues=None)
+    other = replace(other, recipe=replace(other.recipe, data="cifar100"))
+    assert overview([*runs, other], *places)[-1].endswith(
+        "5.0 hours are left for 2, and 1 of a kind that none is finished of"
+    )
+
+
+def test_two_runs_at_a_time_are_usual_on_several_cores(monkeypatch):
+    for threads, jobs in ((1, 1), (4, 2)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert usual_jobs("cpu") == jobs

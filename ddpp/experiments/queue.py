@@ -36,6 +36,7 @@ from ddpp.experiments.results import (
 )
 from ddpp.experiments.run import Clock, Experiment, beside, commit, provenance
 from ddpp.foundation import files
+from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import KIND as CHECKPOINT
 from ddpp.foundation.loop import Saving, Stopped
@@ -107,6 +108,12 @@ def reproduce(
     if names := ", ".join(run.name for run, bad in zip(worker.todo, failed[:], strict=True) if bad):
         raise Error(f"failed, for the reasons above: {names}")
     return rows
+
+
+def usual_jobs(device: str | None) -> int:
+    """Return how many runs at a time are fast on a device: two on a CPU with several cores."""
+    several = hasattr(os, "setsid") and torch.get_num_threads() > 1
+    return 2 if find_device(device).type == "cpu" and several else 1
 
 
 def _check_jobs(jobs: int) -> None:
@@ -371,9 +378,10 @@ def _end_with_parent() -> None:
 
 
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:
-    """Return one line per run, and a last line that counts the finished ones.
+    """Return one line per run, and a last line with the number of finished runs and the hours left.
 
-    A line says what the result is, how far the run has come, or that it is missing.
+    A line says what the result is, how far the run has come, or that it is missing. The hours are
+    those of one core or GPU, estimated from finished runs that differ in rule, steps or seed alone.
 
     - todo: runs, see `runs` and `select`.
     - results, work: the folders of `reproduce`.
@@ -384,7 +392,43 @@ def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list
         f"{run.name:{width}} {describe(row) if row else _progress(run, work)}"
         for run, row in zip(todo, rows, strict=True)
     ]
-    return [*lines, f"{sum(map(bool, rows))} of {len(todo)} runs are finished"]
+    done = f"{sum(map(bool, rows))} of {len(todo)} runs are finished"
+    return [*lines, done + _left(todo, rows)]
+
+
+def _left(todo: Sequence[Run], rows: Sequence[dict | None]) -> str:
+    """Estimate the hours that the missing runs take, in words."""
+    finished = {run.name: run for run, row in zip(todo, rows, strict=True) if row}
+    costs: dict[str, tuple[float, float]] = {}  # seconds of a step, and of the evaluation
+    for run, row in zip(todo, rows, strict=True):
+        if row and run.of is None and "distill" in row.get("seconds", {}):
+            seconds, steps = row["seconds"], _new_steps(run, todo)
+            costs[_kind(run)] = (seconds["distill"] / max(steps, 1), seconds.get("evaluate", 0))
+    missing = [run for run in todo if run.name not in finished]
+    known = [run for run in missing if _kind(run) in costs]
+    if not known:
+        return ""
+    hours = sum(
+        _new_steps(run, todo) * costs[_kind(run)][0] + costs[_kind(run)][1] for run in known
+    )
+    rest = len(missing) - len(known)
+    more = f", and {rest} of a kind that none is finished of" if rest else ""
+    return f"; about {hours / 3600:.1f} hours are left for {len(known)}{more}"
+
+
+def _kind(run: Run) -> str:
+    """What the cost of a run's steps depends on."""
+    settings = asdict(run.recipe.distill)
+    for name in ("rule", "epsilon", "steps", "seed", "image_lr", "iterates"):
+        settings.pop(name, None)
+    network = asdict(run.network or run.recipe.teachers.network)
+    return str((run.recipe.data, run.recipe.method, settings, network, run.of is None))
+
+
+def _new_steps(run: Run, todo: Sequence[Run]) -> int:
+    """Return the steps of a run that the run before it has not made."""
+    steps = {each.name: asdict(each.recipe.distill).get("steps") or 1 for each in todo}
+    return steps[run.name] - (steps.get(run.continues, 0) if run.continues else 0)
 
 
 def _progress(run: Run, work: str | Path) -> str:
