@@ -240,7 +240,7 @@ def means(points: Tensor, orders: Mapping[str, Tensor]) -> Figure:
 def pairs(
     student: Tensor, teacher: Tensor, epsilons: Sequence[float], rules: Sequence[str]
 ) -> Figure:
-    """Draw parameter pairs as points, the pruned ones in another colour.
+    """Draw parameter pairs as points: kept, pruned with opposite signs, pruned by the threshold.
 
     - student, teacher: their parameters (p,).
     - epsilons: thresholds, one column for each.
@@ -282,9 +282,19 @@ def draw_pairs(
     edge = 0.4 * float(y.abs().median())
     seen = ((x.abs() < edge) & (y.abs() < edge)).nonzero().flatten()
     some = seen[:: max(1, len(seen) // points)]
-    for kept, color in ((True, "C0"), (False, "C3")):
-        at = some[keep[some] == kept]
-        axis.scatter(x[at], y[at], s=3, lw=0, color=color, rasterized=True)
+    opposite = x[some] * y[some] < 0
+    looks = (
+        (keep[some], {"s": 4, "marker": "o", "color": "C0", "lw": 0}),
+        (~keep[some] & opposite, {"s": 9, "marker": "x", "color": "C3", "lw": 0.7}),
+        (~keep[some] & ~opposite, {"s": 9, "marker": "^", "color": "C1", "lw": 0}),
+    )
+    for chosen, look in looks:
+        axis.scatter(x[some[chosen]], y[some[chosen]], rasterized=True, **look)
+    if rule in ("signed", "magnitude"):
+        for slope in (epsilon, -epsilon) if rule == "magnitude" else (epsilon,):
+            ends = [-edge, edge]
+            axis.plot(ends, [slope * end for end in ends], color="grey", lw=0.8)
+            axis.plot([slope * end for end in ends], ends, color="grey", lw=0.8)
     axis.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
     axis.set_title(f"{rule}, ε = {epsilon:g}\n{(~keep).float().mean():.1%} pruned", fontsize=8)
     axis.tick_params(labelsize=7)
