@@ -13,7 +13,7 @@ from ddpp import cli
 from ddpp.book import figures
 from ddpp.book.tables import T_95
 from ddpp.experiments import Comparison, Difference
-from ddpp.experiments.comparing import parse_setting
+from ddpp.experiments.comparing import comparison_of, parse_setting
 from ddpp.experiments.recipes import recipe
 
 pytestmark = pytest.mark.usefixtures("tables")
@@ -142,3 +142,27 @@ def test_the_command_takes_one_option_for_each_rule(tmp_path, capsys):
     assert "3 of 3 runs are finished" in said and "minus none (points)" in said
     assert "| signed | 0.1 |" in (out / "table.md").read_text()
     assert (out / "differences.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_detectable_difference_is_found_four_times_in_five():
+    spread, seeds = 0.5, 8
+    found = Difference(tuple(spread * stats.zscore(range(seeds), ddof=1)))
+    n = seeds - 1
+    shift = found.detectable / (spread / math.sqrt(seeds))
+    power = stats.nct.sf(stats.t.ppf(0.975, n), n, shift)
+    assert power == pytest.approx(0.8, abs=0.02)
+    assert Difference((1.0,)).detectable is None
+
+
+def test_finished_runs_are_compared_without_their_list():
+    row = {"epsilon": 0.0, "error": None}
+    rows = [
+        row | {"rule": "sign", "seed": 3, "accuracy": 31.0},
+        row | {"rule": "none", "seed": 3, "accuracy": 30.0},
+        row | {"rule": "none", "seed": 5, "accuracy": 29.0},
+    ]
+    found = comparison_of(rows)
+    assert found.base == NONE
+    assert found.differences[("sign", 0.0)].values == (1.0,)
+    with refused("no run is finished"):
+        comparison_of([])

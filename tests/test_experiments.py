@@ -30,7 +30,17 @@ from ddpp.book.tables import (
     table_3,
 )
 from ddpp.cli import main
-from ddpp.experiments import Run, elsewhere, overview, read_result, reproduce, results, runs, select
+from ddpp.experiments import (
+    Run,
+    elsewhere,
+    overview,
+    read_queue,
+    read_result,
+    reproduce,
+    results,
+    runs,
+    select,
+)
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.queue import out_of
 from ddpp.experiments.recipes import PROFILES, from_dict
@@ -159,7 +169,7 @@ def test_what_is_missing_is_run_and_what_is_there_is_left_alone(npz, places, qui
     reproduce(todo, **quiet)
     assert {path: path.stat().st_mtime_ns for path in places["results"].rglob("*.*")} == kept
     todo[1].report(places["results"]).unlink()
-    assert overview(todo, *places.values())[-1] == "1 of 2 runs are finished"
+    assert overview(todo, *places.values())[-1].startswith("1 of 2 runs are finished; about ")
     reproduce(todo, **quiet)
     assert read_result(todo[1], places["results"])["distilled"] == rows[1]["distilled"]
 
@@ -396,14 +406,15 @@ def test_the_command_line_lists_selects_and_explains(tmp_path, capsys):
 
 def test_the_results_in_this_repository_are_whole_and_of_the_listed_settings():
     folder = Path(__file__).parents[1] / "results"
-    listed = {each.report(folder) for profile in PROFILES for each in runs(profile)}
+    queued = [each for path in folder.glob("*/*.toml") for each in read_queue(path)]
+    todo = [each for profile in PROFILES for each in runs(profile)] + queued
+    listed = {each.report(folder) for each in todo}
     found = {path for profile in PROFILES for path in (folder / profile).glob("*/*.json")}
     assert found
     assert found <= listed
-    for profile in PROFILES:
-        for each in runs(profile):
-            row = read_result(each, folder)
-            assert row is None or row["commit"]
+    for each in todo:
+        row = read_result(each, folder)
+        assert row is None or row["commit"]
 
 
 def test_a_set_is_evaluated_elsewhere_once_it_is_there(npz, places, quiet):

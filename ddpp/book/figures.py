@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import spread
-from ddpp.experiments.comparing import Comparison
+from ddpp.experiments.comparing import Comparison, Difference
 from ddpp.foundation.errors import Error
 from ddpp.judging import Judged
 from ddpp.pruning import keep_mask
@@ -390,37 +390,39 @@ def layers(distilled: DistilledDataset, names: list[str]) -> Figure:
 
 
 def ablation(lines: Sequence[dict]) -> Figure:
-    """Plot accuracy, share of parameters kept and final unmasked loss against epsilon.
+    """Plot paired differences to MTT, share of parameters kept and final loss against epsilon.
 
-    The grey band is rule none, that is, MTT. Error bars and band show the standard deviation over
-    seeds.
+    Each small dot is one seed. Where there are several, a larger one with a bar is their mean with
+    its 95 % interval. The grey line is rule none, that is, MTT.
 
     - lines: from `tables.summarize`.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.9), layout="constrained")
-    values = (
-        ("mean", "test accuracy (%)", 1),
-        ("kept", "effective parameters (%)", 100),
-        ("unmasked", "MTT loss", 1),
-    )
-    rules = dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none")
-    for axis, (key, title, scale) in zip(axes, values, strict=True):
-        for i, rule in enumerate(rules):
-            points = [line for line in lines if line["rule"] == rule and line["mean"] is not None]
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.1), layout="constrained")
+    titles = ("accuracy minus MTT's (points)", "effective parameters (%)", "MTT loss")
+    rules = list(dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none"))
+    for i, rule in enumerate(rules):
+        points = [line for line in lines if line["rule"] == rule and line["mean"] is not None]
+        color, marker = f"C{i}", "os^Dv"[i % 5]
+        shift = 0.012 * (i - (len(rules) - 1) / 2)  # side by side, not on one another
+        for point in points:
+            x, found = point["epsilon"] + shift, Difference(tuple(point["gains"]))
+            axes[0].plot([x] * len(found.values), found.values, marker, ms=2.5, color=color)
+            if len(found.values) > 1:
+                look = {"fmt": marker, "ms": 5, "mfc": "white", "capsize": 2, "lw": 1.2}
+                axes[0].errorbar(x, found.mean, found.half, color=color, **look)
+        style = "-" if rule in ("signed", "magnitude") else ":"
+        for axis, key, scale in ((axes[1], "kept", 100), (axes[2], "unmasked", 1)):
             x, y = [p["epsilon"] for p in points], [scale * p[key] for p in points]
-            bars = [p["std"] or 0 for p in points] if key == "mean" else None
-            style = "-" if rule in ("signed", "magnitude") else ":"
-            look = {"fmt": "os^Dv"[i % 5] + style, "ms": 4, "lw": 1.2, "capsize": 2}
-            axis.errorbar(x, y, bars, color=f"C{i}", label=rule, **look)
-        axis.set(title=title, xlabel="epsilon")
+            axis.plot(x, y, marker + style, ms=4, lw=1.2, color=color, label=rule)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("epsilon")
+    axes[0].axhline(0, color="grey", lw=1)
     base = next((line for line in lines if line["rule"] == "none"), None)
-    if base:
-        half = base["std"] or 0
-        axes[0].axhspan(base["mean"] - half, base["mean"] + half, color="grey", alpha=0.2, lw=0)
-        axes[0].axhline(base["mean"], color="grey", lw=1, label="none (MTT)")
-        axes[2].axhline(base["unmasked"], color="grey", lw=1)
+    if base and base["unmasked"] is not None:
+        axes[2].axhline(base["unmasked"], color="grey", lw=1, label="none (MTT)")
     figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7
+        *axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7
     )
     return figure
 

@@ -311,9 +311,9 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
 
     A line has the rule and epsilon, the number of runs and of those that stopped, mean and standard
     deviation of `value` over seeds (`mean`, `std`), the mean share of parameters kept (`kept`), the
-    mean final loss of MTT (`unmasked`), and the paired difference to rule none: its mean (`gain`)
-    and standard error (`error`). What cannot be computed is None: a deviation of one seed, for
-    example.
+    mean final loss of MTT (`unmasked`), and the paired differences to rule none, one per seed
+    (`gains`), their mean (`gain`) and standard error (`error`). What cannot be computed is None: a
+    deviation of one seed, for example.
 
     >>> from ddpp.book.tables import summarize
     >>> numbers = {"accuracy": 46.0, "kept": 1.0, "unmasked": 0.8, "error": None}
@@ -344,6 +344,7 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
                 "std": spread(values) if len(values) > 1 else None,
                 "kept": _mean([row["kept"] for row in finished.values()]),
                 "unmasked": _mean([row["unmasked"] for row in finished.values()]),
+                "gains": gains,
                 "gain": _mean(gains),
                 "error": spread(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
             }

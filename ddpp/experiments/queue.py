@@ -378,10 +378,10 @@ def _end_with_parent() -> None:
 
 
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:
-    """Return one line per run, and a last line with the number of finished runs and the hours left.
+    """Return one line per run, and a last line with the number of finished runs and the time left.
 
-    A line says what the result is, how far the run has come, or that it is missing. The hours are
-    those of one core or GPU, estimated from finished runs that differ in rule, steps or seed alone.
+    A line says what the result is, how far the run has come, or that it is missing. It is that
+    of one core or GPU, estimated from finished runs that differ in rule, steps or seed alone.
 
     - todo: runs, see `runs` and `select`.
     - results, work: the folders of `reproduce`.
@@ -408,12 +408,14 @@ def _left(todo: Sequence[Run], rows: Sequence[dict | None]) -> str:
     known = [run for run in missing if _kind(run) in costs]
     if not known:
         return ""
-    hours = sum(
-        _new_steps(run, todo) * costs[_kind(run)][0] + costs[_kind(run)][1] for run in known
+    minutes = (
+        sum(_new_steps(run, todo) * costs[_kind(run)][0] + costs[_kind(run)][1] for run in known)
+        / 60
     )
+    time = f"{minutes / 60:.1f} hours" if minutes > 60 else f"{math.ceil(minutes)} minutes"
     rest = len(missing) - len(known)
     more = f", and {rest} of a kind that none is finished of" if rest else ""
-    return f"; about {hours / 3600:.1f} hours are left for {len(known)}{more}"
+    return f"; about {time} are left for {len(known)}{more}"
 
 
 def _kind(run: Run) -> str:
