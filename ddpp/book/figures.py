@@ -476,20 +476,34 @@ def comparison(found: Comparison) -> Figure:
 
     - found: by `ddpp.compare`.
     """
-    rows = list(found.differences.items())
-    figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 1 + 0.45 * len(rows)), layout="constrained")
-    for y, (_, difference) in enumerate(rows):
-        axis.plot(difference.values, [y] * len(difference.values), "o", ms=4, color="C0", alpha=0.5)
-        axis.errorbar(
-            difference.mean, y - 0.2, xerr=difference.half, fmt="s", ms=5, capsize=3, color="C3"
-        )
-    axis.axvline(0, color="grey", lw=1)
-    axis.set(
-        yticks=range(len(rows)),
-        yticklabels=[f"{rule}, {epsilon:g}" for (rule, epsilon), _ in rows],
-        ylim=(len(rows) - 0.5, -0.6),
-        xlabel=f"difference to {found.base[0]} in test accuracy (points)",
+    return comparisons({"": found})
+
+
+def comparisons(found: Mapping[str, Comparison]) -> Figure:
+    """Draw several comparisons of the same rules side by side, see `comparison`.
+
+    - found: by name, which is the panel's title.
+    """
+    rows = list(dict.fromkeys(setting for one in found.values() for setting in one.differences))
+    size = (WIDTH * (0.8 if len(found) == 1 else 1), 1 + 0.45 * len(rows))
+    figure, axes = plt.subplots(
+        1, len(found), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
+    for axis, (title, one) in zip(axes[0], found.items(), strict=True):
+        for setting, difference in one.differences.items():
+            y, values = rows.index(setting), difference.values
+            axis.plot(values, [y] * len(values), "o", ms=4, color="C0", alpha=0.5)
+            look = {"fmt": "s", "ms": 5, "capsize": 3, "color": "C3"}
+            axis.errorbar(difference.mean, y - 0.2, xerr=difference.half, **look)
+        axis.axvline(0, color="grey", lw=1)
+        axis.set_title(title, fontsize=9)
+    axes[0, 0].set(
+        yticks=range(len(rows)),
+        yticklabels=[f"{rule}, {epsilon:g}" for rule, epsilon in rows],
+        ylim=(len(rows) - 0.5, -0.6),
+    )
+    base = next(iter(found.values())).base[0]
+    figure.supxlabel(f"difference to {base} in test accuracy (points)", fontsize=10)
     return figure
 
 
