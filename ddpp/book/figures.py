@@ -287,16 +287,20 @@ def draw_approach(
 
 
 def approach(teacher: Tensor, frames: Mapping[str, Mapping[str, Tensor]]) -> Figure:
-    """Draw panels of `draw_approach` side by side.
+    """Draw panels of `draw_approach`, one below the other.
 
     - teacher: its parameters after each epoch (epochs, p).
     - frames: {title: students}, one panel each.
     """
-    size = (3.3 * len(frames) + 0.7, 4.6)
     figure, axes = plt.subplots(
-        1, len(frames), figsize=size, sharey=True, squeeze=False, layout="constrained"
+        len(frames),
+        1,
+        figsize=(4.2, 3.6 * len(frames) + 0.9),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
     )
-    for axis, (title, students) in zip(axes[0], frames.items(), strict=True):
+    for axis, (title, students) in zip(axes[:, 0], frames.items(), strict=True):
         draw_approach(axis, teacher, students, title)
         axis.label_outer()
     handles = axes[0, 0].get_legend_handles_labels()
