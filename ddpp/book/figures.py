@@ -16,6 +16,7 @@ from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Circle
 from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
@@ -266,14 +267,15 @@ def draw_approach(
     goal = teacher[-1]
     x, y = toward(teacher, goal)
     length = float(x[-1])
-    axis.add_patch(plt.Circle((length, 0), length, fill=False, ls=":", color="0.5"))
+    axis.add_patch(Circle((length, 0), length, fill=False, ls=":", color="0.5"))
     axis.annotate(
         "loss 1", (length, length), xytext=(0, 3), textcoords="offset points", ha="center"
     )
     axis.plot(x, y, "s-", color="0.3", ms=6, label="teacher, epochs")
-    looks = ({"marker": "^", "color": "C3", "ms": 8, "mfc": "none"}, {"marker": "o", "color": "C0"})
-    for (name, path), look in zip(students.items(), looks, strict=False):
-        axis.plot(*toward(path, goal), **{"ms": 4, "lw": 1} | look, label=name)
+    looks = (("^", "C3", 8, "none"), ("o", "C0", 4, "C0"))
+    for (name, path), (marker, color, size, face) in zip(students.items(), looks, strict=False):
+        x, y = toward(path, goal)
+        axis.plot(x, y, marker=marker, color=color, ms=size, mfc=face, lw=1, label=name)
     axis.plot(0, 0, "k*", ms=13, label="start")
     axis.plot(length, 0, "P", color="k", ms=10, label="goal")
     axis.set(
