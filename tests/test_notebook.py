@@ -8,9 +8,11 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from ddpp import NetworkConfig, distill, load_data, recipe
+from ddpp import DistilledDataset, NetworkConfig, distill, load_data, recipe
 from ddpp.book import figures, notebook
 from ddpp.book.notebook import begin
+from ddpp.data.whitening import fit_channels
+from ddpp.unrolling import draw_updates, unroll
 
 
 def test_begin_says_what_it_runs_on_and_where_results_go(capsys, monkeypatch):
@@ -49,6 +51,40 @@ def test_heavy_things_are_made_once_and_the_reader_is_told(npz, tmp_path, capsys
     assert "loaded from" in capsys.readouterr().out
     assert torch.equal(first.images, second.images)
     assert not (tmp_path / "a.checkpoint").exists()
+
+
+def test_a_student_is_followed_to_where_the_engines_end():
+    network = NetworkConfig(width=4, depth=1).build(1, 2, 8)
+    start = network.initial(0)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 1, 8, 8, generator=generator)
+    labels, alpha = torch.tensor([0, 1]), torch.tensor(0.1)
+    distilled = DistilledDataset(
+        images=images,
+        labels=labels,
+        alpha=alpha,
+        whitening=fit_channels(images),
+        classes=("a", "b"),
+        network=NetworkConfig(width=4, depth=1),
+    )
+    updates = draw_updates(2, None, 5, generator)
+    path = notebook.student_path(network, start, distilled, updates)
+    loss = lambda student: student.square().sum()
+    end = unroll(network, start, images, labels, alpha, updates, loss, "autograd").student
+    assert path.shape == (6, network.size)
+    torch.testing.assert_close(path[-1], end)
+
+
+def test_distances_to_start_and_goal_are_true_in_the_plane():
+    path = torch.randn(5, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    goal = path.mean(0)
+    x, y = figures.toward(path, goal)
+    length = (goal - path[0]).norm()
+    torch.testing.assert_close(torch.hypot(x, y), (path - path[0]).norm(dim=1))
+    torch.testing.assert_close(torch.hypot(x - length, y), (path - goal).norm(dim=1))
+    figure = figures.approach(path, {"first": {"photographs": path}})
+    assert figure.axes[0].get_title() == "first"
+    plt.close(figure)
 
 
 def test_a_player_needs_no_network_and_names_what_it_shows():

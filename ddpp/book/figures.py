@@ -16,6 +16,7 @@ from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Circle
 from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
@@ -200,6 +201,112 @@ def plane(trajectories: Mapping[str, Tensor]) -> Figure:
     axis.set(xlabel=f"direction 1 ({share[0]:.0%})", ylabel=f"direction 2 ({share[1]:.0%})")
     axis.set_aspect("equal", adjustable="datalim")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_miniature(
+    figure: Figure, images: Tensor, names: Sequence[str], accuracies: Sequence[float], step: int
+) -> None:
+    """Draw small images as they are at one step, and below them the accuracy up to that step.
+
+    - figure: where to draw; it is cleared first.
+    - images: (steps + 1, n, H, W), grey values in [0, 1], one row per step.
+    - names: of the n images.
+    - accuracies: in percent, one per step.
+    - step: the step that is drawn, from 0.
+    """
+    figure.clear()
+    axes = figure.subplot_mosaic([[*names], ["below"] * len(names)], height_ratios=(1.3, 1))
+    for name, image in zip(names, images[step].clamp(0, 1), strict=True):
+        axes[name].imshow(image, cmap="gray", vmin=0, vmax=1)
+        axes[name].set_title(name)
+        axes[name].set_axis_off()
+    below, edge = axes["below"], (min(accuracies) - 4, max(accuracies) + 4)
+    below.plot(accuracies, color="0.8")
+    below.plot(accuracies[: step + 1], lw=2)
+    below.plot(step, accuracies[step], "o", color="C0")
+    below.set(xlabel="distillation step", ylabel="accuracy (%)", ylim=edge)
+    below.set_title(f"step {step}: {accuracies[step]:.0f} %")
+
+
+def toward(path: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each point's displacement along the line from the start to a goal, and its distance
+    from that line.
+
+    The distances to the start and to the goal are exact in this plane. Those between two other
+    points are at least what is drawn, because all sideways directions are drawn as one.
+
+    - path: parameters (n, p); row 0 is the start.
+    - goal: parameters (p,).
+
+    >>> import torch
+    >>> from ddpp.book import figures
+    >>> path = torch.tensor([[0.0, 0.0, 0.0], [1.0, 3.0, 4.0]])
+    >>> figures.toward(path, torch.tensor([2.0, 0.0, 0.0]))
+    (tensor([0., 1.], dtype=torch.float64), tensor([0., 5.], dtype=torch.float64))
+    """
+    moved, line = (path - path[0]).double(), (goal - path[0]).double()
+    along = moved @ (line / line.norm())
+    return along, (moved - along[:, None] * (line / line.norm())).norm(dim=1)
+
+
+def draw_approach(
+    axis: Axes, teacher: Tensor, students: Mapping[str, Tensor], title: str = ""
+) -> None:
+    """Draw a teacher's path and students from the same start, in the plane of `toward`.
+
+    The dotted circle around the teacher's last point is as far from it as the start: on it the
+    matching loss without pruning is 1.
+
+    - axis: where to draw; it is cleared first.
+    - teacher: its parameters after each epoch (epochs, p).
+    - students: {name: parameters after each update (J + 1, p)}.
+    - title: over the plane.
+    """
+    axis.clear()
+    goal = teacher[-1]
+    x, y = toward(teacher, goal)
+    length = float(x[-1])
+    axis.add_patch(Circle((length, 0), length, fill=False, ls=":", color="0.5"))
+    axis.annotate(
+        "loss 1", (length, length), xytext=(0, 3), textcoords="offset points", ha="center"
+    )
+    axis.plot(x, y, "s-", color="0.3", ms=6, label="teacher, epochs")
+    looks = (("^", "C3", 8, "none"), ("o", "C0", 4, "C0"))
+    for (name, path), (marker, color, size, face) in zip(students.items(), looks, strict=False):
+        x, y = toward(path, goal)
+        axis.plot(x, y, marker=marker, color=color, ms=size, mfc=face, lw=1, label=name)
+    axis.plot(0, 0, "k*", ms=13, label="start")
+    axis.plot(length, 0, "P", color="k", ms=10, label="goal")
+    axis.set(
+        xlabel="displacement toward the goal",
+        ylabel="distance from that line",
+        xlim=(-0.25 * length, 1.25 * length),
+        ylim=(-0.06 * length, 1.3 * length),
+        aspect="equal",
+    )
+    axis.set_title(title)
+
+
+def approach(teacher: Tensor, frames: Mapping[str, Mapping[str, Tensor]]) -> Figure:
+    """Draw panels of `draw_approach`, one below the other.
+
+    - teacher: its parameters after each epoch (epochs, p).
+    - frames: {title: students}, one panel each.
+    """
+    figure, axes = plt.subplots(
+        len(frames),
+        1,
+        figsize=(4.2, 3.6 * len(frames) + 0.9),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (title, students) in zip(axes[:, 0], frames.items(), strict=True):
+        draw_approach(axis, teacher, students, title)
+        axis.label_outer()
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 

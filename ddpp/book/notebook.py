@@ -12,7 +12,9 @@ from ddpp.book import figures
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.experiments.recipes import Recipe
+from ddpp.networks import Flat
 from ddpp.teachers import Teachers, train_teachers
+from ddpp.unrolling import Updates, gradient
 
 DRIVE = Path("/content/drive")
 
@@ -81,3 +83,21 @@ def distilled(path: Path, make: Callable[[Path], DistilledDataset]) -> Distilled
     checkpoint.unlink()
     print(f"distilled in {time.monotonic() - began:.0f} s and written to {path}")
     return result
+
+
+def student_path(
+    network: Flat, start: torch.Tensor, images: DistilledDataset, updates: Updates
+) -> torch.Tensor:
+    """Train a student by Eq. (2); returns its parameters before and after each update (J + 1, p).
+
+    - network: the student's.
+    - start: its parameters at the start (p,).
+    - images: what it is trained on, with their labels and alpha.
+    - updates: the batches and augmentations, by `draw_updates`.
+    """
+    images, path = images.to(start.device), [start.detach()]
+    for batch, how in zip(*updates, strict=True):
+        theta = path[-1].clone().requires_grad_()
+        slope = gradient(network, theta, images.images[batch], images.labels[batch], how)
+        path.append(theta.detach() - images.alpha * slope)
+    return torch.stack(path)
