@@ -190,13 +190,13 @@ def checksum(cell: NotebookNode) -> str:
 
 def points_table(notebooks: dict[str, NotebookNode]) -> str:
     """Return all tasks with their points, as a table in Markdown."""
-    lines = ["| assignment | task | check | points | graded |", "|---|---|---|---|---|"]
+    lines = ["| assignment | task | points | check | graded |", "|---|---|---|---|---|"]
     for name, notebook in notebooks.items():
         found = tasks(notebook)
         for task in found:
-            graded = "by hand" if task.by_hand else "by `ddpp grade`"
-            lines.append(f"| {name} | {task.title} | `{task.name}` | {task.points:g} | {graded} |")
-        lines.append(f"| **{name}** | | | **{sum(task.points for task in found):g}** | |")
+            graded = "by hand" if task.by_hand else "by checks"
+            lines.append(f"| {name} | {task.title} | {task.points:g} | `{task.name}` | {graded} |")
+        lines.append(f"| **{name}** | | **{sum(task.points for task in found):g}** | | |")
     return "\n".join(lines) + "\n"
 
 
