@@ -23,18 +23,31 @@ COLAB = re.compile(
 )
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
 INSTALL = """\
-# Only on Colab: fetch ddpp and install it; no other package changes.
+# On Colab: fetch ddpp and install it; no other package changes.
+# Elsewhere: look whether ddpp is installed.
 import sys
+from importlib import import_module
 from pathlib import Path
 
+url, branch = "{url}", "{branch}"
+known = "/-owner-/" not in url
 if "google.colab" in sys.modules:
-    url, branch = "{url}", "{branch}"
+    assert known, "write your copy's owner above, in place of -owner-"
     %cd -q /content
     if not Path("ddpp").exists():
         %sx GIT_TERMINAL_PROMPT=0 git clone --depth 1 -b {{branch}} {{url}} ddpp
     assert Path("ddpp").exists(), f"no {{branch}} at {{url}}, or no network"
     %pip install -q --no-deps ./ddpp
-    %cd -q {folder}"""
+    %cd -q {folder}
+else:
+    try:
+        import_module("ddpp.pruning")
+    except ImportError as e:
+        what = f"git+{{url}}@{{branch}}" if known else "path/to/the/project"
+        raise ImportError(
+            f"{{e.name}} is not installed. In a terminal: pip install {{what}}"
+            "  Then restart the kernel, and run this cell again."
+        ) from None"""
 
 
 def stale(root: Path = ROOT) -> dict[Path, str]:
@@ -77,6 +90,12 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
             raise ValueError(
                 f"{path.relative_to(root)} has no cell with the id {' or '.join(sorted(missing))}"
             )
+        if colab:  # other links to Colab, as in the assignments
+            wanted |= {
+                cell.id: COLAB.sub(colab, cell.source)
+                for cell in notebook.cells
+                if cell.cell_type == "markdown" and cell.get("id") not in (None, *wanted)
+            }
         if any(cells[name].source != source for name, source in wanted.items()):
             for name, source in wanted.items():
                 cells[name].source = source

@@ -2,6 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
@@ -30,6 +33,11 @@ def grade(
     jobs: int | None = None,
     seconds: float | None = None,
     memory: float = 4.0,
+    roster: Path | None = None,
+    due: str | None = None,
+    late: float = 0.0,
+    keep: str = "last",
+    platform: Annotated[str | None, arg(name="for")] = None,
     trust_submissions: bool = False,
 ) -> int:
     """Grade a submission, or a folder of them.
@@ -44,17 +52,26 @@ def grade(
         jobs: submissions at a time; None: one per core
         seconds: for a cell, or a check; None: what the assignment says
         memory: GB for a submission
+        roster: CSV of the class, with the columns number and name, or an export of Canvas or Moodle
+        due: the deadline, as 2026-12-01T23:59
+        late: percent of the assignment's points that each day after it costs
+        keep: which of a student's submissions counts: last or best
+        platform: canvas or moodle: also write OUT/canvas.csv or OUT/moodle.csv, to import there
         trust_submissions: run them without a wall, with all that you can read and write
     """
     try:
         from ddpp_course import grade as grading
         from ddpp_course import session
+        from ddpp_course.roster import Rules
     except ModuleNotFoundError as e:
         raise Error(f"grading needs the package {e.name}: pip install 'ddpp[course]'") from None
 
     if not submissions.exists():
         raise Error(f"there is no {submissions}: name a notebook, or a folder of them")
     limits = session.Limits(seconds or 0.0, memory)
+    rules = Rules.of(roster, due, late, keep, platform)
+    if rules != Rules() and not submissions.is_dir():
+        raise Error("--roster, --due, --late, --keep and --for are for a folder of submissions")
     grading.assignments(assignments)  # before anything is written
     files.check_writable(out / "grades.csv")
     if submissions.is_dir():
@@ -66,8 +83,11 @@ def grade(
             name=assignment,
             limits=limits,
             trust=trust_submissions,
+            rules=rules,
         )
         print(f"written: {out / 'grades.csv'}, and a report for each")
+        if platform:
+            print(f"written: {out / platform}.csv")
         if refused := [report.submission for report in reports if report.refused]:
             print(f"{len(refused)} of {len(reports)} could not be graded: {', '.join(refused)}")
     else:

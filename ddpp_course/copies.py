@@ -20,6 +20,8 @@ from ddpp.foundation.errors import Error
 STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
 TEXT_STUB = "YOUR ANSWER HERE"
 SOLUTION, HIDDEN = "SOLUTION", "HIDDEN TESTS"  # between ### BEGIN ... and ### END ...
+POINTS = re.compile(r"^(##? .*\()[\d.]+ points?\b", re.MULTILINE)  # in a heading
+CARD = re.compile(r"^(\| \*\*Points\*\* \| )[\d.]+(: [\d.]+ by checks, [\d.]+)?", re.MULTILINE)
 HEADING = re.compile(r"^##? *(?:Task \d+: *)?(.+?)(?: *\(.*\))? *$", re.MULTILINE)
 
 
@@ -91,7 +93,7 @@ def students(source: NotebookNode) -> NotebookNode:
 
     Cells are locked where nbgrader locks them.
     """
-    notebook = copy.deepcopy(source)
+    notebook = _with_points(source)
     for cell in _cells(notebook):
         marks = nbgrader(cell)
         if marks.get("solution"):
@@ -111,11 +113,36 @@ def students(source: NotebookNode) -> NotebookNode:
 
 def solutions(source: NotebookNode) -> NotebookNode:
     """Make the notebook that students may see afterwards: solved, without hidden checks."""
-    notebook = copy.deepcopy(source)
+    notebook = _with_points(source)
     for cell in _cells(notebook):
         cell.source = replace(cell.source, HIDDEN)
         cell.source = "\n".join(
             line for line in cell.source.split("\n") if f" {SOLUTION}" not in line
+        )
+    return notebook
+
+
+def _with_points(source: NotebookNode) -> NotebookNode:
+    """Copy a notebook; its headings and its card get the points that the metadata have."""
+    notebook = copy.deepcopy(source)
+    heading, points = None, {}
+    for i, cell in enumerate(notebook.cells):
+        marks = nbgrader(cell)
+        if marks.get("grade"):
+            points[heading] = points.get(heading, 0) + marks["points"]
+        elif cell.cell_type == "markdown" and HEADING.search(cell.source):
+            heading = i
+    by_hand = sum(task.points for task in tasks(source) if task.by_hand)
+    total = sum(points.values())
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type != "markdown":
+            continue
+        if i in points:
+            word = "point" if points[i] == 1 else "points"
+            cell.source = POINTS.sub(rf"\g<1>{points[i]:g} {word}", cell.source, count=1)
+        parts = f": {total - by_hand:g} by checks, {by_hand:g}"
+        cell.source = CARD.sub(
+            lambda card, parts=parts: f"{card[1]}{total:g}{parts if card[2] else ''}", cell.source
         )
     return notebook
 
@@ -163,13 +190,13 @@ def checksum(cell: NotebookNode) -> str:
 
 def points_table(notebooks: dict[str, NotebookNode]) -> str:
     """Return all tasks with their points, as a table in Markdown."""
-    lines = ["| assignment | task | check | points | graded |", "|---|---|---|---|---|"]
+    lines = ["| assignment | task | points | check | graded |", "|---|---|---|---|---|"]
     for name, notebook in notebooks.items():
         found = tasks(notebook)
         for task in found:
-            graded = "by hand" if task.by_hand else "by `ddpp grade`"
-            lines.append(f"| {name} | {task.title} | `{task.name}` | {task.points:g} | {graded} |")
-        lines.append(f"| **{name}** | | | **{sum(task.points for task in found):g}** | |")
+            graded = "by hand" if task.by_hand else "by checks"
+            lines.append(f"| {name} | {task.title} | {task.points:g} | `{task.name}` | {graded} |")
+        lines.append(f"| **{name}** | | **{sum(task.points for task in found):g}** | | |")
     return "\n".join(lines) + "\n"
 
 

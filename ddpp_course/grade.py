@@ -20,6 +20,7 @@ from ddpp.foundation.errors import Error
 from ddpp_course import copies, marks, messages, report, wall
 from ddpp_course.checks import told
 from ddpp_course.report import Outcome, Report
+from ddpp_course.roster import Rules
 from ddpp_course.session import CourseError, Limits, Session
 from ddpp_course.submissions import Submission, handed_in, names, read, safe, text_of, which
 
@@ -130,6 +131,7 @@ def grade_all(
     limits: Limits = Limits(),
     jobs: int = 1,
     trust: bool = False,
+    rules: Rules = Rules(),
     say: Callable[[str], None] = print,
 ) -> list[Report]:
     """Grade what is in a folder; write the reports and the table grades.csv.
@@ -141,6 +143,7 @@ def grade_all(
     - limits: time and memory of each submission.
     - jobs: how many are graded at a time.
     - trust: whether they run without a wall.
+    - rules: the roster, the deadline, and which of a student's submissions counts.
     - say: takes each line of output.
 
     A report that is there already is kept if neither the submission, the assignment, its checks,
@@ -152,7 +155,7 @@ def grade_all(
     submissions, out = Path(submissions), Path(out)
     known, closed = assignments(Path(folder)), (submissions, out)
     grader = Grader(Path(folder), known, name, limits, _wall(trust), closed)
-    found = handed_in(submissions, out)
+    found = handed_in(submissions, out, every=rules.keep == "best")
     if not found:
         raise Error(
             f"there is nothing to grade in {submissions}: put the notebooks there, in folders if "
@@ -176,7 +179,9 @@ def grade_all(
             Session.stopped.clear()
             raise
     ordered = [reports[one.name] for one in found]
-    for sentence in [*marks.write(ordered, out), *filter(None, [grader.wall.says])]:
+    times = {one.name: one.path.stat().st_mtime for one in found if one.path.exists()}
+    said = marks.write(ordered, out, rules, times, name)
+    for sentence in [*said, *filter(None, [grader.wall.says])]:
         say(sentence)
     return ordered
 

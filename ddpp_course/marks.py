@@ -12,6 +12,7 @@ from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp_course import report
 from ddpp_course.report import Report
+from ddpp_course.roster import Rules, table
 
 BY_HAND = ("submission", "assignment", "task", "title", "points", "of", "says", "version")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # by which a spreadsheet knows one
@@ -28,8 +29,21 @@ class ByHand:
     complaints: list[str]
 
 
-def write(reports: list[Report], out: Path) -> list[str]:
-    """Write OUT/grades.csv, with the points of OUT/by_hand.csv; return notes for the instructor."""
+def write(
+    reports: list[Report],
+    out: Path,
+    rules: Rules = Rules(),
+    times: dict[str, float] | None = None,
+    assignment: str | None = None,
+) -> list[str]:
+    """Write OUT/grades.csv, with the points of OUT/by_hand.csv; return notes for the instructor.
+
+    - reports: one for each submission.
+    - out: the folder of the reports.
+    - rules: the roster, the deadline, and what counts.
+    - times: {submission: when its file was written}.
+    - assignment: the one that everybody should have handed in; None: all that somebody did.
+    """
     asked = {
         (r.submission, r.assignment, o.task): (o, f"v{r.sha256[:7]}")
         for r in reports
@@ -46,7 +60,13 @@ def write(reports: list[Report], out: Path) -> list[str]:
     )
     said = [f"{hand}: {complaint}" for complaint in given.complaints]
     said += _missing(hand, asked)
-    report.replace(out / "grades.csv", _table(reports, given.points))
+    columns, rows = _table(reports, given.points)
+    asked_for = [assignment] if assignment else sorted({r.assignment for r in reports} - {""})
+    said += rules.apply(rows, times or {}, asked_for)
+    columns[1:1] = rules.columns
+    report.replace(out / "grades.csv", _csv(columns, rows))
+    if rules.platform:
+        report.replace(out / f"{rules.platform}.csv", _csv(*rules.export(rows)))
     return said
 
 
@@ -96,7 +116,7 @@ def cell(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
-def _table(reports: list[Report], given: dict[Key, float]) -> bytes:
+def _table(reports: list[Report], given: dict[Key, float]) -> tuple[list[str], list[dict]]:
     """Return grades.csv: one line for each submission, one column for each task.
 
     The total is empty while points by hand are missing.
@@ -114,7 +134,7 @@ def _table(reports: list[Report], given: dict[Key, float]) -> bytes:
         rows.append(
             row | {name(one, o): points for o, points in zip(one.outcomes, each, strict=True)}
         )
-    return _csv([*FIRST, *tasks], rows)
+    return [*FIRST, *tasks], rows
 
 
 def _csv(columns: list[str], rows: list[dict]) -> bytes:
@@ -154,16 +174,8 @@ def _missing(hand: Path, asked: dict) -> list[str]:
 
 
 def _rows(path: Path) -> list[dict]:
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:  # an old spreadsheet
-        text = raw.decode("cp1252", "replace")
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
-    columns = set(first.strip().replace('"', "").split(delimiter))
-    if first and not {*BY_HAND[:3], "points"} <= columns:
+    columns, rows = table(path)
+    if columns and not {*BY_HAND[:3], "points"} <= set(columns):
         raise Error(
             f"{path} lacks one of the columns submission, assignment, task and points: put it back"
         )

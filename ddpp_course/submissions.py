@@ -47,14 +47,15 @@ class Submission:
         return older + [say("grader", "beside", name=name) for name in self.beside]
 
 
-def handed_in(folder: Path, out: Path) -> list[Submission]:
+def handed_in(folder: Path, out: Path, every: bool = False) -> list[Submission]:
     """List every submission in the folder and below it.
 
     What is in `out` does not count, nor folders and files whose names begin with . or __; but a
     notebook with such a name counts, unless it begins with ._ as copies by macOS do. Of NAME.ipynb
     and NAME (1).ipynb the highest number counts. Of notebooks in one folder of Moodle's that are
-    the same assignment, the newest counts. Other files count where there is no notebook of their
-    name, or in their folder below the top one, or of their student in Moodle's.
+    the same assignment, the newest counts. With `every`, all of these count. Other files
+    count where there is no notebook of their name, or in their folder below the top one, or of
+    their student in Moodle's.
     """
     files, out = defaultdict(list), out.resolve()
     for path in sorted(folder.rglob("*")):
@@ -68,20 +69,25 @@ def handed_in(folder: Path, out: Path) -> list[Submission]:
     students = {
         _student(path.parent) for paths in files.values() for path in paths if _is_notebook(path)
     }
-    found = [s for place, paths in files.items() for s in _in_one(place, paths, folder, students)]
+    found = [
+        s for place, paths in files.items() for s in _in_one(place, paths, folder, students, every)
+    ]
     return _named_apart(sorted(found, key=lambda s: os.fsencode(s.path)))
 
 
-def _in_one(place: Path, paths: list[Path], top: Path, students: set[str]) -> list[Submission]:
+def _in_one(
+    place: Path, paths: list[Path], top: Path, students: set[str], every: bool
+) -> list[Submission]:
     """List the submissions among the files of one folder."""
     notebooks = [p for p in paths if _is_notebook(p)]
     others = [p for p in paths if not _is_notebook(p)]
     moodle, where = bool(MOODLE.search(place.name)), place.relative_to(top).parts
     named = lambda stem: "/".join(map(safe, (*where, stem)))
     found = []
-    for *older, path in _versions(notebooks, moodle):
+    versions = [[path] for path in notebooks] if every else _versions(notebooks, moodle)
+    for *older, path in versions:
         beside = [p for p in others if place != top or p.stem == path.stem]
-        stem = path.name[:-6] if moodle else _numbered(path, notebooks)[0]
+        stem = path.name[:-6] if moodle or every else _numbered(path, notebooks)[0]
         found.append(
             Submission(named(stem), path, tuple(map(_shown, older)), tuple(map(_shown, beside)))
         )

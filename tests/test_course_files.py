@@ -353,3 +353,15 @@ def test_a_grade_that_is_replaced_is_kept(tmp_path):
         json.loads(path.read_text())["points"] for path in (tmp_path / "before").glob("ann*.json")
     }
     assert points == {2.0, 1.0}
+
+
+def test_points_that_change_in_the_metadata_change_the_headings_of_the_copies(course):
+    (path,) = course.glob("source/*/*.ipynb")
+    source = copies.read(path)
+    cell_of(source, "conclude").metadata["nbgrader"]["points"] = 1
+    source.cells[0].source += "\n\n| **Points** | 20: 9 by checks, 11 for what you write |"
+    for made in (copies.students(source), copies.solutions(source)):
+        texts = [cell.source for cell in made.cells if cell.cell_type == "markdown"]
+        assert "## Task: double (2 points)" in texts
+        assert "## Task: conclude (1 point)" in texts
+        assert "| **Points** | 3: 2 by checks, 1 for what you write |" in texts[0]

@@ -12,6 +12,7 @@ from ddpp import DistilledDataset, NetworkConfig, distill, load_data, recipe
 from ddpp.book import figures, notebook
 from ddpp.book.notebook import begin
 from ddpp.data.whitening import fit_channels
+from ddpp.foundation.errors import Error
 from ddpp.unrolling import draw_updates, unroll
 
 
@@ -30,6 +31,15 @@ def test_begin_says_what_it_runs_on_and_where_results_go(capsys, monkeypatch):
     assert str(begin(drive=True)) == "/content/drive/MyDrive/ddpp"
     assert mounted == ["/content/drive"]
     assert "Change runtime type" in capsys.readouterr().out
+
+
+def test_stored_results_are_beside_the_notebook_or_their_absence_is_said(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    with pytest.raises(Error, match="results of the project; open this notebook in the folder"):
+        notebook.results()
+    (tmp_path / "results").mkdir()
+    assert str(notebook.results()) == "../results"
 
 
 def test_heavy_things_are_made_once_and_the_reader_is_told(npz, tmp_path, capsys):

@@ -12,6 +12,7 @@ from ddpp.book import figures
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.experiments.recipes import Recipe
+from ddpp.foundation.errors import Error
 from ddpp.networks import Flat
 from ddpp.teachers import Teachers, train_teachers
 from ddpp.unrolling import Updates, gradient
@@ -41,6 +42,17 @@ def begin(drive: bool = False) -> Path:
 
     google_drive.mount(str(DRIVE))
     return DRIVE / "MyDrive" / "ddpp"
+
+
+def results() -> Path:
+    """Return the project's folder of results, beside the notebook's; raise Error without one."""
+    folder = Path("../results")
+    if not folder.is_dir():
+        raise Error(
+            "the stored results are missing: they are in the folder results of the project; open "
+            "this notebook in the folder notebooks of a clone, or skip this cell"
+        )
+    return folder
 
 
 def teachers(data: ImageData, recipe: Recipe, runs: Path, count: int | None = None) -> Teachers:

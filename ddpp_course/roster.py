@@ -1,0 +1,284 @@
+"""The class: who is in it, who handed in what and when, and which submission counts.
+
+A roster is a CSV file with a line for each student: one of your own with the columns number and
+name, or an export of Canvas or Moodle.
+"""
+
+import csv
+import io
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from ddpp.foundation.errors import Error, choose
+
+# the columns of a roster of one's own, and as Canvas and Moodle name them; the first that is there
+NUMBER = ("number", "SIS User ID", "ID number", "SIS Login ID", "ID")
+NAME = ("name", "Student", "Full name")
+ACCOUNT = ("ID", "Identifier")  # by which Canvas and Moodle name the files that they hand out
+# Canvas: name_ACCOUNT_submission_file, with LATE_ in front of the account; Moodle: Name_ACCOUNT_...
+PLATFORM = re.compile(r"^[^_/]*_(?:LATE_)?(\d+)_(?:\d+_|assignsubmission_)", re.IGNORECASE)
+NOT_STUDENTS = ("points possible", "student, test")  # lines of Canvas's export
+CANVAS = ("Student", "ID", "SIS User ID", "SIS Login ID", "Section")
+NEEDED = ("Student", "ID", "Section")  # of these, by the import
+KEEP = ("last", "best")
+PLATFORMS = ("canvas", "moodle")
+NOTHING = "nothing was handed in"
+
+
+@dataclass(frozen=True)
+class Student:
+    """A line of the roster. due: an extension, in place of the deadline of the class."""
+
+    number: str
+    name: str
+    account: str = ""
+    due: datetime | None = None
+    line: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def named(self) -> set[str]:
+        """Return the ways to write the name as one word, in either order."""
+        words = re.findall(r"[^\W\d_]+", self.name.casefold())
+        first = re.findall(r"[^\W\d_]+", self.name.casefold().partition(",")[2])
+        turned = first + words[: len(words) - len(first)]
+        return {"".join(words), "".join(turned)} - {""}
+
+
+def table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read a CSV file as any spreadsheet saves it; return its columns and its lines."""
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise Error(f"cannot read {path}: {e.strerror}") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:  # an old spreadsheet
+        text = raw.decode("cp1252", "replace")
+    first = text.partition("\n")[0]
+    try:
+        reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+        rows = [{k: v or "" for k, v in row.items() if isinstance(k, str)} for row in reader]
+    except csv.Error as e:
+        raise Error(f"{path} is not a CSV file ({e}): save it as one") from None
+    return list(reader.fieldnames or []), rows
+
+
+def moment(text: str, where: str = "--due") -> datetime:
+    """Read a date and time; without a zone it is that of this computer."""
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError):
+        raise Error(
+            f"{where} has {text[:40]!r}, which is no date: write it as 2026-12-01T23:59"
+        ) from None
+
+
+def read(path: Path) -> list[Student]:
+    """Read a roster; raise Error where a column is missing, or two students have one number."""
+    columns, rows = table(path)
+    number = _column(path, columns, NUMBER)
+    name = _column(path, columns, NAME)
+    account = next((c for c in ACCOUNT if c in columns), None)
+    students: dict[str, Student] = {}
+    for i, row in enumerate(rows, 2):
+        who, called = row[number].strip(), row[name].strip()
+        if not (who or called) or called.casefold().startswith(NOT_STUDENTS):
+            continue
+        if not who:
+            raise Error(f"{path}, line {i}: {called} has no {number}")
+        if who in students:
+            raise Error(
+                f"{path}, line {i}: {called} has the {number} {who} of {students[who].name}: each "
+                "student needs one of their own"
+            )
+        late = row.get("due", "").strip()
+        due = moment(late, f"{path}, line {i}:") if late else None
+        digits = re.search(r"\d+", row[account]) if account else None
+        students[who] = Student(who, called, digits[0] if digits else "", due, row)
+    if not students:
+        raise Error(f"{path} has no students in it")
+    return list(students.values())
+
+
+def _column(path: Path, columns: list[str], names: tuple[str, ...]) -> str:
+    found = next((name for name in names if name in columns), None)
+    if not found:
+        raise Error(
+            f"{path} has no column {names[0]} ({names[1]} in Canvas, {names[2]} in Moodle): its "
+            f"first line has {', '.join(columns)[:200] or 'nothing'}"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is done with the points of a class.
+
+    - students: the roster; None: there is none.
+    - due: the deadline; None: there is none.
+    - late: percent of an assignment's points that each day after it costs, begun days included.
+    - keep: which submission of a student counts, the `last` or the `best`.
+    - platform: canvas or moodle, for a table to import there; None: none is written.
+    """
+
+    students: list[Student] | None = None
+    due: datetime | None = None
+    late: float = 0.0
+    keep: str = "last"
+    platform: str | None = None
+
+    @staticmethod
+    def of(
+        roster: Path | None, due: str | None, late: float, keep: str, platform: str | None
+    ) -> "Rules":
+        """Make the rules from the words of a command; raise Error where they make no sense."""
+        if not 0 <= late <= 100:
+            raise Error(f"--late {late:g}: percent for each day, from 0 to 100")
+        if late and not due:
+            raise Error("--late needs a deadline: --due 2026-12-01T23:59")
+        if not roster and (platform or keep != KEEP[0]):
+            raise Error("--for and --keep need a roster: --roster roster.csv")
+        keep = choose("--keep", keep, KEEP)
+        platform = choose("--for", platform, PLATFORMS) if platform else None
+        students = read(roster) if roster else None
+        missing = [c for c in NEEDED if students and c not in students[0].line]
+        if missing and platform == "canvas":
+            raise Error(
+                f"{roster} has no column {', '.join(missing)}: --for canvas needs as the roster "
+                "the gradebook that Canvas exports (Grades > Export)"
+            )
+        return Rules(students, moment(due) if due else None, late, keep, platform)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that grades.csv has on top of its own."""
+        known = ["number", "name", "counts"] if self.students else []
+        return known + (["handed_in", "days_late", "deducted"] if self.due else [])
+
+    def apply(self, rows: list[dict], times: dict[str, float], asked: list[str]) -> list[str]:
+        """Put students, lateness and what counts into the rows of grades.csv.
+
+        - rows: changed in place; students without a submission are added.
+        - times: {submission: when its file was written}.
+        - asked: the assignments that everybody should have handed in.
+
+        Returns notes for the instructor.
+        """
+        said, whose = [], {}
+        for row in rows:
+            name = row["submission"]
+            student = None
+            if self.students:
+                found = owners(name, self.students)
+                student = found[0] if len(found) == 1 else None
+                row |= {"number": student.number, "name": student.name} if student else {}
+                if not found:
+                    said.append(f"{name} is of nobody in the roster")
+                elif not student:
+                    said.append(
+                        f"{name} may be of {', '.join(s.number for s in found)}: put the student's "
+                        "number into its name"
+                    )
+            whose[name] = student
+            if self.due and name in times:
+                self._late(row, times[name], student)
+        if self.students:
+            self._count(rows, times)
+            self._missing(rows, asked)
+        return said
+
+    def _late(self, row: dict, written: float, student: Student | None) -> None:
+        at = datetime.fromtimestamp(written).astimezone()
+        due = (student.due if student else None) or self.due or at
+        days = max(0, math.ceil((at - due) / timedelta(days=1)))
+        most = row["of"] + row["by_hand"]
+        deducted = min(days * self.late, 100) / 100 * most
+        row |= {"handed_in": at.isoformat(timespec="seconds"), "days_late": days}
+        row["deducted"] = round(deducted, 2)
+        if row["total"] is not None:
+            row["total"] = round(max(0.0, row["total"] - deducted), 2)
+
+    def _count(self, rows: list[dict], times: dict[str, float]) -> None:
+        """Mark which of a student's submissions of an assignment counts."""
+        together = defaultdict(list)
+        for row in rows:
+            if row.get("number"):
+                row["counts"] = "no"
+                if not row["refused"]:
+                    together[row["number"], row["assignment"]].append(row)
+
+        def rank(row: dict) -> tuple:
+            at = (times.get(row["submission"], 0.0), row["submission"])
+            earned = row["points"] - row.get("deducted", 0)
+            return (earned if row["total"] is None else row["total"], *at)
+
+        for several in together.values():
+            max(several, key=lambda row: rank(row)[self.keep == "last" :])["counts"] = "yes"
+
+    def _missing(self, rows: list[dict], asked: list[str]) -> None:
+        there = {(row.get("number"), row["assignment"]) for row in rows}
+        unclear = {row.get("number") for row in rows if row["refused"]} if len(asked) < 2 else set()
+        for assignment in asked:
+            for s in self.students or []:
+                if (s.number, assignment) not in there and s.number not in unclear:
+                    rows.append(
+                        {
+                            "submission": "",
+                            "assignment": assignment,
+                            "number": s.number,
+                            "name": s.name,
+                            "refused": NOTHING,
+                        }
+                    )
+
+    def export(self, rows: list[dict]) -> tuple[list[str], list[dict]]:
+        """Return the columns and lines of the table for the platform: the students with a total."""
+        totals: dict[str, dict[str, float]] = defaultdict(dict)
+        for row in rows:
+            if row.get("counts") == "yes" and row["total"] is not None:
+                totals[row["number"]][row["assignment"]] = row["total"]
+        names = sorted({name for given in totals.values() for name in given})
+        students = [s for s in self.students or [] if s.number in totals]
+        if self.platform == "canvas":
+            there = list(students[0].line) if students else []
+            column = {name: next(_alike(name, there), name) for name in names}
+            known = [c for c in CANVAS if c in there]
+            first = {s.number: {c: s.line[c] for c in known} for s in students}
+        else:
+            column, known = {name: name for name in names}, ["ID number", "Full name"]
+            first = {
+                s.number: {"ID number": s.number, "Full name": s.name}
+                | ({"Email address": m} if (m := s.line.get("Email address")) else {})
+                for s in students
+            }
+        lines = [
+            first[s.number] | {column[n]: v for n, v in totals[s.number].items()} for s in students
+        ]
+        mail = ["Email address"] if any("Email address" in line for line in lines) else []
+        return [*known, *mail, *column.values()], lines
+
+
+def _alike(name: str, columns: list[str]) -> Iterator[str]:
+    """Find the columns of Canvas for an assignment: its name, and Canvas's number in brackets."""
+    plain = lambda text: re.sub(r"[\W_]+", "", text).casefold()
+    return (c for c in columns if plain(re.sub(r"\(\d+\)\s*$", "", c)) == plain(name))
+
+
+def owners(name: str, students: list[Student]) -> list[Student]:
+    """Find the students whose submission this may be.
+
+    By the account in a name that Canvas or Moodle made, else by the number as a word in the name,
+    else by the student's name at its beginning.
+    """
+    platform = PLATFORM.match(name)
+    if platform and (found := [s for s in students if s.account == platform[1]]):
+        return found
+    words = {word.casefold() for word in re.split(r"[^\w-]|_", name)}
+    if found := [s for s in students if s.number.casefold() in words]:
+        return found
+    begin = "".join(re.findall(r"[^\W\d_]+", re.split(r"[_/]", name)[0].casefold()))
+    return [s for s in students if begin in s.named()]

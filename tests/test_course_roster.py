@@ -1,0 +1,192 @@
+"""The class: who handed in nothing, what came late, what counts, and the tables for platforms."""
+
+import csv
+import os
+from datetime import datetime
+
+import nbformat
+import pytest
+from small_course import make, solved
+
+from ddpp import cli
+from ddpp.foundation.errors import Error
+from ddpp_course import wall
+
+try:
+    TRUST = ["--trust-submissions"] if wall.best() == wall.NONE else []
+except Error:  # no wall can be built here, and these need none
+    TRUST = ["--trust-submissions"]
+CHECK = "if ask(double, 3) != 6:\n    raise Mistake('no double')"
+TASKS = [
+    ("double", 2, "def double(x):\n    return 2 * x", CHECK),
+    ("conclude", 2, "Pruning helps.", None),
+]
+OWN = "number,name\n4711,Ann Lee\n4712,Ben Noe\n4713,Cleo Ray\n"
+DUE = "2026-12-01T23:59"
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    setup = "from ddpp_course.checks import Mistake, ask"
+    return make(tmp_path_factory.mktemp("course"), "texts", setup, TASKS)
+
+
+def hand_in(course, path, right=True, at="2026-12-01T12:00"):
+    notebook = solved(course)
+    if not right:
+        notebook.cells = [c for c in notebook.cells if "def double" not in c.source]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    when = datetime.fromisoformat(at).timestamp()
+    os.utime(path, (when, when))
+
+
+@pytest.fixture
+def grade(course, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        words = ["grade", "in", "--assignments", str(course), "--jobs", "2", *TRUST, *words]
+        code = cli.main(words)
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def give(path, points):
+    rows = rows_of(path)
+    for row in rows:
+        row["points"] = points.get(row["submission"], "")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_a_class_with_a_roster_and_a_deadline(course, grade, tmp_path):
+    (tmp_path / "roster.csv").write_text(OWN)
+    hand_in(course, tmp_path / "in" / "hw_4711.ipynb")
+    hand_in(course, tmp_path / "in" / "ben noe.ipynb", at="2026-12-03T00:30")
+    hand_in(course, tmp_path / "in" / "who.ipynb")
+    words = ["--roster", "roster.csv", "--due", DUE, "--late", "10"]
+    _, said = grade(*words)
+    assert "who is of nobody in the roster" in said
+    rows = {row["name"]: row for row in rows_of(tmp_path / "grades" / "grades.csv")}
+    assert rows["Ann Lee"]["number"] == "4711"
+    assert (rows["Ann Lee"]["counts"], rows["Ann Lee"]["days_late"]) == ("yes", "0")
+    assert rows["Ann Lee"]["handed_in"].startswith("2026-12-01T12:00")
+    assert rows["Cleo Ray"]["refused"] == "nothing was handed in"
+    assert rows["Cleo Ray"]["total"] == rows["Ben Noe"]["total"] == ""  # a text is not marked yet
+    assert (rows["Ben Noe"]["days_late"], rows["Ben Noe"]["deducted"]) == ("2", "0.8")
+    assert rows[""]["submission"] == "who"
+
+    give(tmp_path / "grades" / "by_hand.csv", {"ben noe": "1.5", "hw_4711": "2"})
+    for _ in range(2):  # marks by hand survive each call
+        _, said = grade(*words)
+        rows = {row["name"]: row for row in rows_of(tmp_path / "grades" / "grades.csv")}
+        assert (rows["Ann Lee"]["total"], rows["Ben Noe"]["total"]) == ("4.0", "2.7")
+    extended = OWN.replace("name\n", "name,due\n").replace("Ben Noe", "Ben Noe,2026-12-04T12:00")
+    (tmp_path / "roster.csv").write_text(extended)
+    grade(*words)
+    rows = {row["name"]: row for row in rows_of(tmp_path / "grades" / "grades.csv")}
+    assert (rows["Ben Noe"]["days_late"], rows["Ben Noe"]["total"]) == ("0", "3.5")
+
+
+@pytest.mark.parametrize(("keep", "counts"), [("last", "4711 (1)"), ("best", "4711")])
+def test_which_of_several_submissions_counts(course, grade, tmp_path, keep, counts):
+    (tmp_path / "roster.csv").write_text(OWN)
+    hand_in(course, tmp_path / "in" / "4711.ipynb")
+    hand_in(course, tmp_path / "in" / "4711 (1).ipynb", right=False, at="2026-12-01T13:00")
+    hand_in(course, tmp_path / "in" / "ann lee.ipynb", right=False, at="2026-12-01T11:00")
+    grade("--roster", "roster.csv", "--keep", keep)
+    rows = [row for row in rows_of(tmp_path / "grades" / "grades.csv") if row["number"] == "4711"]
+    (yes,) = [row for row in rows if row["counts"] == "yes"]
+    assert yes["points"] == ("2" if keep == "best" else "0")
+    assert len(rows) == (3 if keep == "best" else 2)  # of numbered files the last alone is graded
+
+
+def test_a_table_for_canvas(course, grade, tmp_path):
+    (tmp_path / "canvas.csv").write_text(
+        "Student,ID,SIS User ID,SIS Login ID,Section,Texts (991),Current Score\n"
+        "    Points Possible,,,,,4,(read only)\n"
+        '"Lee, Ann",12,4711,ann@x.org,S1,,\n"Noe, Ben",13,4712,ben@x.org,S1,,\n'
+        '"Student, Test",99,,,S1,,\n'
+    )
+    hand_in(course, tmp_path / "in" / "leeann_12_5013_texts.ipynb")
+    hand_in(course, tmp_path / "in" / "noeben_LATE_13_5012_texts-1.ipynb")
+    grade("--roster", "canvas.csv")
+    give(tmp_path / "grades" / "by_hand.csv", {"leeann_12_5013_texts": "1"})
+    _, said = grade("--roster", "canvas.csv", "--for", "canvas")
+    assert "canvas.csv" in said
+    assert (tmp_path / "grades" / "canvas.csv").read_text().splitlines() == [
+        "Student,ID,SIS User ID,SIS Login ID,Section,Texts (991)",
+        '"Lee, Ann",12,4711,ann@x.org,S1,3.0',
+    ]
+    numbers = [row["number"] for row in rows_of(tmp_path / "grades" / "grades.csv")]
+    assert numbers == ["4711", "4712"]
+
+
+def test_a_table_for_moodle(course, grade, tmp_path):
+    (tmp_path / "moodle.csv").write_text(
+        "Identifier,Full name,ID number,Email address,Grade\n"
+        "Participant 21,Ann Lee,4711,ann@x.org,\nParticipant 22,Ben Noe,4712,ben@x.org,\n"
+    )
+    for name in ("Ann Lee_21", "Ben Noe_22"):
+        hand_in(course, tmp_path / "in" / f"{name}_assignsubmission_file_" / "texts.ipynb")
+    grade("--roster", "moodle.csv")
+    rows = rows_of(tmp_path / "grades" / "by_hand.csv")
+    give(tmp_path / "grades" / "by_hand.csv", {row["submission"]: "2" for row in rows})
+    grade("--roster", "moodle.csv", "--for", "moodle")
+    assert (tmp_path / "grades" / "moodle.csv").read_text().splitlines() == [
+        "ID number,Full name,Email address,texts",
+        "4711,Ann Lee,ann@x.org,4.0",
+        "4712,Ben Noe,ben@x.org,4.0",
+    ]
+
+
+WRONG = {
+    "no column": ("nummer,name\n1,Ann\n", [], "has no column number"),
+    "no lines": ("number,name\n", [], "has no students in it"),
+    "no number": ("number,name\n,Ann\n", [], "line 2: Ann has no number"),
+    "one number": ("number,name\n1,Ann\n1,Ben\n", [], "line 3: Ben has the number 1 of Ann"),
+    "extension": ("number,name,due\n1,Ann,soon\n", [], "line 2: has 'soon', which is no date"),
+    "no date": (OWN, ["--due", "1.12.2026"], "--due has '1.12.2026', which is no date: write"),
+    "late": (OWN, ["--late", "10"], "--late needs a deadline"),
+    "percent": (OWN, ["--due", DUE, "--late", "101"], "percent for each day, from 0 to 100"),
+    "keep": (OWN, ["--keep", "first"], "last, best"),
+    "platform": (OWN, ["--for", "ilias"], "canvas, moodle"),
+    "not canvas": (OWN, ["--for", "canvas"], "has no column Student, ID, Section"),
+    "not there": (None, [], "cannot read roster.csv"),
+    "bytes": ("PK\x00\x03\n", [], "roster.csv "),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_meant_is_said_and_nothing_is_lost(course, grade, tmp_path, name):
+    text, words, says = WRONG[name]
+    if text is not None:
+        (tmp_path / "roster.csv").write_text(text)
+    hand_in(course, tmp_path / "in" / "ann.ipynb")
+    (tmp_path / "grades").mkdir()
+    (tmp_path / "grades" / "grades.csv").write_text("before")
+    code, said = grade("--roster", "roster.csv", *words)
+    assert code in (1, 2)
+    assert says in said
+    assert "Traceback" not in said
+    assert [p.name for p in (tmp_path / "grades").iterdir()] == ["grades.csv"]
+    assert (tmp_path / "grades" / "grades.csv").read_text() == "before"
+
+
+def test_the_rules_of_a_class_need_a_class(course, grade, tmp_path, capsys):
+    hand_in(course, tmp_path / "ann.ipynb")
+    words = ["grade", "ann.ipynb", "--assignments", str(course), "--due", DUE]
+    assert cli.main(words) == 1
+    assert "are for a folder of submissions" in capsys.readouterr().err
+    (tmp_path / "in").mkdir()
+    code, said = grade("--for", "moodle")
+    assert (code, "need a roster" in said) == (1, True)
