@@ -40,6 +40,15 @@ PAPER = {
 
 # What a method needs at smoke scale, so that it shows its effect in seconds
 MATCHING = {"steps": 80, "student_steps": 15, "alpha0": 0.02, "alpha_lr": 1e-5, "iterates": 4}
+# Ten images or more per class soon know as much as teachers of three epochs (34 %): with later
+# epochs to match, and fewer updates, they reach 38 % instead of 35 in the same time.
+MATCHING_MORE = MATCHING | {
+    "steps": 30,
+    "student_steps": 10,
+    "max_start_epoch": 10,
+    "image_lr": 1000.0,
+    "iterates": 2,
+}
 SMOKE = {
     "ddpp": MATCHING,
     "mtt": MATCHING,
@@ -124,6 +133,9 @@ def recipe(
         teachers = TeacherConfig(count=3, epochs=6, lr=0.02, batch=128, network=network)
         settings = dict(known.settings) | SMOKE.get(method, {})
         protocol = Protocol(epochs=200)
+        if ipc >= 10 and method in ("ddpp", "mtt"):
+            settings |= MATCHING_MORE
+            teachers, protocol = replace(teachers, epochs=12), Protocol(epochs=60)
     else:
         count, steps, iterates = SCALES[profile]
         teachers, protocol = TeacherConfig(count=count), Protocol()
