@@ -43,31 +43,45 @@ def use_style() -> None:
     }
 
 
-def pictures(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
+def pictures(
+    rows: Mapping[str, Tensor], titles: Sequence[str] = (), columns: int | None = None
+) -> Figure:
     """Draw images in rows, each row with its name.
 
     - rows: {name: images (n, C, H, W) in [0, 1]}; rows may differ in length.
     - titles: texts over the columns; default: none.
+    - columns: at most so many; what is left of each row is drawn in a second block below, and so
+      on. Default: all in one block.
 
     >>> import torch
     >>> from ddpp.book import figures
     >>> figure = figures.pictures({"noise": torch.rand(3, 3, 8, 8)}, titles=["a", "b", "c"])
     >>> figure.savefig("noise.png")
     """
-    columns = max(len(images) for images in rows.values())
+    longest = max(len(images) for images in rows.values())
+    columns = columns or longest
+    starts = range(0, longest, columns)
     side = min(WIDTH / columns, 1.4)
-    size = (side * columns + 0.8, side * len(rows) + (0.3 if titles else 0.05))
+    height = len(starts) * (side * len(rows) + (0.3 if titles else 0.05))
     close = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout=close)
-    for row, (name, images) in zip(axes, rows.items(), strict=True):
-        for axis in row:
-            axis.set(xticks=[], yticks=[])
-            sns.despine(ax=axis, left=True, bottom=True)
-        for axis, image in zip(row, images.clamp(0, 1).cpu(), strict=False):
-            axis.imshow(_channels_last(image), cmap="gray", vmin=0, vmax=1)
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    for axis, title in zip(axes[0], titles, strict=False):
-        axis.set_title(title, fontsize=8)
+    figure, axes = plt.subplots(
+        len(rows) * len(starts),
+        columns,
+        figsize=(side * columns + 0.8, height),
+        squeeze=False,
+        layout=close,
+    )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+    for block, start in enumerate(starts):
+        lines = axes[block * len(rows) :][: len(rows)]
+        for line, (name, images) in zip(lines, rows.items(), strict=True):
+            for axis, image in zip(line, images[start:].clamp(0, 1).cpu(), strict=False):
+                axis.imshow(_channels_last(image), cmap="gray", vmin=0, vmax=1)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for axis, title in zip(lines[0], titles[start:], strict=False):
+            axis.set_title(title, fontsize=8)
     return figure
 
 
@@ -90,7 +104,8 @@ def progress(distilled: DistilledDataset) -> Figure:
         f"step {step}" if step else "real": distilled.at(step).natural()[shown]
         for step in distilled.iterates
     }
-    return pictures(rows, list(first)[:10])
+    # ten in a row are too small on a phone
+    return pictures(rows, list(first)[:10], columns=5 if len(shown) > 5 else None)
 
 
 def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
@@ -611,6 +626,33 @@ def comparisons(found: Mapping[str, Comparison]) -> Figure:
     )
     base = next(iter(found.values())).base[0]
     figure.supxlabel(f"difference to {base} in test accuracy (points)", fontsize=10)
+    return figure
+
+
+def ceiling(reports: Mapping[str, Mapping]) -> Figure:
+    """Draw a set's accuracy between that of random real images and that of the teachers it matches.
+
+    - reports: by name, as a run writes them; each has "random", "distilled" and "teachers".
+    """
+    size = (WIDTH * 0.9, 1 + 0.5 * len(reports))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    looks = (
+        ("random", "final", "random real images", {"fmt": "o", "mfc": "white", "color": "C7"}),
+        ("distilled", "final", "distilled images", {"fmt": "o", "color": "C0"}),
+        ("teachers", "accuracies", "teachers, at the last epoch matched", {"fmt": "D"}),
+    )
+    for part, key, label, look in looks:
+        values = [report[part][key] for report in reports.values()]
+        x, bars = [sum(v) / len(v) for v in values], [spread(v) for v in values]
+        look = {"color": "C3", "ms": 6, "capsize": 3} | look
+        axis.errorbar(x, range(len(values)), xerr=bars, label=label, **look)
+    axis.set(
+        yticks=range(len(reports)),
+        yticklabels=list(reports),
+        ylim=(len(reports) - 0.5, -0.5),
+        xlabel="test accuracy (%)",
+    )
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
