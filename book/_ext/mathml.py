@@ -28,6 +28,7 @@ GLYPHS = (  # Latin, accents, Greek, letters and arrows, operators, brackets, le
 OPERATORS = {";": ";", ":": ":", "~": "∼", "′": "′"}
 ACCENTS = {"~": "˜", "^": "ˆ", "¯": "¯"}
 TAG = re.compile(r"\\tag\{([^{}]*)\}")
+BARE = re.compile(r"\\mathcal ([A-Za-z])")  # which latex2mathml marks for styling alone
 ALIGNED = re.compile(r"\\(begin|end)\{align(ed)?\}")
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ ET.register_namespace("", SPACE[1:-1])
 
 def to_mathml(tex: str, display: bool) -> str:
     """The <math> element of a formula; ValueError where it cannot be made."""
+    tex = BARE.sub(r"\\mathcal{\1}", tex)
     tex = ALIGNED.sub(r"\\\1{align*}", tex).replace(r"\mathrm{", r"\text{")
     if r"\\" in tex and r"\begin" not in tex:
         tex = rf"\begin{{align*}}{tex}\end{{align*}}"
