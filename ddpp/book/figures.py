@@ -6,7 +6,7 @@ Each function takes data and returns a matplotlib Figure.
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -644,8 +644,8 @@ def ceiling(reports: Mapping[str, Mapping]) -> Figure:
     for part, key, label, look in looks:
         values = [report[part][key] for report in reports.values()]
         x, bars = [sum(v) / len(v) for v in values], [spread(v) for v in values]
-        look = {"color": "C3", "ms": 6, "capsize": 3} | look
-        axis.errorbar(x, range(len(values)), xerr=bars, label=label, **look)
+        how: dict[str, Any] = {"color": "C3", "ms": 6, "capsize": 3} | look
+        axis.errorbar(x, range(len(values)), xerr=bars, label=label, **how)
     axis.set(
         yticks=range(len(reports)),
         yticklabels=list(reports),
