@@ -26,6 +26,7 @@ from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Evaluation, Protocol, evaluate
 from ddpp.experiments.lists import runs
 from ddpp.experiments.methods import METHODS
+from ddpp.experiments.queues import read_queue
 from ddpp.experiments.recipes import PROFILES, Recipe
 from ddpp.experiments.results import write_set
 from ddpp.foundation import files
@@ -378,6 +379,8 @@ def test_an_accuracy_is_kept_under_these_names(data, distilled, tmp_path, monkey
 def test_stored_results_are_runs_of_the_lists():
     stored = [path for path in RESULTS.glob("*/*/*.json") if path.parents[1].name in PROFILES]
     assert len(stored) > 50
-    names = {profile: {each.name for each in runs(profile)} for profile in PROFILES}
+    todo = [each for profile in PROFILES for each in runs(profile)]
+    todo += [each for path in RESULTS.glob("*/*.toml") for each in read_queue(path)]
+    names = {(each.recipe.profile, each.name) for each in todo}
     for path in stored:
-        assert f"{path.parent.name}/{path.stem}" in names[path.parents[1].name]
+        assert (path.parents[1].name, f"{path.parent.name}/{path.stem}") in names
