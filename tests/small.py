@@ -15,6 +15,8 @@ import torch
 
 from ddpp.data import load_data
 from ddpp.distilling import DistillConfig
+from ddpp.experiments import read_queue, runs
+from ddpp.experiments.recipes import PROFILES
 from ddpp.foundation.errors import Error
 from ddpp.networks import NetworkConfig
 from ddpp.teachers import TeacherConfig, Teachers
@@ -25,6 +27,12 @@ TEACHERS = TeacherConfig(count=2, epochs=3, lr=0.02, batch=6, network=NETWORK)
 CONFIG = DistillConfig(
     steps=4, student_steps=2, image_lr=1.0, alpha0=0.02, iterates=2, engine="autograd"
 )
+
+
+def listed(results):
+    """All runs of the lists, and of the queues in a folder of results."""
+    queued = [run for path in results.glob("*/*.toml") for run in read_queue(path)]
+    return [run for profile in PROFILES for run in runs(profile)] + queued
 
 
 def arrays(classes=2, side=8, channels=3):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from small import listed
 
 from ddpp import Error, NetworkConfig, Protocol, load_data, recipe, train_teachers
 from ddpp.baselines.selection import SelectionConfig
@@ -34,7 +35,6 @@ from ddpp.experiments import (
     Run,
     elsewhere,
     overview,
-    read_queue,
     read_result,
     reproduce,
     results,
@@ -406,12 +406,11 @@ def test_the_command_line_lists_selects_and_explains(tmp_path, capsys):
 
 def test_the_results_in_this_repository_are_whole_and_of_the_listed_settings():
     folder = Path(__file__).parents[1] / "results"
-    queued = [each for path in folder.glob("*/*.toml") for each in read_queue(path)]
-    todo = [each for profile in PROFILES for each in runs(profile)] + queued
-    listed = {each.report(folder) for each in todo}
+    todo = listed(folder)
+    reports = {each.report(folder) for each in todo}
     found = {path for profile in PROFILES for path in (folder / profile).glob("*/*.json")}
     assert found
-    assert found <= listed
+    assert found <= reports
     for each in todo:
         row = read_result(each, folder)
         assert row is None or row["commit"]

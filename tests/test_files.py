@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from small import CONFIG, NETWORK, TEACHERS, load, refused, save, untouched
+from small import CONFIG, NETWORK, TEACHERS, listed, load, refused, save, untouched
 
 from ddpp import Error, NetworkConfig, TeacherConfig, distilling, load_data, train_teachers
 from ddpp.baselines import cafe, common, dm, dsa, iadd, kip, selection
@@ -24,9 +24,7 @@ from ddpp.data.augmentation import OPERATIONS
 from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Evaluation, Protocol, evaluate
-from ddpp.experiments.lists import runs
 from ddpp.experiments.methods import METHODS
-from ddpp.experiments.queues import read_queue
 from ddpp.experiments.recipes import PROFILES, Recipe
 from ddpp.experiments.results import write_set
 from ddpp.foundation import files
@@ -379,8 +377,6 @@ def test_an_accuracy_is_kept_under_these_names(data, distilled, tmp_path, monkey
 def test_stored_results_are_runs_of_the_lists():
     stored = [path for path in RESULTS.glob("*/*/*.json") if path.parents[1].name in PROFILES]
     assert len(stored) > 50
-    todo = [each for profile in PROFILES for each in runs(profile)]
-    todo += [each for path in RESULTS.glob("*/*.toml") for each in read_queue(path)]
-    names = {(each.recipe.profile, each.name) for each in todo}
+    names = {(each.recipe.profile, each.name) for each in listed(RESULTS)}
     for path in stored:
         assert (path.parents[1].name, f"{path.parent.name}/{path.stem}") in names

@@ -22,6 +22,7 @@ from ddpp.foundation import files
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, choose
 from ddpp.unrolling import ENGINES
+from tools.commands import run
 from tools.jobs import JOBS, Job, arithmetic, least_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -253,12 +254,7 @@ def command(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the bench; return 0, or 1 after printing an Error."""
-    try:
-        tyro.cli(command, args=argv, prog="python -m tools.bench")
-    except Error as e:
-        print(f"bench: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return run(command, "bench", argv)
 
 
 if __name__ == "__main__":

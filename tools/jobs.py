@@ -177,8 +177,9 @@ def _unrolling(job: Job, engine: str, config: NetworkConfig, count: int, device:
     if device == "cpu":
         batch = (images[: job.batch], labels[: job.batch])
         graph = kept_bytes(network, *batch)
-        kept = kept_bytes(network, *batch, engine) if engine in ("autograd", "stored") else 0
-    needed = graph + count * kept
+        if engine in ("autograd", "stored"):
+            kept = graph if engine == "autograd" else kept_bytes(network, *batch, engine)
+    needed = graph + (count - 1) * kept
     # a GPU raises an error by itself; on a CPU the whole machine would run out of memory
     if needed > 0.8 * psutil.virtual_memory().available:
         raise MemoryError(f"the graph takes {needed / 2**20:,.0f} MiB")

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-import tyro
 
 from ddpp.data import ImageData, Split, from_arrays, load_data
 from ddpp.distilled import DistilledDataset
@@ -22,9 +21,9 @@ from ddpp.experiments.recipes import recipe
 from ddpp.experiments.run import commit, provenance
 from ddpp.experiments.turning import Mask, Turn, mask_of, masks_by_part, turns
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error
 from ddpp.networks import NetworkConfig
 from ddpp.teachers import TeacherConfig, Teachers, train_teachers
+from tools.commands import run
 
 RULES = (
     ("signed", 0.1),
@@ -204,12 +203,7 @@ def command(
 
 def main(argv: list[str] | None = None) -> int:
     """Measure the map; the exit code is 0, or 1 for an Error, in a sentence."""
-    try:
-        tyro.cli(command, args=argv, prog="python -m tools.map")
-    except Error as e:
-        print(f"map: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return run(command, "map", argv)
 
 
 if __name__ == "__main__":

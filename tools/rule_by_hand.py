@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -23,9 +22,9 @@ from ddpp.experiments.recipes import recipe
 from ddpp.experiments.run import commit, provenance
 from ddpp.experiments.turning import mask_of, turns
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error
 from ddpp.networks import Flat
 from ddpp.teachers import Teachers, train_teachers
+from tools.commands import run
 
 EPSILONS = tuple(i / 100 for i in range(100))  # the positions of the slider
 RULES = {  # the positions at which each is measured; `sign` and `none` have no threshold
@@ -143,12 +142,7 @@ def picture(found: Mapping) -> Figure:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and write; the exit code is 0, or 1 for an Error, in a sentence."""
-    try:
-        tyro.cli(command, args=argv, prog="python -m tools.rule_by_hand")
-    except Error as e:
-        print(f"rule_by_hand: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return run(command, "rule_by_hand", argv)
 
 
 if __name__ == "__main__":

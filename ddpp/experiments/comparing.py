@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ddpp.data import ImageData
 from ddpp.evaluating import spread
-from ddpp.experiments.lists import Run
+from ddpp.experiments.lists import Run, seeded
 from ddpp.experiments.queue import reproduce
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.recipes import recipe as recipe_of
@@ -172,11 +172,12 @@ def compare(
     settings = list(dict.fromkeys([first, *others]))
     if len(settings) < 2:
         raise Error("there is nothing to compare: name a rule beside the base")
-    own_teachers = recipe.profile == "smoke" or data is not None
     if data is not None:  # under a name of its own, or results of other data would be taken for its
         recipe = replace(recipe, data=f"{data.name}-{data.sha256[:8]}")
     todo = [
-        _run(recipe, setting, seed, own_teachers) for seed in range(seeds) for setting in settings
+        _run(recipe, setting, seed, data is not None)
+        for seed in range(seeds)
+        for setting in settings
     ]
     for run in todo[: len(settings)]:
         run.recipe.stored_teachers()  # refuses settings that cannot work, before any work
@@ -226,10 +227,10 @@ def _setting(one: Rule | tuple[Rule, float], recipe: Recipe) -> Setting:
 
 def _run(recipe: Recipe, setting: Setting, seed: int, own_teachers: bool) -> Run:
     rule, epsilon = setting
-    distill = replace(recipe.distill, rule=rule, epsilon=epsilon, seed=seed)  # pyright: ignore[reportCallIssue]
-    teachers = replace(recipe.teachers, seed=seed) if own_teachers else recipe.teachers
+    distill = replace(recipe.distill, rule=rule, epsilon=epsilon)  # pyright: ignore[reportCallIssue]
+    made = seeded(replace(recipe, distill=distill), seed, own_teachers)
     name = re.sub(r"[^\w.-]", "-", f"{rule}-{epsilon:g}")
-    return Run(f"compare/{name}-seed{seed}", replace(recipe, teachers=teachers, distill=distill))
+    return Run(f"compare/{name}-seed{seed}", made)
 
 
 def comparison_of(

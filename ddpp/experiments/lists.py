@@ -156,10 +156,17 @@ class _Lists:
         return replace(run, recipe=replace(run.recipe, distill=distill))
 
     def _run(self, name: str, data: str, ipc: int, method: str, seed: int) -> Run:
-        base = recipe(self.profile, data, ipc, method)
-        teachers = replace(base.teachers, seed=seed if self.profile == "smoke" else 0)
-        distill = replace(base.distill, seed=seed)
-        return Run(f"{name}-seed{seed}", replace(base, teachers=teachers, distill=distill))
+        return Run(f"{name}-seed{seed}", seeded(recipe(self.profile, data, ipc, method), seed))
+
+
+def seeded(recipe: Recipe, seed: int, own_teachers: bool = False) -> Recipe:
+    """Give a recipe a seed.
+
+    Teachers have it, too, in the smoke profile, or with own_teachers; else all seeds share them.
+    """
+    own = own_teachers or recipe.profile == "smoke"
+    teachers = replace(recipe.teachers, seed=seed) if own else recipe.teachers
+    return replace(recipe, teachers=teachers, distill=replace(recipe.distill, seed=seed))
 
 
 def elsewhere(base: Run, experiment: str, networks: Sequence[NetworkConfig]) -> list[Run]:

@@ -380,8 +380,8 @@ def _end_with_parent() -> None:
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:
     """Return one line per run, and a last line with the number of finished runs and the time left.
 
-    A line says what the result is, how far the run has come, or that it is missing. It is that
-    of one core or GPU, estimated from finished runs that differ in rule, steps or seed alone.
+    A line says what the result is, how far the run has come, or that it is missing. The time is
+    that of one core or GPU, estimated from finished runs that differ in rule, steps or seed alone.
 
     - todo: runs, see `runs` and `select`.
     - results, work: the folders of `reproduce`.
@@ -397,21 +397,23 @@ def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list
 
 
 def _left(todo: Sequence[Run], rows: Sequence[dict | None]) -> str:
-    """Estimate the hours that the missing runs take, in words."""
-    finished = {run.name: run for run, row in zip(todo, rows, strict=True) if row}
+    """Estimate the time that the missing runs take, in words."""
+    total = {run.name: asdict(run.recipe.distill).get("steps") or 1 for run in todo}
+    # the steps of a run that the run before it has not made
+    steps = {run.name: total[run.name] - total.get(run.continues or "", 0) for run in todo}
     costs: dict[str, tuple[float, float]] = {}  # seconds of a step, and of the evaluation
+    missing: list[tuple[str, int]] = []  # kind and steps
     for run, row in zip(todo, rows, strict=True):
-        if row and run.of is None and "distill" in row.get("seconds", {}):
-            seconds, steps = row["seconds"], _new_steps(run, todo)
-            costs[_kind(run)] = (seconds["distill"] / max(steps, 1), seconds.get("evaluate", 0))
-    missing = [run for run in todo if run.name not in finished]
-    known = [run for run in missing if _kind(run) in costs]
+        kind, seconds = _kind(run), (row or {}).get("seconds", {})
+        if not row:
+            missing.append((kind, steps[run.name]))
+        elif run.of is None and "distill" in seconds:
+            each = seconds["distill"] / max(steps[run.name], 1)
+            costs[kind] = (each, seconds.get("evaluate", 0))
+    known = [(count, *costs[kind]) for kind, count in missing if kind in costs]
     if not known:
         return ""
-    minutes = (
-        sum(_new_steps(run, todo) * costs[_kind(run)][0] + costs[_kind(run)][1] for run in known)
-        / 60
-    )
+    minutes = sum(count * step + evaluation for count, step, evaluation in known) / 60
     time = f"{minutes / 60:.1f} hours" if minutes > 60 else f"{math.ceil(minutes)} minutes"
     rest = len(missing) - len(known)
     more = f", and {rest} of a kind that none is finished of" if rest else ""
@@ -425,12 +427,6 @@ def _kind(run: Run) -> str:
         settings.pop(name, None)
     network = asdict(run.network or run.recipe.teachers.network)
     return str((run.recipe.data, run.recipe.method, settings, network, run.of is None))
-
-
-def _new_steps(run: Run, todo: Sequence[Run]) -> int:
-    """Return the steps of a run that the run before it has not made."""
-    steps = {each.name: asdict(each.recipe.distill).get("steps") or 1 for each in todo}
-    return steps[run.name] - (steps.get(run.continues, 0) if run.continues else 0)
 
 
 def _progress(run: Run, work: str | Path) -> str:

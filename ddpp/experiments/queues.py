@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpp.experiments.comparing import parse_setting
-from ddpp.experiments.lists import Run
+from ddpp.experiments.lists import Run, seeded
 from ddpp.experiments.recipes import recipe
 from ddpp.foundation.errors import Error
 
@@ -56,9 +56,7 @@ def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
     found: list[Run] = []
     for seed, chosen in itertools.product(entry.get("seeds", [0]), combinations):
         settings = {key: value for _, choice in chosen for key, value in choice.items()}
-        made = _changed(base, {"distill": settings | {"seed": seed}}, f"{name} in {path}")
-        if base.profile == "smoke":  # as in the list of all runs
-            made = replace(made, teachers=replace(made.teachers, seed=seed))
+        made = seeded(_changed(base, {"distill": settings}, f"{name} in {path}"), seed)
         full, before = "".join([name, *(label for label, _ in chosen)]), None
         for count in sorted(counts, key=lambda count: count or 0):
             label = ""

@@ -19,8 +19,15 @@ from ddpp.networks import Flat
 from ddpp.unrolling.adjoint import adjoint_engine
 from ddpp.unrolling.autograd import autograd_engine
 from ddpp.unrolling.compiled import compiled_engine
-from ddpp.unrolling.stored import inner_loss, stored_engine
-from ddpp.unrolling.updates import Loss, Unrolled, Updates, draw_updates, gradient
+from ddpp.unrolling.stored import stored_engine
+from ddpp.unrolling.updates import (
+    Loss,
+    Unrolled,
+    Updates,
+    draw_updates,
+    gradient,
+    inner_loss,
+)
 
 __all__ = ["ENGINES", "Unrolled", "Updates", "choose_engine", "draw_updates", "gradient", "unroll"]
 
@@ -84,18 +91,16 @@ def choose_engine(
     if images.device.type != "cpu":
         why = "on a GPU, starting small operations one by one takes longer than their arithmetic"
         return "compiled", why
-    batch_of = (images[: batch or None], labels[: batch or None])
+    images, labels = images[: batch or None], labels[: batch or None]
     memory = psutil.virtual_memory().total  # not what is free now: equal runs make equal choices
-    size = ""
-    for engine, what in (("autograd", "graph ... takes"), ("stored", "activations ... take")):
-        needed = steps * kept_bytes(network, *batch_of, engine)
-        size = (
-            f"the {what.replace('...', f'of {steps} updates')} {needed / 2**20:,.0f} of "
-            f"{memory / 2**20:,.0f} MiB of memory"
-        )
+    of = f"of {steps} updates"
+    why = {"autograd": f"the graph {of} takes", "stored": f"the activations {of} take"}
+    for engine, what in why.items():
+        needed = steps * kept_bytes(network, images, labels, engine)
+        why[engine] = f"{what} {needed / 2**20:,.0f} of {memory / 2**20:,.0f} MiB of memory"
         if needed < memory / 2:
-            return engine, size
-    return "adjoint", size
+            return engine, why[engine]
+    return "adjoint", why["stored"]
 
 
 def kept_bytes(network: Flat, images: Tensor, labels: Tensor, engine: str = "autograd") -> int:

@@ -5,13 +5,11 @@ graph of its gradient is made in the backward pass, for one update at a time.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import grad
 
-from ddpp.data.augmentation import Draw, augment
 from ddpp.networks import Flat
-from ddpp.unrolling.updates import Loss, Unrolled, Updates
+from ddpp.unrolling.updates import Loss, Unrolled, Updates, inner_loss
 
 
 def stored_engine(
@@ -44,8 +42,3 @@ def stored_engine(
         grad_alpha -= along.detach()
         adjoint = adjoint - alpha * curved
     return Unrolled(student.detach(), value.detach(), grad_images, grad_alpha)
-
-
-def inner_loss(network: Flat, theta: Tensor, x: Tensor, y: Tensor, how: Draw | None) -> Tensor:
-    """Compute the loss whose gradient is in Eq. (2): cross-entropy on the augmented batch."""
-    return F.cross_entropy(network(theta, x if how is None else augment(x, how)), y)

@@ -61,6 +61,12 @@ def draw_updates(
     return Updates(batches[:steps], draws)
 
 
+def inner_loss(network: Flat, theta: Tensor, x: Tensor, y: Tensor, how: Draw | None) -> Tensor:
+    """Compute the loss of Eq. (2), a scalar: the cross-entropy on the augmented batch."""
+    x = x if how is None else augment(x, how)
+    return F.cross_entropy(network(theta, x), y)
+
+
 def gradient(
     network: Flat,
     theta: Tensor,
@@ -69,6 +75,6 @@ def gradient(
     how: Draw | None,
     create_graph: bool = False,
 ) -> Tensor:
-    """Compute the gradient in Eq. (2), (p,): that of the cross-entropy on the augmented batch."""
-    x = x if how is None else augment(x, how)
-    return grad(F.cross_entropy(network(theta, x), y), theta, create_graph=create_graph)[0]
+    """Compute the gradient in Eq. (2), (p,): that of `inner_loss`."""
+    loss = inner_loss(network, theta, x, y, how)
+    return grad(loss, theta, create_graph=create_graph)[0]
