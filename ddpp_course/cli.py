@@ -53,9 +53,9 @@ def grade(
         seconds: for a cell, or a check; None: what the assignment says
         memory: GB for a submission
         roster: CSV of the class, with the columns number and name, or an export of Canvas or Moodle
-        due: the deadline, as 2026-12-01T23:59
+        due: the deadline, as 2026-12-01T23:59 or 2026-12-01
         late: percent of the assignment's points that each day after it costs
-        keep: which of a student's submissions counts: last or best
+        keep: which of a student's submissions counts: last, in-time (the last before due) or best
         platform: canvas or moodle: also write OUT/canvas.csv or OUT/moodle.csv, to import there
         trust_submissions: run them without a wall, with all that you can read and write
     """

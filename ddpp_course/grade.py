@@ -155,7 +155,7 @@ def grade_all(
     submissions, out = Path(submissions), Path(out)
     known, closed = assignments(Path(folder)), (submissions, out)
     grader = Grader(Path(folder), known, name, limits, _wall(trust), closed)
-    found = handed_in(submissions, out, every=rules.keep == "best")
+    found = handed_in(submissions, out, every=rules.keep != "last")
     if not found:
         raise Error(
             f"there is nothing to grade in {submissions}: put the notebooks there, in folders if "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
-from ddpp_course import report
+from ddpp_course import platforms, report
 from ddpp_course.report import Report
 from ddpp_course.roster import Rules, table
 
@@ -66,7 +66,9 @@ def write(
     columns[1:1] = rules.columns
     report.replace(out / "grades.csv", _csv(columns, rows))
     if rules.platform:
-        report.replace(out / f"{rules.platform}.csv", _csv(*rules.export(rows)))
+        exported, notes = platforms.table(rules.platform, rules.students or [], rows)
+        said += notes
+        report.replace(out / f"{rules.platform}.csv", _csv(*exported))
     return said
 
 
@@ -113,7 +115,7 @@ def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
 
 def cell(text: str) -> str:
     """Return text from outside so that a spreadsheet takes it as text, never as a formula."""
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return f"'{text}" if text.startswith(FORMULA) and len(text) > 1 else text
 
 
 def _table(reports: list[Report], given: dict[Key, float]) -> tuple[list[str], list[dict]]:

@@ -9,7 +9,6 @@ import io
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,16 +16,15 @@ from pathlib import Path
 from ddpp.foundation.errors import Error, choose
 
 # the columns of a roster of one's own, and as Canvas and Moodle name them; the first that is there
-NUMBER = ("number", "SIS User ID", "ID number", "SIS Login ID", "ID")
+NUMBER = ("number", "SIS User ID", "ID number", "SIS Login ID", "ID", "Email address", "Identifier")
 NAME = ("name", "Student", "Full name")
 ACCOUNT = ("ID", "Identifier")  # by which Canvas and Moodle name the files that they hand out
 # Canvas: name_ACCOUNT_submission_file, with LATE_ in front of the account; Moodle: Name_ACCOUNT_...
-PLATFORM = re.compile(r"^[^_/]*_(?:LATE_)?(\d+)_(?:\d+_|assignsubmission_)", re.IGNORECASE)
+PLATFORM = re.compile(r"^[^_/]*_(LATE_)?(\d+)_(\d+_|assignsubmission_)", re.IGNORECASE)
 NOT_STUDENTS = ("points possible", "student, test")  # lines of Canvas's export
-CANVAS = ("Student", "ID", "SIS User ID", "SIS Login ID", "Section")
-NEEDED = ("Student", "ID", "Section")  # of these, by the import
-KEEP = ("last", "best")
+KEEP = ("last", "in-time", "best")
 PLATFORMS = ("canvas", "moodle")
+NEEDED = {"canvas": ("Student", "ID", "Section"), "moodle": ()}  # columns of its roster
 NOTHING = "nothing was handed in"
 
 
@@ -68,9 +66,16 @@ def table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def moment(text: str, where: str = "--due") -> datetime:
-    """Read a date and time; without a zone it is that of this computer."""
+    """Read a deadline, to its end: a date without a time is the whole day, 23:59 the whole minute.
+
+    Without a zone the time is that of this computer.
+    """
+    text = text.strip()
     try:
-        return datetime.fromisoformat(text.strip()).astimezone()
+        at = datetime.fromisoformat(text)
+        if re.fullmatch(r"[\dW-]+", text):
+            at = at.replace(hour=23, minute=59)
+        return (at if at.second else at.replace(second=59)).astimezone()
     except (ValueError, OverflowError):
         raise Error(
             f"{where} has {text[:40]!r}, which is no date: write it as 2026-12-01T23:59"
@@ -121,7 +126,8 @@ class Rules:
     - students: the roster; None: there is none.
     - due: the deadline; None: there is none.
     - late: percent of an assignment's points that each day after it costs, begun days included.
-    - keep: which submission of a student counts, the `last` or the `best`.
+    - keep: which submission of a student counts: the `last`, the last one `in-time` (if none is,
+      the last), or the `best`.
     - platform: canvas or moodle, for a table to import there; None: none is written.
     """
 
@@ -143,10 +149,13 @@ class Rules:
         if not roster and (platform or keep != KEEP[0]):
             raise Error("--for and --keep need a roster: --roster roster.csv")
         keep = choose("--keep", keep, KEEP)
+        if keep == "in-time" and not due:
+            raise Error("--keep in-time needs a deadline: --due 2026-12-01T23:59")
         platform = choose("--for", platform, PLATFORMS) if platform else None
         students = read(roster) if roster else None
-        missing = [c for c in NEEDED if students and c not in students[0].line]
-        if missing and platform == "canvas":
+        needed = NEEDED[platform] if platform else ()
+        missing = [c for c in needed if students and c not in students[0].line]
+        if missing:
             raise Error(
                 f"{roster} has no column {', '.join(missing)}: --for canvas needs as the roster "
                 "the gradebook that Canvas exports (Grades > Export)"
@@ -189,7 +198,7 @@ class Rules:
         if self.students:
             self._count(rows, times)
             self._missing(rows, asked)
-        return said
+        return said + _doubts(rows)
 
     def _late(self, row: dict, written: float, student: Student | None) -> None:
         at = datetime.fromtimestamp(written).astimezone()
@@ -214,10 +223,12 @@ class Rules:
         def rank(row: dict) -> tuple:
             at = (times.get(row["submission"], 0.0), row["submission"])
             earned = row["points"] - row.get("deducted", 0)
-            return (earned if row["total"] is None else row["total"], *at)
+            total = earned if row["total"] is None else row["total"]
+            first = {"last": 0, "in-time": not row.get("days_late", 0), "best": total}
+            return (first[self.keep], *at)
 
         for several in together.values():
-            max(several, key=lambda row: rank(row)[self.keep == "last" :])["counts"] = "yes"
+            max(several, key=rank)["counts"] = "yes"
 
     def _missing(self, rows: list[dict], asked: list[str]) -> None:
         there = {(row.get("number"), row["assignment"]) for row in rows}
@@ -235,37 +246,27 @@ class Rules:
                         }
                     )
 
-    def export(self, rows: list[dict]) -> tuple[list[str], list[dict]]:
-        """Return the columns and lines of the table for the platform: the students with a total."""
-        totals: dict[str, dict[str, float]] = defaultdict(dict)
-        for row in rows:
-            if row.get("counts") == "yes" and row["total"] is not None:
-                totals[row["number"]][row["assignment"]] = row["total"]
-        names = sorted({name for given in totals.values() for name in given})
-        students = [s for s in self.students or [] if s.number in totals]
-        if self.platform == "canvas":
-            there = list(students[0].line) if students else []
-            column = {name: next(_alike(name, there), name) for name in names}
-            known = [c for c in CANVAS if c in there]
-            first = {s.number: {c: s.line[c] for c in known} for s in students}
-        else:
-            column, known = {name: name for name in names}, ["ID number", "Full name"]
-            first = {
-                s.number: {"ID number": s.number, "Full name": s.name}
-                | ({"Email address": m} if (m := s.line.get("Email address")) else {})
-                for s in students
-            }
-        lines = [
-            first[s.number] | {column[n]: v for n, v in totals[s.number].items()} for s in students
+
+def _doubts(rows: list[dict]) -> list[str]:
+    """Say where the times of the files may not be those of handing in."""
+    timed = [row for row in rows if "days_late" in row]
+    if len(timed) > 2 and all(row["days_late"] for row in timed):
+        return [
+            f"all {len(timed)} files were written after the deadline: are their times those of the "
+            "download?"
         ]
-        mail = ["Email address"] if any("Email address" in line for line in lines) else []
-        return [*known, *mail, *column.values()], lines
-
-
-def _alike(name: str, columns: list[str]) -> Iterator[str]:
-    """Find the columns of Canvas for an assignment: its name, and Canvas's number in brackets."""
-    plain = lambda text: re.sub(r"[\W_]+", "", text).casefold()
-    return (c for c in columns if plain(re.sub(r"\(\d+\)\s*$", "", c)) == plain(name))
+    canvas = [(row, PLATFORM.match(row["submission"])) for row in timed]
+    apart = [
+        row["submission"]
+        for row, name in canvas
+        if name and name[3][0].isdigit() and bool(name[1]) != bool(row["days_late"])
+    ]
+    if apart:
+        return [
+            f"the names that Canvas gave to {', '.join(apart)[:300]} and the times of these files "
+            "disagree about what is late: look at both"
+        ]
+    return []
 
 
 def owners(name: str, students: list[Student]) -> list[Student]:
@@ -275,7 +276,7 @@ def owners(name: str, students: list[Student]) -> list[Student]:
     else by the student's name at its beginning.
     """
     platform = PLATFORM.match(name)
-    if platform and (found := [s for s in students if s.account == platform[1]]):
+    if platform and (found := [s for s in students if s.account == platform[2]]):
         return found
     words = {word.casefold() for word in re.split(r"[^\w-]|_", name)}
     if found := [s for s in students if s.number.casefold() in words]:

@@ -53,9 +53,9 @@ def handed_in(folder: Path, out: Path, every: bool = False) -> list[Submission]:
     What is in `out` does not count, nor folders and files whose names begin with . or __; but a
     notebook with such a name counts, unless it begins with ._ as copies by macOS do. Of NAME.ipynb
     and NAME (1).ipynb the highest number counts. Of notebooks in one folder of Moodle's that are
-    the same assignment, the newest counts. With `every`, all of these count. Other files
-    count where there is no notebook of their name, or in their folder below the top one, or of
-    their student in Moodle's.
+    the same assignment, the newest counts. With `every`, the older ones are listed as well, and
+    the newest keeps its name. Other files count where there is no notebook of their name, or in
+    their folder below the top one, or of their student in Moodle's.
     """
     files, out = defaultdict(list), out.resolve()
     for path in sorted(folder.rglob("*")):
@@ -84,13 +84,13 @@ def _in_one(
     moodle, where = bool(MOODLE.search(place.name)), place.relative_to(top).parts
     named = lambda stem: "/".join(map(safe, (*where, stem)))
     found = []
-    versions = [[path] for path in notebooks] if every else _versions(notebooks, moodle)
-    for *older, path in versions:
+    for *older, path in _versions(notebooks, moodle):
         beside = [p for p in others if place != top or p.stem == path.stem]
-        stem = path.name[:-6] if moodle or every else _numbered(path, notebooks)[0]
-        found.append(
-            Submission(named(stem), path, tuple(map(_shown, older)), tuple(map(_shown, beside)))
-        )
+        stem = path.name[:-6] if moodle else _numbered(path, notebooks)[0]
+        apart = lambda p, stem=stem: f"{stem} (0)" if p.stem == stem and not moodle else p.name[:-6]
+        found += [Submission(named(apart(p)), p) for p in older if every]
+        left_out = () if every else tuple(map(_shown, older))
+        found.append(Submission(named(stem), path, left_out, tuple(map(_shown, beside))))
     if (notebooks and place != top) or (moodle and _student(place) in students):
         return found
     stems = {path.stem for path in notebooks}

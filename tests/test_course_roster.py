@@ -11,6 +11,7 @@ from small_course import make, solved
 from ddpp import cli
 from ddpp.foundation.errors import Error
 from ddpp_course import wall
+from ddpp_course.roster import moment
 
 try:
     TRUST = ["--trust-submissions"] if wall.best() == wall.NONE else []
@@ -97,56 +98,153 @@ def test_a_class_with_a_roster_and_a_deadline(course, grade, tmp_path):
     assert (rows["Ben Noe"]["days_late"], rows["Ben Noe"]["total"]) == ("0", "3.5")
 
 
-@pytest.mark.parametrize(("keep", "counts"), [("last", "4711 (1)"), ("best", "4711")])
+@pytest.mark.parametrize(
+    ("keep", "counts"), [("last", "4711"), ("in-time", "4711 (0)"), ("best", "ann lee")]
+)
 def test_which_of_several_submissions_counts(course, grade, tmp_path, keep, counts):
     (tmp_path / "roster.csv").write_text(OWN)
-    hand_in(course, tmp_path / "in" / "4711.ipynb")
-    hand_in(course, tmp_path / "in" / "4711 (1).ipynb", right=False, at="2026-12-01T13:00")
-    hand_in(course, tmp_path / "in" / "ann lee.ipynb", right=False, at="2026-12-01T11:00")
-    grade("--roster", "roster.csv", "--keep", keep)
+    hand_in(course, tmp_path / "in" / "ann lee.ipynb", at="2026-12-01T11:00")
+    hand_in(course, tmp_path / "in" / "4711.ipynb", right=False)
+    hand_in(course, tmp_path / "in" / "4711 (1).ipynb", right=False, at="2026-12-02T13:00")
+    grade("--roster", "roster.csv", "--due", DUE, "--keep", keep)
     rows = [row for row in rows_of(tmp_path / "grades" / "grades.csv") if row["number"] == "4711"]
     (yes,) = [row for row in rows if row["counts"] == "yes"]
+    assert yes["submission"] == counts
     assert yes["points"] == ("2" if keep == "best" else "0")
-    assert len(rows) == (3 if keep == "best" else 2)  # of numbered files the last alone is graded
+    assert yes["days_late"] == ("1" if keep == "last" else "0")
+    assert len(rows) == (2 if keep == "last" else 3)  # of numbered files the last alone is graded
 
 
-def test_a_table_for_canvas(course, grade, tmp_path):
-    (tmp_path / "canvas.csv").write_text(
-        "Student,ID,SIS User ID,SIS Login ID,Section,Texts (991),Current Score\n"
-        "    Points Possible,,,,,4,(read only)\n"
-        '"Lee, Ann",12,4711,ann@x.org,S1,,\n"Noe, Ben",13,4712,ben@x.org,S1,,\n'
-        '"Student, Test",99,,,S1,,\n'
-    )
+def test_where_nothing_was_in_time_the_last_counts(course, grade, tmp_path):
+    (tmp_path / "roster.csv").write_text(OWN)
+    for name, day in (("4711", "02"), ("ann lee", "03")):
+        hand_in(course, tmp_path / "in" / f"{name}.ipynb", at=f"2026-12-{day}T12:00")
+    grade("--roster", "roster.csv", "--due", DUE, "--keep", "in-time")
+    rows = rows_of(tmp_path / "grades" / "grades.csv")
+    assert {r["submission"]: r["counts"] for r in rows if r["submission"]} == {
+        "4711": "no",
+        "ann lee": "yes",
+    }
+
+
+def test_a_deadline_lasts_to_the_end_of_its_minute_or_of_its_day():
+    local = lambda text: datetime.fromisoformat(text).astimezone()
+    assert moment("2026-12-01T23:59") == local("2026-12-01T23:59:59")
+    assert moment("2026-12-01") == moment("20261201") == local("2026-12-01T23:59:59")
+    assert moment("2026-12-01 08:00:30") == local("2026-12-01T08:00:30")
+    assert moment("2026-12-01T00:00") == local("2026-12-01T00:00:59")
+    assert moment("2026-12-01T23:59+01:00").timestamp() == moment("2026-12-01T22:59Z").timestamp()
+
+
+@pytest.mark.parametrize(
+    ("names", "day", "says"),
+    [
+        (("a", "b", "c"), "03", "all 3 files were written after the deadline"),
+        (("leeann_LATE_12_5013_x", "b", "c"), "01", "leeann_LATE_12_5013_x"),
+        (("leeann_12_5013_x", "b"), "03", "leeann_12_5013_x"),
+        (("leeann_12_5013_x", "noeben_13_5014_x", "c"), "01", ""),
+    ],
+)
+def test_times_that_cannot_be_those_of_handing_in_are_doubted(
+    course, grade, tmp_path, names, day, says
+):
+    for name in names:
+        hand_in(course, tmp_path / "in" / f"{name}.ipynb", at=f"2026-12-{day}T12:00")
+    _, said = grade("--due", DUE)
+    doubts = [line for line in said.splitlines() if "disagree" in line or "download?" in line]
+    assert bool(says) == bool(doubts)
+    assert all(says in line for line in doubts)
+
+
+EXPORT = (
+    "Student,ID,SIS User ID,SIS Login ID,Root Account,Section,Texts (991),Current Score\n"
+    "    Points Possible,,,,,,4,(read only)\n"
+    '"Lee, Ann",12,4711,ann@x.org,u,S1,,\n"Noe, Ben",13,4712,ben@x.org,u,S1,,\n'
+    '"Student, Test",99,,,,S1,,\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("export", "lines"),
+    [
+        (
+            EXPORT,
+            [
+                "Student,ID,SIS User ID,SIS Login ID,Root Account,Section,Texts (991)",
+                '"Lee, Ann",12,4711,ann@x.org,u,S1,3.0',
+            ],
+        ),
+        (
+            EXPORT.replace("Texts (991)", "Essay (990)"),  # Canvas makes a column, with its points
+            [
+                "Student,ID,SIS User ID,SIS Login ID,Root Account,Section,texts",
+                "    Points Possible,,,,,,4",
+                '"Lee, Ann",12,4711,ann@x.org,u,S1,3.0',
+            ],
+        ),
+    ],
+)
+def test_a_table_for_canvas(course, grade, tmp_path, export, lines):
+    (tmp_path / "canvas.csv").write_text(export)
     hand_in(course, tmp_path / "in" / "leeann_12_5013_texts.ipynb")
     hand_in(course, tmp_path / "in" / "noeben_LATE_13_5012_texts-1.ipynb")
     grade("--roster", "canvas.csv")
     give(tmp_path / "grades" / "by_hand.csv", {"leeann_12_5013_texts": "1"})
     _, said = grade("--roster", "canvas.csv", "--for", "canvas")
     assert "canvas.csv" in said
-    assert (tmp_path / "grades" / "canvas.csv").read_text().splitlines() == [
-        "Student,ID,SIS User ID,SIS Login ID,Section,Texts (991)",
-        '"Lee, Ann",12,4711,ann@x.org,S1,3.0',
-    ]
+    assert (tmp_path / "grades" / "canvas.csv").read_text().splitlines() == lines
     numbers = [row["number"] for row in rows_of(tmp_path / "grades" / "grades.csv")]
     assert numbers == ["4711", "4712"]
 
 
-def test_a_table_for_moodle(course, grade, tmp_path):
-    (tmp_path / "moodle.csv").write_text(
-        "Identifier,Full name,ID number,Email address,Grade\n"
-        "Participant 21,Ann Lee,4711,ann@x.org,\nParticipant 22,Ben Noe,4712,ben@x.org,\n"
-    )
+SHEET = (
+    "Identifier,Full name,Email address,Status,Grade,Maximum grade,Last modified (grade),Feedback\n"
+    'Participant 21,Ann Lee,ann@x.org,Submitted,,4.00,-,"a, b"\n'
+    "Participant 22,Ben Noe,ben@x.org,Submitted,,4.00,-,\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("roster", "lines", "says"),
+    [
+        (SHEET, SHEET.replace("Submitted,,", "Submitted,4.0,").splitlines(), ""),
+        (
+            SHEET.replace("4.00", "100.00"),
+            SHEET.replace("Submitted,,4.00", "Submitted,4.0,100.00").splitlines(),
+            "the worksheet's maximum grade is 100.00, and texts has 4 points",
+        ),
+        (
+            "Identifier,Full name,ID number,Email address\n"
+            "Participant 21,Ann Lee,4711,ann@x.org\nParticipant 22,Ben Noe,4712,ben@x.org\n",
+            [
+                "ID number,Full name,Email address,texts",
+                "4711,Ann Lee,ann@x.org,4.0",
+                "4712,Ben Noe,ben@x.org,4.0",
+            ],
+            "",
+        ),
+        (
+            "Full name,Email address\nAnn Lee,ann@x.org\nBen Noe,ben@x.org\n",
+            [
+                "Full name,Email address,texts",
+                "Ann Lee,ann@x.org,4.0",
+                "Ben Noe,ben@x.org,4.0",
+            ],
+            "",
+        ),
+    ],
+)
+def test_a_table_for_moodle(course, grade, tmp_path, roster, lines, says):
+    (tmp_path / "moodle.csv").write_text(roster)
     for name in ("Ann Lee_21", "Ben Noe_22"):
         hand_in(course, tmp_path / "in" / f"{name}_assignsubmission_file_" / "texts.ipynb")
     grade("--roster", "moodle.csv")
     rows = rows_of(tmp_path / "grades" / "by_hand.csv")
     give(tmp_path / "grades" / "by_hand.csv", {row["submission"]: "2" for row in rows})
-    grade("--roster", "moodle.csv", "--for", "moodle")
-    assert (tmp_path / "grades" / "moodle.csv").read_text().splitlines() == [
-        "ID number,Full name,Email address,texts",
-        "4711,Ann Lee,ann@x.org,4.0",
-        "4712,Ben Noe,ben@x.org,4.0",
-    ]
+    _, said = grade("--roster", "moodle.csv", "--for", "moodle")
+    assert (tmp_path / "grades" / "moodle.csv").read_text().splitlines() == lines
+    assert says in said
+    assert bool(says) == ("maximum" in said)
 
 
 WRONG = {
@@ -158,7 +256,8 @@ WRONG = {
     "no date": (OWN, ["--due", "1.12.2026"], "--due has '1.12.2026', which is no date: write"),
     "late": (OWN, ["--late", "10"], "--late needs a deadline"),
     "percent": (OWN, ["--due", DUE, "--late", "101"], "percent for each day, from 0 to 100"),
-    "keep": (OWN, ["--keep", "first"], "last, best"),
+    "keep": (OWN, ["--keep", "first"], "last, in-time, best"),
+    "in time": (OWN, ["--keep", "in-time"], "--keep in-time needs a deadline"),
     "platform": (OWN, ["--for", "ilias"], "canvas, moodle"),
     "not canvas": (OWN, ["--for", "canvas"], "has no column Student, ID, Section"),
     "not there": (None, [], "cannot read roster.csv"),
