@@ -61,45 +61,67 @@ def rules(keep_signed: Callable, keep_magnitude: Callable, seed: int = 0) -> Non
     here.good("rules")
 
 
-def edges(keep_signed: Callable, keep_magnitude: Callable, seed: int = 0) -> None:
-    """Both readings at zeros, at the threshold, at every size, and where everything is pruned."""
-    # powers of two: they and their ratios are exact
-    x, e = 2.0 ** (seed % 7 - 3), 2.0 ** -(1 + seed % 3)
+def zeros(keep_signed: Callable, keep_magnitude: Callable, seed: int = 0) -> None:
+    """Both readings where one of a pair is 0, or both are."""
+    x, e = _exact(seed)
+    beside = (0, x), (x, 0), (0, -x), (-x, 0)
+    cases = [(0, 0, epsilon, True, True, "edge_zero") for epsilon in (e, 0)]
+    cases += [(*pair, e, False, False, "edge_alone") for pair in beside]
+    cases += [(*pair, 0, True, True, "edge_still") for pair in beside]
+    _edges(keep_signed, keep_magnitude, cases)
+    here.good("zeros")
+
+
+def threshold(keep_signed: Callable, keep_magnitude: Callable, seed: int = 0) -> None:
+    """Both readings at ratios of exactly 1, epsilon and -epsilon, and at epsilon 0."""
+    x, e = _exact(seed)
+    at = (x, x * e), (x * e, x), (-x, -x * e), (-x * e, -x)
+    cases = [(y, y, epsilon, True, True, "edge_equal") for y in (x, -x) for epsilon in (e, 0)]
+    cases += [(*pair, e, True, True, "edge_at") for pair in at]
+    cases += [(x, -x * e, epsilon, False, True, "edge_apart") for epsilon in (e, 0)]
+    cases += [(x, -x, epsilon, False, True, "edge_apart") for epsilon in (e, 0)]
+    _edges(keep_signed, keep_magnitude, cases)
+    s = torch.tensor([x, -x])
+    if _mask(ask(keep_signed, s, -s, e), s, "keep_signed").any():
+        raise here.wrong("edges_all_apart")
+    here.good("threshold")
+
+
+def sizes(keep_signed: Callable, keep_magnitude: Callable, seed: int = 0) -> None:
+    """Both readings at sizes that float32 has, but not their squares."""
+    x, e = _exact(seed)
+    far = x, 2.0**-100, 2.0**100
+    cases = [(y, y, epsilon, True, True, "edge_equal") for y in far for epsilon in (e, 0)]
+    cases += [(y, y * e / 2, e, False, False, "edge_scale") for y in far]
+    cases += [(-y * e * 1.5, -y, e, True, True, "edge_scale") for y in far]
+    cases += [(y, -y, epsilon, False, True, "edge_apart") for y in far for epsilon in (e, 0)]
+    _edges(keep_signed, keep_magnitude, cases)
+    here.good("sizes")
+
+
+def _exact(seed: int) -> tuple[float, float]:
+    """A size and an epsilon: powers of two, so that they and their ratios are exact."""
+    return 2.0 ** (seed % 7 - 3), 2.0 ** -(1 + seed % 3)
+
+
+def _edges(keep_signed: Callable, keep_magnitude: Callable, cases: list[tuple]) -> None:
+    """Raise a Mistake for the first case that a function treats otherwise.
+
+    - cases: student, teacher, epsilon, kept if signed, kept by magnitude, key of the reason.
+    """
     for name, function, column in (
         ("keep_signed", keep_signed, 3),
         ("keep_magnitude", keep_magnitude, 4),
     ):
-        for epsilon in (e, 0):
-            cases = [case for case in _edge_cases(x, e) if case[2] == epsilon]
-            s, t = torch.tensor([case[:2] for case in cases]).T
+        for epsilon in dict.fromkeys(case[2] for case in cases):
+            some = [case for case in cases if case[2] == epsilon]
+            s, t = torch.tensor([case[:2] for case in some]).T
             value = _mask(ask(function, s, t, epsilon), s, name)
-            for kept, case in zip(value.tolist(), cases, strict=True):
+            for kept, case in zip(value.tolist(), some, strict=True):
                 if kept != case[column]:
                     words = {"name": name, "pair": _pair(*case[:2]), "epsilon": epsilon}
                     did = "edges_keeps" if kept else "edges_prunes"
                     raise here.wrong(did, why=here.say(case[5]), **words)
-    s = torch.tensor([x, -x])
-    if _mask(ask(keep_signed, s, -s, e), s, "keep_signed").any():
-        raise here.wrong("edges_all_apart")
-    here.good("edges")
-
-
-def _edge_cases(x: float, e: float) -> list[tuple]:
-    """Student, teacher, epsilon, kept if signed, kept by magnitude, key of the reason."""
-    sizes = x, 2.0**-100, 2.0**100  # float32 has the last two, but not their squares
-    beside = (0, x), (x, 0), (0, -x), (-x, 0)
-    at = (x, x * e), (x * e, x), (-x, -x * e), (-x * e, -x)
-    return [
-        *((0, 0, epsilon, True, True, "edge_zero") for epsilon in (e, 0)),
-        *((*pair, e, False, False, "edge_alone") for pair in beside),
-        *((*pair, 0, True, True, "edge_still") for pair in beside),
-        *((y, y, epsilon, True, True, "edge_equal") for y in (*sizes, -x) for epsilon in (e, 0)),
-        *((*pair, e, True, True, "edge_at") for pair in at),
-        *((y, y * e / 2, e, False, False, "edge_scale") for y in sizes),
-        *((-y * e * 1.5, -y, e, True, True, "edge_scale") for y in sizes),
-        *((x, -x * e, epsilon, False, True, "edge_apart") for epsilon in (e, 0)),
-        *((y, -y, epsilon, False, True, "edge_apart") for y in sizes for epsilon in (e, 0)),
-    ]
 
 
 def loss(pruned_loss: Callable, seed: int = 0) -> None:

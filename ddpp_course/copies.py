@@ -20,7 +20,8 @@ from ddpp.foundation.errors import Error
 STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
 TEXT_STUB = "YOUR ANSWER HERE"
 SOLUTION, HIDDEN = "SOLUTION", "HIDDEN TESTS"  # between ### BEGIN ... and ### END ...
-POINTS = re.compile(r"^(##? .*\()[\d.]+ points?\b", re.MULTILINE)  # in a heading
+# in a heading, of all checks together or one by one
+POINTS = re.compile(r"^(##? .*\()[\d.]+( \+ [\d.]+)* points?\b", re.MULTILINE)
 CARD = re.compile(r"^(\| \*\*Points\*\* \| )[\d.]+(: [\d.]+ by checks, [\d.]+)?", re.MULTILINE)
 HEADING = re.compile(r"^##? *(?:Task \d+: *)?(.+?)(?: *\(.*\))? *$", re.MULTILINE)
 
@@ -129,17 +130,18 @@ def _with_points(source: NotebookNode) -> NotebookNode:
     for i, cell in enumerate(notebook.cells):
         marks = nbgrader(cell)
         if marks.get("grade"):
-            points[heading] = points.get(heading, 0) + marks["points"]
+            points[heading] = [*points.get(heading, []), marks["points"]]
         elif cell.cell_type == "markdown" and HEADING.search(cell.source):
             heading = i
     by_hand = sum(task.points for task in tasks(source) if task.by_hand)
-    total = sum(points.values())
+    total = sum(map(sum, points.values()))
     for i, cell in enumerate(notebook.cells):
         if cell.cell_type != "markdown":
             continue
-        if i in points:
-            word = "point" if points[i] == 1 else "points"
-            cell.source = POINTS.sub(rf"\g<1>{points[i]:g} {word}", cell.source, count=1)
+        if i in points and (there := POINTS.search(cell.source)):
+            each = points[i] if there[2] else [sum(points[i])]
+            text = f"{' + '.join(f'{n:g}' for n in each)} point{'' if each == [1] else 's'}"
+            cell.source = POINTS.sub(rf"\g<1>{text}", cell.source, count=1)
         parts = f": {total - by_hand:g} by checks, {by_hand:g}"
         cell.source = CARD.sub(
             lambda card, parts=parts: f"{card[1]}{total:g}{parts if card[2] else ''}", cell.source

@@ -272,7 +272,7 @@ def test_the_instructors_version_gets_full_points(graded, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_untouched_copy_gets_nothing_and_is_told_what_to_do(graded, name):
     report = graded[0][f"release/{name}"]
-    assert (report.refused, report.points) == ("", 0)
+    assert (report.refused, report.points, report.notes) == ("", 0, [])
     for outcome in report.outcomes:
         if outcome.points is None:
             assert outcome.says == "nothing was written"

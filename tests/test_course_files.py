@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_raw_cell
@@ -21,6 +22,7 @@ try:
     TRUST = wall.best() == wall.NONE
 except Error:  # no wall can be built here, and these need none
     TRUST = True
+ROOT = Path(__file__).parents[1]
 ANSWER = "Pruning helps, as the interval is above 0."
 TASKS = [
     (
@@ -365,3 +367,12 @@ def test_points_that_change_in_the_metadata_change_the_headings_of_the_copies(co
         assert "## Task: double (2 points)" in texts
         assert "## Task: conclude (1 point)" in texts
         assert "| **Points** | 3: 2 by checks, 1 for what you write |" in texts[0]
+
+
+def test_points_of_several_checks_stay_apart_in_the_heading():
+    path = copies.sources(ROOT / "assignments")["assignment2"]
+    source = copies.read(path)
+    cell_of(source, "batches-check").metadata["nbgrader"]["points"] = 5
+    texts = "\n".join(c.source for c in copies.students(source).cells if c.cell_type == "markdown")
+    assert "## Task 2: A teacher and its snapshots (2 + 5 points, about 20 minutes)" in texts
+    assert "| **Points** | 23 |" in texts
