@@ -30,23 +30,23 @@ from importlib import import_module
 from pathlib import Path
 
 url, branch = "{url}", "{branch}"
-known = "/-owner-/" not in url
+known = "/-" not in url  # -owner- is to be replaced
 if "google.colab" in sys.modules:
-    assert known, "write your copy's owner above, in place of -owner-"
+    assert known, "put the owner of your copy in place of -owner- above"
     %cd -q /content
     if not Path("ddpp").exists():
         %sx GIT_TERMINAL_PROMPT=0 git clone --depth 1 -b {{branch}} {{url}} ddpp
-    assert Path("ddpp").exists(), f"no {{branch}} at {{url}}, or no network"
+    assert Path("ddpp").exists(), f"{{url}}: no {{branch}}, private, or offline"
     %pip install -q --no-deps ./ddpp
     %cd -q {folder}
 else:
     try:
         import_module("ddpp.pruning")
-    except ImportError as e:
-        what = f"git+{{url}}@{{branch}}" if known else "path/to/the/project"
-        raise ImportError(
-            f"{{e.name}} is not installed. In a terminal: pip install {{what}}"
-            "  Then restart the kernel, and run this cell again."
+    except ModuleNotFoundError as e:
+        what = f"git+{{url}}@{{branch}}" if known else "FOLDER-OF-THE-PROJECT"
+        raise ModuleNotFoundError(
+            f"{{e.name.split('.')[0]}} is not installed. Run in a new cell, "
+            f"then restart the kernel: %pip install {{what}}"
         ) from None"""
 
 

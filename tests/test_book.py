@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,44 @@ def test_an_address_elsewhere_changes_only_where_the_code_is_fetched_from(copy):
 def test_what_is_no_address_is_refused(copy, url):
     with pytest.raises(ValueError, match="not an address like"):
         address.set_address(url, root=copy)
+
+
+@pytest.mark.parametrize(
+    ("url", "colab", "says"),
+    [
+        (
+            "https://github.com/-owner-/ddpp",
+            False,
+            "ddpp is not installed. Run in a new cell, then restart the kernel: "
+            "%pip install FOLDER-OF-THE-PROJECT",
+        ),
+        (
+            "https://github.com/you/it",
+            False,
+            "then restart the kernel: %pip install git+https://github.com/you/it@main",
+        ),
+        (
+            "https://github.com/-owner-/ddpp",
+            True,
+            "the owner of your copy in place of -owner- above",
+        ),
+    ],
+)
+def test_the_first_cell_says_what_is_missing_and_stops(monkeypatch, url, colab, says):
+    cell = address.INSTALL.format(url=url, branch="main", folder="/content")
+    monkeypatch.setitem(sys.modules, "ddpp", None)
+    monkeypatch.delitem(sys.modules, "ddpp.pruning", raising=False)
+    if colab:
+        monkeypatch.setitem(sys.modules, "google.colab", sys)
+    with pytest.raises((ModuleNotFoundError, AssertionError)) as stop:
+        exec(TransformerManager().transform_cell(cell), {})
+    assert str(stop.value).endswith(says)
+
+
+def test_the_first_cell_is_quiet_where_ddpp_is_installed(capsys):
+    cell = address.INSTALL.format(url="https://github.com/you/it", branch="main", folder="/")
+    exec(TransformerManager().transform_cell(cell), {})
+    assert capsys.readouterr().out == ""
 
 
 def test_a_notebook_without_the_two_cells_is_named(copy):

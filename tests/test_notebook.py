@@ -36,6 +36,8 @@ def test_begin_says_what_it_runs_on_and_where_results_go(capsys, monkeypatch):
 def test_stored_results_are_beside_the_notebook_or_their_absence_is_said(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
+    assert (notebook.results() / "smoke").is_dir()  # of the clone that ddpp is imported from
+    monkeypatch.setattr(notebook, "__file__", str(tmp_path / "site" / "ddpp" / "book" / "a.py"))
     with pytest.raises(Error, match="results of the project; open this notebook in the folder"):
         notebook.results()
     (tmp_path / "results").mkdir()

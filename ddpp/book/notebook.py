@@ -45,14 +45,16 @@ def begin(drive: bool = False) -> Path:
 
 
 def results() -> Path:
-    """Return the project's folder of results, beside the notebook's; raise Error without one."""
-    folder = Path("../results")
-    if not folder.is_dir():
-        raise Error(
-            "the stored results are missing: they are in the folder results of the project; open "
-            "this notebook in the folder notebooks of a clone, or skip this cell"
-        )
-    return folder
+    """Return the project's folder of results: beside the notebook's folder, or in the clone that
+    ddpp is imported from. Raise Error where there is none.
+    """
+    for folder in (Path("../results"), Path(__file__).parents[2] / "results"):
+        if folder.is_dir():
+            return folder
+    raise Error(
+        "the stored results are missing: they are in the folder results of the project; open "
+        "this notebook in the folder notebooks of a clone, or skip this cell"
+    )
 
 
 def teachers(data: ImageData, recipe: Recipe, runs: Path, count: int | None = None) -> Teachers:
