@@ -310,14 +310,18 @@ class _Grading:
                 ready = session.run(self.assignment.setup, self.limits.seconds)
             if ready.error:  # nothing of the student's has run yet
                 raise CourseError(f"the setup of {self.assignment.name} fails: {ready.error}")
+            unwritten = False
             for number, code in self._cells():
                 if number in self.skip:
                     continue
                 answer = session.run(code, self._seconds())
                 words = {"number": number, "error": answer.error}
                 note = messages.say("grader", "cell_stopped", **words)
-                unwritten = answer.error.startswith("NotImplementedError")
-                if answer.error and not unwritten and note not in self.notes:
+                blank = answer.error.startswith("NotImplementedError")
+                unwritten |= blank
+                # what was handed out stops for want of what is not written yet
+                follows = unwritten and code.strip() in self.assignment.given
+                if answer.error and not (blank or follows) and note not in self.notes:
                     self.notes.append(note)
                 if not answer.alive:
                     self.skip.add(number)
