@@ -32,9 +32,9 @@ from pathlib import Path
 url, branch = "{url}", "{branch}"
 known = "/-" not in url  # -owner- is to be replaced
 if "google.colab" in sys.modules:
-    assert known, "put the owner of your copy in place of -owner- above"
     %cd -q /content
     if not Path("ddpp").exists():
+        assert known, "put the owner of your copy in place of -owner- above"
         %sx GIT_TERMINAL_PROMPT=0 git clone --depth 1 -b {{branch}} {{url}} ddpp
     assert Path("ddpp").exists(), f"{{url}}: no {{branch}}, private, or offline"
     %pip install -q --no-deps ./ddpp

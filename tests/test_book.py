@@ -133,14 +133,16 @@ def test_what_is_no_address_is_refused(copy, url):
         ),
     ],
 )
-def test_the_first_cell_says_what_is_missing_and_stops(monkeypatch, url, colab, says):
+def test_the_first_cell_says_what_is_missing_and_stops(monkeypatch, tmp_path, url, colab, says):
+    monkeypatch.chdir(tmp_path)
     cell = address.INSTALL.format(url=url, branch="main", folder="/content")
     monkeypatch.setitem(sys.modules, "ddpp", None)
     monkeypatch.delitem(sys.modules, "ddpp.pruning", raising=False)
     if colab:
         monkeypatch.setitem(sys.modules, "google.colab", sys)
+    shell = SimpleNamespace(run_line_magic=lambda *_: None)
     with pytest.raises((ModuleNotFoundError, AssertionError)) as stop:
-        exec(TransformerManager().transform_cell(cell), {})
+        exec(TransformerManager().transform_cell(cell), {"get_ipython": lambda: shell})
     assert str(stop.value).endswith(says)
 
 
