@@ -57,7 +57,7 @@ def grade(
         late: percent of the assignment's points that each day after it costs
         keep: which of a student's submissions counts: last, in-time (the last before due) or best
         platform: canvas or moodle: also write OUT/canvas.csv or OUT/moodle.csv, to import there
-        trust_submissions: run them without a wall, with all that you can read and write
+        trust_submissions: run them without a sandbox, with all that you can read and write
     """
     try:
         from ddpp_course import grade as grading
