@@ -282,7 +282,7 @@ def test_the_untouched_copy_gets_nothing_and_is_told_what_to_do(graded, name):
                 or "is not there" in outcome.says
                 or "fill" in outcome.says
             ), outcome
-    assert "To go on" in report.text()
+    assert "What to do next" in report.text()
 
 
 @pytest.mark.parametrize("name", NAMES)
