@@ -88,6 +88,13 @@ def test_solutions_have_no_hidden_check_either(name):
         assert not hidden or "\n".join(hidden) not in solved
 
 
+@pytest.mark.parametrize("kind", ["source", "release", "solutions"])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_code_cell_is_too_wide(kind, name):
+    code = [cell.source for cell in read(kind, name).cells if cell.cell_type == "code"]
+    assert [line for source in code for line in source.splitlines() if len(line) > 79] == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_assignment_gives_twenty_points(name):
     assert sum(task.points for task in copies.tasks(read("source", name))) == 20
