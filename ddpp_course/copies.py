@@ -192,13 +192,15 @@ def checksum(cell: NotebookNode) -> str:
 
 def points_table(notebooks: dict[str, NotebookNode]) -> str:
     """Return all tasks with their points, as a table in Markdown."""
-    lines = ["| assignment | task | points | check | graded |", "|---|---|---|---|---|"]
+    lines = ["| task | points | check |", "|---|---|---|"]
     for name, notebook in notebooks.items():
-        found = tasks(notebook)
+        found, title = tasks(notebook), None
+        lines.append(f"| **{name}** | **{sum(task.points for task in found):g}** | |")
         for task in found:
-            graded = "by hand" if task.by_hand else "by checks"
-            lines.append(f"| {name} | {task.title} | {task.points:g} | `{task.name}` | {graded} |")
-        lines.append(f"| **{name}** | | **{sum(task.points for task in found):g}** | | |")
+            shown = "" if task.title == title else task.title
+            by_hand = ", by hand" if task.by_hand else ""
+            lines.append(f"| {shown} | {task.points:g} | `{task.name}`{by_hand} |")
+            title = task.title
     return "\n".join(lines) + "\n"
 
 
