@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
@@ -182,6 +183,8 @@ def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]
         for name, (x, y) in lines.items():
             axis.plot(x, y, marker="o", ms=3, lw=1.2, label=name)
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        if all(float(at).is_integer() for x, _ in lines.values() for at in x):
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(lines) > 1 and (lines is columns[0] or lines.keys() != columns[0].keys()):
             axis.legend(fontsize=7)
     return figure
