@@ -144,14 +144,24 @@ def test_the_command_takes_one_option_for_each_rule(tmp_path, capsys):
     assert (out / "differences.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_detectable_difference_is_found_four_times_in_five():
+@pytest.mark.parametrize("level", [0.05, 0.0125])
+def test_the_detectable_difference_is_found_four_times_in_five(level):
     spread, seeds = 0.5, 8
     found = Difference(tuple(spread * stats.zscore(range(seeds), ddof=1)))
     n = seeds - 1
-    shift = found.detectable / (spread / math.sqrt(seeds))
-    power = stats.nct.sf(stats.t.ppf(0.975, n), n, shift)
-    assert power == pytest.approx(0.8, abs=0.02)
-    assert Difference((1.0,)).detectable is None
+    shift = found.detectable(level) / (spread / math.sqrt(seeds))
+    power = stats.nct.sf(stats.t.ppf(1 - level / 2, n), n, shift)
+    assert power == pytest.approx(0.8, abs=0.03)
+    assert Difference((1.0,)).detectable() is None
+
+
+def test_what_is_detectable_accounts_for_the_number_of_differences():
+    values = {("none", 0.0): (30.0, 31.0, 29.0), ("sign", 0.0): (30.5, 31.0, 29.9)}
+    one = Comparison(("none", 0.0), values, {})
+    two = replace(one, accuracies=values | {("signed", 0.1): (30.1, 30.9, 29.2)})
+    found = one.differences["sign", 0.0]
+    assert one.detectable["sign", 0.0] == found.detectable(0.05)
+    assert two.detectable["sign", 0.0] == found.detectable(0.025) > found.detectable(0.05)
 
 
 def test_finished_runs_are_compared_without_their_list():

@@ -476,13 +476,15 @@ def test_differences_to_mtt_are_paired_by_seed():
     rows = [row("none", 0.0, s, a) for s, a in enumerate((10, 20, 30))]
     rows += [row("signed", 0.1, s, a) for s, a in enumerate((11, 22, 33))]
     none, signed = summarize(rows)
-    assert none["gain"] is None
-    assert (signed["mean"], signed["gain"], signed["runs"], signed["stopped"]) == (22, 2, 3, 0)
-    assert cells(signed) == ["signed", "0.1", "3", "50.0%", "22.0 ± 11.0", "+2.0 ± 0.6"]
-    # one seed: no error bar
+    assert none["gains"] == []
+    assert (signed["mean"], signed["gains"], signed["runs"]) == (22, [1, 2, 3], 3)
+    assert signed["stopped"] == 0
+    # the interval of the differences 1, 2, 3, not of the accuracies: 4.303 * 1 / sqrt(3)
+    last = "+2.0 (-0.5 to +4.5)"
+    assert cells(signed) == ["signed", "0.1", "3", "50.0%", "22.0 ± 11.0", last]
+    # one seed, or two: no interval
     assert cells(summarize(rows[::3])[1]) == ["signed", "0.1", "1", "50.0%", "11.0", "+1.0"]
-    # the differences 1, 2, 3, not the spread of the accuracies
-    assert signed["error"] == pytest.approx(1 / 3**0.5)
+    assert cells(summarize([*rows[:2], *rows[3:5]])[1])[-1] == "+1.5"
     gain, half, seeds = paired(rows)
     assert (gain, seeds) == (2, 3)
     assert half == pytest.approx(4.303 / 3**0.5, rel=1e-3)  # 95 %, two degrees of freedom

@@ -8,7 +8,7 @@ import torch
 from small import CONFIG, refused
 
 from ddpp.distilling import draw_piece
-from ddpp.experiments.turning import mask_of, masks_by_part, turns
+from ddpp.experiments.turning import average_turns, mask_of, masks_by_part, turns
 from ddpp.pruning import keep_mask, masked_loss
 from ddpp.unrolling import unroll
 
@@ -43,6 +43,35 @@ def test_the_turn_is_that_of_gradients_by_autograd(data, teachers):
     assert turn.loss == pytest.approx(float(error[~keep].sum() / error.sum()), rel=1e-3)
     opposite = (student * goal)[~keep] < 0
     assert turn.opposite == pytest.approx(float(opposite.float().mean()))
+
+
+def test_gradients_are_averaged_before_their_angle_is_taken(data, teachers):
+    masks = {"none": mask_of("none", 0.0), "mine": mask_of("signed", 0.5)}
+    between, turn = average_turns(data, teachers, CONFIG, masks, draws=3)
+    alone, one = average_turns(data, teachers, CONFIG, masks, draws=2)
+    images, labels = data.draw(CONFIG.ipc, CONFIG.seed)
+    found = {"none": [], "signed": []}
+    for step in range(3):
+        k = step % len(teachers)
+        *_, updates = draw_piece(step, len(labels), teachers, replace(CONFIG, max_start_epoch=1))
+        start, goal = teachers.snapshot(k, 0), teachers.snapshot(k, CONFIG.expert_epochs)
+        for rule, gradients in found.items():
+            loss = lambda s, to=goal, at=start, by=rule: masked_loss(
+                s, to, at, keep_mask(s, to, 0.5, by)
+            )
+            alpha = torch.tensor(CONFIG.alpha0)
+            out = unroll(teachers.network, start, images, labels, alpha, updates, loss, "autograd")
+            gradients.append(out.grad_images.flatten().double())
+    angle = lambda a, b: math.degrees(
+        math.acos(min(1, float(torch.cosine_similarity(a, b, dim=0))))
+    )
+    none, signed = found["none"], found["signed"]
+    assert turn["none"] == pytest.approx(0, abs=1e-4)
+    assert turn["mine"] == pytest.approx(angle(sum(none), sum(signed)), abs=0.05)
+    assert one["mine"] == pytest.approx(angle(sum(none[:2]), sum(signed[:2])), abs=0.05)
+    assert alone == pytest.approx(angle(none[0], none[1]), abs=0.05)
+    pairs = [angle(none[i], none[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert between == pytest.approx(sum(pairs) / 3, abs=0.05)
 
 
 def test_sign_is_the_papers_rule_without_its_threshold(data, teachers):

@@ -35,8 +35,8 @@ RULES = (
     ("easiest", 0.25),
     ("magnitude", 0.1),
 )
-EPOCHS = 12  # of the teachers
 REPEATS = 3  # teachers, each with draws of its own
+TEACHERS = replace(recipe("smoke").teachers, count=REPEATS, epochs=12)  # elsewhere 2 epochs
 EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -96,11 +96,9 @@ class _Stage:
         return self.data[classes]
 
     def teachers(self, point: Point) -> Teachers:
-        smoke = recipe("smoke").teachers
-        epochs = EPOCHS if (point.width, point.classes) == (32, 10) else 2
-        config = replace(
-            smoke, count=REPEATS, epochs=epochs, network=NetworkConfig(width=point.width)
-        )
+        config = replace(TEACHERS, network=NetworkConfig(width=point.width))
+        if (point.width, point.classes) != (32, 10):
+            config = replace(config, epochs=2)
         folder = self.folder / f"teachers-{point.classes}-{point.width}"
         return train_teachers(self.of_classes(point.classes), config, folder)
 
@@ -195,7 +193,7 @@ def command(
             continue
         rows = measure(point, stage)
         known.append(asdict(point) | {"rows": rows})
-        content = {"points": known, "teachers": asdict(TeacherConfig(count=REPEATS, epochs=EPOCHS))}
+        content = {"points": known, "teachers": asdict(TEACHERS)}
         files.write_json(out, content | provenance(torch.device("cpu")))
         shown = ", ".join(f"{row['mask']} {row['angle']:.1f}" for row in rows[:8])
         print(f"{point.factor} {point.value:g}: {shown}")

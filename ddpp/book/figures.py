@@ -523,7 +523,11 @@ def ablation(lines: Sequence[dict]) -> Figure:
     - lines: from `tables.summarize`.
     """
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.1), layout="constrained")
-    titles = ("accuracy minus MTT's (points)", "effective parameters (%)", "MTT loss")
+    titles = (
+        "accuracy minus MTT's (points)",
+        "effective parameters (%)",
+        "loss over all parameters",
+    )
     rules = list(dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none"))
     for i, rule in enumerate(rules):
         points = [line for line in lines if line["rule"] == rule and line["mean"] is not None]
@@ -574,8 +578,9 @@ def turning(found: Mapping, factors: Sequence[str], masks: Sequence[str]) -> Fig
             if line:
                 style = "-" if name.startswith("sign") else ":"
                 x, y = [value for value, _ in line], [row["angle"] for _, row in line]
-                color = f"C{masks.index(mask)}"
-                axis.plot(x, y, "o" + style, ms=3, lw=1.2, color=color, label=mask)
+                label = mask.removesuffix("@0").replace("@", ", ε = ")
+                look = {"color": f"C{masks.index(mask)}", "label": label}
+                axis.plot(x, y, "o" + style, ms=3, lw=1.2, **look)
         values = sorted({point["value"] for point in points})
         even = factor.startswith(("K", "epsilon")) or 0 in values
         axis.set(xlabel=factor, xscale="symlog" if 0 in values else "linear" if even else "log")

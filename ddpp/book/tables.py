@@ -312,8 +312,7 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
     A line has the rule and epsilon, the number of runs and of those that stopped, mean and standard
     deviation of `value` over seeds (`mean`, `std`), the mean share of parameters kept (`kept`), the
     mean final loss of MTT (`unmasked`), and the paired differences to rule none, one per seed
-    (`gains`), their mean (`gain`) and standard error (`error`). What cannot be computed is None: a
-    deviation of one seed, for example.
+    (`gains`). What cannot be computed is None: a deviation of one seed, for example.
 
     >>> from ddpp.book.tables import summarize
     >>> numbers = {"accuracy": 46.0, "kept": 1.0, "unmasked": 0.8, "error": None}
@@ -345,8 +344,6 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
                 "kept": _mean([row["kept"] for row in finished.values()]),
                 "unmasked": _mean([row["unmasked"] for row in finished.values()]),
                 "gains": gains,
-                "gain": _mean(gains),
-                "error": spread(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
             }
         )
     return lines
@@ -359,10 +356,21 @@ def _mean(values: list[float]) -> float | None:
 def cells(line: dict) -> list[str]:
     """Return a line of `summarize` as texts for a table.
 
-    They are rule, epsilon, number of runs, share kept, accuracy, and difference to rule none.
+    They are rule, epsilon, number of runs, share kept, accuracy, and the mean difference from rule
+    none, from three seeds on with its 95 % interval.
 
     - line: from `summarize`.
     """
     kept = "" if line["kept"] is None else f"{line['kept']:.1%}"
-    numbers = _show(line["mean"], line["std"]), _show(line["gain"], line["error"], "+")
+    numbers = _show(line["mean"], line["std"]), _interval(line["gains"])
     return [line["rule"], f"{line['epsilon']:g}", str(line["runs"]), kept, *numbers]
+
+
+def _interval(gains: Sequence[float]) -> str:
+    """The mean of paired differences with its 95 % interval, which two of them do not give."""
+    if not gains:
+        return ""
+    found = Difference(tuple(gains))
+    if found.half is None or len(gains) < 3:
+        return f"{found.mean:+.1f}"
+    return f"{found.mean:+.1f} ({found.mean - found.half:+.1f} to {found.mean + found.half:+.1f})"

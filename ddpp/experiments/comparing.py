@@ -51,9 +51,10 @@ class Difference:
             return 1.0 if self.mean == 0 else 0.0
         return float(2 * stats.t.sf(abs(self.mean) / (error / math.sqrt(n)), n - 1))
 
-    @property
-    def detectable(self) -> float | None:
-        """The smallest true difference that a test at 5 % finds in four of five such comparisons.
+    def detectable(self, level: float = 0.05) -> float | None:
+        """The smallest true difference that a test finds in four of five such comparisons.
+
+        - level: of the test.
 
         None for one seed. The approximation by quantiles of Student's t is right to a few percent.
         """
@@ -62,7 +63,7 @@ class Difference:
         n = len(self.values)
         if n < 2:
             return None
-        quantiles = stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)
+        quantiles = stats.t.ppf(1 - level / 2, n - 1) + stats.t.ppf(0.8, n - 1)
         return float(quantiles) * spread(self.values) / math.sqrt(n)
 
 
@@ -98,6 +99,15 @@ class Comparison:
             worst = max(worst, min(1.0, (len(order) - rank) * known[setting]))
             found[setting] = worst
         return {setting: found.get(setting) for setting in self.differences}
+
+    @property
+    def detectable(self) -> dict[Setting, float | None]:
+        """The smallest true difference of each setting that is found in four of five comparisons.
+
+        At 5 % for all differences together, the strictest level of Holm's procedure.
+        """
+        found = self.differences
+        return {s: d.detectable(0.05 / len(found)) for s, d in found.items()}
 
     def lines(self) -> list[list[str]]:
         """The table as text, its head first."""
@@ -214,7 +224,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _signed(points: float) -> str:
-    return f"{round(points, 1) + 0.0:+.1f}"  # plus zero, as -0.0 says nothing
+    return f"{round(points, 2) + 0.0:+.2f}"  # plus zero, as -0.00 says nothing
 
 
 def _setting(one: Rule | tuple[Rule, float], recipe: Recipe) -> Setting:

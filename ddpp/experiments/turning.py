@@ -5,8 +5,10 @@ how: its angle to the gradient of MTT, which prunes nothing, and its length besi
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -55,6 +57,56 @@ def turns(
 
     Raises Error for an epoch that the teachers do not reach.
     """
+    where = {"start_set": start_set, "alpha": alpha, "epoch": epoch, "teacher": teacher}
+    base, turned, student, goal = _gradients(data, teachers, config, masks, step=step, **where)
+    error, opposite = (student - goal).square(), student * goal < 0
+    return {
+        name: _turn(mask(student, goal), turned[name], base, error, opposite)
+        for name, mask in masks.items()
+    }
+
+
+def average_turns(
+    data: ImageData,
+    teachers: Teachers,
+    config: DistillConfig,
+    masks: Mapping[str, Mask],
+    draws: int = 12,
+    *,
+    epoch: int = 0,
+) -> tuple[float, dict[str, float]]:
+    """Measure how much of a turn remains in the average over steps.
+
+    - data, teachers, config, masks, epoch: as in `turns`.
+    - draws: gradients that are averaged, each with augmentations of its own, by turns with each
+      teacher.
+
+    Returns, in degrees, the mean angle between MTT's gradients of two draws, and for each mask the
+    angle between its gradient and MTT's, both averaged over the draws.
+    """
+    bases, sums = [], dict.fromkeys(masks, 0.0)
+    for step in range(draws):
+        at = {"epoch": epoch, "teacher": step % len(teachers), "step": step}
+        base, turned, *_ = _gradients(data, teachers, config, masks, **at)
+        bases.append(base)
+        sums = {name: total + turned[name] for name, total in sums.items()}
+    between = [_angle(a, b) for a, b in combinations(bases, 2)]
+    mean = torch.stack(bases).sum(0)
+    return statistics.fmean(between), {name: _angle(total, mean) for name, total in sums.items()}
+
+
+def _gradients(
+    data: ImageData,
+    teachers: Teachers,
+    config: DistillConfig,
+    masks: Mapping[str, Mask],
+    start_set: Split | None = None,
+    alpha: float | None = None,
+    epoch: int = 0,
+    teacher: int = 0,
+    step: int = 0,
+) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """Return the gradients (N*C*H*W,) of MTT and with each mask, and student and goal (p,)."""
     images, labels = start_set or data.draw(config.ipc, config.seed)
     if not 0 <= teacher < len(teachers):
         raise Error(f"teacher {teacher} is not there: choose 0 to {len(teachers) - 1}")
@@ -67,28 +119,27 @@ def turns(
         loss = lambda student: masked_loss(student, goal, start, mask(student.detach(), goal))
         network = teachers.network
         out = unroll(network, start, images, labels, rate, updates, loss, "adjoint")
-        return out.grad_images, out.student
+        return out.grad_images.flatten().double(), out.student
 
     base, student = gradient(lambda student, teacher: torch.ones_like(student, dtype=torch.bool))
-    error = (student - goal).square()
-    found = {}
-    for name, mask in masks.items():
-        keep = mask(student, goal)
-        found[name] = _turn(keep, gradient(mask)[0], base, error, student * goal < 0)
-    return found
+    return base, {name: gradient(mask)[0] for name, mask in masks.items()}, student, goal
 
 
 def _turn(keep: Tensor, turned: Tensor, base: Tensor, error: Tensor, opposite: Tensor) -> Turn:
-    turned, base = turned.flatten().double(), base.flatten().double()
-    cosine = float(turned @ base / (turned.norm() * base.norm()))
     pruned = int((~keep).sum())
     return Turn(
         kept=float(keep.double().mean()),
-        angle=math.degrees(math.acos(max(-1.0, min(1.0, cosine)))),
+        angle=_angle(turned, base),
         length=float(turned.norm() / base.norm()),
         loss=float(error[~keep].double().sum() / error.double().sum()),
         opposite=float(opposite[~keep].double().mean()) if pruned else math.nan,
     )
+
+
+def _angle(a: Tensor, b: Tensor) -> float:
+    """Between two vectors, in degrees."""
+    cosine = float(a @ b / (a.norm() * b.norm()))
+    return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
 
 
 def mask_of(rule: Rule, epsilon: float) -> Mask:
