@@ -107,7 +107,7 @@ def distill(
 ) -> None:
     """Train teachers, distil, and compare with random real images.
 
-    All three stages, then the evaluation beside as many random real images.
+    All three stages, then the evaluation, also of random real images.
 
     Args:
         out: the distilled file to write, ending in .safetensors
@@ -395,7 +395,7 @@ def show_report(out: Path, distilled: DistilledDataset, report: dict) -> None:
         print(f"{skipped} steps were skipped because their loss, images or alpha were not usable")
     ours, real = (Evaluation(**report[which]) for which in ("distilled", "random"))
     print("\n".join(ours.lines()))
-    print(f"as many random real images: {real.mean:.1f} ± {real.std:.1f} %")
+    print(f"the same number of random real images: {real.mean:.1f} ± {real.std:.1f} %")
     print(f"distillation gains {ours.mean - real.mean:+.1f} points of test accuracy")
     if teachers := report.get("teachers"):
         print("\n".join(ceiling(distilled, ours.mean, teachers)))

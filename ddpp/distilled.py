@@ -85,7 +85,7 @@ class DistilledDataset(Dataset):
 
         - run: finished, or stopped on its way.
         - beside: what belongs to the set and not to the run, see `beside`.
-        - identity: that of the run.
+        - identity: of the run.
         """
         whitening = Whitening.from_tensors(beside.tensors)
         values = {f.name: getattr(run.state, f.name) for f in dataclasses.fields(run.state)}
@@ -246,7 +246,7 @@ class DistilledDataset(Dataset):
         """Write a finished set as the checkpoint of its run, which can then be given more steps.
 
         - path: the file.
-        - identity: that of the run.
+        - identity: of the run.
 
         Raises Error for a set without `state`, as earlier versions wrote them.
         """
@@ -266,7 +266,7 @@ class DistilledDataset(Dataset):
 
     @staticmethod
     def load(path: str | Path) -> "DistilledDataset":
-        """Read a set from a file written by `save`, or the set as it stands in a checkpoint.
+        """Read a set from a file written by `save`, or the current set from a checkpoint.
 
         - path: the file. Raises Error if it is missing, damaged or of another kind.
 

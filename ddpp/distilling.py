@@ -118,7 +118,7 @@ def distill(
     - checkpoint: a file for the state, saved every `save_steps` steps, every `save_minutes`
       minutes, and on Ctrl-C. The same call resumes from it: on one machine's CPU to the same bits
       as a run that was never stopped, on a GPU up to the order of sums. With more config.steps it
-      goes on after the last one. `DistilledDataset.load` reads the set as it stands in it. Default:
+      continues after the last one. `DistilledDataset.load` reads the current set from it. Default:
       nothing is saved.
     - progress: whether a progress bar is shown.
     - report: called with lines of text: which engine is used, and from which step a run resumes.

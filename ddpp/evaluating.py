@@ -3,7 +3,7 @@
 The paper reports the average of five networks trained from scratch. Which iterate of a distillation
 is tested makes a difference: MTT and its followers report the best of many on the test set. Here
 the results are the final iterate and the one chosen on a held-out split of the training images; the
-best on the test set stands beside them, labelled as such.
+best on the test set is given beside them, labelled as such.
 """
 
 import json
@@ -159,7 +159,7 @@ def evaluate(
 
 
 def _check_pair(distilled: DistilledDataset, data: ImageData) -> None:
-    """Raise Error where the data are not those of the set."""
+    """Raise Error if the set was made from other data."""
     if distilled.classes != data.classes:
         raise Error(
             f"the distilled set has {len(distilled.classes)} classes, the data "

@@ -2,13 +2,13 @@
 leaves them out, Eqs. (3)-(8).
 
 Everything here works on flat vectors of p parameters: the student after its J updates, the teacher
-K epochs later, and the start that both left from. A rule says which pairs are effective, that is,
+K epochs later, and the start of both. A rule says which pairs are effective, that is,
 kept. Each rule is one function and one entry in RULES. The mask is a constant of the distillation
 step: no gradient flows through comparisons.
 
-Three rules are controls: `random`, `largest` and `smallest` prune as many pairs as the paper's rule
-would, but others. `sign` is the half of the paper's rule that has no threshold, and `easiest` what
-others prune.
+Three rules are controls: `random`, `largest` and `smallest` prune the same number of pairs as the
+paper's rule, but others. `sign` is the part of the paper's rule that has no threshold. `easiest`
+prunes what PAD and EDF prune.
 """
 
 from collections.abc import Callable

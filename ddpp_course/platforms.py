@@ -37,7 +37,7 @@ def table(platform: str, students: list[Student], rows: list[dict]) -> tuple[Tab
 
 
 def _canvas(students: list[Student], totals: dict, most: dict[str, float]) -> Table:
-    """Return the columns of the export up to Section, then those of the assignments."""
+    """Return the columns of the export up to Section, then one for each assignment."""
     there = list(students[0].line) if students else ["Student", "ID", "Section"]
     first = there[: there.index("Section") + 1]
     column = {name: _alike(name, there) or name for name in sorted(most)}

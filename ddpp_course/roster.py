@@ -68,7 +68,7 @@ def table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def moment(text: str, where: str = "--due") -> datetime:
     """Read a deadline, to its end: a date without a time is the whole day, 23:59 the whole minute.
 
-    Without a zone the time is that of this computer.
+    A time without a zone is taken in the zone of this computer.
     """
     text = text.strip()
     try:
@@ -248,11 +248,11 @@ class Rules:
 
 
 def _doubts(rows: list[dict]) -> list[str]:
-    """Say where the times of the files may not be those of handing in."""
+    """Say where the times of the files may not be the times of handing in."""
     timed = [row for row in rows if "days_late" in row]
     if len(timed) > 2 and all(row["days_late"] for row in timed):
         return [
-            f"all {len(timed)} files were written after the deadline: are their times those of the "
+            f"all {len(timed)} files were written after the deadline: are their times from the "
             "download?"
         ]
     canvas = [(row, PLATFORM.match(row["submission"])) for row in timed]

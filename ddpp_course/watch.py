@@ -189,7 +189,7 @@ def _rooms(module: ModuleType) -> list[ModuleType]:
 
 
 def _functions(module: ModuleType) -> list[FunctionType]:
-    """Return the functions that a module defines, and those of its classes."""
+    """Return the functions that a module and its classes define."""
     found = []
     for value in list(vars(module).values()):
         if getattr(value, "__module__", None) == module.__name__:

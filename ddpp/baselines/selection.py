@@ -70,10 +70,10 @@ def choose_random(
 def herding(
     data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving = Saving()
 ) -> DistilledDataset:
-    """Choose images whose mean feature stays closest to that of their class.
+    """Choose images whose mean feature stays closest to the mean of their class.
 
     - data: the images to choose from, preprocessed.
-    - teachers: trained on them; the features are those of the first teacher.
+    - teachers: trained on them; the features come from the first teacher.
     - config: images per class, and the teacher's epoch.
     - saving: not used, as nothing is saved on the way.
 

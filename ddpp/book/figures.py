@@ -638,7 +638,7 @@ def comparisons(found: Mapping[str, Comparison]) -> Figure:
 
 
 def ceiling(reports: Mapping[str, Mapping]) -> Figure:
-    """Draw a set's accuracy between that of random real images and that of the teachers it matches.
+    """Draw the accuracy of a set between random real images and the teachers that it matches.
 
     - reports: by name, as a run writes them; each has "random", "distilled" and "teachers".
     """

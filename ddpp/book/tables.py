@@ -143,7 +143,7 @@ def best_3(rows: Sequence[dict]) -> str:
     """Return the paper's Table III in Markdown, with the best that there is here for each cell.
 
     - rows: of experiment table3 at all scales, see `experiments.read`. The paper has ten images per
-      class; the smallest scale has one, and says so.
+      class; the smallest scale has one, and is labelled.
     """
     methods = ("signed", "none")
     head = ["architecture", *(f"{NAMES[m]}, {who}" for m in methods for who in ("paper", "here"))]

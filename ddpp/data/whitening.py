@@ -1,6 +1,6 @@
 """Preprocessing: an affine map fitted on the training images, and its exact inverse for display.
 
-ZCA is that of MTT (Cazenavette et al., CVPR 2022), which the paper uses "with default parameters":
+ZCA is as in MTT (Cazenavette et al., CVPR 2022), which the paper uses "with default parameters":
 the covariance of the images in [0, 1] is regularized by eps = 0.1, and its inverse square root is
 applied to every flattened image.
 """

@@ -249,7 +249,7 @@ def comparison_of(
     """Compare runs that are finished, as they are in results/.
 
     - rows: of runs that differ in rule, epsilon and seed alone, see `experiments.read`.
-    - settings: (rule, epsilon), the base first. Default: those of the rows, none first.
+    - settings: (rule, epsilon), the base first. Default: the ones in the rows, none first.
     - seeds: of 0, 1, ... how many. Default: all that the rows have.
 
     Raises Error if there are no rows.

@@ -295,7 +295,7 @@ class Worker:
         return (base.report(self.results), row) if row and row.get("set") else None
 
     def _origin(self, run: Run) -> Run:
-        """Return the run whose set this one evaluates, or goes on with."""
+        """Return the run whose set this one evaluates, or resumes."""
         if run.continues:
             return next(each for each in self.todo if each.name == run.continues)
         return replace(run, name=str(run.of), of=None, network=None)
@@ -381,7 +381,7 @@ def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list
     """Return one line per run, and a last line with the number of finished runs and the time left.
 
     A line says what the result is, how far the run has come, or that it is missing. The time is
-    that of one core or GPU, estimated from finished runs that differ in rule, steps or seed alone.
+    for one core or GPU, estimated from finished runs that differ in rule, steps or seed alone.
 
     - todo: runs, see `runs` and `select`.
     - results, work: the folders of `reproduce`.

@@ -45,9 +45,9 @@ class Experiment:
     - best_on_test: whether the report also has the best iterate on the test set, as papers do.
     - scores: a file of accuracies that several runs share, for the sets that they have in common.
 
-    `teachers`, `distilled` and `report` each read what is on disk, or make it; `run` does all that
+    `teachers`, `distilled` and `report` each read what is on disk, or make it; `run` makes all that
     is missing. The same call resumes after any stop. A recipe with more steps than the set in `out`
-    has goes on with it, and moves the shorter run's files aside. Error for a file of another run:
+    resumes from that set, and moves the shorter run's files aside. Error for a file of another run:
     nothing is overwritten.
     """
 
@@ -235,7 +235,7 @@ class Experiment:
             read_checkpoint(self.checkpoint, self.identity, lasting=True)
         else:
             shorter.save_checkpoint(self.checkpoint, self.identity)
-        self._say(f"the set of {done} steps is in {aside} now; this run goes on from there")
+        self._say(f"the set of {done} steps is in {aside} now; this run resumes from it")
         for old, new in moves:
             old.rename(new)
 
@@ -320,7 +320,7 @@ class Clock:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the seconds that the block takes to those of a stage."""
+        """Add the seconds that the block takes to a stage."""
         began = time.monotonic()
         try:
             yield

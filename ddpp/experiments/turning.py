@@ -1,7 +1,7 @@
 """What a mask does to a distillation step: how far it turns the gradient of the images.
 
-Two masks may prune as many parameters and act quite differently. The gradient of the images tells
-how: its angle to the gradient of MTT, which prunes nothing, and its length beside it.
+Two masks may prune the same number of parameters and act quite differently. The gradient of the
+images shows how: by its angle to the gradient of MTT, which prunes nothing, and by its length.
 """
 
 import math

@@ -11,8 +11,8 @@ if TYPE_CHECKING:  # it is nowhere else
 
 
 class Error(ValueError):
-    """Bad input, a damaged file or a run that cannot go on; the message says what is wrong and what
-    to do.
+    """Bad input, a damaged file or a run that cannot continue. The message says what is wrong, and
+    what to do.
     """
 
 

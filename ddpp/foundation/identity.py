@@ -174,7 +174,7 @@ def as_in_files(identity: dict) -> dict:
 def settings(config: "DataclassInstance") -> dict:
     """Return a config as a dictionary, without later settings that are at their default.
 
-    A field says so with metadata={"since": ...}. So files of before are still recognized.
+    Such a field is marked with metadata={"since": ...}. So files of before are still recognized.
     """
     all_of_them = dataclasses.asdict(config)
     for field in dataclasses.fields(config):
@@ -370,7 +370,7 @@ def _code(code: types.CodeType) -> list:
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """A code object and those of the functions inside it."""
+    """Return a code object, and the code objects of the functions inside it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

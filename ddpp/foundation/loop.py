@@ -92,7 +92,7 @@ class Run(Generic[S]):
         return cls(method.begin, {0: (method.begin.images, method.begin.alpha)})
 
     def on(self, machine: dict) -> "Run[S]":
-        """The run, about to go on with a machine."""
+        """Return the run, about to resume on a machine."""
         known = machine in self.machines
         return self if known else replace(self, machines=(*self.machines, machine))
 
@@ -244,7 +244,7 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
 
 
 def _begun(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: Saving) -> Run[S]:
-    """The run to go on with."""
+    """Return the run to resume."""
     run = checkpoint.load(method)
     if run is None:
         return Run.of(method).on(machine)
@@ -276,7 +276,7 @@ def read_checkpoint(
     if of(meta["identity"]) != of(identity):
         raise Error(
             f"the checkpoint {path} belongs to a run with other settings, data or teachers "
-            f"({differences(meta['identity'], identity)}): repeat that run's settings to go on "
+            f"({differences(meta['identity'], identity)}): repeat that run's settings to resume "
             "with it, or choose another output"
         )
     return tensors, meta

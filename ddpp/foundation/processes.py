@@ -61,7 +61,7 @@ def share(count: int) -> range:
 
 
 def wait() -> None:
-    """Until every rank has come here."""
+    """Block until every rank arrives (a barrier)."""
     if size() > 1:
         dist.barrier()
 

@@ -1,7 +1,7 @@
 """Random numbers as a function of a seed and a path of names, so that any step can be replayed on
 its own.
 
-Nothing in ddpp reads a global random state: a stopped run needs no saved generator to go on to the
+Nothing in ddpp reads a global random state: a stopped run needs no saved generator to resume to the
 same bits.
 """
 

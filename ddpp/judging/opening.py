@@ -145,7 +145,7 @@ def open_own(
     root: str | Path = "data",
     device: str | None = None,
 ) -> Opened:
-    """Open a file that ddpp has written; the arguments are those of `open_set`."""
+    """Open a file that ddpp has written. The arguments are the same as for `open_set`."""
     file = files.Lazy(path, KIND, CHECKPOINT, RESULT)
     stored = None if file.kind == RESULT else DistilledDataset.load(path)
     provenance = stored.provenance if stored else file.meta["provenance"]

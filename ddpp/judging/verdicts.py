@@ -1,4 +1,4 @@
-"""Judge distilled sets, whoever made them, under one protocol, beside as many real images."""
+"""Judge distilled sets from any code under one protocol, beside the same number of real images."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ RATES = (0.003, 0.01, 0.03, 0.1)  # tried on held-out images where a set brings 
 
 @dataclass(frozen=True)
 class Judged:
-    """One set's accuracies in percent, and as many random real images', in each architecture."""
+    """Accuracies in percent of a set, and of as many random real images, in each architecture."""
 
     path: str
     data: str
@@ -73,7 +73,7 @@ def judge(
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[Judged]:
-    """Test distilled sets of any code under one protocol, beside as many random real images.
+    """Test sets from any code under one protocol, beside the same number of random real images.
 
     - paths: files and folders, see `open_set`.
     - data, space, root, device: as in `open_set`, for all of them.

@@ -4,8 +4,8 @@ images and alpha, exactly.
 Four engines have one signature and equal results. `autograd` keeps the graph of all J updates.
 `stored` keeps their activations, about half as much, and makes the rest of the graph update by
 update. `adjoint` keeps the J parameter vectors only, on a CPU in a temporary file, and computes the
-activations twice. `compiled` does the same in compiled functions; it compares its results with
-those of `adjoint` first, and where it cannot be used, `adjoint` does the work.
+activations twice. `compiled` does the same in compiled functions. It first compares its results
+with `adjoint`. Where it fails or differs, `adjoint` is used.
 """
 
 from collections.abc import Callable
