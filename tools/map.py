@@ -22,7 +22,7 @@ from ddpp.experiments.run import commit, provenance
 from ddpp.experiments.turning import Mask, Turn, mask_of, masks_by_part, turns
 from ddpp.foundation import files
 from ddpp.networks import NetworkConfig
-from ddpp.teachers import TeacherConfig, Teachers, train_teachers
+from ddpp.teachers import Teachers, train_teachers
 from tools.commands import run
 
 RULES = (
