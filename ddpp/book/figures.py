@@ -617,7 +617,7 @@ def comparisons(found: Mapping[str, Comparison]) -> Figure:
     rows = list(dict.fromkeys(setting for one in found.values() for setting in one.differences))
     size = (WIDTH * (0.8 if len(found) == 1 else 1), 1 + 0.45 * len(rows))
     figure, axes = plt.subplots(
-        1, len(found), figsize=size, sharey=True, squeeze=False, layout="constrained"
+        1, len(found), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (title, one) in zip(axes[0], found.items(), strict=True):
         for setting, difference in one.differences.items():
@@ -633,7 +633,7 @@ def comparisons(found: Mapping[str, Comparison]) -> Figure:
         ylim=(len(rows) - 0.5, -0.6),
     )
     base = next(iter(found.values())).base[0]
-    figure.supxlabel(f"difference to {base} in test accuracy (points)", fontsize=10)
+    figure.supxlabel(f"difference from {base} in test accuracy (points)", fontsize=10)
     return figure
 
 
