@@ -385,7 +385,7 @@ def _parts(values: dict, beside: Beside, whitening: Whitening) -> dict[str, Any]
         "whitening": whitening,
         "classes": tuple(beside.meta["classes"]),
         "network": beside.meta["network"],
-        "state": {name: value for name, value in values.items() if name not in own},
+        "state": {k: v for k, v in values.items() if k not in own and v is not None},
     }
 
 

@@ -30,6 +30,7 @@ from ddpp.foundation.errors import (
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
 from ddpp.pruning import RULES, Rule, keep_mask, masked_loss, matching_loss
+from ddpp.refining import averaged
 from ddpp.teachers import Teachers
 from ddpp.unrolling import ENGINES, Updates, choose_engine, draw_updates, unroll
 
@@ -61,6 +62,8 @@ class DistillConfig:
     seed: int = 0
     # A: all operations, none (False), or some: ("color", "crop")
     augment: Augmentation = field(default=True, metadata={"since": 2})
+    # decay of a moving average of the images, which is then the result; 0: the images themselves
+    ema: Share = field(default=0.0, metadata={"since": 3})
 
     def __post_init__(self):
         check_bounds(self)
@@ -83,6 +86,7 @@ class State:
     images_velocity: Tensor
     alpha_velocity: Tensor
     skipped: int = 0  # in a row
+    moving: Tensor | None = None  # the images that move, where `images` is their average
 
 
 Config = TypeVar("Config", bound=DistillConfig)
@@ -161,6 +165,8 @@ def run(
         engine, why = choose_engine(network, *start_set, batch, config.student_steps)
     saving.report(f"engine: {engine} ({why})")
     advance = lambda state: algorithm.step(state, start_set.labels, teachers, config, engine)
+    if config.ema:
+        advance = averaged(advance, config.ema)
     first, network = algorithm.begin(start_set, config), teachers.config.network
     about = beside(data, start_set.labels, network)
     method = loop.Method(first, advance, config.steps, config.iterates, _advice, about)

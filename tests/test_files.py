@@ -221,11 +221,11 @@ FIELDS = {  # of settings and states: a file has them, and a run with others is 
     Recipe: ("profile data teachers distill protocol method zca validation repeats all_epochs"),
     DistillConfig: (
         "ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0 "
-        "alpha_lr momentum batch engine iterates trajectories seed augment"
+        "alpha_lr momentum batch engine iterates trajectories seed augment ema"
     ),
     iadd.IADDConfig: (
         "ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0 "
-        "alpha_lr momentum batch engine iterates trajectories seed augment weights_lr"
+        "alpha_lr momentum batch engine iterates trajectories seed augment ema weights_lr"
     ),
     dm.DMConfig: "ipc steps image_lr momentum batch_real augment init iterates seed",
     dsa.DSAConfig: (
@@ -240,8 +240,8 @@ FIELDS = {  # of settings and states: a file has them, and a run with others is 
         "ipc steps kernel depth reg image_lr learn_labels label_lr target init iterates seed"
     ),
     selection.SelectionConfig: "ipc epochs seed",
-    distilling.State: "step images alpha images_velocity alpha_velocity skipped",
-    iadd.State: "step images alpha images_velocity alpha_velocity skipped weights",
+    distilling.State: "step images alpha images_velocity alpha_velocity skipped moving",
+    iadd.State: "step images alpha images_velocity alpha_velocity skipped moving weights",
     common.State: "step images alpha velocity",
     kip.State: "step images labels alpha moments label_moments",
     Evaluation: "final selected selected_step validation best_on_test best_on_test_step",
