@@ -7,6 +7,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -30,7 +31,7 @@ from ddpp.foundation.errors import (
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
 from ddpp.pruning import RULES, Rule, keep_mask, masked_loss, matching_loss
-from ddpp.refining import averaged
+from ddpp.refining import Step, averaged, limited, normalized, shortened
 from ddpp.teachers import Teachers
 from ddpp.unrolling import ENGINES, Updates, choose_engine, draw_updates, unroll
 
@@ -64,6 +65,10 @@ class DistillConfig:
     augment: Augmentation = field(default=True, metadata={"since": 2})
     # decay of a moving average of the images, which is then the result; 0: the images themselves
     ema: Share = field(default=0.0, metadata={"since": 3})
+    # largest norm of the gradient of the images, which is shortened to it; None: any
+    clip: Positive | None = field(default=None, metadata={"since": 3})
+    # whether that gradient is divided by its norm, so that image_lr is the length of a step
+    normalize: bool = field(default=False, metadata={"since": 3})
 
     def __post_init__(self):
         check_bounds(self)
@@ -165,14 +170,22 @@ def run(
         engine, why = choose_engine(network, *start_set, batch, config.student_steps)
     saving.report(f"engine: {engine} ({why})")
     advance = lambda state: algorithm.step(state, start_set.labels, teachers, config, engine)
-    if config.ema:
-        advance = averaged(advance, config.ema)
+    advance = refined(advance, config)
     first, network = algorithm.begin(start_set, config), teachers.config.network
     about = beside(data, start_set.labels, network)
     method = loop.Method(first, advance, config.steps, config.iterates, _advice, about)
     identity = of_run(algorithm.name, config, teachers.config.made_from(data), network.name)
     done = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)  # line 3
     return DistilledDataset.from_run(done, about, identity)
+
+
+def refined(step: Step[S], config: DistillConfig) -> Step[S]:
+    """Refine a step as the config says; by default, it is the step itself."""
+    limits = [normalized] if config.normalize else []
+    limits += [partial(shortened, most=config.clip)] if config.clip else []
+    for limit in limits:
+        step = limited(step, limit, config.momentum, config.image_lr)
+    return averaged(step, config.ema) if config.ema else step
 
 
 def step(
@@ -290,6 +303,11 @@ def check_config(config: DistillConfig) -> None:
             f"{config.trajectories} trajectories per step cannot be shared evenly by "
             f"{processes.size()} processes: choose a multiple of {processes.size()}, or start "
             "another number of processes"
+        )
+    if config.clip and config.normalize:
+        raise Error(
+            f"clip is {config.clip}, but with normalize the norm of every gradient is 1: leave out "
+            "one of them"
         )
     choose("rule", config.rule, RULES)
     choose("engine", config.engine, ["auto", *ENGINES])

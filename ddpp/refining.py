@@ -1,13 +1,14 @@
 """Refinements of a step that later methods have brought, each a small function and off by default.
 
-A step takes a state to the next one, and returns that with what to record. `averaged` takes a step
-and returns a refined one: the step itself stays Algorithm 1.
+A step takes a state to the next one, and returns that with what to record. `averaged` and `limited`
+take a step and return a refined one: the step itself stays Algorithm 1.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from ddpp.foundation import loop
@@ -15,6 +16,9 @@ from ddpp.foundation import loop
 
 class State(loop.State, Protocol):
     """The state of a method that matches trajectories, as far as refinements read it."""
+
+    @property
+    def images_velocity(self) -> Tensor: ...
 
     @property
     def moving(self) -> Tensor | None: ...
@@ -46,3 +50,58 @@ def averaged(step: Step[S], decay: float) -> Step[S]:
         return replace(after, images=mean, moving=after.images), record
 
     return refined
+
+
+def limited(
+    step: Step[S], limit: Callable[[Tensor], Tensor], momentum: float, image_lr: float
+) -> Step[S]:
+    """Return a step whose gradient of the images is limited before it moves them; alpha's is not.
+
+    - step: moves the images by gradient descent with momentum.
+    - limit: returns what is left of a gradient, such as `shortened` or `normalized`.
+    - momentum, image_lr: of the images, as in the step.
+
+    It also records the gradient's norm before that. A result that is not finite is skipped.
+    """
+
+    def refined(state: S) -> tuple[S, dict]:
+        # from rest, the velocity after a step is its gradient
+        rest = replace(state, images_velocity=torch.zeros_like(state.images_velocity))
+        after, record = step(rest)
+        gradient = after.images_velocity
+        velocity = momentum * state.images_velocity + limit(gradient)
+        images = state.images - image_lr * velocity
+        record = record | {"norm": gradient.norm()}
+        if after.skipped or not images.isfinite().all():
+            after = replace(state, step=after.step, skipped=state.skipped + 1)
+            return after, record | {"alpha": state.alpha, "skipped": 1}
+        return replace(after, images=images, images_velocity=velocity), record
+
+    return refined
+
+
+def shortened(gradient: Tensor, most: float | Tensor) -> Tensor:
+    """Shorten a gradient to a norm of at most `most`; a shorter one stays as it is.
+
+    Source: gradient clipping (Pascanu et al., ICML 2013).
+
+    >>> import torch
+    >>> from ddpp.refining import shortened
+    >>> shortened(torch.tensor([30.0, 40.0]), most=5.0)
+    tensor([3., 4.])
+    """
+    norm = gradient.norm()
+    # a gradient of 0 stays 0: there the ratio is infinite, and fmin takes the other number
+    return gradient * torch.fmin(most / norm, torch.ones_like(norm))
+
+
+def normalized(gradient: Tensor) -> Tensor:
+    """Divide a gradient by its norm: a step is then as long as its learning rate says; 0 stays 0.
+
+    >>> import torch
+    >>> from ddpp.refining import normalized
+    >>> normalized(torch.tensor([30.0, 40.0]))
+    tensor([0.6000, 0.8000])
+    """
+    norm = gradient.norm()
+    return torch.where(norm > 0, gradient / norm, gradient)

@@ -214,19 +214,15 @@ TRACE = {f"history.{name}" for name in HISTORY}
 TRACE |= {f"iterate.{step}.{name}" for step in (0, 2, 4) for name in ("images", "alpha")}
 DATA = {"sha256", "whitening", "validation"}
 TEACHER = {"lr", "batch", "augment", "seed", "network", "data"}
+MATCHING = """ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0
+    alpha_lr momentum batch engine iterates trajectories seed augment ema clip normalize"""
 FIELDS = {  # of settings and states: a file has them, and a run with others is another
     NetworkConfig: "name width depth",
     TeacherConfig: "count epochs lr batch augment seed network",
     Protocol: "epochs batch momentum weight_decay augment",
     Recipe: ("profile data teachers distill protocol method zca validation repeats all_epochs"),
-    DistillConfig: (
-        "ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0 "
-        "alpha_lr momentum batch engine iterates trajectories seed augment ema"
-    ),
-    iadd.IADDConfig: (
-        "ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0 "
-        "alpha_lr momentum batch engine iterates trajectories seed augment ema weights_lr"
-    ),
+    DistillConfig: MATCHING,
+    iadd.IADDConfig: f"{MATCHING} weights_lr",
     dm.DMConfig: "ipc steps image_lr momentum batch_real augment init iterates seed",
     dsa.DSAConfig: (
         "ipc steps image_lr momentum batch_real augment init iterates seed outer inner network_lr "
