@@ -4,6 +4,7 @@
 (16). A run can be stopped at any moment, and skips steps whose result is not finite.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -25,13 +26,14 @@ from ddpp.foundation.errors import (
     NotNegative,
     Positive,
     Share,
+    Whole,
     check_bounds,
     choose,
 )
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
 from ddpp.pruning import RULES, Rule, keep_mask, masked_loss, matching_loss
-from ddpp.refining import Step, averaged, limited, normalized, shortened
+from ddpp.refining import Step, averaged, limited, normalized, shortened, start_epochs
 from ddpp.teachers import Teachers
 from ddpp.unrolling import ENGINES, Updates, choose_engine, draw_updates, unroll
 
@@ -69,16 +71,30 @@ class DistillConfig:
     clip: Positive | None = field(default=None, metadata={"since": 3})
     # whether that gradient is divided by its norm, so that image_lr is the length of a step
     normalize: bool = field(default=False, metadata={"since": 3})
+    # start epochs are drawn from here on
+    min_start_epoch: Whole = field(default=0, metadata={"since": 3})
+    # I+ of the first step, which grows to max_start_epoch; None: it is that from the start
+    first_max_start_epoch: Count | None = field(default=None, metadata={"since": 3})
+    # after so many steps it is max_start_epoch; None: it grows over all steps of the run
+    expand_steps: Count | None = field(default=None, metadata={"since": 3})
 
     def __post_init__(self):
         check_bounds(self)
         object.__setattr__(self, "rule", RULES.name_of(self.rule))
         object.__setattr__(self, "augment", as_augmentation(self.augment))
+        if self.first_max_start_epoch and not self.expand_steps:
+            # said once: with more steps later, a step still draws from the same epochs
+            object.__setattr__(self, "expand_steps", self.steps)
 
     @property
     def teacher_epochs(self) -> int:
         """The last epoch that can be drawn, I+ - 1 + K."""
         return self.max_start_epoch - 1 + self.expert_epochs
+
+    def start_epochs(self, step: int) -> range:
+        """The epochs from which a step draws its start."""
+        first, most = self.first_max_start_epoch or self.max_start_epoch, self.max_start_epoch
+        return start_epochs(step, self.min_start_epoch, first, most, self.expand_steps or 1)
 
 
 @dataclass
@@ -169,14 +185,39 @@ def run(
         network, batch = teachers.network, config.batch
         engine, why = choose_engine(network, *start_set, batch, config.student_steps)
     saving.report(f"engine: {engine} ({why})")
-    advance = lambda state: algorithm.step(state, start_set.labels, teachers, config, engine)
-    advance = refined(advance, config)
+    advance = refined(in_window(algorithm, start_set.labels, teachers, config, engine), config)
     first, network = algorithm.begin(start_set, config), teachers.config.network
     about = beside(data, start_set.labels, network)
     method = loop.Method(first, advance, config.steps, config.iterates, _advice, about)
     identity = of_run(algorithm.name, config, teachers.config.made_from(data), network.name)
     done = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)  # line 3
     return DistilledDataset.from_run(done, about, identity)
+
+
+def in_window(
+    algorithm: Algorithm[Config, S],
+    labels: Tensor,
+    teachers: Teachers,
+    config: Config,
+    engine: str,
+) -> Step[S]:
+    """Return the algorithm's step, which starts from an epoch of the window, see `start_epochs`."""
+    later = teachers.since(config.min_start_epoch)
+
+    def advance(state: S) -> tuple[S, dict]:
+        window = {"max_start_epoch": len(config.start_epochs(state.step))}
+        after, record = algorithm.step(state, labels, later, seen(config, **window), engine)
+        return after, record | {"epoch": record["epoch"] + config.min_start_epoch}
+
+    return advance
+
+
+def seen(config: Config, **changes: object) -> Config:
+    """Return a config as a step sees it, with values that no file would know."""
+    inner = copy.copy(config)
+    for name, value in changes.items():
+        object.__setattr__(inner, name, value)
+    return inner
 
 
 def refined(step: Step[S], config: DistillConfig) -> Step[S]:
@@ -309,8 +350,33 @@ def check_config(config: DistillConfig) -> None:
             f"clip is {config.clip}, but with normalize the norm of every gradient is 1: leave out "
             "one of them"
         )
+    check_window(config)
     choose("rule", config.rule, RULES)
     choose("engine", config.engine, ["auto", *ENGINES])
+
+
+def check_window(config: DistillConfig) -> None:
+    """Raise an Error for a window of start epochs that is empty or does not grow."""
+    least, most = config.min_start_epoch, config.max_start_epoch
+    first = config.first_max_start_epoch or most
+    if first > most:
+        raise Error(
+            f"first_max_start_epoch {first} is above max_start_epoch {most}, to which it grows: "
+            "lower it, or raise max_start_epoch"
+        )
+    if least >= first:
+        which = (
+            "max_start_epoch" if config.first_max_start_epoch is None else "first_max_start_epoch"
+        )
+        raise Error(
+            f"min_start_epoch {least} leaves no epoch below {which} {first}: lower it, or raise "
+            f"{which}"
+        )
+    if config.expand_steps and config.first_max_start_epoch is None:
+        raise Error(
+            "expand_steps says how long start epochs grow from first_max_start_epoch: give that, "
+            "too, or leave it out"
+        )
 
 
 def begin(start_set: Split, config: DistillConfig) -> State:
@@ -320,7 +386,7 @@ def begin(start_set: Split, config: DistillConfig) -> State:
     return State(0, images, alpha, torch.zeros_like(images), torch.zeros_like(alpha))
 
 
-def _advice(run: loop.Run[State]) -> str:
+def _advice(run: loop.Run[S]) -> str:
     """What to change, if the run is stuck."""
     skipped, steps = run.state.skipped, len(run.history["loss"])  # the history has T rows
     all_skipped = skipped == run.state.step == steps  # in a run shorter than MAX_SKIPPED

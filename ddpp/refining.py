@@ -1,7 +1,8 @@
 """Refinements of a step that later methods have brought, each a small function and off by default.
 
-A step takes a state to the next one, and returns that with what to record. `averaged` and `limited`
-take a step and return a refined one: the step itself stays Algorithm 1.
+`start_epochs` is the window from which a step draws its start. `averaged` and `limited` take a step
+and return a refined one, so that the step itself stays Algorithm 1: it takes a state to the next
+one, and returns that with what to record.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,24 @@ class State(loop.State, Protocol):
 
 S = TypeVar("S", bound=State)
 Step = Callable[[S], tuple[S, dict]]
+
+
+def start_epochs(step: int, least: int, first: int, most: int, steps: int) -> range:
+    """Return the epochs that a step may start from: they grow from easy ones to all.
+
+    - step: its index, from 0.
+    - least: the earliest epoch.
+    - first, most: the bound, itself left out, at the first step and at last. All bounds from one to
+      the other have an equal share of `steps`.
+    - steps: after so many the bound is `most`.
+
+    Source: DATM (Guo et al., ICLR 2024), whose code reaches the last bound after `steps` only.
+
+    >>> from ddpp.refining import start_epochs
+    >>> [start_epochs(step, least=1, first=2, most=4, steps=6) for step in (0, 3, 5, 9)]
+    [range(1, 2), range(1, 3), range(1, 4), range(1, 4)]
+    """
+    return range(least, min(most, first + (most - first + 1) * step // steps))
 
 
 def averaged(step: Step[S], decay: float) -> Step[S]:

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +11,22 @@ from small import CONFIG, NAN, SHORT, moving, refused
 
 from ddpp.data import Split
 from ddpp.distilled import DistilledDataset
-from ddpp.distilling import begin, distill, match
-from ddpp.refining import normalized, shortened
+from ddpp.distilling import (
+    Algorithm,
+    DistillConfig,
+    begin,
+    distill,
+    draw_piece,
+    in_window,
+    match,
+)
+from ddpp.refining import normalized, shortened, start_epochs
 
 REFINED = {
     "ema": {"ema": 0.7},
     "clip": {"clip": 0.05},
+    "window": {"first_max_start_epoch": 1},
+    "later": {"min_start_epoch": 1, "clip": 0.05},
     "normalize": {"normalize": True, "ema": 0.5},
 }
 refinements = pytest.mark.parametrize("changes", REFINED.values(), ids=REFINED)
@@ -179,5 +190,91 @@ def test_a_limited_step_that_is_not_finite_is_skipped_and_leaves_the_state(data)
     ],
 )
 def test_a_norm_that_cannot_be_is_refused(run, changes, words):
+    with refused(*words):
+        run(**changes)
+
+
+# The window of start epochs
+
+
+def test_every_bound_has_an_equal_share_of_the_steps():
+    for first, most, steps in ((2, 5, 12), (1, 3, 7), (4, 4, 3), (1, 9, 20)):
+        windows = [start_epochs(step, 1, first, most, steps) for step in range(steps + 3)]
+        bounds = [window.stop for window in windows]
+        assert {window.start for window in windows} == {1}
+        assert bounds == sorted(bounds) and bounds[steps:] == [most] * 3
+        shares = [bounds[:steps].count(bound) for bound in range(first, most + 1)]
+        assert min(shares) > 0 and max(shares) - min(shares) <= 1
+
+
+@pytest.mark.parametrize("least, windows", [(0, ([0], [0, 1], [0, 1, 2])), (1, ([1], [1, 2]))])
+def test_start_epochs_are_drawn_evenly_from_the_window_of_their_step(teachers, least, windows):
+    config = replace(CONFIG, expert_epochs=1, max_start_epoch=3, min_start_epoch=least)
+    config = replace(config, first_max_start_epoch=least + 1, expand_steps=len(windows))
+
+    def draw(state, labels, teachers, config, engine):
+        epoch, k, start, goal, _ = draw_piece(state.step, 2, teachers, config)
+        return state, {"epoch": epoch, "teacher": k, "start": start, "goal": goal}
+
+    algorithm, state = Algorithm("mine", begin, draw), SimpleNamespace
+    for at, window in enumerate(windows):
+        drawn = []
+        for seed in range(300):
+            seeded = replace(config, seed=seed)
+            advance = in_window(algorithm, torch.arange(2), teachers, seeded, "autograd")
+            _, found = advance(state(step=at))
+            k, epoch = int(found["teacher"]), int(found["epoch"])
+            assert torch.equal(found["start"], teachers.snapshot(k, epoch))
+            assert torch.equal(found["goal"], teachers.snapshot(k, epoch + 1))
+            drawn.append(epoch)
+        assert set(drawn) == set(window)
+        share = 1 / len(window)
+        deviation = (300 * share * (1 - share)) ** 0.5
+        assert all(abs(drawn.count(e) - 300 * share) <= 4 * deviation for e in window)
+
+
+def test_the_history_has_the_teachers_epochs(data, teachers):
+    made, _ = seen(data, teachers, min_start_epoch=1, expert_epochs=1, max_start_epoch=3, steps=12)
+    epochs = made.history["epoch"].tolist()
+    assert set(epochs) == {1, 2}
+
+
+def test_teachers_that_begin_later_end_where_they_did(teachers):
+    later = teachers.since(1).since(1)
+    assert (later.epochs, len(later)) == (1, 2)
+    assert torch.equal(later.snapshot(1, 1), teachers.snapshot(1, 3))
+    assert torch.equal(later.train_loss(), teachers.train_loss()[:, 2:])
+    with refused("epoch 2 is not stored"):
+        later.snapshot(0, 2)
+
+
+def test_with_more_steps_later_a_step_draws_from_the_same_window():
+    config = DistillConfig(steps=80, max_start_epoch=9, first_max_start_epoch=3)
+    longer = replace(config, steps=800)
+    assert config.expand_steps == longer.expand_steps == 80
+    assert [config.start_epochs(t) for t in range(80)] == [
+        longer.start_epochs(t) for t in range(80)
+    ]
+    assert DistillConfig(max_start_epoch=9).start_epochs(7) == range(9)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"min_start_epoch": -1}, ["min_start_epoch is -1", "at least 0"]),
+        ({"min_start_epoch": 2}, ["min_start_epoch 2 leaves no epoch below max_start_epoch 2"]),
+        (
+            {"min_start_epoch": 1, "first_max_start_epoch": 1},
+            ["leaves no epoch below first_max_start_epoch 1", "raise first_max_start_epoch"],
+        ),
+        ({"first_max_start_epoch": 0}, ["first_max_start_epoch is 0", "at least 1"]),
+        (
+            {"first_max_start_epoch": 3},
+            ["first_max_start_epoch 3 is above max_start_epoch 2", "lower it"],
+        ),
+        ({"expand_steps": 5}, ["expand_steps", "give that, too, or leave it out"]),
+    ],
+)
+def test_a_window_that_cannot_be_is_refused(run, changes, words):
     with refused(*words):
         run(**changes)
