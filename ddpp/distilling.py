@@ -32,7 +32,15 @@ from ddpp.foundation.errors import (
 )
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
-from ddpp.pruning import RULES, Rule, keep_mask, masked_loss, matching_loss
+from ddpp.pruning import (
+    RULES,
+    Rule,
+    keep_mask,
+    keep_parts,
+    leaving_out,
+    masked_loss,
+    matching_loss,
+)
 from ddpp.refining import Step, averaged, limited, normalized, shortened, start_epochs
 from ddpp.teachers import Teachers
 from ddpp.unrolling import ENGINES, Updates, choose_engine, draw_updates, unroll
@@ -77,11 +85,16 @@ class DistillConfig:
     first_max_start_epoch: Count | None = field(default=None, metadata={"since": 3})
     # after so many steps it is max_start_epoch; None: it grows over all steps of the run
     expand_steps: Count | None = field(default=None, metadata={"since": 3})
+    # parts of the network that are not matched, beside what the rule prunes: names of layers or
+    # parameters as 0 or 0.bias, endings as bias, or kinds: vectors, matrices, convolutions
+    leave_out: tuple[str, ...] = field(default=(), metadata={"since": 3})
 
     def __post_init__(self):
         check_bounds(self)
         object.__setattr__(self, "rule", RULES.name_of(self.rule))
         object.__setattr__(self, "augment", as_augmentation(self.augment))
+        parts = [self.leave_out] if isinstance(self.leave_out, str) else self.leave_out
+        object.__setattr__(self, "leave_out", tuple(parts))
         if self.first_max_start_epoch and not self.expand_steps:
             # said once: with more steps later, a step still draws from the same epochs
             object.__setattr__(self, "expand_steps", self.steps)
@@ -185,7 +198,7 @@ def run(
         network, batch = teachers.network, config.batch
         engine, why = choose_engine(network, *start_set, batch, config.student_steps)
     saving.report(f"engine: {engine} ({why})")
-    advance = refined(in_window(algorithm, start_set.labels, teachers, config, engine), config)
+    advance = refined(prepared(algorithm, start_set.labels, teachers, config, engine), config)
     first, network = algorithm.begin(start_set, config), teachers.config.network
     about = beside(data, start_set.labels, network)
     method = loop.Method(first, advance, config.steps, config.iterates, _advice, about)
@@ -194,19 +207,23 @@ def run(
     return DistilledDataset.from_run(done, about, identity)
 
 
-def in_window(
+def prepared(
     algorithm: Algorithm[Config, S],
     labels: Tensor,
     teachers: Teachers,
     config: Config,
     engine: str,
 ) -> Step[S]:
-    """Return the algorithm's step, which starts from an epoch of the window, see `start_epochs`."""
-    later = teachers.since(config.min_start_epoch)
+    """Return the algorithm's step, with the start epochs and the rule that the config refines."""
+    later, rule = teachers.since(config.min_start_epoch), config.rule
+    if config.leave_out:
+        parts = keep_parts(teachers.network.shapes, config.leave_out)
+        rule = leaving_out(rule, parts.to(teachers.network.device))
 
     def advance(state: S) -> tuple[S, dict]:
-        window = {"max_start_epoch": len(config.start_epochs(state.step))}
-        after, record = algorithm.step(state, labels, later, seen(config, **window), engine)
+        window = len(config.start_epochs(state.step))
+        now = seen(config, rule=rule, max_start_epoch=window)
+        after, record = algorithm.step(state, labels, later, now, engine)
         return after, record | {"epoch": record["epoch"] + config.min_start_epoch}
 
     return advance

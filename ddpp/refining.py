@@ -106,8 +106,8 @@ def shortened(gradient: Tensor, most: float | Tensor) -> Tensor:
 
     >>> import torch
     >>> from ddpp.refining import shortened
-    >>> shortened(torch.tensor([30.0, 40.0]), most=5.0)
-    tensor([3., 4.])
+    >>> shortened(torch.tensor([30.0, 40.0]), most=25.0)
+    tensor([15., 20.])
     """
     norm = gradient.norm()
     # a gradient of 0 stays 0: there the ratio is infinite, and fmin takes the other number

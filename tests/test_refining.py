@@ -17,16 +17,19 @@ from ddpp.distilling import (
     begin,
     distill,
     draw_piece,
-    in_window,
     match,
+    prepared,
 )
+from ddpp.pruning import RULES, keep_mask, keep_parts, masked_loss
 from ddpp.refining import normalized, shortened, start_epochs
+from ddpp.unrolling import unroll
 
 REFINED = {
     "ema": {"ema": 0.7},
     "clip": {"clip": 0.05},
     "window": {"first_max_start_epoch": 1},
     "later": {"min_start_epoch": 1, "clip": 0.05},
+    "parts": {"leave_out": ("vectors",), "rule": "magnitude"},
     "normalize": {"normalize": True, "ema": 0.5},
 }
 refinements = pytest.mark.parametrize("changes", REFINED.values(), ids=REFINED)
@@ -221,7 +224,7 @@ def test_start_epochs_are_drawn_evenly_from_the_window_of_their_step(teachers, l
         drawn = []
         for seed in range(300):
             seeded = replace(config, seed=seed)
-            advance = in_window(algorithm, torch.arange(2), teachers, seeded, "autograd")
+            advance = prepared(algorithm, torch.arange(2), teachers, seeded, "autograd")
             _, found = advance(state(step=at))
             k, epoch = int(found["teacher"]), int(found["epoch"])
             assert torch.equal(found["start"], teachers.snapshot(k, epoch))
@@ -278,3 +281,72 @@ def test_with_more_steps_later_a_step_draws_from_the_same_window():
 def test_a_window_that_cannot_be_is_refused(run, changes, words):
     with refused(*words):
         run(**changes)
+
+
+# Whole parts of the network
+
+PARTS = {
+    "0": ["0.weight", "0.bias"],
+    "bias": ["0.bias", "1.bias", "5.bias"],
+    "1.weight": ["1.weight"],
+    "vectors": ["0.bias", "1.weight", "1.bias", "5.bias"],
+    "matrices": ["5.weight"],
+    "convolutions": ["0.weight"],
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_is_left_out_whole(teachers, part):
+    network = teachers.network
+    keep = network.unflatten(keep_parts(network.shapes, [part]))
+    assert [name for name in keep if not keep[name].any()] == PARTS[part]
+    assert all(keep[name].all() for name in keep if name not in PARTS[part])
+
+
+def test_a_name_is_not_taken_for_the_end_of_a_longer_one():
+    shapes = {"1.weight": torch.Size([2]), "11.weight": torch.Size([3])}
+    assert keep_parts(shapes, ["1.weight"]).tolist() == [False] * 2 + [True] * 3
+    assert keep_parts(shapes, ["1"]).tolist() == [False] * 2 + [True] * 3
+
+
+@pytest.mark.parametrize("rule", ["none", "signed", "random"])
+def test_a_run_matches_what_its_rule_and_its_parts_keep(data, teachers, rule):
+    made, _ = seen(data, teachers, leave_out=["bias", "1"], rule=rule, steps=1, iterates=1)
+    config = replace(CONFIG, rule=rule)
+    images, labels = data.draw(config.ipc, config.seed)
+    _, _, start, goal, updates = draw_piece(0, len(labels), teachers, config)
+    network = teachers.network
+    names = ["0.weight", "5.weight"]
+    of = lambda theta: torch.cat([network.unflatten(theta)[name].flatten() for name in names])
+
+    def loss(student):  # of shorter vectors, with nothing but what is left
+        keep = of(keep_mask(student, goal, config.epsilon, rule))
+        return masked_loss(of(student), of(goal), of(start), keep)
+
+    alpha = torch.tensor(config.alpha0)
+    out = unroll(network, start, images, labels, alpha, updates, loss, "adjoint")
+    assert float(made.history["loss"][0]) == pytest.approx(float(out.loss), rel=1e-5)
+    moved = images - config.image_lr * out.grad_images
+    assert torch.allclose(made.images, moved, atol=1e-5)
+    layers = made.history["layers"][0]
+    assert layers[[1, 2, 3, 5]].tolist() == [0] * 4 and (layers[[0, 4]] > 0).all()
+
+
+def test_the_rules_of_runs_with_parts_are_in_no_table(run):
+    before = dict(RULES)
+    made = run(leave_out="vectors")
+    assert dict(RULES) == before
+    assert made.provenance["config"]["leave_out"] == ["vectors"]
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["0", "norm"], ["no parameter is named norm", "vectors", "0.weight"]),
+        (["weight", "bias"], ["no parameter is left", "leave out fewer"]),
+    ],
+)
+def test_parts_that_are_not_there_or_are_all_are_refused(run, tmp_path, names, words):
+    with refused(*words):
+        run(leave_out=names, checkpoint=tmp_path / "checkpoint")
+    assert not any(tmp_path.iterdir())
