@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -41,9 +41,9 @@ from ddpp.pruning import (
     masked_loss,
     matching_loss,
 )
-from ddpp.refining import Step, averaged, limited, normalized, shortened, start_epochs
+from ddpp.refining import Step, averaged, limited, logits_of, normalized, shortened, start_epochs
 from ddpp.teachers import Teachers
-from ddpp.unrolling import ENGINES, Updates, choose_engine, draw_updates, unroll
+from ddpp.unrolling import ENGINES, Carried, Updates, choose_engine, draw_updates, unroll
 
 MAX_SKIPPED = 20  # skipped steps in a row, after which the run stops with advice
 
@@ -88,6 +88,8 @@ class DistillConfig:
     # parts of the network that are not matched, beside what the rule prunes: names of layers or
     # parameters as 0 or 0.bias, endings as bias, or kinds: vectors, matrices, convolutions
     leave_out: tuple[str, ...] = field(default=(), metadata={"since": 3})
+    # learning rate of the logits of soft labels, which begin as a teacher's; None: hard labels
+    label_lr: Positive | None = field(default=None, metadata={"since": 3})
 
     def __post_init__(self):
         check_bounds(self)
@@ -103,6 +105,11 @@ class DistillConfig:
     def teacher_epochs(self) -> int:
         """The last epoch that can be drawn, I+ - 1 + K."""
         return self.max_start_epoch - 1 + self.expert_epochs
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a finished run can be given more steps: no iterate on the way has own labels."""
+        return self.label_lr is None
 
     def start_epochs(self, step: int) -> range:
         """The epochs from which a step draws its start."""
@@ -121,6 +128,8 @@ class State:
     alpha_velocity: Tensor
     skipped: int = 0  # in a row
     moving: Tensor | None = None  # the images that move, where `images` is their average
+    logits: Tensor | None = None  # of learned labels (N, classes)
+    logits_velocity: Tensor | None = None
 
 
 Config = TypeVar("Config", bound=DistillConfig)
@@ -198,10 +207,13 @@ def run(
         network, batch = teachers.network, config.batch
         engine, why = choose_engine(network, *start_set, batch, config.student_steps)
     saving.report(f"engine: {engine} ({why})")
-    advance = refined(prepared(algorithm, start_set.labels, teachers, config, engine), config)
     first, network = algorithm.begin(start_set, config), teachers.config.network
+    if config.label_lr:
+        first = with_logits(first, start_set, teachers, config)
+    advance = refined(prepared(algorithm, start_set, teachers, config, engine), config)
     about = beside(data, start_set.labels, network)
-    method = loop.Method(first, advance, config.steps, config.iterates, _advice, about)
+    iterates = config.iterates if config.lasting else 1
+    method = loop.Method(first, advance, config.steps, iterates, _advice, about, config.lasting)
     identity = of_run(algorithm.name, config, teachers.config.made_from(data), network.name)
     done = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)  # line 3
     return DistilledDataset.from_run(done, about, identity)
@@ -209,24 +221,56 @@ def run(
 
 def prepared(
     algorithm: Algorithm[Config, S],
-    labels: Tensor,
+    start_set: Split,
     teachers: Teachers,
     config: Config,
     engine: str,
 ) -> Step[S]:
-    """Return the algorithm's step, with the start epochs and the rule that the config refines."""
+    """Return the algorithm's step, with the start epochs, rule and labels that the config says."""
     later, rule = teachers.since(config.min_start_epoch), config.rule
     if config.leave_out:
         parts = keep_parts(teachers.network.shapes, config.leave_out)
         rule = leaving_out(rule, parts.to(teachers.network.device))
+    images, labels = start_set
+    if config.label_lr:
+        labels = Carried(len(images), images.shape[1:], config.label_lr / config.image_lr)
 
     def advance(state: S) -> tuple[S, dict]:
         window = len(config.start_epochs(state.step))
         now = seen(config, rule=rule, max_start_epoch=window)
-        after, record = algorithm.step(state, labels, later, now, engine)
+        # to a step, `Carried` is as good as labels
+        after, record = algorithm.step(state, cast(Tensor, labels), later, now, engine)
         return after, record | {"epoch": record["epoch"] + config.min_start_epoch}
 
-    return advance
+    return learning(advance, labels) if isinstance(labels, Carried) else advance
+
+
+def with_logits(state: S, start_set: Split, teachers: Teachers, config: DistillConfig) -> S:
+    """Return a first state with the logits of a random teacher, at the last epoch that is used."""
+    rng = generator(config.seed, "labels")
+    k = int(torch.randint(len(teachers), (), generator=rng))
+    theta = teachers.snapshot(k, config.teacher_epochs)
+    logits = logits_of(teachers.network, theta, *start_set)
+    return replace(state, logits=logits, logits_velocity=torch.zeros_like(logits))
+
+
+def learning(step: Step[S], carried: Carried) -> Step[S]:
+    """Return a step that moves labels as it moves images: behind them, in the same rows.
+
+    Source: DATM (Guo et al., ICLR 2024); there labels have a momentum of their own, 0.9.
+    """
+
+    def refined(state: S) -> tuple[S, dict]:
+        assert state.logits is not None and state.logits_velocity is not None
+        rows = carried.pack(state.images, state.logits)
+        velocity = carried.pack(state.images_velocity, state.logits_velocity)
+        after, record = step(replace(state, images=rows, images_velocity=velocity))
+        images, logits = carried.split(after.images)
+        images_velocity, logits_velocity = carried.split(after.images_velocity)
+        moved = {"images": images, "images_velocity": images_velocity}
+        return replace(after, **moved, logits=logits, logits_velocity=logits_velocity), record
+
+    return refined
 
 
 def seen(config: Config, **changes: object) -> Config:

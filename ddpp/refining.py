@@ -1,8 +1,8 @@
 """Refinements of a step that later methods have brought, each a small function and off by default.
 
-`start_epochs` is the window from which a step draws its start. `averaged` and `limited` take a step
-and return a refined one, so that the step itself stays Algorithm 1: it takes a state to the next
-one, and returns that with what to record.
+`start_epochs` is the window from which a step draws its start, `logits_of` where soft labels begin.
+`averaged` and `limited` take a step and return a refined one, so that the step itself stays
+Algorithm 1: it takes a state to the next one, and returns that with what to record.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpp.foundation import loop
+from ddpp.networks import Flat
 
 
 class State(loop.State, Protocol):
@@ -48,6 +49,22 @@ def start_epochs(step: int, least: int, first: int, most: int, steps: int) -> ra
     [range(1, 2), range(1, 3), range(1, 4), range(1, 4)]
     """
     return range(least, min(most, first + (most - first + 1) * step // steps))
+
+
+def logits_of(network: Flat, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """Compute the logits (N, classes) from which soft labels are learned: those of a teacher.
+
+    - network, theta: the teacher, and its parameters (p,).
+    - images, labels: the first ones, and their classes (N,).
+
+    Where the teacher is wrong, its largest logit changes places with that of the class. DATM (Guo
+    et al., ICLR 2024) takes images that it classifies correctly; here they stay those of all runs.
+    """
+    with torch.no_grad():
+        logits = network(theta, images)
+    largest, guess = logits.max(1, keepdim=True)
+    right = labels.unsqueeze(1)
+    return logits.scatter(1, guess, logits.gather(1, right)).scatter(1, right, largest)
 
 
 def averaged(step: Step[S], decay: float) -> Step[S]:

@@ -216,7 +216,9 @@ DATA = {"sha256", "whitening", "validation"}
 TEACHER = {"lr", "batch", "augment", "seed", "network", "data"}
 MATCHING = """ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0
     alpha_lr momentum batch engine iterates trajectories seed augment ema clip normalize
-    min_start_epoch first_max_start_epoch expand_steps leave_out"""
+    min_start_epoch first_max_start_epoch expand_steps leave_out label_lr"""
+STATE = """step images alpha images_velocity alpha_velocity skipped moving logits
+    logits_velocity"""
 FIELDS = {  # of settings and states: a file has them, and a run with others is another
     NetworkConfig: "name width depth",
     TeacherConfig: "count epochs lr batch augment seed network",
@@ -237,8 +239,8 @@ FIELDS = {  # of settings and states: a file has them, and a run with others is 
         "ipc steps kernel depth reg image_lr learn_labels label_lr target init iterates seed"
     ),
     selection.SelectionConfig: "ipc epochs seed",
-    distilling.State: "step images alpha images_velocity alpha_velocity skipped moving",
-    iadd.State: "step images alpha images_velocity alpha_velocity skipped moving weights",
+    distilling.State: STATE,
+    iadd.State: f"{STATE} weights",
     common.State: "step images alpha velocity",
     kip.State: "step images labels alpha moments label_moments",
     Evaluation: "final selected selected_step validation best_on_test best_on_test_step",
