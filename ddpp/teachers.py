@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ddpp.data import ImageData
 from ddpp.data.augmentation import Augmentation, as_augmentation, augment, draw
 from ddpp.foundation import files, processes
-from ddpp.foundation.errors import Count, Error, Positive, check_bounds, differences
+from ddpp.foundation.errors import Count, Error, NotNegative, Positive, check_bounds, differences
 from ddpp.foundation.identity import as_in_files, marks, settings
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
@@ -46,6 +46,8 @@ class TeacherConfig:
     augment: Augmentation = True  # A: all operations, none (False), or some: ("color", "crop")
     seed: int = 0  # of everything random in their training
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    # length of the step uphill before each update, so that trajectories are flat; 0: plain SGD
+    rho: NotNegative = field(default=0.0, metadata={"since": 3})
 
     def __post_init__(self):
         check_bounds(self, "the teachers' ")
@@ -249,11 +251,11 @@ def _train(training: _Training, k: int, bar: tqdm) -> Mapping[str, Tensor]:
         "epoch_000": network.initial(derive(config.seed, "teacher", k)).cpu()
     }
     theta = trajectory[f"epoch_{done:03d}"].to(network.device)
-    saved = time.monotonic()
+    train, saved = flat_epoch if config.rho else _epoch, time.monotonic()
     try:
         for epoch in range(done + 1, config.epochs + 1):
             rng = generator(config.seed, "teacher", k, epoch)
-            theta, loss = _epoch(network, theta, training.data, config, rng)
+            theta, loss = train(network, theta, training.data, config, rng)
             if not (torch.isfinite(loss) and torch.isfinite(theta).all()):
                 raise Error(
                     f"teacher {k} diverged in epoch {epoch}: lower its learning rate (lr "
@@ -292,3 +294,33 @@ def _epoch(
         theta = theta.detach() - config.lr * gradient
         total += loss.detach() * len(index)
     return theta, total / len(labels)
+
+
+def flat_epoch(
+    network: Flat, theta: Tensor, data: ImageData, config: TeacherConfig, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Train for one epoch as `_epoch` does, with the gradient uphill, at theta + rho g / |g|.
+
+    So flat minima are found, from which a student's errors lead less far. Source: sharpness-aware
+    minimization (Foret et al., ICLR 2021), as FTD (Du et al., CVPR 2023) trains its teachers, with
+    rho = 0.01; its variant also follows a part of g, which is left out here.
+    """
+    images, labels = data.train
+    order = torch.randperm(len(labels), generator=rng).to(data.device)
+    total = images.new_zeros(())
+    for index in order.split(config.batch):
+        x, y = images[index], labels[index]
+        if config.augment:
+            x = augment(x, draw(len(index), rng, config.augment))
+        loss, gradient = _slope(network, theta, x, y)
+        uphill = theta + config.rho * gradient / (gradient.norm() + 1e-12)  # g may be 0
+        theta = theta - config.lr * _slope(network, uphill, x, y)[1]
+        total += loss * len(index)
+    return theta, total / len(labels)
+
+
+def _slope(network: Flat, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the cross-entropy of a batch, and its gradient (p,)."""
+    theta = theta.detach().requires_grad_()
+    loss = F.cross_entropy(network(theta, x), y)
+    return loss.detach(), torch.autograd.grad(loss, theta)[0]

@@ -221,7 +221,7 @@ STATE = """step images alpha images_velocity alpha_velocity skipped moving logit
     logits_velocity"""
 FIELDS = {  # of settings and states: a file has them, and a run with others is another
     NetworkConfig: "name width depth",
-    TeacherConfig: "count epochs lr batch augment seed network",
+    TeacherConfig: "count epochs lr batch augment seed network rho",
     Protocol: "epochs batch momentum weight_decay augment",
     Recipe: ("profile data teachers distill protocol method zca validation repeats all_epochs"),
     DistillConfig: MATCHING,
