@@ -174,9 +174,10 @@ def distill(
 
     The result's history has, per step: epoch (the start epoch), teacher, loss, unmasked (MTT's
     loss), kept (a fraction), alpha, skipped, and layers, the kept fraction of each layer (steps,
-    layers). Of several trajectories it has the mean, but epoch and teacher of the first. Under
-    torchrun every rank matches its share of the trajectories, and rank 0 saves. The command line
-    does not come in here but by `match_trajectories`, which has the signature of all methods.
+    layers); with clip or normalize also norm, of the gradient of the images. Of several
+    trajectories it has the mean, but epoch and teacher of the first. Under torchrun every rank
+    matches its share of the trajectories, and rank 0 saves. The command line does not come in here
+    but by `match_trajectories`, which has the signature of all methods.
 
     Raises Error for settings that cannot work, for a checkpoint of another run, and for a run that
     is stuck, with advice. Source: Algorithm 1 of the paper.
@@ -206,6 +207,8 @@ def run(
     if engine == "auto":
         network, batch = teachers.network, config.batch
         engine, why = choose_engine(network, *start_set, batch, config.student_steps)
+    if config.label_lr and engine != "autograd":
+        engine, why = "adjoint", "of the others, the one that also learns labels"
     saving.report(f"engine: {engine} ({why})")
     first, network = algorithm.begin(start_set, config), teachers.config.network
     if config.label_lr:

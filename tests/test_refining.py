@@ -462,6 +462,15 @@ def test_a_teacher_that_is_wrong_changes_two_logits():
     assert found.tolist() == [[3.0, 1.0, 2.0], [2.0, 1.0, 3.0]]
 
 
+def test_the_engine_that_learns_labels_is_named(run):
+    used = lambda engine: run(label_lr=0.5, engine=engine).provenance["made_on"][0]["engine"]
+    assert [used(engine) for engine in ("autograd", "stored", "compiled")] == [
+        "autograd",
+        "adjoint",
+        "adjoint",
+    ]
+
+
 def test_a_checkpoint_with_learned_labels_is_read_as_a_set(run, tmp_path):
     made = run(label_lr=0.5, checkpoint=tmp_path / "checkpoint")
     read = DistilledDataset.load(tmp_path / "checkpoint")
