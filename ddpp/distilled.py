@@ -377,15 +377,18 @@ def _parts(values: dict, beside: Beside, whitening: Whitening) -> dict[str, Any]
     """Return what a set is made of, from the values of a state and what belongs beside it."""
     own = {"images", "labels", "alpha"}
     labels = values.get("labels", beside.tensors["labels"])
+    loss = SQUARED_ERROR if labels.is_floating_point() else None
+    if (logits := values.get("logits")) is not None:
+        labels, loss = logits.softmax(1), CROSS_ENTROPY
     return {
         "images": values["images"],
         "labels": labels,
-        "loss": SQUARED_ERROR if labels.is_floating_point() else None,
+        "loss": loss,
         "alpha": values["alpha"],
         "whitening": whitening,
         "classes": tuple(beside.meta["classes"]),
         "network": beside.meta["network"],
-        "state": {name: value for name, value in values.items() if name not in own},
+        "state": {k: v for k, v in values.items() if k not in own and v is not None},
     }
 
 

@@ -4,11 +4,13 @@
 (16). A run can be stopped at any moment, and skips steps whose result is not finite.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,14 +26,24 @@ from ddpp.foundation.errors import (
     NotNegative,
     Positive,
     Share,
+    Whole,
     check_bounds,
     choose,
 )
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
-from ddpp.pruning import RULES, Rule, keep_mask, masked_loss, matching_loss
+from ddpp.pruning import (
+    RULES,
+    Rule,
+    keep_mask,
+    keep_parts,
+    leaving_out,
+    masked_loss,
+    matching_loss,
+)
+from ddpp.refining import Step, averaged, limited, logits_of, normalized, shortened, start_epochs
 from ddpp.teachers import Teachers
-from ddpp.unrolling import ENGINES, Updates, choose_engine, draw_updates, unroll
+from ddpp.unrolling import ENGINES, Carried, Updates, choose_engine, draw_updates, unroll
 
 MAX_SKIPPED = 20  # skipped steps in a row, after which the run stops with advice
 
@@ -61,16 +73,48 @@ class DistillConfig:
     seed: int = 0
     # A: all operations, none (False), or some: ("color", "crop")
     augment: Augmentation = field(default=True, metadata={"since": 2})
+    # decay of a moving average of the images, which is then the result; 0: the images themselves
+    ema: Share = field(default=0.0, metadata={"since": 3})
+    # largest norm of the gradient of the images, which is shortened to it; None: any
+    clip: Positive | None = field(default=None, metadata={"since": 3})
+    # whether that gradient is divided by its norm, so that image_lr is the length of a step
+    normalize: bool = field(default=False, metadata={"since": 3})
+    # start epochs are drawn from here on
+    min_start_epoch: Whole = field(default=0, metadata={"since": 3})
+    # I+ of the first step, which grows to max_start_epoch; None: it is that from the start
+    first_max_start_epoch: Count | None = field(default=None, metadata={"since": 3})
+    # after so many steps it is max_start_epoch; None: it grows over all steps of the run
+    expand_steps: Count | None = field(default=None, metadata={"since": 3})
+    # parts of the network that are not matched, beside what the rule prunes: names of layers or
+    # parameters as 0 or 0.bias, endings as bias, or kinds: vectors, matrices, convolutions
+    leave_out: tuple[str, ...] = field(default=(), metadata={"since": 3})
+    # learning rate of the logits of soft labels, which begin as a teacher's; None: hard labels
+    label_lr: Positive | None = field(default=None, metadata={"since": 3})
 
     def __post_init__(self):
         check_bounds(self)
         object.__setattr__(self, "rule", RULES.name_of(self.rule))
         object.__setattr__(self, "augment", as_augmentation(self.augment))
+        parts = [self.leave_out] if isinstance(self.leave_out, str) else self.leave_out
+        object.__setattr__(self, "leave_out", tuple(parts))
+        if self.first_max_start_epoch and not self.expand_steps:
+            # said once: with more steps later, a step still draws from the same epochs
+            object.__setattr__(self, "expand_steps", self.steps)
 
     @property
     def teacher_epochs(self) -> int:
         """The last epoch that can be drawn, I+ - 1 + K."""
         return self.max_start_epoch - 1 + self.expert_epochs
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a finished run can be given more steps: no iterate on the way has own labels."""
+        return self.label_lr is None
+
+    def start_epochs(self, step: int) -> range:
+        """The epochs from which a step draws its start."""
+        first, most = self.first_max_start_epoch or self.max_start_epoch, self.max_start_epoch
+        return start_epochs(step, self.min_start_epoch, first, most, self.expand_steps or 1)
 
 
 @dataclass
@@ -83,6 +127,9 @@ class State:
     images_velocity: Tensor
     alpha_velocity: Tensor
     skipped: int = 0  # in a row
+    moving: Tensor | None = None  # the images that move, where `images` is their average
+    logits: Tensor | None = None  # of learned labels (N, classes)
+    logits_velocity: Tensor | None = None
 
 
 Config = TypeVar("Config", bound=DistillConfig)
@@ -127,9 +174,10 @@ def distill(
 
     The result's history has, per step: epoch (the start epoch), teacher, loss, unmasked (MTT's
     loss), kept (a fraction), alpha, skipped, and layers, the kept fraction of each layer (steps,
-    layers). Of several trajectories it has the mean, but epoch and teacher of the first. Under
-    torchrun every rank matches its share of the trajectories, and rank 0 saves. The command line
-    does not come in here but by `match_trajectories`, which has the signature of all methods.
+    layers); with clip or normalize also norm, of the gradient of the images. Of several
+    trajectories it has the mean, but epoch and teacher of the first. Under torchrun every rank
+    matches its share of the trajectories, and rank 0 saves. The command line does not come in here
+    but by `match_trajectories`, which has the signature of all methods.
 
     Raises Error for settings that cannot work, for a checkpoint of another run, and for a run that
     is stuck, with advice. Source: Algorithm 1 of the paper.
@@ -159,14 +207,90 @@ def run(
     if engine == "auto":
         network, batch = teachers.network, config.batch
         engine, why = choose_engine(network, *start_set, batch, config.student_steps)
+    if config.label_lr and engine != "autograd":
+        engine, why = "adjoint", "of the others, the one that also learns labels"
     saving.report(f"engine: {engine} ({why})")
-    advance = lambda state: algorithm.step(state, start_set.labels, teachers, config, engine)
     first, network = algorithm.begin(start_set, config), teachers.config.network
+    if config.label_lr:
+        first = with_logits(first, start_set, teachers, config)
+    advance = refined(prepared(algorithm, start_set, teachers, config, engine), config)
     about = beside(data, start_set.labels, network)
-    method = loop.Method(first, advance, config.steps, config.iterates, _advice, about)
+    iterates = config.iterates if config.lasting else 1
+    method = loop.Method(first, advance, config.steps, iterates, _advice, about, config.lasting)
     identity = of_run(algorithm.name, config, teachers.config.made_from(data), network.name)
     done = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)  # line 3
     return DistilledDataset.from_run(done, about, identity)
+
+
+def prepared(
+    algorithm: Algorithm[Config, S],
+    start_set: Split,
+    teachers: Teachers,
+    config: Config,
+    engine: str,
+) -> Step[S]:
+    """Return the algorithm's step, with the start epochs, rule and labels that the config says."""
+    later, rule = teachers.since(config.min_start_epoch), config.rule
+    if config.leave_out:
+        parts = keep_parts(teachers.network.shapes, config.leave_out)
+        rule = leaving_out(rule, parts.to(teachers.network.device))
+    images, labels = start_set
+    if config.label_lr:
+        labels = Carried(len(images), images.shape[1:], config.label_lr / config.image_lr)
+
+    def advance(state: S) -> tuple[S, dict]:
+        window = len(config.start_epochs(state.step))
+        now = seen(config, rule=rule, max_start_epoch=window)
+        # to a step, `Carried` is as good as labels
+        after, record = algorithm.step(state, cast(Tensor, labels), later, now, engine)
+        return after, record | {"epoch": record["epoch"] + config.min_start_epoch}
+
+    return learning(advance, labels) if isinstance(labels, Carried) else advance
+
+
+def with_logits(state: S, start_set: Split, teachers: Teachers, config: DistillConfig) -> S:
+    """Return a first state with the logits of a random teacher, at the last epoch that is used."""
+    rng = generator(config.seed, "labels")
+    k = int(torch.randint(len(teachers), (), generator=rng))
+    theta = teachers.snapshot(k, config.teacher_epochs)
+    logits = logits_of(teachers.network, theta, *start_set)
+    return replace(state, logits=logits, logits_velocity=torch.zeros_like(logits))
+
+
+def learning(step: Step[S], carried: Carried) -> Step[S]:
+    """Return a step that moves labels as it moves images: behind them, in the same rows.
+
+    Source: DATM (Guo et al., ICLR 2024); there labels have a momentum of their own, 0.9.
+    """
+
+    def refined(state: S) -> tuple[S, dict]:
+        assert state.logits is not None and state.logits_velocity is not None
+        rows = carried.pack(state.images, state.logits)
+        velocity = carried.pack(state.images_velocity, state.logits_velocity)
+        after, record = step(replace(state, images=rows, images_velocity=velocity))
+        images, logits = carried.split(after.images)
+        images_velocity, logits_velocity = carried.split(after.images_velocity)
+        moved = {"images": images, "images_velocity": images_velocity}
+        return replace(after, **moved, logits=logits, logits_velocity=logits_velocity), record
+
+    return refined
+
+
+def seen(config: Config, **changes: object) -> Config:
+    """Return a config as a step sees it, with values that no file would know."""
+    inner = copy.copy(config)
+    for name, value in changes.items():
+        object.__setattr__(inner, name, value)
+    return inner
+
+
+def refined(step: Step[S], config: DistillConfig) -> Step[S]:
+    """Refine a step as the config says; by default, it is the step itself."""
+    limits = [normalized] if config.normalize else []
+    limits += [partial(shortened, most=config.clip)] if config.clip else []
+    for limit in limits:
+        step = limited(step, limit, config.momentum, config.image_lr)
+    return averaged(step, config.ema) if config.ema else step
 
 
 def step(
@@ -285,8 +409,38 @@ def check_config(config: DistillConfig) -> None:
             f"{processes.size()} processes: choose a multiple of {processes.size()}, or start "
             "another number of processes"
         )
+    if config.clip and config.normalize:
+        raise Error(
+            f"clip is {config.clip}, but with normalize the norm of every gradient is 1: leave out "
+            "one of them"
+        )
+    check_window(config)
     choose("rule", config.rule, RULES)
     choose("engine", config.engine, ["auto", *ENGINES])
+
+
+def check_window(config: DistillConfig) -> None:
+    """Raise an Error for a window of start epochs that is empty or does not grow."""
+    least, most = config.min_start_epoch, config.max_start_epoch
+    first = config.first_max_start_epoch or most
+    if first > most:
+        raise Error(
+            f"first_max_start_epoch {first} is above max_start_epoch {most}, to which it grows: "
+            "lower it, or raise max_start_epoch"
+        )
+    if least >= first:
+        which = (
+            "max_start_epoch" if config.first_max_start_epoch is None else "first_max_start_epoch"
+        )
+        raise Error(
+            f"min_start_epoch {least} leaves no epoch below {which} {first}: lower it, or raise "
+            f"{which}"
+        )
+    if config.expand_steps and config.first_max_start_epoch is None:
+        raise Error(
+            "expand_steps says how long start epochs grow from first_max_start_epoch: give that, "
+            "too, or leave it out"
+        )
 
 
 def begin(start_set: Split, config: DistillConfig) -> State:
@@ -296,7 +450,7 @@ def begin(start_set: Split, config: DistillConfig) -> State:
     return State(0, images, alpha, torch.zeros_like(images), torch.zeros_like(alpha))
 
 
-def _advice(run: loop.Run[State]) -> str:
+def _advice(run: loop.Run[S]) -> str:
     """What to change, if the run is stuck."""
     skipped, steps = run.state.skipped, len(run.history["loss"])  # the history has T rows
     all_skipped = skipped == run.state.step == steps  # in a run shorter than MAX_SKIPPED

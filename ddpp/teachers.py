@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ddpp.data import ImageData
 from ddpp.data.augmentation import Augmentation, as_augmentation, augment, draw
 from ddpp.foundation import files, processes
-from ddpp.foundation.errors import Count, Error, Positive, check_bounds, differences
+from ddpp.foundation.errors import Count, Error, NotNegative, Positive, check_bounds, differences
 from ddpp.foundation.identity import as_in_files, marks, settings
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
@@ -46,6 +46,8 @@ class TeacherConfig:
     augment: Augmentation = True  # A: all operations, none (False), or some: ("color", "crop")
     seed: int = 0  # of everything random in their training
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    # length of the step uphill before each update, so that trajectories are flat; 0: plain SGD
+    rho: NotNegative = field(default=0.0, metadata={"since": 3})
 
     def __post_init__(self):
         check_bounds(self, "the teachers' ")
@@ -79,11 +81,18 @@ class Teachers:
         identity: dict,
         config: TeacherConfig,
         network: Flat,
+        first: int = 0,
     ):
         self.trajectories = trajectories
         self.identity = identity
         self.config = config
         self.network = network
+        self.first = first  # the stored epoch that is their epoch 0, see `since`
+
+    def since(self, epoch: int) -> "Teachers":
+        """Return the same teachers, as if they had begun at one of their epochs."""
+        first = self.first + epoch
+        return Teachers(self.trajectories, self.identity, self.config, self.network, first)
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -92,7 +101,7 @@ class Teachers:
     def epochs(self) -> int:
         """The number of epochs that every teacher has."""
         # each holds epoch_000, then an epoch_e and a loss_e per epoch
-        return min(len(trajectory) for trajectory in self.trajectories) // 2
+        return min(len(trajectory) for trajectory in self.trajectories) // 2 - self.first
 
     def snapshot(self, teacher: int, epoch: int) -> Tensor:
         """Read one teacher's parameters after an epoch, (p,), on the network's device.
@@ -105,11 +114,11 @@ class Teachers:
                 f"epoch {epoch} is not stored: these teachers have epochs 0 to {self.epochs}; "
                 "train them longer"
             )
-        return self.trajectories[teacher][f"epoch_{epoch:03d}"].to(self.network.device)
+        return self.trajectories[teacher][f"epoch_{self.first + epoch:03d}"].to(self.network.device)
 
     def train_loss(self) -> Tensor:
         """Read the mean training loss of each epoch, (teachers, epochs), on augmented images."""
-        names = [f"loss_{e:03d}" for e in range(1, self.epochs + 1)]
+        names = [f"loss_{self.first + e:03d}" for e in range(1, self.epochs + 1)]
         return torch.stack(
             [torch.stack([trajectory[name] for name in names]) for trajectory in self.trajectories]
         )
@@ -242,11 +251,11 @@ def _train(training: _Training, k: int, bar: tqdm) -> Mapping[str, Tensor]:
         "epoch_000": network.initial(derive(config.seed, "teacher", k)).cpu()
     }
     theta = trajectory[f"epoch_{done:03d}"].to(network.device)
-    saved = time.monotonic()
+    train, saved = flat_epoch if config.rho else _epoch, time.monotonic()
     try:
         for epoch in range(done + 1, config.epochs + 1):
             rng = generator(config.seed, "teacher", k, epoch)
-            theta, loss = _epoch(network, theta, training.data, config, rng)
+            theta, loss = train(network, theta, training.data, config, rng)
             if not (torch.isfinite(loss) and torch.isfinite(theta).all()):
                 raise Error(
                     f"teacher {k} diverged in epoch {epoch}: lower its learning rate (lr "
@@ -285,3 +294,33 @@ def _epoch(
         theta = theta.detach() - config.lr * gradient
         total += loss.detach() * len(index)
     return theta, total / len(labels)
+
+
+def flat_epoch(
+    network: Flat, theta: Tensor, data: ImageData, config: TeacherConfig, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Train for one epoch as `_epoch` does, with the gradient uphill, at theta + rho g / |g|.
+
+    So flat minima are found, from which a student's errors lead less far. Source: sharpness-aware
+    minimization (Foret et al., ICLR 2021), as FTD (Du et al., CVPR 2023) trains its teachers, with
+    rho = 0.01; its variant also follows a part of g, which is left out here.
+    """
+    images, labels = data.train
+    order = torch.randperm(len(labels), generator=rng).to(data.device)
+    total = images.new_zeros(())
+    for index in order.split(config.batch):
+        x, y = images[index], labels[index]
+        if config.augment:
+            x = augment(x, draw(len(index), rng, config.augment))
+        loss, gradient = _slope(network, theta, x, y)
+        uphill = theta + config.rho * gradient / (gradient.norm() + 1e-12)  # g may be 0
+        theta = theta - config.lr * _slope(network, uphill, x, y)[1]
+        total += loss * len(index)
+    return theta, total / len(labels)
+
+
+def _slope(network: Flat, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the cross-entropy of a batch, and its gradient (p,)."""
+    theta = theta.detach().requires_grad_()
+    loss = F.cross_entropy(network(theta, x), y)
+    return loss.detach(), torch.autograd.grad(loss, theta)[0]

@@ -214,19 +214,18 @@ TRACE = {f"history.{name}" for name in HISTORY}
 TRACE |= {f"iterate.{step}.{name}" for step in (0, 2, 4) for name in ("images", "alpha")}
 DATA = {"sha256", "whitening", "validation"}
 TEACHER = {"lr", "batch", "augment", "seed", "network", "data"}
+MATCHING = """ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0
+    alpha_lr momentum batch engine iterates trajectories seed augment ema clip normalize
+    min_start_epoch first_max_start_epoch expand_steps leave_out label_lr"""
+STATE = """step images alpha images_velocity alpha_velocity skipped moving logits
+    logits_velocity"""
 FIELDS = {  # of settings and states: a file has them, and a run with others is another
     NetworkConfig: "name width depth",
-    TeacherConfig: "count epochs lr batch augment seed network",
+    TeacherConfig: "count epochs lr batch augment seed network rho",
     Protocol: "epochs batch momentum weight_decay augment",
     Recipe: ("profile data teachers distill protocol method zca validation repeats all_epochs"),
-    DistillConfig: (
-        "ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0 "
-        "alpha_lr momentum batch engine iterates trajectories seed augment"
-    ),
-    iadd.IADDConfig: (
-        "ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0 "
-        "alpha_lr momentum batch engine iterates trajectories seed augment weights_lr"
-    ),
+    DistillConfig: MATCHING,
+    iadd.IADDConfig: f"{MATCHING} weights_lr",
     dm.DMConfig: "ipc steps image_lr momentum batch_real augment init iterates seed",
     dsa.DSAConfig: (
         "ipc steps image_lr momentum batch_real augment init iterates seed outer inner network_lr "
@@ -240,8 +239,8 @@ FIELDS = {  # of settings and states: a file has them, and a run with others is 
         "ipc steps kernel depth reg image_lr learn_labels label_lr target init iterates seed"
     ),
     selection.SelectionConfig: "ipc epochs seed",
-    distilling.State: "step images alpha images_velocity alpha_velocity skipped",
-    iadd.State: "step images alpha images_velocity alpha_velocity skipped weights",
+    distilling.State: STATE,
+    iadd.State: f"{STATE} weights",
     common.State: "step images alpha velocity",
     kip.State: "step images labels alpha moments label_moments",
     Evaluation: "final selected selected_step validation best_on_test best_on_test_step",

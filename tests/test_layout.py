@@ -20,7 +20,7 @@ FLOORS = (
     ("foundation",),
     ("networks", "pruning"),
     ("data",),
-    ("teachers", "unrolling", "distilled"),
+    ("teachers", "unrolling", "refining", "distilled"),
     ("distilling", "evaluating"),
     ("baselines",),
     ("experiments",),

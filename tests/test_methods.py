@@ -460,6 +460,8 @@ def test_the_callers_default_type_changes_no_bit(name, npz, tmp_path):
         ("dc", ["--augment"], "augment is True, but dc has False"),
         ("dsa", ["--no-augment"], "augment is False, but dsa has True"),
         ("iadd", ["--rule", "signed"], "IADD prunes nothing"),
+        ("mtt", ["--leave-out", "vectors"], "leave_out is ('vectors',), but mtt has ()"),
+        ("iadd", ["--leave-out", "vectors"], "IADD weighs every parameter"),
     ],
 )
 def test_a_method_is_not_run_under_the_name_of_another(

@@ -31,6 +31,7 @@ PATHS = {
     "generator(_, 'draw', _)",
     "generator(_, 'dsa', _)",
     "generator(_, 'kip', _)",
+    "generator(_, 'labels')",
     "generator(_, 'noise')",
     "generator(_, 'step', _, *)",  # and the trajectory's number, but not that of the first
     "generator(_, 'teacher', _, _)",

@@ -5,11 +5,14 @@ lost.
 from dataclasses import replace
 
 import pytest
+import torch
+import torch.nn.functional as F
 from small import NAN, NETWORK, TEACHERS, X, load, refused, save, untouched
+from torch import nn
 
 from ddpp.foundation import files
-from ddpp.networks import Flat
-from ddpp.teachers import train_teachers
+from ddpp.networks import ConvNet, Flat
+from ddpp.teachers import flat_epoch, train_teachers
 
 
 @pytest.mark.parametrize(
@@ -17,6 +20,7 @@ from ddpp.teachers import train_teachers
     [
         *[({name: 0}, [f"{name} is 0", "at least 1"]) for name in ("count", "epochs", "batch")],
         *[({"lr": value}, ["lr", "positive"]) for value in (0.0, -1.0, NAN)],
+        *[({"rho": value}, ["rho is", "at least 0"]) for value in (-1.0, NAN)],
         *[
             ({"network": replace(NETWORK, **{name: 0})}, [f"{name} is 0", "1"])
             for name in ("width", "depth")
@@ -78,3 +82,60 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_training(data, file, 
     monkeypatch.setattr(Flat, "__call__", lambda *_: pytest.fail("a teacher was trained in vain"))
     with untouched(file), refused("cannot write", "choose another place"):
         train_teachers(data, TEACHERS, file, progress=False)
+
+
+def test_a_flat_epoch_is_sharpness_aware_minimization(data):
+    """Against SAM written with an ordinary module and optimizer, in float64."""
+    config = replace(TEACHERS, rho=0.05, augment=False, batch=5)
+    wide = replace(data, train=data.train._replace(images=data.train.images.double()))
+    network = data.network(NETWORK)
+    start = network.initial(0).double()
+    theta, loss = flat_epoch(network, start, wide, config, torch.Generator().manual_seed(3))
+
+    module = ConvNet(channels=3, classes=2, width=4, depth=1, image_size=8).double()
+    nn.utils.vector_to_parameters(start, module.parameters())
+    optimizer, losses = torch.optim.SGD(module.parameters(), config.lr), []
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    for index in order.split(5):
+        x, y = wide.train.images[index], wide.train.labels[index]
+        before = [p.detach().clone() for p in module.parameters()]
+        for climb in (True, False):
+            optimizer.zero_grad()
+            value = F.cross_entropy(module(x), y)
+            value.backward()
+            if climb:
+                losses += [value.item()] * len(index)
+                norm = torch.cat([p.grad.flatten() for p in module.parameters()]).norm()
+                with torch.no_grad():
+                    for p in module.parameters():
+                        p += config.rho * p.grad / norm
+        with torch.no_grad():
+            for p, old in zip(module.parameters(), before, strict=True):
+                p.copy_(old)
+        optimizer.step()
+    expected = nn.utils.parameters_to_vector(module.parameters()).detach()
+    assert torch.allclose(theta, expected, rtol=1e-10, atol=1e-12)
+    assert float(loss) == pytest.approx(sum(losses) / 12)
+
+
+def test_flat_teachers_are_others_and_go_on_to_the_same_bits(data, teachers, tmp_path):
+    flat = replace(TEACHERS, rho=0.05)
+    whole = train_teachers(data, flat, progress=False)
+    train_teachers(data, replace(flat, epochs=2), tmp_path, progress=False)
+    resumed = train_teachers(data, flat, tmp_path, progress=False)
+    for k, epoch in ((0, 2), (1, 3)):
+        assert torch.equal(resumed.snapshot(k, epoch), whole.snapshot(k, epoch))
+    assert torch.equal(whole.snapshot(0, 0), teachers.snapshot(0, 0))
+    assert not torch.equal(whole.snapshot(0, 3), teachers.snapshot(0, 3))
+    with refused("belongs to a teacher of another configuration", "rho was 0.05"):
+        train_teachers(data, TEACHERS, tmp_path, progress=False)
+
+
+def test_the_step_uphill_is_as_long_as_rho(data):
+    wide = replace(data, train=data.train._replace(images=data.train.images.double()))
+    network, ends = data.network(NETWORK), []
+    for rho in (0.0, 1e-4, 1e-3):
+        rng, config = torch.Generator().manual_seed(3), replace(TEACHERS, rho=rho)
+        ends.append(flat_epoch(network, network.initial(0).double(), wide, config, rng)[0])
+    near, far = ((end - ends[0]).norm() for end in ends[1:])
+    assert near > 0 and float(far / near) == pytest.approx(10, rel=0.2)

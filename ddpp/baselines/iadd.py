@@ -101,6 +101,8 @@ def check(config: IADDConfig) -> None:
     check_config(config)
     if config.rule != "none":
         raise Error(f"rule is {config.rule}, but IADD prunes nothing: leave it out")
+    if config.leave_out:
+        raise Error("IADD weighs every parameter: leave leave_out out, or choose another method")
     if config.trajectories > 1:
         raise Error(
             "IADD matches one trajectory per step: leave trajectories out, and start it without "

@@ -46,6 +46,11 @@ class KIPConfig:
     def __post_init__(self):
         check_bounds(self)
 
+    @property
+    def lasting(self) -> bool:
+        """Whether a finished run can be given more steps: no iterate on the way has own labels."""
+        return not self.learn_labels
+
 
 @dataclass
 class State:
@@ -86,8 +91,8 @@ def distill(
     images = common.begin(start, config)
     labels = centred(start.labels, classes) if config.learn_labels else start.labels
     state = State(0, images, labels, common.alpha(data), _moments(images), _moments(labels))
-    iterates = 1 if config.learn_labels else config.iterates
-    about, lasting = beside(data, start.labels, network), not config.learn_labels
+    iterates, lasting = config.iterates if config.lasting else 1, config.lasting
+    about = beside(data, start.labels, network)
     advance = lambda at: step(at, data, config)
     method = loop.Method(state, advance, config.steps, iterates, beside=about, lasting=lasting)
     identity = of_run("kip", config, data.made_from(network), network.name)

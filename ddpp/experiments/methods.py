@@ -63,7 +63,11 @@ _gradients = partial(Method, config=dsa.DSAConfig, run=dsa.distill, check=common
 _choice = partial(Method, config=SelectionConfig, check=lambda config: None)
 _one_teacher = partial(_choice, teachers=True, first=True, reach=("epochs",))
 # settings that define the method; with another value it would be another method
-FIXED = {"mtt": {"rule": "none"}, "dc": {"augment": False}, "dsa": {"augment": True}}
+FIXED = {
+    "mtt": {"rule": "none", "leave_out": ()},
+    "dc": {"augment": False},
+    "dsa": {"augment": True},
+}
 
 METHODS = Table(
     "method",

@@ -217,8 +217,8 @@ class Experiment:
         kept, asked = self._kept(shorter), self.identity
         if kept.keys() != asked.keys() or "steps" not in asked["config"]:
             return False
-        alike = self.method.lasting and of_state(kept) == of_state(asked)
-        return alike and _steps(kept) < _steps(asked)
+        lasting = self.method.lasting and getattr(self.recipe.distill, "lasting", True)
+        return lasting and of_state(kept) == of_state(asked) and _steps(kept) < _steps(asked)
 
     def _begin_extension(self) -> None:
         """Make the finished set in `out` the checkpoint of this run, and move its files aside."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpp.data import ImageData, Split
 from ddpp.distilling import DistillConfig, draw_piece
 from ddpp.foundation.errors import Error
-from ddpp.pruning import Rule, keep_mask, masked_loss
+from ddpp.pruning import Rule, keep_mask, keep_parts, masked_loss
 from ddpp.teachers import Teachers
 from ddpp.unrolling import unroll
 
@@ -151,17 +151,11 @@ def masks_by_part(teachers: Teachers, kinds: Mapping[str, Sequence[str]]) -> dic
     """Return masks that leave out whole parts of the network.
 
     - teachers: of the network.
-    - kinds: {name: endings or names of parameters}, as {"scales": ["1.weight"]}.
+    - kinds: {name: parts}, as {"scales": ["1.weight"]}; see `keep_parts` in ddpp/pruning.py.
     """
 
     def without(names: Sequence[str]) -> Mask:
-        ones = {name: torch.ones(shape) for name, shape in teachers.network.shapes.items()}
-        chosen = [n for n in ones if any(n == name or n.endswith(name) for name in names)]
-        if not chosen:
-            raise Error(f"no parameter is named {', '.join(names)}: names are {', '.join(ones)}")
-        for name in chosen:
-            ones[name] = torch.zeros_like(ones[name])
-        keep = torch.cat([one.flatten() for one in ones.values()]).bool()
-        return lambda student, teacher: keep.to(student.device)
+        keep = keep_parts(teachers.network.shapes, names).to(teachers.network.device)
+        return lambda student, teacher: keep
 
     return {name: without(names) for name, names in kinds.items()}

@@ -45,6 +45,7 @@ class Bound:
 
 
 Count = Annotated[int, Bound(least=1)]
+Whole = Annotated[int, Bound(least=0)]
 Positive = Annotated[float, Bound(above=0)]
 NotNegative = Annotated[float, Bound(least=0)]
 Share = Annotated[float, Bound(least=0, below=1)]

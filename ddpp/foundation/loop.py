@@ -32,7 +32,8 @@ class Stopped(Error):
 class State(Protocol):
     """All that a step reads from the steps before it.
 
-    A dataclass of tensors and numbers with at least these fields.
+    A dataclass of tensors and numbers with at least these fields. One that is None is not there: it
+    is in no file, and None must be its default.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -164,6 +165,7 @@ class Checkpoint(Generic[S]):
         values = {
             f.name: tensors[f.name].to(device) if f.name in tensors else meta[f.name]
             for f in fields(begin)
+            if f.name in tensors or f.name in meta
         }
         state = type(begin)(**values)
         if state.step > method.steps:
@@ -182,6 +184,7 @@ class Checkpoint(Generic[S]):
         if self.path is None or processes.rank():
             return
         values = {f.name: getattr(run.state, f.name) for f in fields(run.state)}
+        values = {name: value for name, value in values.items() if value is not None}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         numbers = {name: value for name, value in values.items() if name not in tensors}
         meta = {"identity": self.identity, **numbers, "made_on": list(run.machines)}

@@ -19,6 +19,7 @@ from ddpp.networks import Flat
 from ddpp.unrolling.adjoint import adjoint_engine
 from ddpp.unrolling.autograd import autograd_engine
 from ddpp.unrolling.compiled import compiled_engine
+from ddpp.unrolling.learned import Carried, unroll_carried
 from ddpp.unrolling.stored import stored_engine
 from ddpp.unrolling.updates import (
     Loss,
@@ -29,7 +30,16 @@ from ddpp.unrolling.updates import (
     inner_loss,
 )
 
-__all__ = ["ENGINES", "Unrolled", "Updates", "choose_engine", "draw_updates", "gradient", "unroll"]
+__all__ = [
+    "ENGINES",
+    "Carried",
+    "Unrolled",
+    "Updates",
+    "choose_engine",
+    "draw_updates",
+    "gradient",
+    "unroll",
+]
 
 Engine = Callable[[Flat, Tensor, Tensor, Tensor, Tensor, Updates, Loss], Unrolled]
 ENGINES: dict[str, Engine] = {
@@ -44,7 +54,7 @@ def unroll(
     network: Flat,
     start: Tensor,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | Carried,
     alpha: Tensor,
     updates: Updates,
     loss: Loss,
@@ -55,7 +65,8 @@ def unroll(
     - network: the student as a function of its parameters, see `Flat`.
     - start: parameters (p,) before the first update.
     - images: the distilled images (N, C, H, W), preprocessed.
-    - labels: their classes (N,), int64.
+    - labels: their classes (N,), int64, or distributions (N, classes); or `Carried`, if they are
+      learned, and behind the images.
     - alpha: the student's learning rate, a scalar tensor.
     - updates: the J batches and augmentations, see `draw_updates`.
     - loss: maps the student's parameters (p,) to a scalar.
@@ -77,6 +88,8 @@ def unroll(
     (torch.Size([2, 1, 8, 8]), torch.Size([]))
     """
     run = ENGINES[choose("engine", engine, ENGINES)]
+    if isinstance(labels, Carried):
+        return unroll_carried(network, start, images, labels, alpha, updates, loss, engine)
     return run(network, start, images, labels, alpha, updates, loss)
 
 

@@ -1,0 +1,143 @@
+"""Refinements of a step that later methods have brought, each a small function and off by default.
+
+`start_epochs` is the window from which a step draws its start, `logits_of` where soft labels begin.
+`averaged` and `limited` take a step and return a refined one, so that the step itself stays
+Algorithm 1: it takes a state to the next one, and returns that with what to record.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ddpp.foundation import loop
+from ddpp.networks import Flat
+
+
+class State(loop.State, Protocol):
+    """The state of a method that matches trajectories, as far as refinements read it."""
+
+    @property
+    def images_velocity(self) -> Tensor: ...
+
+    @property
+    def moving(self) -> Tensor | None: ...
+
+    @property
+    def skipped(self) -> int: ...
+
+
+S = TypeVar("S", bound=State)
+Step = Callable[[S], tuple[S, dict]]
+
+
+def start_epochs(step: int, least: int, first: int, most: int, steps: int) -> range:
+    """Return the epochs that a step may start from: they grow from easy ones to all.
+
+    - step: its index, from 0.
+    - least: the earliest epoch.
+    - first, most: the bound, itself left out, at the first step and at last. All bounds from one to
+      the other have an equal share of `steps`.
+    - steps: after so many the bound is `most`.
+
+    Source: DATM (Guo et al., ICLR 2024), whose code reaches the last bound after `steps` only.
+
+    >>> from ddpp.refining import start_epochs
+    >>> [start_epochs(step, least=1, first=2, most=4, steps=6) for step in (0, 3, 5, 9)]
+    [range(1, 2), range(1, 3), range(1, 4), range(1, 4)]
+    """
+    return range(least, min(most, first + (most - first + 1) * step // steps))
+
+
+def logits_of(network: Flat, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """Compute the logits (N, classes) from which soft labels are learned: those of a teacher.
+
+    - network, theta: the teacher, and its parameters (p,).
+    - images, labels: the first ones, and their classes (N,).
+
+    Where the teacher is wrong, its largest logit changes places with that of the class. DATM (Guo
+    et al., ICLR 2024) takes images that it classifies correctly; here they stay those of all runs.
+    """
+    with torch.no_grad():
+        logits = network(theta, images)
+    largest, guess = logits.max(1, keepdim=True)
+    right = labels.unsqueeze(1)
+    return logits.scatter(1, guess, logits.gather(1, right)).scatter(1, right, largest)
+
+
+def averaged(step: Step[S], decay: float) -> Step[S]:
+    """Return a step after which `images` is a moving average, and `moving` what it averages.
+
+    - step: moves the images; it never sees their average.
+    - decay: in [0, 1), the weight of the average before the step; 1 / (1 - decay) steps count.
+
+    The average begins at the real images. A skipped step leaves it as it is. Source: FTD (Du et
+    al., CVPR 2023), whose published code takes 0.999 to 0.9999.
+    """
+
+    def refined(state: S) -> tuple[S, dict]:
+        images = state.images if state.moving is None else state.moving
+        after, record = step(replace(state, images=images, moving=None))
+        mean = state.images
+        if not after.skipped:
+            mean = decay * mean + (1 - decay) * after.images
+        return replace(after, images=mean, moving=after.images), record
+
+    return refined
+
+
+def limited(
+    step: Step[S], limit: Callable[[Tensor], Tensor], momentum: float, image_lr: float
+) -> Step[S]:
+    """Return a step whose gradient of the images is limited before it moves them; alpha's is not.
+
+    - step: moves the images by gradient descent with momentum.
+    - limit: returns what is left of a gradient, such as `shortened` or `normalized`.
+    - momentum, image_lr: of the images, as in the step.
+
+    It also records the gradient's norm before that. A result that is not finite is skipped.
+    """
+
+    def refined(state: S) -> tuple[S, dict]:
+        # from rest, the velocity after a step is its gradient
+        rest = replace(state, images_velocity=torch.zeros_like(state.images_velocity))
+        after, record = step(rest)
+        gradient = after.images_velocity
+        velocity = momentum * state.images_velocity + limit(gradient)
+        images = state.images - image_lr * velocity
+        record = record | {"norm": gradient.norm()}
+        if after.skipped or not images.isfinite().all():
+            after = replace(state, step=after.step, skipped=state.skipped + 1)
+            return after, record | {"alpha": state.alpha, "skipped": 1}
+        return replace(after, images=images, images_velocity=velocity), record
+
+    return refined
+
+
+def shortened(gradient: Tensor, most: float | Tensor) -> Tensor:
+    """Shorten a gradient to a norm of at most `most`; a shorter one stays as it is.
+
+    Source: gradient clipping (Pascanu et al., ICML 2013).
+
+    >>> import torch
+    >>> from ddpp.refining import shortened
+    >>> shortened(torch.tensor([30.0, 40.0]), most=25.0)
+    tensor([15., 20.])
+    """
+    norm = gradient.norm()
+    # a gradient of 0 stays 0: there the ratio is infinite, and fmin takes the other number
+    return gradient * torch.fmin(most / norm, torch.ones_like(norm))
+
+
+def normalized(gradient: Tensor) -> Tensor:
+    """Divide a gradient by its norm: a step is then as long as its learning rate says; 0 stays 0.
+
+    >>> import torch
+    >>> from ddpp.refining import normalized
+    >>> normalized(torch.tensor([30.0, 40.0]))
+    tensor([0.6000, 0.8000])
+    """
+    norm = gradient.norm()
+    return torch.where(norm > 0, gradient / norm, gradient)
