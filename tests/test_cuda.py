@@ -48,6 +48,7 @@ SMALL = {
         "weights": (1.0, 1.0),
     },
     "kip": {"steps": 2, "target": 20},
+    "bptt": {"steps": 2, "window": 2, "max_updates": 3, "target": 8, "image_lr": 0.1},
     "herding": {"epochs": 2},
     "forgetting": {"epochs": 2},
 }

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ddpp import (
+    ConvNet,
     DistillConfig,
     DistilledDataset,
     Error,
@@ -20,13 +21,14 @@ from ddpp import (
     load_data,
     train_teachers,
 )
-from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
+from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip
 from ddpp.baselines.selection import forgetting_events, herd
 from ddpp.cli import main
+from ddpp.data.augmentation import augment
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PROFILES, from_dict, recipe
 from ddpp.foundation.loop import Saving, Stopped
-from ddpp.foundation.seeds import generator
+from ddpp.foundation.seeds import derive, generator
 
 WITHOUT_TEACHERS = [
     name for name, method in METHODS.items() if not method.teachers and name != "random"
@@ -38,6 +40,7 @@ SMALL = {
     "dm": {"steps": 6, "batch_real": 8, "iterates": 2},
     "cafe": {"steps": 4, "batch_real": 8, "queries": 4, "window": 2, "most": 3, "iterates": 2},
     "kip": {"steps": 6, "target": 20, "iterates": 2},
+    "bptt": {"steps": 6, "window": 2, "max_updates": 4, "target": 9, "iterates": 2},
 }
 
 
@@ -164,6 +167,73 @@ def test_features_are_what_the_last_layer_sees(data):
     weight, bias = list(last.values())[-2:]
     logits = F.linear(network.features(theta, images), weight, bias)
     assert torch.allclose(logits, network(theta, images), atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["autograd", "adjoint", "stored"])
+@pytest.mark.parametrize("batch", [None, 2])
+def test_a_step_of_bptt_follows_the_gradient_through_its_window(data, engine, batch):
+    """Against the whole training as one graph, of an ordinary module, in float64. The images before
+    the window are other tensors, of equal values.
+    """
+    config = small("bptt", window=3, max_updates=6, batch=batch, seed=2)
+    network, wide = (
+        data.network(NETWORK),
+        lambda split: split._replace(images=split.images.double()),
+    )
+    real, start = wide(data.train), wide(data.draw(1, 0))
+    state = bptt.begin(start, config)
+    state = replace(state, alpha=torch.tensor(0.05, dtype=torch.float64))
+    after, record = bptt.step(state, start.labels, real, network, config, engine)
+
+    rng = generator(config.seed, "bptt", 0)
+    batches, draws = bptt.draw_window(3, config, rng)
+    x, y = bptt.draw_target(real, config, rng)
+    module = ConvNet(channels=1, classes=3, width=8, depth=3, image_size=12).double()
+    names = dict(module.named_parameters())
+    weights = network.unflatten(network.initial(derive(config.seed, "bptt", 0)).double())
+    weights = {name: w.requires_grad_() for name, w in zip(names, weights.values(), strict=True)}
+    fixed, moving = start.images.clone(), start.images.clone().requires_grad_()
+    assert len(batches) > config.window
+    for i, (index, how) in enumerate(zip(batches, draws, strict=True)):
+        images = (fixed if i < len(batches) - config.window else moving)[index]
+        logits = torch.func.functional_call(module, weights, (augment(images, how),))
+        loss = F.cross_entropy(logits, start.labels[index])
+        slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        weights = {n: w - 0.05 * g for (n, w), g in zip(weights.items(), slopes, strict=True)}
+    loss = F.cross_entropy(torch.func.functional_call(module, weights, (x,)), y)
+    (expected,) = torch.autograd.grad(loss, moving)
+
+    mine = after.moments[0] / 0.1  # Adam's mean after one step, whose gradient is not clipped
+    assert expected.abs().max() > 0
+    assert float((mine - expected).norm() / expected.norm()) < 1e-10
+    assert float(record["loss"]) == pytest.approx(float(loss.detach()), rel=1e-10)
+    assert float(record["norm"]) == pytest.approx(float(expected.norm()), rel=1e-10)
+    moved = config.image_lr * expected / (expected.abs() + 1e-8)  # Adam's first step
+    assert torch.allclose(after.images, start.images - moved, rtol=0, atol=1e-12)
+
+
+def test_a_gradient_is_shortened_to_twice_the_running_mean_of_its_norm():
+    mean, means, norms = None, [], []
+    for length in (1.0, 1.0, 41.0, 1.0, 0.0):
+        clipped, mean = bptt.clip(torch.tensor([[0.6], [0.8]]) * length, mean)
+        assert clipped[1] * 0.6 == pytest.approx(float(clipped[0] * 0.8))  # the direction stays
+        means.append(float(mean))
+        norms.append(float(clipped.norm()))
+    # 0.9 * 1 + 0.1 * 41 = 5; 0.9 * 5 + 0.1 * 1 = 4.6; 0.9 * 4.6 = 4.14
+    assert means == pytest.approx([1, 1, 5, 4.6, 4.14])
+    assert norms == pytest.approx([1, 1, 10, 1, 0])
+    assert bptt.clip(torch.zeros(2), None)[0].tolist() == [0, 0]
+
+
+def test_each_number_of_updates_from_the_window_on_is_drawn_as_often(data):
+    config = small("bptt", window=2, max_updates=4)
+    drawn = [len(bptt.draw_window(3, config, generator(i)).batches) for i in range(600)]
+    assert {*drawn} == {2, 3, 4}
+    assert all(150 < drawn.count(n) < 250 for n in (2, 3, 4))
+    run = METHODS["bptt"].run(data, NETWORK, small("bptt"), Saving(progress=False))
+    assert {*run.history["updates"].tolist()} <= {2, 3, 4}
+    x, y = bptt.draw_target(data.train, replace(config, target=10**6, augment=False), generator(0))
+    assert len(x) == len(y) == len(data.train.labels)
 
 
 @pytest.mark.parametrize("name", WITHOUT_TEACHERS)
@@ -346,6 +416,12 @@ def test_published_loops_of_dc_go_with_the_size():
         (["--method", "dsa", "--momentum", "1"], "momentum is 1.0"),
         (["--method", "dc", "--init", "ones"], "unknown init 'ones'"),
         (
+            ["--method", "bptt", "--window", "50"],
+            "window 50 is longer than the 45 updates of a network (max_updates): lower window or",
+        ),
+        (["--method", "bptt", "--alpha", "0"], "alpha is 0.0: it must be positive"),
+        (["--method", "bptt", "--engine", "jax"], "unknown engine 'jax'"),
+        (
             ["--method", "herding", "--epochs", "9"],
             "epochs 9 reaches epoch 9, but the teachers stop at 6",
         ),
@@ -363,9 +439,10 @@ def test_settings_that_cannot_work_are_refused_before_any_work(
     assert not out.parent.exists() or not list(out.parent.iterdir())
 
 
-def test_images_that_leave_the_numbers_stop_the_run_with_advice(data):
+@pytest.mark.parametrize("name", ["dm", "bptt"])
+def test_images_that_leave_the_numbers_stop_the_run_with_advice(name, data):
     with pytest.raises(Stopped, match="lower image_lr"):
-        METHODS["dm"].run(data, NETWORK, small("dm", image_lr=1e38), Saving(progress=False))
+        METHODS[name].run(data, NETWORK, small(name, image_lr=1e39), Saving(progress=False))
 
 
 def test_cafe_says_how_many_layers_it_has_to_weigh(data):
@@ -413,6 +490,7 @@ OPTIONS = {
     "dm": [*FEW, "--batch-real", "8", "--init", "noise"],
     "cafe": [*FEW, *"--batch-real 8 --queries 4 --window 2 --most 2".split()],
     "kip": [*FEW, "--target", "20", "--learn-labels"],
+    "bptt": [*FEW, *"--window 2 --max-updates 3 --target 9".split()],
     "random": [],
     "herding": ["--epochs", "3"],
     "forgetting": ["--epochs", "3"],

@@ -58,6 +58,10 @@ SMOKE = {
     "dm": {"steps": 50, "batch_real": 32, "iterates": 1},
     "cafe": {"steps": 6, "batch_real": 32, "queries": 16, "window": 3, "iterates": 1},
     "kip": {"kernel": "conv", "depth": 2, "steps": 50, "target": 100, "iterates": 1},
+    "bptt": {
+        **{"steps": 80, "window": 15, "max_updates": 45, "alpha": 0.02},
+        **{"image_lr": 0.1, "target": 256, "iterates": 1},
+    },
     "random": {},
     "herding": {"epochs": 6},
     "forgetting": {"epochs": 6},
