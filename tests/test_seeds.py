@@ -36,6 +36,7 @@ PATHS = {
     "generator(_, 'noise')",
     "generator(_, 'step', _, *)",  # and the trajectory's number, but not that of the first
     "generator(_, 'teacher', _, _)",
+    "generator(_, 'tgdd', _)",
     "generator(_, 'ties')",
     "generator(_, *, 'batches')",
 }

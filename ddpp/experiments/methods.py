@@ -5,7 +5,7 @@ from dataclasses import Field, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, selection
+from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, selection, tgdd
 from ddpp.baselines.selection import SelectionConfig
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
@@ -87,6 +87,14 @@ METHODS = Table(
             cafe.distill,
             common.check,
             lasting=False,
+        ),
+        "tgdd": Method(
+            "mean features along the teachers' trajectories, and their predictions",
+            tgdd.TGDDConfig,
+            tgdd.distill,
+            common.check,
+            teachers=True,
+            reach=("epochs",),
         ),
         "kip": Method(
             "the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check
