@@ -269,12 +269,13 @@ def test_a_step_of_tgdd_follows_features_and_predictions_of_snapshots(data, teac
     (toward,) = torch.autograd.grad(features, images)
     torch.nn.utils.vector_to_parameters(teachers.snapshot(k, later), module.parameters())
     entropy = -module(images).log_softmax(1)[torch.arange(6), start.labels].mean()
-    toward = toward + 3 * torch.autograd.grad(entropy, images)[0]
+    # the sum over classes, of which 3 is the weight
+    toward = toward + 3 * 3 * torch.autograd.grad(entropy, images)[0]
 
     assert 0 <= epoch < later <= 3
     assert float(record["features"]) == pytest.approx(float(features.detach()) / 3, rel=1e-10)
     assert float(record["cross_entropy"]) == pytest.approx(float(entropy.detach()), rel=1e-10)
-    assert float(record["loss"]) == pytest.approx(float((features + 3 * entropy).detach()))
+    assert float(record["loss"]) == pytest.approx(float((features / 3 + 3 * entropy).detach()))
     assert float((after.velocity - toward).norm() / toward.norm()) < 1e-10
     assert torch.allclose(after.images, start.images - toward, rtol=0, atol=1e-12)
 

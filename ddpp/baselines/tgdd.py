@@ -48,9 +48,9 @@ def distill(
     - config: steps, learning rate, epochs and the weight of the cross-entropy; see TGDDConfig.
     - saving: checkpoints and progress bar.
 
-    The history has, per step: loss, its parts features (mean over classes) and cross_entropy, and
-    what was drawn: teacher, epoch and later. Raises Error for settings that cannot work, also with
-    these teachers. Source: Ran et al., AAAI 2026.
+    The history has, per step: loss and its parts features and cross_entropy, means over classes,
+    and what was drawn: teacher, epoch and later. Raises Error for settings that cannot work, alone
+    or with these teachers. Source: Ran et al., AAAI 2026.
     """
     teachers.check_data(data)
     if config.epochs > teachers.epochs:
@@ -72,10 +72,10 @@ def step(state: State, problem: Problem[TGDDConfig], teachers: Teachers) -> tupl
     features = feature_distance(problem.network, theta, pairs) / len(pairs)
     logits = problem.network(teachers.snapshot(k, later), torch.cat([mine for _, mine in pairs]))
     entropy = F.cross_entropy(logits, problem.labels)
-    loss = len(pairs) * features + config.constraint * entropy
+    loss = len(pairs) * (features + config.constraint * entropy)  # the sum over classes
     after = common.descend(state, torch.autograd.grad(loss, images)[0], config)
     parts = {
-        "loss": loss.detach(),
+        "loss": loss.detach() / len(pairs),
         "features": features.detach(),
         "cross_entropy": entropy.detach(),
     }

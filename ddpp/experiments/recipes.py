@@ -60,8 +60,8 @@ SMOKE = {
     "tgdd": {"steps": 300, "batch_real": 32, "epochs": 6, "iterates": 1},
     "kip": {"kernel": "conv", "depth": 2, "steps": 50, "target": 100, "iterates": 1},
     "bptt": {
-        **{"steps": 80, "window": 15, "max_updates": 45, "alpha": 0.02},
-        **{"image_lr": 0.1, "target": 256, "iterates": 1},
+        **{"steps": 120, "window": 15, "max_updates": 45, "alpha": 0.02},
+        **{"image_lr": 0.2, "target": 256, "iterates": 1},
     },
     "random": {},
     "herding": {"epochs": 6},
