@@ -31,7 +31,7 @@ class TGDDConfig(common.BatchConfig):
     image_lr: Positive = 1.0
     batch_real: Count = 128
     epochs: Count = 50  # the teachers' snapshots after 0 ... so many epochs are used
-    constraint: NotNegative = 10.0  # weight of the cross-entropy under the later snapshot
+    constraint: NotNegative = 1.0  # weight of the cross-entropy under the later snapshot
 
     @property
     def teacher_epochs(self) -> int:
