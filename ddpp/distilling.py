@@ -394,11 +394,7 @@ def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
             f"reach epoch {config.teacher_epochs}, but these teachers stop at {teachers.epochs}: "
             "train them longer or lower either"
         )
-    if teachers.identity["data"] != data.identity:
-        raise Error(
-            "these teachers were trained on another data set or preprocessing: train teachers on "
-            "this one"
-        )
+    teachers.check_data(data)
 
 
 def check_config(config: DistillConfig) -> None:

@@ -116,6 +116,14 @@ class Teachers:
             )
         return self.trajectories[teacher][f"epoch_{self.first + epoch:03d}"].to(self.network.device)
 
+    def check_data(self, data: ImageData) -> None:
+        """Raise an Error unless they were trained on these images."""
+        if self.identity["data"] != data.identity:
+            raise Error(
+                "these teachers were trained on another data set or preprocessing: train teachers "
+                "on this one"
+            )
+
     def train_loss(self) -> Tensor:
         """Read the mean training loss of each epoch, (teachers, epochs), on augmented images."""
         names = [f"loss_{self.first + e:03d}" for e in range(1, self.epochs + 1)]

@@ -47,7 +47,9 @@ SMALL = {
         "most": 3,
         "weights": (1.0, 1.0),
     },
+    "tgdd": {"steps": 2, "batch_real": 8, "epochs": 3},
     "kip": {"steps": 2, "target": 20},
+    "bptt": {"steps": 2, "window": 2, "max_updates": 3, "target": 8, "image_lr": 0.01},
     "herding": {"epochs": 2},
     "forgetting": {"epochs": 2},
 }

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from small import CONFIG, NETWORK, TEACHERS, listed, load, refused, save, untouched
 
 from ddpp import Error, NetworkConfig, TeacherConfig, distilling, load_data, train_teachers
-from ddpp.baselines import cafe, common, dm, dsa, iadd, kip, selection
+from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, selection, tgdd
 from ddpp.baselines.ntk import KERNELS
 from ddpp.data.augmentation import OPERATIONS
 from ddpp.distilled import DistilledDataset
@@ -235,14 +235,21 @@ FIELDS = {  # of settings and states: a file has them, and a run with others is 
         "ipc steps image_lr momentum batch_real augment init iterates seed discrimination weights "
         "network_lr batch inner queries window saturated changed most"
     ),
+    tgdd.TGDDConfig: (
+        "ipc steps image_lr momentum batch_real augment init iterates seed epochs constraint"
+    ),
     kip.KIPConfig: (
         "ipc steps kernel depth reg image_lr learn_labels label_lr target init iterates seed"
+    ),
+    bptt.BPTTConfig: (
+        "ipc steps window max_updates alpha image_lr batch target augment init engine iterates seed"
     ),
     selection.SelectionConfig: "ipc epochs seed",
     distilling.State: STATE,
     iadd.State: f"{STATE} weights",
     common.State: "step images alpha velocity",
     kip.State: "step images labels alpha moments label_moments",
+    bptt.State: "step images alpha moments norm",
     Evaluation: "final selected selected_step validation best_on_test best_on_test_step",
 }
 
@@ -253,7 +260,9 @@ def test_the_settings_and_states_in_files_have_the_same_names(kind):
 
 
 def test_the_choices_in_files_have_the_same_names():
-    assert list(METHODS) == ("ddpp mtt iadd dc dsa dm cafe kip random herding forgetting".split())
+    assert list(METHODS) == (
+        "ddpp mtt iadd dc dsa dm cafe tgdd kip bptt random herding forgetting".split()
+    )
     # a notebook that another test runs here may have added one
     assert list(RULES)[:6] == "signed magnitude none random largest smallest".split()
     assert list(ARCHITECTURES) == "convnet alexnet vgg11 resnet18".split()

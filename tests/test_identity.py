@@ -192,7 +192,7 @@ def test_names_of_ddpp_add_nothing_to_an_identity():
     own = {
         "rule": "signed magnitude none random largest smallest",
         "network": "convnet alexnet vgg11 resnet18",
-        "method": "ddpp mtt iadd dc dsa dm cafe kip random herding forgetting",
+        "method": "ddpp mtt iadd dc dsa dm cafe tgdd kip bptt random herding forgetting",
         "kernel": "fc conv",
     }
     for kind, names in own.items():

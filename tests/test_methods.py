@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ddpp import (
+    ConvNet,
     DistillConfig,
     DistilledDataset,
     Error,
@@ -20,13 +21,15 @@ from ddpp import (
     load_data,
     train_teachers,
 )
-from ddpp.baselines import cafe, common, dm, dsa, iadd, kip
+from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, tgdd
 from ddpp.baselines.selection import forgetting_events, herd
 from ddpp.cli import main
+from ddpp.data.augmentation import augment
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PROFILES, from_dict, recipe
 from ddpp.foundation.loop import Saving, Stopped
-from ddpp.foundation.seeds import generator
+from ddpp.foundation.seeds import derive, generator
+from ddpp.teachers import Teachers
 
 WITHOUT_TEACHERS = [
     name for name, method in METHODS.items() if not method.teachers and name != "random"
@@ -37,7 +40,9 @@ SMALL = {
     "dsa": {"steps": 4, "outer": 2, "inner": 2, "batch_real": 8, "iterates": 2},
     "dm": {"steps": 6, "batch_real": 8, "iterates": 2},
     "cafe": {"steps": 4, "batch_real": 8, "queries": 4, "window": 2, "most": 3, "iterates": 2},
+    "tgdd": {"steps": 6, "batch_real": 8, "epochs": 3, "iterates": 2},
     "kip": {"steps": 6, "target": 20, "iterates": 2},
+    "bptt": {"steps": 6, "window": 2, "max_updates": 4, "target": 9, "iterates": 2},
 }
 
 
@@ -166,19 +171,141 @@ def test_features_are_what_the_last_layer_sees(data):
     assert torch.allclose(logits, network(theta, images), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", WITHOUT_TEACHERS)
-def test_a_stopped_run_goes_on_to_the_same_bits(data, name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", ["autograd", "adjoint", "stored"])
+@pytest.mark.parametrize("batch", [None, 2])
+def test_a_step_of_bptt_follows_the_gradient_through_its_window(data, engine, batch):
+    """Against the whole training as one graph, of an ordinary module, in float64. The images before
+    the window are other tensors, of equal values.
+    """
+    config = small("bptt", window=3, max_updates=6, batch=batch, seed=2)
+    network, wide = (
+        data.network(NETWORK),
+        lambda split: split._replace(images=split.images.double()),
+    )
+    real, start = wide(data.train), wide(data.draw(1, 0))
+    state = bptt.begin(start, config)
+    state = replace(state, alpha=torch.tensor(0.05, dtype=torch.float64))
+    after, record = bptt.step(state, start.labels, real, network, config, engine)
+
+    rng = generator(config.seed, "bptt", 0)
+    batches, draws = bptt.draw_window(3, config, rng)
+    x, y = bptt.draw_target(real, config, rng)
+    module = ConvNet(channels=1, classes=3, width=8, depth=3, image_size=12).double()
+    names = dict(module.named_parameters())
+    weights = network.unflatten(network.initial(derive(config.seed, "bptt", 0)).double())
+    weights = {name: w.requires_grad_() for name, w in zip(names, weights.values(), strict=True)}
+    fixed, moving = start.images.clone(), start.images.clone().requires_grad_()
+    assert len(batches) > config.window
+    for i, (index, how) in enumerate(zip(batches, draws, strict=True)):
+        images = (fixed if i < len(batches) - config.window else moving)[index]
+        logits = torch.func.functional_call(module, weights, (augment(images, how),))
+        loss = F.cross_entropy(logits, start.labels[index])
+        slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        weights = {n: w - 0.05 * g for (n, w), g in zip(weights.items(), slopes, strict=True)}
+    loss = F.cross_entropy(torch.func.functional_call(module, weights, (x,)), y)
+    (expected,) = torch.autograd.grad(loss, moving)
+
+    mine = after.moments[0] / 0.1  # Adam's mean after one step, whose gradient is not clipped
+    assert expected.abs().max() > 0
+    assert float((mine - expected).norm() / expected.norm()) < 1e-10
+    assert float(record["loss"]) == pytest.approx(float(loss.detach()), rel=1e-10)
+    assert float(record["norm"]) == pytest.approx(float(expected.norm()), rel=1e-10)
+    moved = config.image_lr * expected / (expected.abs() + 1e-8)  # Adam's first step
+    assert torch.allclose(after.images, start.images - moved, rtol=0, atol=1e-12)
+
+
+def test_a_gradient_is_shortened_to_twice_the_running_mean_of_its_norm():
+    mean, means, norms = None, [], []
+    for length in (1.0, 1.0, 41.0, 1.0, 0.0):
+        clipped, mean = bptt.clip(torch.tensor([[0.6], [0.8]]) * length, mean)
+        assert clipped[1] * 0.6 == pytest.approx(float(clipped[0] * 0.8))  # the direction stays
+        means.append(float(mean))
+        norms.append(float(clipped.norm()))
+    # 0.9 * 1 + 0.1 * 41 = 5; 0.9 * 5 + 0.1 * 1 = 4.6; 0.9 * 4.6 = 4.14
+    assert means == pytest.approx([1, 1, 5, 4.6, 4.14])
+    assert norms == pytest.approx([1, 1, 10, 1, 0])
+    assert bptt.clip(torch.zeros(2), None)[0].tolist() == [0, 0]
+
+
+def test_each_number_of_updates_from_the_window_on_is_drawn_as_often(data):
+    config = small("bptt", window=2, max_updates=4)
+    drawn = [len(bptt.draw_window(3, config, generator(i)).batches) for i in range(600)]
+    assert {*drawn} == {2, 3, 4}
+    assert all(150 < drawn.count(n) < 250 for n in (2, 3, 4))
+    run = METHODS["bptt"].run(data, NETWORK, small("bptt"), Saving(progress=False))
+    assert {*run.history["updates"].tolist()} <= {2, 3, 4}
+    x, y = bptt.draw_target(data.train, replace(config, target=10**6, augment=False), generator(0))
+    assert len(x) == len(y) == len(data.train.labels)
+
+
+@pytest.fixture
+def teachers(data):
+    config = TeacherConfig(count=2, epochs=3, batch=8, network=NETWORK)
+    return train_teachers(data, config, progress=False)
+
+
+def test_a_step_of_tgdd_follows_features_and_predictions_of_snapshots(data, teachers, monkeypatch):
+    """Against an ordinary module whose features a hook sees, and all images of each class."""
+    config = small("tgdd", batch_real=100, augment=False, constraint=3.0, momentum=0.0, ipc=2)
+    wide = lambda split: split._replace(images=split.images.double())
+    problem = common.Problem(replace(data, train=wide(data.train)), NETWORK, config)
+    start = wide(data.draw(2, 0))
+    state = common.State(4, start.images, common.alpha(data), torch.zeros_like(start.images))
+    monkeypatch.setattr(teachers, "snapshot", lambda *at: Teachers.snapshot(teachers, *at).double())
+    after, record = tgdd.step(state, problem, teachers)
+
+    k, epoch, later = (record[name] for name in ("teacher", "epoch", "later"))
+    module = ConvNet(channels=1, classes=3, width=8, depth=3, image_size=12).double()
+    seen = []
+    module[-1].register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+    images = start.images.clone().requires_grad_()
+    torch.nn.utils.vector_to_parameters(teachers.snapshot(k, epoch), module.parameters())
+    _, _ = module(problem.data.train.images), module(images)
+    real, mine = seen
+    features = torch.zeros(())
+    for label in range(3):
+        a = real.detach()[data.train.labels == label].mean(0)
+        features = features + (a - mine[2 * label : 2 * label + 2].mean(0)).pow(2).sum()
+    (toward,) = torch.autograd.grad(features, images)
+    torch.nn.utils.vector_to_parameters(teachers.snapshot(k, later), module.parameters())
+    entropy = -module(images).log_softmax(1)[torch.arange(6), start.labels].mean()
+    # the sum over classes, of which 3 is the weight
+    toward = toward + 3 * 3 * torch.autograd.grad(entropy, images)[0]
+
+    assert 0 <= epoch < later <= 3
+    assert float(record["features"]) == pytest.approx(float(features.detach()) / 3, rel=1e-10)
+    assert float(record["cross_entropy"]) == pytest.approx(float(entropy.detach()), rel=1e-10)
+    assert float(record["loss"]) == pytest.approx(float((features / 3 + 3 * entropy).detach()))
+    assert float((after.velocity - toward).norm() / toward.norm()) < 1e-10
+    assert torch.allclose(after.images, start.images - toward, rtol=0, atol=1e-12)
+
+
+def test_a_later_snapshot_of_the_same_teacher_is_drawn():
+    drawn = {tgdd.draw_snapshots(2, 3, generator(i)) for i in range(200)}
+    assert drawn == {(k, i, j) for k in range(2) for i in range(3) for j in range(i + 1, 4)}
+
+
+def test_teachers_of_other_data_or_too_few_epochs_are_refused(data, teachers, npz):
+    with pytest.raises(Error, match="trained on another data set or preprocessing"):
+        tgdd.distill(load_data(npz(name="other", size=16), device="cpu"), teachers, small("tgdd"))
+    with pytest.raises(Error, match="epochs 4 reaches epoch 4, but these teachers stop at 3"):
+        tgdd.distill(data, teachers, small("tgdd", epochs=4))
+
+
+@pytest.mark.parametrize("name", [*WITHOUT_TEACHERS, "tgdd"])
+def test_a_stopped_run_goes_on_to_the_same_bits(data, teachers, name, tmp_path, monkeypatch):
     method, config = METHODS[name], small(name)
-    whole = method.run(data, NETWORK, config, Saving(progress=False))
+    source = teachers if method.teachers else NETWORK
+    whole = method.run(data, source, config, Saving(progress=False))
     assert set(whole.iterates) == {0, config.steps // 2, config.steps}
     assert torch.isfinite(whole.history["loss"]).all()
     assert not torch.equal(whole.images, whole.at(0).images)
     saving = Saving(tmp_path / "checkpoint", save_steps=1, progress=False)
-    again = stop_and_go_on(lambda saving: method.run(data, NETWORK, config, saving), saving)
+    again = stop_and_go_on(lambda saving: method.run(data, source, config, saving), saving)
     assert torch.equal(again.images, whole.images)
     assert torch.equal(again.history["loss"], whole.history["loss"])
     with pytest.raises(Error, match="other settings"):
-        method.run(data, NETWORK, replace(config, seed=1), saving)
+        method.run(data, source, replace(config, seed=1), saving)
 
 
 def test_forgetting_goes_on_with_the_next_look(data, tmp_path, monkeypatch):
@@ -286,7 +413,7 @@ def test_each_method_goes_through_the_same_door(npz, name, tmp_path, capsys):
     ).split()
     shared += "--protocol.epochs 5 --repeats 2".split()
     own = ["--steps", "3"] if hasattr(METHODS[name].config, "steps") else []
-    own += ["--epochs", "3"] if METHODS[name].teachers and not own else []
+    own += ["--epochs", "3"] if "epochs" in METHODS[name].reach else []
     own += ["--student-steps", "2"] if issubclass(METHODS[name].config, DistillConfig) else []
     command = ["distill", "--method", name, "--data", str(npz()), *shared, *own, "--out", str(out)]
     assert main(command) == 0, capsys.readouterr().err
@@ -346,10 +473,21 @@ def test_published_loops_of_dc_go_with_the_size():
         (["--method", "dsa", "--momentum", "1"], "momentum is 1.0"),
         (["--method", "dc", "--init", "ones"], "unknown init 'ones'"),
         (
+            ["--method", "bptt", "--window", "50"],
+            "window 50 is longer than the 45 updates of a network (max_updates): lower window or",
+        ),
+        (["--method", "bptt", "--alpha", "0"], "alpha is 0.0: it must be positive"),
+        (["--method", "bptt", "--engine", "jax"], "unknown engine 'jax'"),
+        (
             ["--method", "herding", "--epochs", "9"],
             "epochs 9 reaches epoch 9, but the teachers stop at 6",
         ),
         (["--method", "forgetting", "--epochs", "0"], "epochs is 0"),
+        (
+            ["--method", "tgdd", "--epochs", "9"],
+            "epochs 9 reaches epoch 9, but the teachers stop at 6",
+        ),
+        (["--method", "tgdd", "--constraint", "-1"], "constraint is -1.0: it must be at least 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_work(
@@ -363,9 +501,10 @@ def test_settings_that_cannot_work_are_refused_before_any_work(
     assert not out.parent.exists() or not list(out.parent.iterdir())
 
 
-def test_images_that_leave_the_numbers_stop_the_run_with_advice(data):
+@pytest.mark.parametrize("name", ["dm", "bptt"])
+def test_images_that_leave_the_numbers_stop_the_run_with_advice(name, data):
     with pytest.raises(Stopped, match="lower image_lr"):
-        METHODS["dm"].run(data, NETWORK, small("dm", image_lr=1e38), Saving(progress=False))
+        METHODS[name].run(data, NETWORK, small(name, image_lr=1e39), Saving(progress=False))
 
 
 def test_cafe_says_how_many_layers_it_has_to_weigh(data):
@@ -413,6 +552,8 @@ OPTIONS = {
     "dm": [*FEW, "--batch-real", "8", "--init", "noise"],
     "cafe": [*FEW, *"--batch-real 8 --queries 4 --window 2 --most 2".split()],
     "kip": [*FEW, "--target", "20", "--learn-labels"],
+    "tgdd": [*FEW, *"--batch-real 8 --epochs 3".split()],
+    "bptt": [*FEW, *"--window 2 --max-updates 3 --target 9".split()],
     "random": [],
     "herding": ["--epochs", "3"],
     "forgetting": ["--epochs", "3"],

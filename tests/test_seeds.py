@@ -19,6 +19,7 @@ from ddpp.teachers import train_teachers
 DDPP = Path(__file__).parents[1] / "ddpp"
 # every call in ddpp: what is not written there is _, a part of any length *
 PATHS = {
+    "derive(_, 'bptt', _)",
     "derive(_, 'cafe', _)",
     "derive(_, 'dm', _)",
     "derive(_, 'dsa', _)",
@@ -26,6 +27,7 @@ PATHS = {
     "derive(_, *)",  # of an evaluation: its role and the network's number
     "generator(0, 'probe')",
     "generator(0, 'random rule', _, _)",
+    "generator(_, 'bptt', _)",
     "generator(_, 'cafe', _)",
     "generator(_, 'dm', _)",
     "generator(_, 'draw', _)",
@@ -35,6 +37,7 @@ PATHS = {
     "generator(_, 'noise')",
     "generator(_, 'step', _, *)",  # and the trajectory's number, but not that of the first
     "generator(_, 'teacher', _, _)",
+    "generator(_, 'tgdd', _)",
     "generator(_, 'ties')",
     "generator(_, *, 'batches')",
 }

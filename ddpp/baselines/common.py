@@ -17,6 +17,7 @@ from ddpp.foundation.errors import Count, Error, Positive, Share, check_bounds, 
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat, NetworkConfig
+from ddpp.teachers import Teachers
 
 
 @dataclass(frozen=True)
@@ -130,22 +131,25 @@ def distill(
     name: str,
     step: Callable[[State, Problem[Config]], tuple[State, dict]],
     data: ImageData,
-    network: NetworkConfig,
+    source: NetworkConfig | Teachers,
     config: Config,
     saving: loop.Saving,
 ) -> DistilledDataset:
-    """Run a method that needs no teachers, and return the distilled set.
+    """Run a method that compares batches, and return the distilled set.
 
     - name: of the method, for the run's identity.
     - step: takes a state to the next one; returns that, and what to record.
     - data: the images to distil, preprocessed.
-    - network: the kind of network that a step uses.
+    - source: the kind of network that a step uses, or trained ones.
     - config: the settings of the method.
     - saving: checkpoints and progress bar, see `run` in foundation/loop.py.
 
     Raises Error for settings that cannot work.
     """
     check(config)
+    trained = isinstance(source, Teachers)
+    network = source.config.network if trained else source
+    made_from = source.config.made_from(data) if trained else data.made_from(network)
     problem, start = Problem(data, network, config), data.draw(config.ipc, config.seed)
     images = begin(start, config)
     state = State(0, images, alpha(data), torch.zeros_like(images))
@@ -153,7 +157,7 @@ def distill(
     advance = lambda at: step(at, problem)
     iterates, lasting = config.iterates, config.lasting
     method = loop.Method(state, advance, config.steps, iterates, beside=about, lasting=lasting)
-    identity = of_run(name, config, data.made_from(network), network.name)
+    identity = of_run(name, config, made_from, network.name)
     run = loop.run(method, identity, made_on(data.device), saving)
     return DistilledDataset.from_run(run, about, identity)
 

@@ -48,6 +48,7 @@ NAMES = {  # as the tables show them
     **{"none": "MTT", "signed": "pruned"},
     **{"random": "Random", "herding": "Herding", "forgetting": "Forgetting"},
     **{"dc": "DC", "dsa": "DSA", "dm": "DM", "cafe": "CAFE", "kip": "KIP", "iadd": "IADD"},
+    **{"tgdd": "TGDD", "bptt": "RaT-BPTT"},
     **{"convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18"},
 }
 

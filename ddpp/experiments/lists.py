@@ -23,7 +23,7 @@ CONTROLS = ("random", "largest", "smallest")
 CONTROLLED, SMOKE_CONTROLLED = (0.1, 0.3), (0.1, 0.7)
 CHOICES = ("random", "herding", "forgetting")
 RIVALS = ("dm", "dsa", "cafe")  # distillation methods of Table I
-SMOKE_RIVALS = ("random", "herding", "dc", *RIVALS, "kip", "iadd", "forgetting")
+SMOKE_RIVALS = ("random", "herding", "dc", *RIVALS, "tgdd", "kip", "bptt", "iadd", "forgetting")
 ARCHITECTURES = ("convnet", "alexnet", "vgg11", "resnet18")  # of Table III
 # sets for which choosing images takes hours at most
 CPU_SETS = (("cifar10", 1), ("cifar10", 10), ("cifar100", 1), ("cifar100", 10))

@@ -5,7 +5,7 @@ from dataclasses import Field, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from ddpp.baselines import cafe, common, dm, dsa, iadd, kip, selection
+from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, selection, tgdd
 from ddpp.baselines.selection import SelectionConfig
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
@@ -92,8 +92,22 @@ METHODS = Table(
             common.check,
             lasting=False,
         ),
+        "tgdd": Method(
+            "mean features along the teachers' trajectories, and their predictions",
+            tgdd.TGDDConfig,
+            tgdd.distill,
+            common.check,
+            teachers=True,
+            reach=("epochs",),
+        ),
         "kip": Method(
             "the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check
+        ),
+        "bptt": Method(
+            "the labels that networks in training predict",
+            bptt.BPTTConfig,
+            bptt.distill,
+            bptt.check,
         ),
         "random": _choice("nothing: random real images", run=selection.choose_random),
         "herding": _one_teacher("mean features, by choosing real images", run=selection.herding),

@@ -57,7 +57,12 @@ SMOKE = {
     "dsa": {"steps": 25, "batch_real": 32, "iterates": 1},
     "dm": {"steps": 50, "batch_real": 32, "iterates": 1},
     "cafe": {"steps": 6, "batch_real": 32, "queries": 16, "window": 3, "iterates": 1},
+    "tgdd": {"steps": 300, "batch_real": 32, "epochs": 6, "iterates": 1},
     "kip": {"kernel": "conv", "depth": 2, "steps": 50, "target": 100, "iterates": 1},
+    "bptt": {
+        **{"steps": 120, "window": 15, "max_updates": 45, "alpha": 0.02},
+        **{"image_lr": 0.2, "target": 256, "iterates": 1},
+    },
     "random": {},
     "herding": {"epochs": 6},
     "forgetting": {"epochs": 6},

@@ -1,0 +1,105 @@
+"""TGDD, trajectory-guided distribution matching (Ran et al., AAAI 2026).
+
+At a snapshot of a teacher's training, distilled and real images of a class should have the same
+mean features, as in DM; and a later snapshot of that teacher should classify the distilled images.
+Nothing is differentiated twice.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpp.baselines import common
+from ddpp.baselines.common import Problem, State
+from ddpp.baselines.dm import mean_distance
+from ddpp.data import ImageData
+from ddpp.distilled import DistilledDataset
+from ddpp.foundation.errors import Count, Error, NotNegative, Positive
+from ddpp.foundation.loop import Saving
+from ddpp.foundation.seeds import generator
+from ddpp.networks import Flat
+from ddpp.teachers import Teachers
+
+
+@dataclass(frozen=True)
+class TGDDConfig(common.BatchConfig):
+    """The settings of TGDD; steps and real images as in the published code, the others ours."""
+
+    steps: Count = 10_000
+    image_lr: Positive = 1.0
+    batch_real: Count = 128
+    epochs: Count = 50  # the teachers' snapshots after 0 ... so many epochs are used
+    constraint: NotNegative = 1.0  # weight of the cross-entropy under the later snapshot
+
+    @property
+    def teacher_epochs(self) -> int:
+        return self.epochs
+
+
+def distill(
+    data: ImageData, teachers: Teachers, config: TGDDConfig, saving: Saving = Saving()
+) -> DistilledDataset:
+    """Distil `data` by matching mean features along its `teachers`' trajectories.
+
+    - data: the images that the teachers were trained on.
+    - teachers: see `ddpp.train_teachers`; five are enough, as published.
+    - config: steps, learning rate, epochs and the weight of the cross-entropy; see TGDDConfig.
+    - saving: checkpoints and progress bar.
+
+    The history has, per step: loss and its parts features and cross_entropy, means over classes,
+    and what was drawn: teacher, epoch and later. Raises Error for settings that cannot work, alone
+    or with these teachers. Source: Ran et al., AAAI 2026.
+    """
+    teachers.check_data(data)
+    if config.epochs > teachers.epochs:
+        raise Error(
+            f"epochs {config.epochs} reaches epoch {config.epochs}, but these teachers stop at "
+            f"{teachers.epochs}: train them longer or lower it"
+        )
+    advance = lambda state, problem: step(state, problem, teachers)
+    return common.distill("tgdd", advance, data, teachers, config, saving)
+
+
+def step(state: State, problem: Problem[TGDDConfig], teachers: Teachers) -> tuple[State, dict]:
+    """Make one image update; record the loss, its parts, and the snapshots."""
+    config, rng = problem.config, generator(problem.config.seed, "tgdd", state.step)
+    k, epoch, later = draw_snapshots(len(teachers), config.epochs, rng)
+    images = state.images.detach().requires_grad_()
+    pairs = [problem.pair(images, label, rng) for label in range(len(problem.members))]
+    theta = teachers.snapshot(k, epoch)
+    features = feature_distance(problem.network, theta, pairs) / len(pairs)
+    logits = problem.network(teachers.snapshot(k, later), torch.cat([mine for _, mine in pairs]))
+    entropy = F.cross_entropy(logits, problem.labels)
+    loss = len(pairs) * (features + config.constraint * entropy)  # the sum over classes
+    after = common.descend(state, torch.autograd.grad(loss, images)[0], config)
+    parts = {
+        "loss": loss.detach() / len(pairs),
+        "features": features.detach(),
+        "cross_entropy": entropy.detach(),
+    }
+    return replace(after, step=state.step + 1), parts | {
+        "teacher": k,
+        "epoch": epoch,
+        "later": later,
+    }
+
+
+def draw_snapshots(count: int, epochs: int, rng: torch.Generator) -> tuple[int, int, int]:
+    """Draw one of `count` teachers, an epoch of it below `epochs`, and a later one, up to it."""
+    k = torch.randint(count, (), generator=rng)
+    epoch = torch.randint(epochs, (), generator=rng)
+    later = torch.randint(int(epoch) + 1, epochs + 1, (), generator=rng)
+    return int(k), int(epoch), int(later)
+
+
+def feature_distance(network: Flat, theta: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum the squared distances between the mean features of real and distilled images. A scalar.
+
+    - theta: the network's parameters, (p,).
+    - pairs: for each class its real images (n, C, H, W) and its distilled ones (ipc, C, H, W).
+    """
+    with torch.no_grad():
+        means = torch.stack([network.features(theta, real).mean(0) for real, _ in pairs])
+    return mean_distance(means, network.features(theta, torch.cat([mine for _, mine in pairs])))
