@@ -84,15 +84,19 @@ def average_turns(
     Returns, in degrees, the mean angle between MTT's gradients of two draws, and for each mask the
     angle between its gradient and MTT's, both averaged over the draws.
     """
-    bases, sums = [], dict.fromkeys(masks, 0.0)
+    bases, found = [], {name: [] for name in masks}
     for step in range(draws):
-        at = {"epoch": epoch, "teacher": step % len(teachers), "step": step}
-        base, turned, *_ = _gradients(data, teachers, config, masks, **at)
+        teacher = step % len(teachers)
+        base, turned, *_ = _gradients(
+            data, teachers, config, masks, epoch=epoch, teacher=teacher, step=step
+        )
         bases.append(base)
-        sums = {name: total + turned[name] for name, total in sums.items()}
+        for name, gradient in turned.items():
+            found[name].append(gradient)
     between = [_angle(a, b) for a, b in combinations(bases, 2)]
-    mean = torch.stack(bases).sum(0)
-    return statistics.fmean(between), {name: _angle(total, mean) for name, total in sums.items()}
+    total = lambda gradients: torch.stack(gradients).sum(0)
+    angles = {name: _angle(total(each), total(bases)) for name, each in found.items()}
+    return statistics.fmean(between), angles
 
 
 def _gradients(
