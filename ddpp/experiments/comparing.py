@@ -224,7 +224,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _signed(points: float) -> str:
-    return f"{round(points, 2) + 0.0:+.2f}"  # plus zero, as -0.00 says nothing
+    return f"{points:+.2f}"  # of an interval's end, -0.00 says on which side of zero it is
 
 
 def _setting(one: Rule | tuple[Rule, float], recipe: Recipe) -> Setting:

@@ -74,15 +74,16 @@ def average_turns(
     draws: int = 12,
     *,
     epoch: int = 0,
-) -> tuple[float, dict[str, float]]:
+) -> tuple[float, dict[str, tuple[float, float]]]:
     """Measure how much of a turn remains in the average over steps.
 
     - data, teachers, config, masks, epoch: as in `turns`.
     - draws: gradients that are averaged, each with augmentations of its own, by turns with each
       teacher.
 
-    Returns, in degrees, the mean angle between MTT's gradients of two draws, and for each mask the
-    angle between its gradient and MTT's, both averaged over the draws.
+    Returns, in degrees, the mean angle between MTT's gradients of two draws, and for each mask two
+    angles between its gradient and MTT's: the mean over the draws, and that of the gradients'
+    averages over the draws.
     """
     bases, found = [], {name: [] for name in masks}
     for step in range(draws):
@@ -95,7 +96,10 @@ def average_turns(
             found[name].append(gradient)
     between = [_angle(a, b) for a, b in combinations(bases, 2)]
     total = lambda gradients: torch.stack(gradients).sum(0)
-    angles = {name: _angle(total(each), total(bases)) for name, each in found.items()}
+    angles = {
+        name: (statistics.fmean(map(_angle, each, bases)), _angle(total(each), total(bases)))
+        for name, each in found.items()
+    }
     return statistics.fmean(between), angles
 
 
