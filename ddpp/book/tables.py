@@ -110,17 +110,20 @@ def best_1(rows: Sequence[dict]) -> str:
     """Return the paper's Table I in Markdown, with the best that there is here for each cell.
 
     - rows: of experiment table1 at all scales, see `experiments.read`. Of a cell the largest scale
-      is shown, and named; cells that nothing was run for are left out, see `missing_1`.
+      is shown, and named if there are several; cells that nothing was run for are left out, see
+      `missing_1`.
     """
-    lines = [("data, images per class", "method", "paper", "here", "scale", "seeds")]
+    lines = [("data, images per class", "method", "paper", "here", "seeds", "scale")]
     for data, ipc in TABLE_1:
         for method, (mean, std) in TABLE_1[data, ipc].items():
             if found := _largest(rows, data, ipc, method):
                 group = [row["distilled"]["final"] for row in found]
                 scale = SCALES[found[0]["recipe"]["profile"]]
                 theirs, seeds = f"{mean} ± {std}", str(len(group))
-                line = (_name(data, ipc), NAMES[method], theirs, _accuracy(group), scale, seeds)
+                line = (_name(data, ipc), NAMES[method], theirs, _accuracy(group), seeds, scale)
                 lines.append(line)
+    if len({scale for *_, scale in lines[1:]}) < 2:
+        lines = [line[:-1] for line in lines]
     return _markdown([lines[0], ["---"] * len(lines[0]), *lines[1:]])
 
 
