@@ -11,7 +11,8 @@ from pathlib import Path
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp_course import platforms, report
-from ddpp_course.report import Report
+from ddpp_course.checks import told
+from ddpp_course.report import Grade, Report
 from ddpp_course.roster import Rules, table
 
 BY_HAND = ("submission", "assignment", "task", "title", "points", "of", "says", "version")
@@ -65,11 +66,31 @@ def write(
     said += rules.apply(rows, times or {}, asked_for)
     columns[1:1] = rules.columns
     report.replace(out / "grades.csv", _csv(columns, rows))
+    for one, row in zip(reports, rows, strict=False):  # students without a submission follow
+        said += _write_graded(one, row, given.points, out)
     if rules.platform:
         exported, notes = platforms.table(rules.platform, rules.students or [], rows)
         said += notes
         report.replace(out / f"{rules.platform}.csv", _csv(*exported))
     return said
+
+
+def _write_graded(one: Report, row: dict, given: dict[Key, float], out: Path) -> list[str]:
+    """Put the grade into the report for the student; return what went wrong."""
+    if one.refused:
+        return []
+    mine = {
+        task: points
+        for (who, assignment, task), points in given.items()
+        if (who, assignment) == (one.submission, one.assignment)
+    }
+    known = {key: row[key] for key in ("name", "handed_in", "days_late", "deducted") if key in row}
+    grade = Grade(given=mine, total=row["total"], counts=row.get("counts") != "no", **known)
+    try:
+        one.write_graded(out, grade)
+    except (Error, OSError, ValueError) as e:
+        return [f"the report of {one.submission} could not be written: {told(e, name=False)}"]
+    return []
 
 
 def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:

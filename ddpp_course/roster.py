@@ -26,6 +26,7 @@ KEEP = ("last", "in-time", "best")
 PLATFORMS = ("canvas", "moodle")
 NEEDED = {"canvas": ("Student", "ID", "Section"), "moodle": ()}  # columns of its roster
 NOTHING = "nothing was handed in"
+BUT_REFUSED = "nothing but {names}, which was refused"
 
 
 @dataclass(frozen=True)
@@ -231,20 +232,24 @@ class Rules:
             max(several, key=rank)["counts"] = "yes"
 
     def _missing(self, rows: list[dict], asked: list[str]) -> None:
+        """Add a row for each student and assignment without a submission.
+
+        A refused file may be of any assignment: of one that is asked for alone, it is.
+        """
         there = {(row.get("number"), row["assignment"]) for row in rows}
-        unclear = {row.get("number") for row in rows if row["refused"]} if len(asked) < 2 else set()
+        refused = defaultdict(list)
+        for row in rows:
+            if row["refused"]:
+                refused[row.get("number")].append(row["submission"])
         for assignment in asked:
             for s in self.students or []:
-                if (s.number, assignment) not in there and s.number not in unclear:
-                    rows.append(
-                        {
-                            "submission": "",
-                            "assignment": assignment,
-                            "number": s.number,
-                            "name": s.name,
-                            "refused": NOTHING,
-                        }
-                    )
+                names = ", ".join(refused[s.number])
+                if (s.number, assignment) in there or (names and len(asked) == 1):
+                    continue
+                row = {"submission": "", "assignment": assignment, "number": s.number}
+                row |= {"name": s.name, "total": None}
+                row["refused"] = BUT_REFUSED.format(names=names) if names else NOTHING
+                rows.append(row)
 
 
 def _doubts(rows: list[dict]) -> list[str]:

@@ -11,7 +11,7 @@ from small_course import make, solved
 from ddpp import cli
 from ddpp.foundation.errors import Error
 from ddpp_course import wall
-from ddpp_course.roster import moment
+from ddpp_course.roster import Rules, Student, moment
 
 try:
     TRUST = ["--trust-submissions"] if wall.best() == wall.NONE else []
@@ -91,11 +91,41 @@ def test_a_class_with_a_roster_and_a_deadline(course, grade, tmp_path):
         _, said = grade(*words)
         rows = {row["name"]: row for row in rows_of(tmp_path / "grades" / "grades.csv")}
         assert (rows["Ann Lee"]["total"], rows["Ben Noe"]["total"]) == ("4.0", "2.7")
+    report = (tmp_path / "grades" / "ben noe.md").read_text()
+    assert report.startswith("# Ben Noe: ben noe\n")
+    for line in (
+        "| by checks | 2 of 2 |",
+        "| by hand | 1.5 of 2 |",
+        "| handed in | 2026-12-03 00:30, days late: 2 |",
+        "| deducted | 0.8 |",
+        "| **total** | **2.7 of 4** |",
+        "| ✓ | Task: conclude (`conclude`) | 1.5 of 2 | graded by hand |",
+    ):
+        assert line in report.splitlines()
+    before = [path.read_text() for path in (tmp_path / "grades" / "before").glob("ben noe.*.md")]
+    assert ["follows when all texts are marked" in text for text in before] == [True]
     extended = OWN.replace("name\n", "name,due\n").replace("Ben Noe", "Ben Noe,2026-12-04T12:00")
     (tmp_path / "roster.csv").write_text(extended)
     grade(*words)
     rows = {row["name"]: row for row in rows_of(tmp_path / "grades" / "grades.csv")}
     assert (rows["Ben Noe"]["days_late"], rows["Ben Noe"]["total"]) == ("0", "3.5")
+
+
+def test_a_file_that_is_refused_is_not_nothing():
+    rows = [
+        {"submission": "4711", "assignment": "a", "refused": "", "total": 1, "points": 1},
+        {"submission": "4712", "assignment": "", "refused": "no notebook", "total": None},
+    ]
+    students = [Student("4711", "Ann Lee"), Student("4712", "Ben Noe")]
+    Rules(students).apply(rows, {}, ["a", "b"])
+    assert [(row["number"], row["assignment"], row["refused"]) for row in rows[2:]] == [
+        ("4712", "a", "nothing but 4712, which was refused"),
+        ("4711", "b", "nothing was handed in"),
+        ("4712", "b", "nothing but 4712, which was refused"),
+    ]
+    alone = rows[:2]
+    Rules(students).apply(alone, {}, ["a"])
+    assert len(alone) == 2
 
 
 @pytest.mark.parametrize(
@@ -112,6 +142,9 @@ def test_which_of_several_submissions_counts(course, grade, tmp_path, keep, coun
     assert yes["submission"] == counts
     assert yes["points"] == ("2" if keep == "best" else "0")
     assert yes["days_late"] == ("1" if keep == "last" else "0")
+    other = [row["submission"] for row in rows if row["counts"] == "no"]
+    says = [(tmp_path / "grades" / f"{name}.md").read_text() for name in (counts, *other)]
+    assert ["Another file" in text for text in says] == [False, *(True for _ in other)]
     assert len(rows) == (2 if keep == "last" else 3)  # of numbered files the last alone is graded
 
 
