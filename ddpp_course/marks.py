@@ -17,7 +17,17 @@ from ddpp_course.roster import Rules, table
 
 BY_HAND = ("submission", "assignment", "task", "title", "points", "of", "says", "version")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # by which a spreadsheet knows one
-FIRST = ("submission", "assignment", "total", "points", "of", "by_hand", "refused", "notes")
+FIRST = (
+    "submission",
+    "assignment",
+    "total",
+    "points",
+    "of",
+    "by_hand",
+    "by_hand_of",
+    "refused",
+    "notes",
+)
 
 Key = tuple[str, str, str]  # submission, assignment, task
 
@@ -152,8 +162,11 @@ def _table(reports: list[Report], given: dict[Key, float]) -> tuple[list[str], l
         each = [given.get((one.submission, one.assignment, o.task), o.points) for o in one.outcomes]
         marked = [points for points in each if points is not None]
         total = None if one.refused or len(marked) < len(each) else sum(marked)
-        row = {key: getattr(one, key) for key in FIRST if key not in ("total", "notes")}
-        row |= {"total": total, "notes": len(one.notes)}
+        row = {key: getattr(one, key) for key in ("submission", "assignment", "points", "of")}
+        texts = [p for o, p in zip(one.outcomes, each, strict=True) if o.points is None]
+        given_now = [points for points in texts if points is not None]
+        row |= {"total": total, "by_hand": sum(given_now) if given_now else None}
+        row |= {"by_hand_of": one.by_hand, "refused": one.refused, "notes": len(one.notes)}
         rows.append(
             row | {name(one, o): points for o, points in zip(one.outcomes, each, strict=True)}
         )
