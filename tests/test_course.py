@@ -78,6 +78,14 @@ def test_no_solution_and_no_hidden_check_is_handed_out(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_assignment_asks_colab_for_a_gpu(name):
+    for kind in ("source", "release", "solutions"):
+        metadata = read(kind, name).metadata
+        assert "accelerator" not in metadata
+        assert "gpuType" not in metadata.get("colab", {})
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_solutions_have_no_hidden_check_either(name):
     solved = "\n".join(cell.source for cell in read("solutions", name).cells)
     assert "### " not in "\n".join(
