@@ -38,11 +38,13 @@ def grade(
     late: float = 0.0,
     keep: str = "last",
     platform: Annotated[str | None, arg(name="for")] = None,
+    zeros: bool = False,
     trust_submissions: bool = False,
 ) -> int:
     """Grade a submission, or a folder of them.
 
-    The exit code is 0 if no point is missing, else 3.
+    The exit code is 0 if no automatic point is missing, 3 if some are or a file was refused, and 1
+    for an error.
 
     Args:
         submissions: a notebook, or a folder with one file per student, or one folder each
@@ -57,6 +59,7 @@ def grade(
         late: percent of the assignment's points that each day after it costs
         keep: which of a student's submissions counts: last, in-time (the last before due) or best
         platform: canvas or moodle: also write OUT/canvas.csv or OUT/moodle.csv, to import there
+        zeros: who handed in nothing gets 0, also in the table for Canvas or Moodle
         trust_submissions: run them without a sandbox, with all that you can read and write
     """
     try:
@@ -69,9 +72,10 @@ def grade(
     if not submissions.exists():
         raise Error(f"there is no {submissions}: name a notebook, or a folder of them")
     limits = session.Limits(seconds or 0.0, memory)
-    rules = Rules.of(roster, due, late, keep, platform)
+    rules = Rules.of(roster, due, late, keep, platform, zeros)
     if rules != Rules() and not submissions.is_dir():
-        raise Error("--roster, --due, --late, --keep and --for are for a folder of submissions")
+        names = "--roster, --due, --late, --keep, --for and --zeros"
+        raise Error(f"{names} are for a folder of submissions")
     grading.assignments(assignments)  # before anything is written
     files.check_writable(out / "grades.csv")
     if submissions.is_dir():

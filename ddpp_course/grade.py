@@ -25,6 +25,7 @@ from ddpp_course.session import CourseError, Limits, Session
 from ddpp_course.submissions import Submission, handed_in, names, read, safe, text_of, which
 
 SECONDS = 120  # for a cell, where the assignment does not say
+SAY = partial(print, flush=True)  # at once, also into a file
 RESTARTS = 4  # of a kernel that a submission brings down, each time without the cell that did
 
 
@@ -132,7 +133,7 @@ def grade_all(
     jobs: int = 1,
     trust: bool = False,
     rules: Rules = Rules(),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = SAY,
 ) -> list[Report]:
     """Grade what is in a folder; write the reports and the table grades.csv.
 
@@ -154,13 +155,14 @@ def grade_all(
     """
     submissions, out = Path(submissions), Path(out)
     known, closed = assignments(Path(folder)), (submissions, out)
-    grader = Grader(Path(folder), known, name, limits, _wall(trust), closed)
     found = handed_in(submissions, out, every=rules.keep != "last")
     if not found:
         raise Error(
             f"there is nothing to grade in {submissions}: put the notebooks there, in folders if "
             "you like"
         )
+    say(f"submissions: {len(found)}")
+    grader = Grader(Path(folder), known, name, limits, _wall(trust), closed)
     reports = {one.name: old for one in found if (old := grader.known(one, out))}
     if reports:
         say(f"{len(reports)} of {len(found)} are graded already")

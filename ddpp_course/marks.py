@@ -11,12 +11,23 @@ from pathlib import Path
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp_course import platforms, report
-from ddpp_course.report import Report
+from ddpp_course.checks import told
+from ddpp_course.report import Grade, Report
 from ddpp_course.roster import Rules, table
 
 BY_HAND = ("submission", "assignment", "task", "title", "points", "of", "says", "version")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # by which a spreadsheet knows one
-FIRST = ("submission", "assignment", "total", "points", "of", "by_hand", "refused", "notes")
+FIRST = (
+    "submission",
+    "assignment",
+    "total",
+    "points",
+    "of",
+    "by_hand",
+    "by_hand_of",
+    "refused",
+    "notes",
+)
 
 Key = tuple[str, str, str]  # submission, assignment, task
 
@@ -65,11 +76,31 @@ def write(
     said += rules.apply(rows, times or {}, asked_for)
     columns[1:1] = rules.columns
     report.replace(out / "grades.csv", _csv(columns, rows))
+    for one, row in zip(reports, rows, strict=False):  # students without a submission follow
+        said += _write_graded(one, row, given.points, out)
     if rules.platform:
         exported, notes = platforms.table(rules.platform, rules.students or [], rows)
         said += notes
         report.replace(out / f"{rules.platform}.csv", _csv(*exported))
     return said
+
+
+def _write_graded(one: Report, row: dict, given: dict[Key, float], out: Path) -> list[str]:
+    """Put the grade into the report for the student; return what went wrong."""
+    if one.refused:
+        return []
+    mine = {
+        task: points
+        for (who, assignment, task), points in given.items()
+        if (who, assignment) == (one.submission, one.assignment)
+    }
+    known = {key: row[key] for key in ("name", "handed_in", "days_late", "deducted") if key in row}
+    grade = Grade(given=mine, total=row["total"], counts=row.get("counts") != "no", **known)
+    try:
+        one.write_graded(out, grade)
+    except (Error, OSError, ValueError) as e:
+        return [f"the report of {one.submission} could not be written: {told(e, name=False)}"]
+    return []
 
 
 def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
@@ -131,8 +162,11 @@ def _table(reports: list[Report], given: dict[Key, float]) -> tuple[list[str], l
         each = [given.get((one.submission, one.assignment, o.task), o.points) for o in one.outcomes]
         marked = [points for points in each if points is not None]
         total = None if one.refused or len(marked) < len(each) else sum(marked)
-        row = {key: getattr(one, key) for key in FIRST if key not in ("total", "notes")}
-        row |= {"total": total, "notes": len(one.notes)}
+        row = {key: getattr(one, key) for key in ("submission", "assignment", "points", "of")}
+        texts = [p for o, p in zip(one.outcomes, each, strict=True) if o.points is None]
+        given_now = [points for points in texts if points is not None]
+        row |= {"total": total, "by_hand": sum(given_now) if given_now else None}
+        row |= {"by_hand_of": one.by_hand, "refused": one.refused, "notes": len(one.notes)}
         rows.append(
             row | {name(one, o): points for o, points in zip(one.outcomes, each, strict=True)}
         )

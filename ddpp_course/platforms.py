@@ -22,18 +22,48 @@ def table(platform: str, students: list[Student], rows: list[dict]) -> tuple[Tab
     - rows: of grades.csv, with the columns of the roster.
     """
     totals: dict[str, dict[str, float]] = defaultdict(dict)
+    graded = [row for row in rows if row.get("submission") and not row["refused"]]
+    possible = {row["assignment"]: row["of"] + row["by_hand_of"] for row in graded}
     most: dict[str, float] = {}
     for row in rows:
-        if row.get("counts") == "yes" and row["total"] is not None:
-            totals[row["number"]][row["assignment"]] = row["total"]
-            most[row["assignment"]] = row["of"] + row["by_hand"]
+        name = row["assignment"]
+        if row.get("counts") == "yes" and row["total"] is not None and name in possible:
+            totals[row["number"]][name] = row["total"]
+            most[name] = possible[name]
     known = [student for student in students if student.number in totals]
+    said = _left_out(platform, rows, totals)
     if platform == "canvas":
-        return _canvas(known, totals, most), []
+        return _canvas(known, totals, most), said
     line = students[0].line if students else {}
     if all(column in line for column in WORKSHEET) and len(most) < 2:
-        return _worksheet(known, totals, most)
-    return _gradebook(known, totals, sorted(most)), []
+        filled, notes = _worksheet(known, totals, most)
+        return filled, said + notes
+    return _gradebook(known, totals, sorted(most)), said
+
+
+def _left_out(platform: str, rows: list[dict], totals: dict) -> list[str]:
+    """Say whose grade the table does not have, and why."""
+    graded = {row.get("number") for row in rows if row["submission"] and not row["refused"]}
+    missing, unmarked = {}, {}
+    for row in rows:
+        number = row.get("number")
+        if not number or row["assignment"] in totals.get(number, {}):
+            continue
+        if not row["submission"] or number not in graded:
+            missing[number] = row["name"] or number
+        elif row.get("counts") == "yes":
+            unmarked[number] = row["name"] or number
+    said = []
+    if missing:
+        names = ", ".join(missing.values())[:500]
+        said.append(
+            f"not in {platform}.csv, as there is no submission to grade: {names} "
+            "(--zeros gives 0 to those who handed in nothing)"
+        )
+    if unmarked:
+        names = ", ".join(unmarked.values())[:500]
+        said.append(f"not in {platform}.csv until their texts are marked: {names}")
+    return said
 
 
 def _canvas(students: list[Student], totals: dict, most: dict[str, float]) -> Table:

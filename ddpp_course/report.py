@@ -29,13 +29,35 @@ class Outcome:
     of: float
     says: str
 
-    def row(self) -> str:
-        """Return a line of the table in a report."""
-        mark = "…" if self.points is None else "✓" if self.points else "✗"
-        earned = "?" if self.points is None else f"{self.points:g}"
-        says = _plain(self.says).replace("|", "\\|")
+    def row(self, given: float | None = None) -> str:
+        """Return a line of the table in a report. given: points by hand, once there are some."""
+        points = given if self.points is None else self.points
+        mark = "…" if points is None else "✓" if points else "✗"
+        earned = "?" if points is None else f"{points:g}"
+        says = _plain(self.says) if given is None else _say("graded_by_hand")
+        says = says.replace("|", "\\|")
         words = {"title": self.title, "task": self.task, "earned": earned, "of": self.of}
         return _say("report_row", mark=mark, says=says, **words)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What the rules of a class make of a report.
+
+    - name: of the student, as the roster has it.
+    - given: {task: points by hand}.
+    - total: after the deduction; None while points by hand are missing.
+    - handed_in, days_late, deducted: None and 0 where there is no deadline.
+    - counts: whether this is the submission of the student that counts.
+    """
+
+    name: str = ""
+    given: dict[str, float] = field(default_factory=dict)
+    total: float | None = None
+    handed_in: str | None = None
+    days_late: int = 0
+    deducted: float = 0.0
+    counts: bool = True
 
 
 @dataclass
@@ -76,17 +98,19 @@ class Report:
         more = _say("line_by_hand", points=self.by_hand) if self.by_hand else ""
         return _say("line", name=self.submission, points=self.points, of=self.of, more=more)
 
-    def text(self) -> str:
+    def text(self, grade: Grade = Grade()) -> str:
         """Return the report for the student, in Markdown."""
-        title = f"# {_plain(self.submission)}\n"
+        words = {"name": _plain(grade.name), "file": _plain(self.submission)}
+        title = f"# {_say('report_title', **words) if grade.name else words['file']}\n"
         notes = [f"- {_plain(note)}" for note in self.notes]
         if self.refused:
             why = _say("report_refused", why=_plain(self.refused))
             return "\n".join([title, f"{why}\n", *notes, ""])
         more = _say("report_by_hand", points=self.by_hand) if self.by_hand else ""
         words = {"points": self.points, "of": self.of, "assignment": self.assignment, "more": more}
-        lines = [title, _say("report", **words), "", _say("report_table"), "|---|---|---|---|"]
-        lines += [outcome.row() for outcome in self.outcomes]
+        lines = [title, _say("report", **words), "", *self._sum(grade)]
+        lines += [_say("report_table"), "|---|---|---|---|"]
+        lines += [outcome.row(grade.given.get(outcome.task)) for outcome in self.outcomes]
         if notes:
             lines += ["", _say("report_notes"), "", *notes]
         if self.points < self.of:
@@ -95,13 +119,38 @@ class Report:
             lines += ["", _say("report_wall", says=self.wall)]
         return "\n".join([*lines, ""])
 
+    def _sum(self, grade: Grade) -> list[str]:
+        """Return how the total comes about, where there is more to it than the checks."""
+        lines = [] if grade.counts else [_say("report_other"), ""]
+        if not grade.given and not grade.days_late:
+            return lines
+        most = self.of + self.by_hand
+        rows = [_say("sum_checks", points=self.points, of=self.of)]
+        if self.by_hand:
+            words = {"points": sum(grade.given.values()), "of": self.by_hand}
+            rows.append(_say("sum_so_far" if grade.total is None else "sum_by_hand", **words))
+        if grade.days_late:
+            at = (grade.handed_in or "")[:16].replace("T", " ")
+            words = {"time": at, "days": grade.days_late}
+            rows.append(_say("sum_late", **words))
+            rows.append(_say("sum_deducted", points=grade.deducted))
+        key = "sum_open" if grade.total is None else "sum_total"
+        rows.append(_say(key, points=grade.total or 0.0, of=most))
+        return [*lines, _say("sum_table"), "|---|---|", *rows, ""]
+
+    def write_graded(self, out: Path, grade: Grade) -> None:
+        """Write OUT/SUBMISSION.md once more, with the grade; another grade before it is kept."""
+        path, bare = out / f"{self.submission}.md", _bytes(self.text())
+        new = not path.exists() or path.read_bytes() == bare
+        (files.write_bytes if new else replace)(path, _bytes(self.text(grade)))
+
     def write(self, out: Path) -> None:
         """Write OUT/SUBMISSION.md for the student, and OUT/SUBMISSION.json for programs."""
         values = {"points": self.points, "of": self.of, "by_hand": self.by_hand} | asdict(self)
         contents = {".json": json.dumps(values, indent=1) + "\n", ".md": self.text()}
         write = replace if self._differs(out) else files.write_bytes
         for ending, text in contents.items():
-            write(out / f"{self.submission}{ending}", text.encode(errors="backslashreplace"))
+            write(out / f"{self.submission}{ending}", _bytes(text))
 
     def _differs(self, out: Path) -> bool:
         """Return whether an earlier report differs in more than its seconds."""
@@ -112,6 +161,10 @@ class Report:
 
 def _say(key: str, **words) -> str:
     return messages.say("grader", key, **words)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")
 
 
 def _plain(text: str) -> str:

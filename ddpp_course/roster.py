@@ -25,7 +25,12 @@ NOT_STUDENTS = ("points possible", "student, test")  # lines of Canvas's export
 KEEP = ("last", "in-time", "best")
 PLATFORMS = ("canvas", "moodle")
 NEEDED = {"canvas": ("Student", "ID", "Section"), "moodle": ()}  # columns of its roster
+COUNTS = (
+    "days_late and deducted follow the times of the files: where these are wrong, correct them "
+    "(touch --date 2026-12-01T12:00 FILE), or leave --late out"
+)
 NOTHING = "nothing was handed in"
+BUT_REFUSED = "nothing but {names}, which was refused"
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def read(path: Path) -> list[Student]:
     columns, rows = table(path)
     number = _column(path, columns, NUMBER)
     name = _column(path, columns, NAME)
-    account = next((c for c in ACCOUNT if c in columns), None)
+    account, extension = _named(columns, ACCOUNT), _named(columns, ("due",))
     students: dict[str, Student] = {}
     for i, row in enumerate(rows, 2):
         who, called = row[number].strip(), row[name].strip()
@@ -100,7 +105,7 @@ def read(path: Path) -> list[Student]:
                 f"{path}, line {i}: {called} has the {number} {who} of {students[who].name}: each "
                 "student needs one of their own"
             )
-        late = row.get("due", "").strip()
+        late = row[extension].strip() if extension else ""
         due = moment(late, f"{path}, line {i}:") if late else None
         digits = re.search(r"\d+", row[account]) if account else None
         students[who] = Student(who, called, digits[0] if digits else "", due, row)
@@ -109,8 +114,14 @@ def read(path: Path) -> list[Student]:
     return list(students.values())
 
 
+def _named(columns: list[str], names: tuple[str, ...]) -> str | None:
+    """Return the column with the first of these names that is there, whatever its case."""
+    known = {column.strip().casefold(): column for column in reversed(columns)}
+    return next((known[name.casefold()] for name in names if name.casefold() in known), None)
+
+
 def _column(path: Path, columns: list[str], names: tuple[str, ...]) -> str:
-    found = next((name for name in names if name in columns), None)
+    found = _named(columns, names)
     if not found:
         raise Error(
             f"{path} has no column {names[0]} ({names[1]} in Canvas, {names[2]} in Moodle): its "
@@ -129,6 +140,7 @@ class Rules:
     - keep: which submission of a student counts: the `last`, the last one `in-time` (if none is,
       the last), or the `best`.
     - platform: canvas or moodle, for a table to import there; None: none is written.
+    - zeros: whether the total is 0 where nothing was handed in and the deadline is over.
     """
 
     students: list[Student] | None = None
@@ -136,18 +148,24 @@ class Rules:
     late: float = 0.0
     keep: str = "last"
     platform: str | None = None
+    zeros: bool = False
 
     @staticmethod
     def of(
-        roster: Path | None, due: str | None, late: float, keep: str, platform: str | None
+        roster: Path | None,
+        due: str | None,
+        late: float,
+        keep: str,
+        platform: str | None,
+        zeros: bool = False,
     ) -> "Rules":
         """Make the rules from the words of a command; raise Error where they make no sense."""
         if not 0 <= late <= 100:
             raise Error(f"--late {late:g}: percent for each day, from 0 to 100")
         if late and not due:
             raise Error("--late needs a deadline: --due 2026-12-01T23:59")
-        if not roster and (platform or keep != KEEP[0]):
-            raise Error("--for and --keep need a roster: --roster roster.csv")
+        if not roster and (platform or zeros or keep != KEEP[0]):
+            raise Error("--for, --keep and --zeros need a roster: --roster roster.csv")
         keep = choose("--keep", keep, KEEP)
         if keep == "in-time" and not due:
             raise Error("--keep in-time needs a deadline: --due 2026-12-01T23:59")
@@ -160,7 +178,7 @@ class Rules:
                 f"{roster} has no column {', '.join(missing)}: --for canvas needs as the roster "
                 "the gradebook that Canvas exports (Grades > Export)"
             )
-        return Rules(students, moment(due) if due else None, late, keep, platform)
+        return Rules(students, moment(due) if due else None, late, keep, platform, zeros)
 
     @property
     def columns(self) -> list[str]:
@@ -197,14 +215,14 @@ class Rules:
                 self._late(row, times[name], student)
         if self.students:
             self._count(rows, times)
-            self._missing(rows, asked)
+            said += self._missing(rows, asked)
         return said + _doubts(rows)
 
     def _late(self, row: dict, written: float, student: Student | None) -> None:
         at = datetime.fromtimestamp(written).astimezone()
         due = (student.due if student else None) or self.due or at
         days = max(0, math.ceil((at - due) / timedelta(days=1)))
-        most = row["of"] + row["by_hand"]
+        most = row["of"] + row["by_hand_of"]
         deducted = min(days * self.late, 100) / 100 * most
         row |= {"handed_in": at.isoformat(timespec="seconds"), "days_late": days}
         row["deducted"] = round(deducted, 2)
@@ -230,21 +248,39 @@ class Rules:
         for several in together.values():
             max(several, key=rank)["counts"] = "yes"
 
-    def _missing(self, rows: list[dict], asked: list[str]) -> None:
+    def _missing(self, rows: list[dict], asked: list[str]) -> list[str]:
+        """Add a row for each student and assignment without a submission; return who they are.
+
+        A refused file may be of any assignment: of one that is asked for alone, it is.
+        """
+        missing = defaultdict(list)
         there = {(row.get("number"), row["assignment"]) for row in rows}
-        unclear = {row.get("number") for row in rows if row["refused"]} if len(asked) < 2 else set()
+        refused = defaultdict(list)
+        for row in rows:
+            if row["refused"]:
+                refused[row.get("number")].append(row["submission"])
         for assignment in asked:
             for s in self.students or []:
-                if (s.number, assignment) not in there and s.number not in unclear:
-                    rows.append(
-                        {
-                            "submission": "",
-                            "assignment": assignment,
-                            "number": s.number,
-                            "name": s.name,
-                            "refused": NOTHING,
-                        }
-                    )
+                names = ", ".join(refused[s.number])
+                if (s.number, assignment) in there or (names and len(asked) == 1):
+                    continue
+                row = {"submission": "", "assignment": assignment, "number": s.number}
+                row |= {"name": s.name, "total": None}
+                row["refused"] = BUT_REFUSED.format(names=names) if names else NOTHING
+                if not names:
+                    missing[assignment].append(s.name or s.number)
+                    if self.zeros and self._over(s):
+                        row |= {"total": 0.0, "counts": "yes"}
+                rows.append(row)
+        return [
+            f"{assignment}: {NOTHING} by {len(who)} in the roster: {', '.join(who)[:500]}"
+            for assignment, who in missing.items()
+        ]
+
+    def _over(self, student: Student) -> bool:
+        """Return whether the student's deadline, if there is one, is over."""
+        due = student.due or self.due
+        return due is None or due < datetime.now().astimezone()
 
 
 def _doubts(rows: list[dict]) -> list[str]:
@@ -256,17 +292,16 @@ def _doubts(rows: list[dict]) -> list[str]:
             "download?"
         ]
     canvas = [(row, PLATFORM.match(row["submission"])) for row in timed]
-    apart = [
-        row["submission"]
-        for row, name in canvas
-        if name and name[3][0].isdigit() and bool(name[1]) != bool(row["days_late"])
-    ]
-    if apart:
-        return [
-            f"the names that Canvas gave to {', '.join(apart)[:300]} and the times of these files "
-            "disagree about what is late: look at both"
-        ]
-    return []
+    apart = {True: [], False: []}  # late by the name, or by the time of the file alone
+    for row, name in canvas:
+        if name and name[3][0].isdigit() and bool(name[1]) != bool(row["days_late"]):
+            apart[bool(name[1])].append(row["submission"])
+    words = {
+        True: "late by the name that Canvas gave, in time by the time of the file: ",
+        False: "late by the time of the file, in time by the name that Canvas gave: ",
+    }
+    said = [words[late] + ", ".join(names)[:300] for late, names in apart.items() if names]
+    return [*said, COUNTS] if said else []
 
 
 def owners(name: str, students: list[Student]) -> list[Student]:

@@ -78,6 +78,14 @@ def test_no_solution_and_no_hidden_check_is_handed_out(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_assignment_asks_colab_for_a_gpu(name):
+    for kind in ("source", "release", "solutions"):
+        metadata = read(kind, name).metadata
+        assert "accelerator" not in metadata
+        assert "gpuType" not in metadata.get("colab", {})
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_solutions_have_no_hidden_check_either(name):
     solved = "\n".join(cell.source for cell in read("solutions", name).cells)
     assert "### " not in "\n".join(
@@ -500,7 +508,7 @@ def test_a_class_that_is_graded_is_not_graded_again_but_for_what_is_new(handed_i
     again = grade.grade_all(
         folder, course, out, limits=Limits(seconds=8), jobs=2, say=said.append, trust=TRUST
     )
-    assert said[0] == f"{len(reports) - 2 - len(REFUSED)} of {len(reports)} are graded already"
+    assert said[1] == f"{len(reports) - 2 - len(REFUSED)} of {len(reports)} are graded already"
     points = {report.submission: report.points for report in again}
     assert (points["solved"], points["doubled"], points["other order"]) == (1, 3, 3)
 
@@ -538,7 +546,7 @@ def test_ctrl_c_stops_a_class_at_once_and_the_next_call_goes_on(course, tmp_path
         folder, course, out, jobs=2, say=said.append, limits=Limits(memory=4.0), trust=TRUST
     )
     assert [report.points for report in reports] == [3, 3, 3]
-    assert "graded already" in said[0]
+    assert "graded already" in said[1]
 
 
 def test_the_command_says_what_is_missing(course, tmp_path, capsys, monkeypatch):

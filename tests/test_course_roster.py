@@ -11,7 +11,7 @@ from small_course import make, solved
 from ddpp import cli
 from ddpp.foundation.errors import Error
 from ddpp_course import wall
-from ddpp_course.roster import moment
+from ddpp_course.roster import Rules, Student, moment, read
 
 try:
     TRUST = ["--trust-submissions"] if wall.best() == wall.NONE else []
@@ -91,11 +91,41 @@ def test_a_class_with_a_roster_and_a_deadline(course, grade, tmp_path):
         _, said = grade(*words)
         rows = {row["name"]: row for row in rows_of(tmp_path / "grades" / "grades.csv")}
         assert (rows["Ann Lee"]["total"], rows["Ben Noe"]["total"]) == ("4.0", "2.7")
+    report = (tmp_path / "grades" / "ben noe.md").read_text()
+    assert report.startswith("# Ben Noe: ben noe\n")
+    for line in (
+        "| by checks | 2 of 2 |",
+        "| by hand | 1.5 of 2 |",
+        "| handed in | 2026-12-03 00:30, days late: 2 |",
+        "| deducted | 0.8 |",
+        "| **total** | **2.7 of 4** |",
+        "| ✓ | Task: conclude (`conclude`) | 1.5 of 2 | graded by hand |",
+    ):
+        assert line in report.splitlines()
+    before = [path.read_text() for path in (tmp_path / "grades" / "before").glob("ben noe.*.md")]
+    assert ["follows when all texts are marked" in text for text in before] == [True]
     extended = OWN.replace("name\n", "name,due\n").replace("Ben Noe", "Ben Noe,2026-12-04T12:00")
     (tmp_path / "roster.csv").write_text(extended)
     grade(*words)
     rows = {row["name"]: row for row in rows_of(tmp_path / "grades" / "grades.csv")}
     assert (rows["Ben Noe"]["days_late"], rows["Ben Noe"]["total"]) == ("0", "3.5")
+
+
+def test_a_file_that_is_refused_is_not_nothing():
+    rows = [
+        {"submission": "4711", "assignment": "a", "refused": "", "total": 1, "points": 1},
+        {"submission": "4712", "assignment": "", "refused": "no notebook", "total": None},
+    ]
+    students = [Student("4711", "Ann Lee"), Student("4712", "Ben Noe")]
+    Rules(students).apply(rows, {}, ["a", "b"])
+    assert [(row["number"], row["assignment"], row["refused"]) for row in rows[2:]] == [
+        ("4712", "a", "nothing but 4712, which was refused"),
+        ("4711", "b", "nothing was handed in"),
+        ("4712", "b", "nothing but 4712, which was refused"),
+    ]
+    alone = rows[:2]
+    Rules(students).apply(alone, {}, ["a"])
+    assert len(alone) == 2
 
 
 @pytest.mark.parametrize(
@@ -112,6 +142,9 @@ def test_which_of_several_submissions_counts(course, grade, tmp_path, keep, coun
     assert yes["submission"] == counts
     assert yes["points"] == ("2" if keep == "best" else "0")
     assert yes["days_late"] == ("1" if keep == "last" else "0")
+    other = [row["submission"] for row in rows if row["counts"] == "no"]
+    says = [(tmp_path / "grades" / f"{name}.md").read_text() for name in (counts, *other)]
+    assert ["Another file" in text for text in says] == [False, *(True for _ in other)]
     assert len(rows) == (2 if keep == "last" else 3)  # of numbered files the last alone is graded
 
 
@@ -140,8 +173,17 @@ def test_a_deadline_lasts_to_the_end_of_its_minute_or_of_its_day():
     ("names", "day", "says"),
     [
         (("a", "b", "c"), "03", "all 3 files were written after the deadline"),
-        (("leeann_LATE_12_5013_x", "b", "c"), "01", "leeann_LATE_12_5013_x"),
-        (("leeann_12_5013_x", "b"), "03", "leeann_12_5013_x"),
+        (
+            ("leeann_LATE_12_5013_x", "b", "c"),
+            "01",
+            "late by the name that Canvas gave, in time by the time of the file: "
+            "leeann_LATE_12_5013_x",
+        ),
+        (
+            ("leeann_12_5013_x", "b"),
+            "03",
+            "late by the time of the file, in time by the name that Canvas gave: leeann_12_5013_x",
+        ),
         (("leeann_12_5013_x", "noeben_13_5014_x", "c"), "01", ""),
     ],
 )
@@ -151,8 +193,8 @@ def test_times_that_cannot_be_those_of_handing_in_are_doubted(
     for name in names:
         hand_in(course, tmp_path / "in" / f"{name}.ipynb", at=f"2026-12-{day}T12:00")
     _, said = grade("--due", DUE)
-    doubts = [line for line in said.splitlines() if "disagree" in line or "download?" in line]
-    assert bool(says) == bool(doubts)
+    doubts = [line for line in said.splitlines() if "time of the file" in line or "?" in line]
+    assert bool(says) == bool(doubts) == ("days_late and deducted follow" in said or "?" in said)
     assert all(says in line for line in doubts)
 
 
@@ -191,10 +233,54 @@ def test_a_table_for_canvas(course, grade, tmp_path, export, lines):
     grade("--roster", "canvas.csv")
     give(tmp_path / "grades" / "by_hand.csv", {"leeann_12_5013_texts": "1"})
     _, said = grade("--roster", "canvas.csv", "--for", "canvas")
-    assert "canvas.csv" in said
+    assert "not in canvas.csv until their texts are marked: Noe, Ben\n" in said
     assert (tmp_path / "grades" / "canvas.csv").read_text().splitlines() == lines
     numbers = [row["number"] for row in rows_of(tmp_path / "grades" / "grades.csv")]
     assert numbers == ["4711", "4712"]
+
+
+@pytest.mark.parametrize("platform", ["canvas", "moodle"])
+def test_who_handed_in_nothing_is_left_out_or_gets_zero(course, grade, tmp_path, platform):
+    export = EXPORT.replace('"Noe, Ben",13,4712', '"Ray, Cleo",13,4713')
+    sheet = SHEET.replace("22,Ben Noe", "22,Cleo Ray")
+    name = {"canvas": "Ray, Cleo", "moodle": "Cleo Ray"}[platform]
+    (tmp_path / "roster.csv").write_text({"canvas": export, "moodle": sheet}[platform])
+    hand_in(course, tmp_path / "in" / "ann lee.ipynb")
+    words = ["--roster", "roster.csv", "--for", platform]
+    for _ in range(2):
+        _, said = grade(*words)
+        give(tmp_path / "grades" / "by_hand.csv", {"ann lee": "1"})
+    table = tmp_path / "grades" / f"{platform}.csv"
+    assert "Cleo" not in table.read_text()
+    assert f"texts: nothing was handed in by 1 in the roster: {name}\n" in said
+    assert f"not in {platform}.csv, as there is no submission to grade: {name} (--zeros" in said
+
+    _, said = grade(*words, "--zeros")
+    (line,) = [line for line in table.read_text().splitlines() if "Cleo" in line]
+    assert ",0.0" in line
+    assert "not in" not in said
+    rows = {row["name"]: row for row in rows_of(tmp_path / "grades" / "grades.csv")}
+    assert (rows[name]["total"], rows[name]["refused"]) == ("0.0", "nothing was handed in")
+
+
+def test_a_zero_waits_for_the_end_of_an_extension():
+    students = [
+        Student("1", "Ann Lee"),
+        Student("2", "Ben Noe", due=moment("2999-01-01")),
+        Student("3", "Cleo Ray", due=moment("2020-01-01")),
+    ]
+    for due, totals in (("2020-01-01", [0.0, None, 0.0]), ("2999-01-01", [None, None, 0.0])):
+        rows = []
+        Rules(students, moment(due), zeros=True).apply(rows, {}, ["a"])
+        assert [row["total"] for row in rows] == totals
+
+
+@pytest.mark.parametrize("header", ["Number,NAME,Due", " number ,Name,due", "NUMBER,name,DUE"])
+def test_the_header_of_a_roster_may_have_any_case(tmp_path, header):
+    (tmp_path / "roster.csv").write_text(f"{header}\n4711,Ann Lee,2026-12-04\n")
+    (student,) = read(tmp_path / "roster.csv")
+    assert (student.number, student.name) == ("4711", "Ann Lee")
+    assert student.due == moment("2026-12-04")
 
 
 SHEET = (
@@ -288,4 +374,6 @@ def test_the_rules_of_a_class_need_a_class(course, grade, tmp_path, capsys):
     assert "are for a folder of submissions" in capsys.readouterr().err
     (tmp_path / "in").mkdir()
     code, said = grade("--for", "moodle")
+    assert (code, "need a roster" in said) == (1, True)
+    code, said = grade("--zeros")
     assert (code, "need a roster" in said) == (1, True)
