@@ -43,8 +43,9 @@ def grade(
 ) -> int:
     """Grade a submission, or a folder of them.
 
-    The exit code is 0 if no automatic point is missing, 3 if some are or a file was refused, and 1
-    for an error.
+    The exit code is 0 if no automatic point is missing.
+
+    It is 3 if some are missing or a file was refused, and 1 for an error.
 
     Args:
         submissions: a notebook, or a folder with one file per student, or one folder each
