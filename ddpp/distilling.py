@@ -4,11 +4,9 @@
 (16). A run can be stopped at any moment, and skips steps whose result is not finite.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
@@ -32,6 +30,7 @@ from ddpp.foundation.errors import (
 )
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
+from ddpp.networks import Flat
 from ddpp.pruning import (
     RULES,
     Rule,
@@ -41,7 +40,7 @@ from ddpp.pruning import (
     masked_loss,
     matching_loss,
 )
-from ddpp.refining import Step, averaged, limited, logits_of, normalized, shortened, start_epochs
+from ddpp.refining import Step, averaged, limited, logits_of, start_epochs
 from ddpp.teachers import Teachers
 from ddpp.unrolling import ENGINES, Carried, Updates, choose_engine, draw_updates, unroll
 
@@ -207,13 +206,16 @@ def run(
     if engine == "auto":
         network, batch = teachers.network, config.batch
         engine, why = choose_engine(network, *start_set, batch, config.student_steps)
-    if config.label_lr and engine != "autograd":
-        engine, why = "adjoint", "of the others, the one that also learns labels"
+    if config.label_lr and engine == "compiled":
+        engine, why = "adjoint", "compiled does not learn labels"
     saving.report(f"engine: {engine} ({why})")
-    first, network = algorithm.begin(start_set, config), teachers.config.network
+    first, labels = algorithm.begin(start_set, config), start_set.labels
+    network = teachers.config.network
+    advance = lambda state: algorithm.step(state, labels, teachers, config, engine)
     if config.label_lr:
-        first = with_logits(first, start_set, teachers, config)
-    advance = refined(prepared(algorithm, start_set, teachers, config, engine), config)
+        first, advance = learning(first, start_set, algorithm, teachers, config, engine)
+    if config.ema:
+        advance = averaged(advance, config.ema)
     about = beside(data, start_set.labels, network)
     iterates = config.iterates if config.lasting else 1
     method = loop.Method(first, advance, config.steps, iterates, _advice, about, config.lasting)
@@ -222,75 +224,39 @@ def run(
     return DistilledDataset.from_run(done, about, identity)
 
 
-def prepared(
-    algorithm: Algorithm[Config, S],
+def learning(
+    state: S,
     start_set: Split,
+    algorithm: Algorithm[Config, S],
     teachers: Teachers,
     config: Config,
     engine: str,
-) -> Step[S]:
-    """Return the algorithm's step, with the start epochs, rule and labels that the config says."""
-    later, rule = teachers.since(config.min_start_epoch), config.rule
-    if config.leave_out:
-        parts = keep_parts(teachers.network.shapes, config.leave_out)
-        rule = leaving_out(rule, parts.to(teachers.network.device))
-    images, labels = start_set
-    if config.label_lr:
-        labels = Carried(len(images), images.shape[1:], config.label_lr / config.image_lr)
+) -> tuple[S, Step[S]]:
+    """Return a first state with logits, and a step that moves them behind the images, in rows.
 
-    def advance(state: S) -> tuple[S, dict]:
-        window = len(config.start_epochs(state.step))
-        now = seen(config, rule=rule, max_start_epoch=window)
-        # to a step, `Carried` is as good as labels
-        after, record = algorithm.step(state, cast(Tensor, labels), later, now, engine)
-        return after, record | {"epoch": record["epoch"] + config.min_start_epoch}
-
-    return learning(advance, labels) if isinstance(labels, Carried) else advance
-
-
-def with_logits(state: S, start_set: Split, teachers: Teachers, config: DistillConfig) -> S:
-    """Return a first state with the logits of a random teacher, at the last epoch that is used."""
-    rng = generator(config.seed, "labels")
-    k = int(torch.randint(len(teachers), (), generator=rng))
+    The logits begin as those of a random teacher, at the last epoch that is used. Source: DATM (Guo
+    et al., ICLR 2024); there labels have a momentum of their own, 0.9.
+    """
+    assert config.label_lr
+    images = start_set.images
+    carried = Carried(len(images), images.shape[1:], config.label_lr / config.image_lr)
+    k = int(torch.randint(len(teachers), (), generator=generator(config.seed, "labels")))
     theta = teachers.snapshot(k, config.teacher_epochs)
     logits = logits_of(teachers.network, theta, *start_set)
-    return replace(state, logits=logits, logits_velocity=torch.zeros_like(logits))
 
-
-def learning(step: Step[S], carried: Carried) -> Step[S]:
-    """Return a step that moves labels as it moves images: behind them, in the same rows.
-
-    Source: DATM (Guo et al., ICLR 2024); there labels have a momentum of their own, 0.9.
-    """
-
-    def refined(state: S) -> tuple[S, dict]:
+    def step(state: S) -> tuple[S, dict]:
         assert state.logits is not None and state.logits_velocity is not None
         rows = carried.pack(state.images, state.logits)
         velocity = carried.pack(state.images_velocity, state.logits_velocity)
-        after, record = step(replace(state, images=rows, images_velocity=velocity))
+        state = replace(state, images=rows, images_velocity=velocity)
+        # to a step, `Carried` is as good as labels
+        after, record = algorithm.step(state, cast(Tensor, carried), teachers, config, engine)
         images, logits = carried.split(after.images)
         images_velocity, logits_velocity = carried.split(after.images_velocity)
         moved = {"images": images, "images_velocity": images_velocity}
         return replace(after, **moved, logits=logits, logits_velocity=logits_velocity), record
 
-    return refined
-
-
-def seen(config: Config, **changes: object) -> Config:
-    """Return a config as a step sees it, with values that no file would know."""
-    inner = copy.copy(config)
-    for name, value in changes.items():
-        object.__setattr__(inner, name, value)
-    return inner
-
-
-def refined(step: Step[S], config: DistillConfig) -> Step[S]:
-    """Refine a step as the config says; by default, it is the step itself."""
-    limits = [normalized] if config.normalize else []
-    limits += [partial(shortened, most=config.clip)] if config.clip else []
-    for limit in limits:
-        step = limited(step, limit, config.momentum, config.image_lr)
-    return averaged(step, config.ema) if config.ema else step
+    return replace(state, logits=logits, logits_velocity=torch.zeros_like(logits)), step
 
 
 def step(
@@ -302,17 +268,18 @@ def step(
         for m in processes.share(config.trajectories)
     ]
     mean = processes.average(mine, config.trajectories)
-    grads = (mean.pop("grad_images"), mean.pop("grad_alpha"))
-    after = descend(state, *grads, mean["loss"], config)  # line 16
+    grad_images, grad_alpha = mean.pop("grad_images"), mean.pop("grad_alpha")
+    after = descend(state, grad_images, grad_alpha, mean["loss"], config)  # line 16
     first = {name: mine[0][name] for name in ("epoch", "teacher")}
     own = {"alpha": after.alpha, "skipped": 1 if after.skipped else 0}
-    return after, mean | first | own
+    return after, mean | first | own | norm_of(grad_images, config)
 
 
 def descend(
     state: State, grad_images: Tensor, grad_alpha: Tensor, loss: Tensor, config: DistillConfig
 ) -> State:
     """Move images and alpha by gradient descent with momentum (line 16), or skip the step."""
+    grad_images = limited(grad_images, config.clip, config.normalize)
     images_velocity = config.momentum * state.images_velocity + grad_images
     alpha_velocity = config.momentum * state.alpha_velocity + grad_alpha
     images = state.images - config.image_lr * images_velocity
@@ -332,6 +299,11 @@ def descend(
     )
 
 
+def norm_of(grad_images: Tensor, config: DistillConfig) -> dict[str, Tensor]:
+    """Record the norm of a gradient that is limited, as it was before."""
+    return {"norm": grad_images.norm()} if config.clip or config.normalize else {}
+
+
 def draw_piece(
     step: int, size: int, teachers: Teachers, config: DistillConfig, trajectory: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Updates]:
@@ -341,7 +313,8 @@ def draw_piece(
     each, and the student's updates on a set of `size` images.
     """
     rng = generator(config.seed, "step", step, *([trajectory] if trajectory else []))
-    epoch = torch.randint(config.max_start_epoch, (), generator=rng)  # line 4: i < I+
+    window = config.start_epochs(step)
+    epoch = window.start + torch.randint(len(window), (), generator=rng)  # line 4: i < I+
     k = torch.randint(len(teachers), (), generator=rng)
     start = teachers.snapshot(int(k), int(epoch))  # line 5: theta~_i = theta_i
     teacher = teachers.snapshot(int(k), int(epoch) + config.expert_epochs)  # theta_{i+K}
@@ -361,16 +334,17 @@ def match(
     epoch, k, start, teacher, updates = draw_piece(
         state.step, len(labels), teachers, config, trajectory
     )
+    rule = rule_of(config, teachers.network)
 
     def loss(student: Tensor) -> Tensor:
         # lines 11 to 15: Eqs. (3)-(8)
-        return matching_loss(student, teacher, start, config.epsilon, config.rule)
+        return matching_loss(student, teacher, start, config.epsilon, rule)
 
     # lines 6 to 10
     out = unroll(teachers.network, start, state.images, labels, state.alpha, updates, loss, engine)
 
     # the same mask again, for the record: an engine returns the loss alone
-    keep = keep_mask(out.student, teacher, config.epsilon, config.rule)
+    keep = keep_mask(out.student, teacher, config.epsilon, rule)
     return {
         "grad_images": out.grad_images,
         "grad_alpha": out.grad_alpha,
@@ -395,6 +369,14 @@ def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
             "train them longer or lower either"
         )
     teachers.check_data(data)
+    rule_of(config, teachers.network)
+
+
+def rule_of(config: DistillConfig, network: Flat) -> Rule:
+    """Return the rule, which also prunes what is left out. Error for a part that is not there."""
+    if not config.leave_out:
+        return config.rule
+    return leaving_out(config.rule, keep_parts(network.shapes, config.leave_out).to(network.device))
 
 
 def check_config(config: DistillConfig) -> None:

@@ -1,8 +1,8 @@
 """Refinements of a step that later methods have brought, each a small function and off by default.
 
-`start_epochs` is the window from which a step draws its start, `logits_of` where soft labels begin.
-`averaged` and `limited` take a step and return a refined one, so that the step itself stays
-Algorithm 1: it takes a state to the next one, and returns that with what to record.
+`start_epochs` is the window from which a step draws its start, `logits_of` where soft labels begin,
+`limited` what is left of a gradient. `averaged` takes a step and returns a refined one. (A step
+takes a state to the next one, and returns that with what to record.)
 """
 
 from collections.abc import Callable
@@ -18,9 +18,6 @@ from ddpp.networks import Flat
 
 class State(loop.State, Protocol):
     """The state of a method that matches trajectories, as far as refinements read it."""
-
-    @property
-    def images_velocity(self) -> Tensor: ...
 
     @property
     def moving(self) -> Tensor | None: ...
@@ -88,32 +85,11 @@ def averaged(step: Step[S], decay: float) -> Step[S]:
     return refined
 
 
-def limited(
-    step: Step[S], limit: Callable[[Tensor], Tensor], momentum: float, image_lr: float
-) -> Step[S]:
-    """Return a step whose gradient of the images is limited before it moves them; alpha's is not.
-
-    - step: moves the images by gradient descent with momentum.
-    - limit: returns what is left of a gradient, such as `shortened` or `normalized`.
-    - momentum, image_lr: of the images, as in the step.
-
-    It also records the gradient's norm before that. A result that is not finite is skipped.
-    """
-
-    def refined(state: S) -> tuple[S, dict]:
-        # from rest, the velocity after a step is its gradient
-        rest = replace(state, images_velocity=torch.zeros_like(state.images_velocity))
-        after, record = step(rest)
-        gradient = after.images_velocity
-        velocity = momentum * state.images_velocity + limit(gradient)
-        images = state.images - image_lr * velocity
-        record = record | {"norm": gradient.norm()}
-        if after.skipped or not images.isfinite().all():
-            after = replace(state, step=after.step, skipped=state.skipped + 1)
-            return after, record | {"alpha": state.alpha, "skipped": 1}
-        return replace(after, images=images, images_velocity=velocity), record
-
-    return refined
+def limited(gradient: Tensor, clip: float | None, normalize: bool) -> Tensor:
+    """Return what is left of the gradient of the images: it is normalized, shortened, or itself."""
+    if normalize:
+        return normalized(gradient)
+    return gradient if clip is None else shortened(gradient, clip)
 
 
 def shortened(gradient: Tensor, most: float | Tensor) -> Tensor:

@@ -81,18 +81,11 @@ class Teachers:
         identity: dict,
         config: TeacherConfig,
         network: Flat,
-        first: int = 0,
     ):
         self.trajectories = trajectories
         self.identity = identity
         self.config = config
         self.network = network
-        self.first = first  # the stored epoch that is their epoch 0, see `since`
-
-    def since(self, epoch: int) -> "Teachers":
-        """Return the same teachers, as if they had begun at one of their epochs."""
-        first = self.first + epoch
-        return Teachers(self.trajectories, self.identity, self.config, self.network, first)
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -101,7 +94,7 @@ class Teachers:
     def epochs(self) -> int:
         """The number of epochs that every teacher has."""
         # each holds epoch_000, then an epoch_e and a loss_e per epoch
-        return min(len(trajectory) for trajectory in self.trajectories) // 2 - self.first
+        return min(len(trajectory) for trajectory in self.trajectories) // 2
 
     def snapshot(self, teacher: int, epoch: int) -> Tensor:
         """Read one teacher's parameters after an epoch, (p,), on the network's device.
@@ -114,7 +107,7 @@ class Teachers:
                 f"epoch {epoch} is not stored: these teachers have epochs 0 to {self.epochs}; "
                 "train them longer"
             )
-        return self.trajectories[teacher][f"epoch_{self.first + epoch:03d}"].to(self.network.device)
+        return self.trajectories[teacher][f"epoch_{epoch:03d}"].to(self.network.device)
 
     def check_data(self, data: ImageData) -> None:
         """Raise an Error unless they were trained on these images."""
@@ -126,7 +119,7 @@ class Teachers:
 
     def train_loss(self) -> Tensor:
         """Read the mean training loss of each epoch, (teachers, epochs), on augmented images."""
-        names = [f"loss_{self.first + e:03d}" for e in range(1, self.epochs + 1)]
+        names = [f"loss_{e:03d}" for e in range(1, self.epochs + 1)]
         return torch.stack(
             [torch.stack([trajectory[name] for name in names]) for trajectory in self.trajectories]
         )

@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,9 +18,9 @@ from ddpp.distilling import (
     begin,
     distill,
     draw_piece,
+    learning,
     match,
-    prepared,
-    with_logits,
+    step,
 )
 from ddpp.foundation.seeds import generator
 from ddpp.networks import NetworkConfig
@@ -75,8 +74,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(data, teachers, tmp_path
 
     saving = {"checkpoint": path, "save_steps": 1, "progress": False}
     whole = distill(data, teachers, config, **saving, on_step=kill)
-    for step in (1, 2, 3):
-        resumed = distill(data, teachers, config, checkpoint=left(step), progress=False)
+    for done in (1, 2, 3):
+        resumed = distill(data, teachers, config, checkpoint=left(done), progress=False)
         assert same(resumed, whole)
 
 
@@ -229,21 +228,13 @@ def test_start_epochs_are_drawn_evenly_from_the_window_of_their_step(teachers, l
     config = replace(CONFIG, expert_epochs=1, max_start_epoch=3, min_start_epoch=least)
     config = replace(config, first_max_start_epoch=least + 1, expand_steps=len(windows))
 
-    def draw(state, labels, teachers, config, engine):
-        epoch, k, start, goal, _ = draw_piece(state.step, 2, teachers, config)
-        return state, {"epoch": epoch, "teacher": k, "start": start, "goal": goal}
-
-    algorithm, state = Algorithm("mine", begin, draw), SimpleNamespace
     for at, window in enumerate(windows):
         drawn = []
         for seed in range(300):
-            seeded = replace(config, seed=seed)
-            start_set = Split(torch.zeros(2, 3, 8, 8), torch.arange(2))
-            advance = prepared(algorithm, start_set, teachers, seeded, "autograd")
-            _, found = advance(state(step=at))
-            k, epoch = int(found["teacher"]), int(found["epoch"])
-            assert torch.equal(found["start"], teachers.snapshot(k, epoch))
-            assert torch.equal(found["goal"], teachers.snapshot(k, epoch + 1))
+            epoch, k, start, goal, _ = draw_piece(at, 2, teachers, replace(config, seed=seed))
+            k, epoch = int(k), int(epoch)
+            assert torch.equal(start, teachers.snapshot(k, epoch))
+            assert torch.equal(goal, teachers.snapshot(k, epoch + 1))
             drawn.append(epoch)
         assert set(drawn) == set(window)
         share = 1 / len(window)
@@ -255,15 +246,6 @@ def test_the_history_has_the_teachers_epochs(data, teachers):
     made, _ = seen(data, teachers, min_start_epoch=1, expert_epochs=1, max_start_epoch=3, steps=12)
     epochs = made.history["epoch"].tolist()
     assert set(epochs) == {1, 2}
-
-
-def test_teachers_that_begin_later_end_where_they_did(teachers):
-    later = teachers.since(1).since(1)
-    assert (later.epochs, len(later)) == (1, 2)
-    assert torch.equal(later.snapshot(1, 1), teachers.snapshot(1, 3))
-    assert torch.equal(later.train_loss(), teachers.train_loss()[:, 2:])
-    with refused("epoch 2 is not stored"):
-        later.snapshot(0, 2)
 
 
 def test_with_more_steps_later_a_step_draws_from_the_same_window():
@@ -395,7 +377,7 @@ def carried_by(engine, problem, rule="none"):
 
 
 @pytest.mark.parametrize("rule", ["none", "signed"])
-@pytest.mark.parametrize("engine", ["adjoint", "stored"])
+@pytest.mark.parametrize("engine", ["adjoint", "stored", "compiled"])
 def test_the_engines_agree_on_learned_labels(soft, engine, rule):
     (a, *mine), (b, *theirs) = (carried_by(e, soft, rule) for e in (engine, "autograd"))
     pairs = [(a.student, b.student), (a.loss, b.loss), (a.grad_alpha, b.grad_alpha)]
@@ -403,7 +385,7 @@ def test_the_engines_agree_on_learned_labels(soft, engine, rule):
         assert y.norm() > 0 and float((x - y).norm() / y.norm()) < 1e-10
 
 
-@pytest.mark.parametrize("engine", ["autograd", "adjoint"])
+@pytest.mark.parametrize("engine", ["autograd", "adjoint", "stored"])
 def test_the_gradient_of_the_logits_is_the_slope_of_the_loss(soft, engine):
     network, start, goal, images, logits, alpha, updates = soft
 
@@ -452,7 +434,11 @@ def test_labels_begin_as_the_logits_of_a_teacher_and_descend_at_their_rate(data,
 def first_logits(data, teachers):
     config = replace(CONFIG, label_lr=0.5)
     start_set = data.draw(config.ipc, config.seed)
-    return with_logits(begin(start_set, config), start_set, teachers, config).logits
+    algorithm = Algorithm("ddpp", begin, step)
+    first, _ = learning(
+        begin(start_set, config), start_set, algorithm, teachers, config, "autograd"
+    )
+    return first.logits
 
 
 def test_a_teacher_that_is_wrong_changes_two_logits():
@@ -464,11 +450,7 @@ def test_a_teacher_that_is_wrong_changes_two_logits():
 
 def test_the_engine_that_learns_labels_is_named(run):
     used = lambda engine: run(label_lr=0.5, engine=engine).provenance["made_on"][0]["engine"]
-    assert [used(engine) for engine in ("autograd", "stored", "compiled")] == [
-        "autograd",
-        "adjoint",
-        "adjoint",
-    ]
+    assert used("stored") == "stored" and used("compiled") == "adjoint"
 
 
 def test_a_checkpoint_with_learned_labels_is_read_as_a_set(run, tmp_path):

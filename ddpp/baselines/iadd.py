@@ -15,7 +15,16 @@ from torch import Tensor
 
 from ddpp.data import ImageData, Split
 from ddpp.distilled import DistilledDataset
-from ddpp.distilling import Algorithm, DistillConfig, begin, check_config, descend, draw_piece, run
+from ddpp.distilling import (
+    Algorithm,
+    DistillConfig,
+    begin,
+    check_config,
+    descend,
+    draw_piece,
+    norm_of,
+    run,
+)
 from ddpp.distilling import State as Unweighted
 from ddpp.foundation.errors import Error, Positive
 from ddpp.foundation.loop import Saving
@@ -75,6 +84,7 @@ def step(
         after = replace(after, weights=reweigh(weights, slope * len(weights), config.weights_lr))
     record = {"epoch": epoch, "teacher": k, "loss": out.loss}
     record |= {"alpha": after.alpha, "skipped": int(after.skipped > 0)}
+    record |= norm_of(out.grad_images, config)
     unmasked = weighted_loss(out.student, teacher, start, torch.ones_like(start))
     return after, record | {"unmasked": unmasked, "kept": torch.ones(()), "heaviest": weights.max()}
 

@@ -30,7 +30,7 @@ from ddpp.pruning import keep_mask
 if TYPE_CHECKING:  # figures need no notebook
     from IPython.display import HTML
 
-WIDTH = 7.0  # inches: fits the book's column
+WIDTH = 5.2  # inches: text of 8 points can be read on a phone
 
 
 def use_style() -> None:
@@ -52,7 +52,7 @@ def pictures(
     - rows: {name: images (n, C, H, W) in [0, 1]}; rows may differ in length.
     - titles: texts over the columns; default: none.
     - columns: at most so many; what is left of each row is drawn in a second block below, and so
-      on. Default: all in one block.
+      on. Default: five where more than seven have titles, which would be too small on a phone.
 
     >>> import torch
     >>> from ddpp.book import figures
@@ -60,9 +60,9 @@ def pictures(
     >>> figure.savefig("noise.png")
     """
     longest = max(len(images) for images in rows.values())
-    columns = columns or longest
+    columns = columns or (5 if titles and longest > 7 else longest)
     starts = range(0, longest, columns)
-    side = min(WIDTH / columns, 1.4)
+    side = min(WIDTH / columns, 1.0)
     height = len(starts) * (side * len(rows) + (0.3 if titles else 0.05))
     close = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     figure, axes = plt.subplots(
@@ -105,8 +105,7 @@ def progress(distilled: DistilledDataset) -> Figure:
         f"step {step}" if step else "real": distilled.at(step).natural()[shown]
         for step in distilled.iterates
     }
-    # ten in a row are too small on a phone
-    return pictures(rows, list(first)[:10], columns=5 if len(shown) > 5 else None)
+    return pictures(rows, list(first)[:10])
 
 
 def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
@@ -150,23 +149,23 @@ def history(distilled: DistilledDataset) -> Figure:
 
     - distilled: a set made by matching trajectories, with its history.
     """
-    figure, (losses, kept, alpha) = plt.subplots(1, 3, figsize=(WIDTH, 2.4), layout="constrained")
+    figure, panels = plt.subplots(3, 1, figsize=(WIDTH, 5.6), sharex=True, layout="constrained")
+    losses, kept, alpha = panels
     column = distilled.history
     losses.plot(column["unmasked"], lw=1, label="all parameters (MTT)")
     losses.plot(column["loss"], lw=1, label="effective ones, Eq. (8)")
     losses.set(title="matching loss", ylim=(0, None))
-    losses.legend(fontsize=7)
+    losses.legend(fontsize=8)
     kept.plot(100 * column["kept"], lw=1, color="C2")
     kept.set(title="effective parameters (%)")
     alpha.plot(column["alpha"], lw=1, color="C3")
     alpha.set(title="learning rate α")
-    for axis in (losses, kept, alpha):
-        axis.set_xlabel("distillation step")
+    alpha.set_xlabel("distillation step")
     return figure
 
 
 def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]) -> Figure:
-    """Plot curves in panels side by side.
+    """Plot curves in panels, one below the other.
 
     - panels: (title, x label, y label) of each panel.
     - columns: the curves of each panel, {name: (x, y)}.
@@ -177,16 +176,16 @@ def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]
     'loss'
     """
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(WIDTH, 2.6), squeeze=False, layout="constrained"
+        len(panels), 1, figsize=(WIDTH, 2.5 * len(panels)), squeeze=False, layout="constrained"
     )
-    for axis, (title, xlabel, ylabel), lines in zip(axes[0], panels, columns, strict=True):
+    for axis, (title, xlabel, ylabel), lines in zip(axes.flat, panels, columns, strict=True):
         for name, (x, y) in lines.items():
             axis.plot(x, y, marker="o", ms=3, lw=1.2, label=name)
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
         if all(float(at).is_integer() for x, _ in lines.values() for at in x):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(lines) > 1 and (lines is columns[0] or lines.keys() != columns[0].keys()):
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=8)
     return figure
 
 
@@ -208,13 +207,13 @@ def plane(trajectories: Mapping[str, Tensor]) -> Figure:
     points = torch.cat(list(paths.values())).double()
     _, _, axes = torch.linalg.svd(points, full_matrices=False)
     share = (points @ axes[:2].T).square().sum(0) / points.square().sum()
-    figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 3.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     for name, path in paths.items():
         x, y = (path.double() @ axes[:2].T).T
         axis.plot(x, y, "o-", ms=4, label=name)
         for epoch in range(1, len(x)):
             at = {"xy": (x[epoch], y[epoch]), "xytext": (3, 3), "textcoords": "offset points"}
-            axis.annotate(str(epoch), fontsize=7, **at)
+            axis.annotate(str(epoch), fontsize=8, **at)
     axis.plot(0, 0, "k*", ms=10, label="start")
     axis.set(xlabel=f"direction 1 ({share[0]:.0%})", ylabel=f"direction 2 ({share[1]:.0%})")
     axis.set_aspect("equal", adjustable="datalim")
@@ -337,10 +336,14 @@ def means(points: Tensor, orders: Mapping[str, Tensor]) -> Figure:
     - points: (N, 2).
     - orders: {name: indices (n,) of the points taken, in order}.
     """
-    size = (WIDTH, WIDTH / (len(orders) + 1))
-    figure, axes = plt.subplots(1, len(orders) + 1, figsize=size, layout="constrained")
+    rows = (len(orders) + 2) // 2
+    size = (WIDTH, WIDTH / 2 * rows)
+    figure, axes = plt.subplots(rows, 2, figsize=size, layout="constrained")
+    panels, last = axes.flat, axes.flat[len(orders)]
+    for axis in axes.flat[len(orders) + 1 :]:
+        axis.set_visible(False)
     mean = points.mean(0)
-    for i, (axis, (name, order)) in enumerate(zip(axes, orders.items(), strict=False)):
+    for i, (axis, (name, order)) in enumerate(zip(panels, orders.items(), strict=False)):
         counts = range(1, len(order) + 1)
         running = points[order].cumsum(0) / torch.tensor(counts)[:, None]
         axis.scatter(*points.T, s=4, color="0.8")
@@ -353,12 +356,12 @@ def means(points: Tensor, orders: Mapping[str, Tensor]) -> Figure:
         axis.set(title=name, xticks=[], yticks=[])
         axis.set_aspect("equal", adjustable="datalim")
         sns.despine(ax=axis, left=True, bottom=True)
-        axes[-1].plot(
+        last.plot(
             counts, (running - mean).norm(dim=1), "o-", ms=3, lw=1.2, color=f"C{i}", label=name
         )
-    axes[-1].set(title="distance from the mean", xlabel="points taken", ylim=(0, None))
-    axes[-1].locator_params("x", integer=True)
-    axes[-1].legend(fontsize=7)
+    last.set(title="distance from the mean", xlabel="points taken", ylim=(0, None))
+    last.locator_params("x", integer=True)
+    last.legend(fontsize=8)
     return figure
 
 
@@ -368,21 +371,21 @@ def pairs(
     """Draw parameter pairs as points: kept, pruned with opposite signs, pruned by the threshold.
 
     - student, teacher: their parameters (p,).
-    - epsilons: thresholds, one column for each.
-    - rules: names of pruning rules, one row for each.
+    - epsilons: thresholds, one row for each.
+    - rules: names of pruning rules, one column for each.
     """
-    size = (WIDTH, WIDTH / len(epsilons) * len(rules) + 0.5)
+    size = (WIDTH, WIDTH / len(rules) * len(epsilons) + 0.5)
     figure, axes = plt.subplots(
-        len(rules),
         len(epsilons),
+        len(rules),
         figsize=size,
         sharex=True,
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    for row, rule in zip(axes, rules, strict=True):
-        for axis, epsilon in zip(row, epsilons, strict=True):
+    for row, epsilon in zip(axes, epsilons, strict=True):
+        for axis, rule in zip(row, rules, strict=True):
             draw_pairs(axis, student, teacher, epsilon, rule)
     for axis in axes[-1]:
         axis.set_xlabel("student", fontsize=8)
@@ -483,7 +486,7 @@ def scores(
     >>> figures.scores(accuracies).axes[0].get_ylabel()
     'test accuracy (%)'
     """
-    figure, axis = plt.subplots(figsize=(WIDTH * 0.8, 3), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 3), layout="constrained")
     sets = list(next(iter(columns.values())))
     for i, label in enumerate(sets):
         x = [column + 0.12 * (i - (len(sets) - 1) / 2) for column in range(len(columns))]
@@ -522,7 +525,7 @@ def ablation(lines: Sequence[dict]) -> Figure:
 
     - lines: from `tables.summarize`.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.1), layout="constrained")
+    figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 8), sharex=True, layout="constrained")
     titles = (
         "accuracy minus MTT's (points)",
         "effective parameters (%)",
@@ -545,13 +548,13 @@ def ablation(lines: Sequence[dict]) -> Figure:
             axis.plot(x, y, marker + style, ms=4, lw=1.2, color=color, label=rule)
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=9)
-        axis.set_xlabel("epsilon")
+    axes[2].set_xlabel("epsilon")
     axes[0].axhline(0, color="grey", lw=1)
     base = next((line for line in lines if line["rule"] == "none"), None)
     if base and base["unmasked"] is not None:
         axes[2].axhline(base["unmasked"], color="grey", lw=1, label="none (MTT)")
     figure.legend(
-        *axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7
+        *axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
     )
     return figure
 
@@ -563,9 +566,9 @@ def turning(found: Mapping, factors: Sequence[str], masks: Sequence[str]) -> Fig
     - factors: one panel each, as "J, student steps"; "epsilon" takes rules without their own.
     - masks: one line each, as "signed@0.1".
     """
-    rows = -(-len(factors) // 3)
-    size = (WIDTH, 2.3 * rows + 0.3)
-    figure, axes = plt.subplots(rows, 3, figsize=size, sharey=True, layout="constrained")
+    rows = (len(factors) + 1) // 2
+    size = (WIDTH, 2.2 * rows + 0.5)
+    figure, axes = plt.subplots(rows, 2, figsize=size, sharey=True, layout="constrained")
     for axis, factor in zip(axes.flat, factors, strict=False):
         points = [point for point in found["points"] if point["factor"] == factor]
         named = {mask.partition("@")[0] for mask in masks} if factor == "epsilon" else masks
@@ -592,7 +595,7 @@ def turning(found: Mapping, factors: Sequence[str], masks: Sequence[str]) -> Fig
     for axis in axes[:, 0]:
         axis.set_ylabel("turn of the gradient (°)", fontsize=8)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
@@ -610,16 +613,16 @@ def comparison(found: Comparison) -> Figure:
 
 
 def comparisons(found: Mapping[str, Comparison]) -> Figure:
-    """Draw several comparisons of the same rules side by side, see `comparison`.
+    """Draw several comparisons of the same rules, one below the other, see `comparison`.
 
     - found: by name, which is the panel's title.
     """
     rows = list(dict.fromkeys(setting for one in found.values() for setting in one.differences))
-    size = (WIDTH * (0.8 if len(found) == 1 else 1), 1 + 0.45 * len(rows))
+    size = (WIDTH, 0.6 + (0.4 + 0.4 * len(rows)) * len(found))
     figure, axes = plt.subplots(
-        1, len(found), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+        len(found), 1, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, (title, one) in zip(axes[0], found.items(), strict=True):
+    for axis, (title, one) in zip(axes.flat, found.items(), strict=True):
         for setting, difference in one.differences.items():
             y, values = rows.index(setting), difference.values
             axis.plot(values, [y] * len(values), "o", ms=4, color="C0", alpha=0.5)
@@ -642,7 +645,7 @@ def ceiling(reports: Mapping[str, Mapping]) -> Figure:
 
     - reports: by name, as a run writes them; each has "random", "distilled" and "teachers".
     """
-    size = (WIDTH * 0.9, 1 + 0.5 * len(reports))
+    size = (WIDTH, 1 + 0.5 * len(reports))
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     looks = (
         ("random", "final", "random real images", {"fmt": "o", "mfc": "white", "color": "C7"}),

@@ -366,15 +366,8 @@ def cells(line: dict) -> list[str]:
     - line: from `summarize`.
     """
     kept = "" if line["kept"] is None else f"{line['kept']:.1%}"
-    numbers = _show(line["mean"], line["std"]), _interval(line["gains"])
+    numbers = (
+        _show(line["mean"], line["std"]),
+        Difference(tuple(line["gains"])).text(1) if line["gains"] else "",
+    )
     return [line["rule"], f"{line['epsilon']:g}", str(line["runs"]), kept, *numbers]
-
-
-def _interval(gains: Sequence[float]) -> str:
-    """The mean of paired differences with its 95 % interval, which two of them do not give."""
-    if not gains:
-        return ""
-    found = Difference(tuple(gains))
-    if found.half is None or len(gains) < 3:
-        return f"{found.mean:+.1f}"
-    return f"{found.mean:+.1f} ({found.mean - found.half:+.1f} to {found.mean + found.half:+.1f})"

@@ -39,6 +39,19 @@ class Difference:
             return None
         return float(stats.t.ppf(0.975, n - 1)) * spread(self.values) / math.sqrt(n)
 
+    def text(self, digits: int = 2) -> str:
+        """Write the mean with its interval, which two seeds do not give, as in `+0.20 (-0.05 to +0.45)`.
+
+        >>> from ddpp.experiments import Difference
+        >>> Difference((0.1, 0.2, 0.3)).text()
+        '+0.20 (-0.05 to +0.45)'
+        """
+        mean = f"{self.mean:+.{digits}f}"
+        if self.half is None or len(self.values) < 3:
+            return mean
+        ends = (self.mean - self.half, self.mean + self.half)
+        return f"{mean} ({ends[0]:+.{digits}f} to {ends[1]:+.{digits}f})"
+
     @property
     def p(self) -> float | None:
         """How probable so large a mean would be if there were no difference; None for one seed."""

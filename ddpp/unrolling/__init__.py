@@ -9,6 +9,7 @@ with `adjoint`. Where it fails or differs, `adjoint` is used.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import psutil
 import torch
@@ -19,7 +20,7 @@ from ddpp.networks import Flat
 from ddpp.unrolling.adjoint import adjoint_engine
 from ddpp.unrolling.autograd import autograd_engine
 from ddpp.unrolling.compiled import compiled_engine
-from ddpp.unrolling.learned import Carried, unroll_carried
+from ddpp.unrolling.learned import Carried
 from ddpp.unrolling.stored import stored_engine
 from ddpp.unrolling.updates import (
     Loss,
@@ -66,7 +67,8 @@ def unroll(
     - start: parameters (p,) before the first update.
     - images: the distilled images (N, C, H, W), preprocessed.
     - labels: their classes (N,), int64, or distributions (N, classes); or `Carried`, if they are
-      learned, and behind the images.
+      learned: then images and their gradient are rows with the logits behind the pixels, and those
+      of the gradient are multiplied by `Carried.rate`.
     - alpha: the student's learning rate, a scalar tensor.
     - updates: the J batches and augmentations, see `draw_updates`.
     - loss: maps the student's parameters (p,) to a scalar.
@@ -88,9 +90,11 @@ def unroll(
     (torch.Size([2, 1, 8, 8]), torch.Size([]))
     """
     run = ENGINES[choose("engine", engine, ENGINES)]
+    # to an engine, Carried is as good as labels
+    out = run(network, start, images, cast(Tensor, labels), alpha, updates, loss)
     if isinstance(labels, Carried):
-        return unroll_carried(network, start, images, labels, alpha, updates, loss, engine)
-    return run(network, start, images, labels, alpha, updates, loss)
+        return out._replace(grad_images=labels.at_rate(out.grad_images))
+    return out
 
 
 def choose_engine(

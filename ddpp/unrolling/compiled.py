@@ -26,6 +26,7 @@ from ddpp.data.augmentation import Draw, augment
 from ddpp.foundation.errors import Error
 from ddpp.networks import Flat, plain
 from ddpp.unrolling.adjoint import StudentPath, adjoint_engine
+from ddpp.unrolling.learned import Carried
 from ddpp.unrolling.updates import Loss, Unrolled, Updates
 
 # Of _compare. Rounding, by which a ReLU may cross its kink, cost 0.008; leaving out H costs 0.2.
@@ -184,8 +185,13 @@ def compiled_engine(
     updates: Updates,
     loss: Loss,
 ) -> Unrolled:
-    """Do as `adjoint` does, in compiled functions; where they fail or differ, call `adjoint`."""
+    """Do as `adjoint` does, in compiled functions; where they fail or differ, call `adjoint`.
+
+    It also takes their place where labels are learned.
+    """
     problem = (start, images, labels, alpha, updates, loss)
+    if isinstance(labels, Carried):
+        return adjoint_engine(network, *problem)
     n = len(updates.batches[0])
     trained = student(network, n, images.shape[1:], images.dtype, images.device)
     if trained.usable:

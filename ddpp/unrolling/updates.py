@@ -10,6 +10,7 @@ from torch.autograd import grad
 
 from ddpp.data.augmentation import Augmentation, Draw, augment, draw
 from ddpp.networks import Flat
+from ddpp.unrolling.learned import Carried
 
 Loss = Callable[[Tensor], Tensor]  # maps the student's parameters (p,) to a scalar
 
@@ -26,7 +27,7 @@ class Unrolled(NamedTuple):
 
     student: Tensor  # (p,)
     loss: Tensor  # ()
-    grad_images: Tensor  # (N, C, H, W)
+    grad_images: Tensor  # (N, C, H, W), or as the rows that images were
     grad_alpha: Tensor  # ()
 
 
@@ -61,8 +62,13 @@ def draw_updates(
     return Updates(batches[:steps], draws)
 
 
-def inner_loss(network: Flat, theta: Tensor, x: Tensor, y: Tensor, how: Draw | None) -> Tensor:
+def inner_loss(
+    network: Flat, theta: Tensor, x: Tensor, y: Tensor | Carried, how: Draw | None
+) -> Tensor:
     """Compute the loss of Eq. (2), a scalar: the cross-entropy on the augmented batch."""
+    if isinstance(y, Carried):  # labels that are learned come with their images
+        x, logits = y.split(x)
+        y = logits.softmax(1)
     x = x if how is None else augment(x, how)
     return F.cross_entropy(network(theta, x), y)
 
@@ -71,7 +77,7 @@ def gradient(
     network: Flat,
     theta: Tensor,
     x: Tensor,
-    y: Tensor,
+    y: Tensor | Carried,
     how: Draw | None,
     create_graph: bool = False,
 ) -> Tensor:
