@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -59,6 +60,8 @@ class DistilledDataset(Dataset):
     # "cross-entropy" or "squared error". None: cross-entropy, which needs labels (N, classes) to be
     # distributions
     loss: str | None = None
+    # n: each image holds n x n smaller pictures, which `unfolded` enlarges to train on them
+    formation: int = 1
     # what the next step would read beside images, labels and alpha; {} if no run left it
     state: dict[str, Tensor | int] = field(default_factory=dict)
 
@@ -69,6 +72,7 @@ class DistilledDataset(Dataset):
         if dataclasses.is_dataclass(self.network):
             self.network = dataclasses.asdict(self.network)
         _check_images(self.images, self.whitening)
+        check_formation(self.formation, self.images)
         self.loss = _check_labels(self.labels, self.images, self.classes, self.loss)
         _check_alpha(self.alpha, "alpha")
         for step, (images, alpha) in self.iterates.items():
@@ -146,13 +150,20 @@ class DistilledDataset(Dataset):
 
     def __repr__(self) -> str:
         shape, alpha = "x".join(map(str, self.images.shape[1:])), float(self.alpha)
-        classes = len(self.classes)
-        return f"{len(self)} distilled images of {classes} classes, {shape}; alpha {alpha:.4f}"
+        kind = f"{len(self)} distilled images of {len(self.classes)} classes, {shape}"
+        if self.formation > 1:
+            kind += f", each of {self.formation**2} pictures"
+        return f"{kind}; alpha {alpha:.4f}"
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        if self.formation > 1:
+            raise Error(
+                f"each image of this set holds {self.formation**2} pictures, and networks train on "
+                "those: take unfolded() of the set"
+            )
         label = self.labels[index]
         return self.images[index], label if self.labels.is_floating_point() else int(label)
 
@@ -172,6 +183,24 @@ class DistilledDataset(Dataset):
         for i, label in enumerate(self.hard_labels.tolist()):
             members[label].append(i)
         return members
+
+    def unfolded(self) -> "DistilledDataset":
+        """Return a set of the pictures in the images, enlarged: N formation^2 of the same size.
+
+        A set whose images are pictures themselves is returned as it is.
+        """
+        n = self.formation
+        if n == 1:
+            return self
+        iterates = self.iterates.items()
+        return dataclasses.replace(
+            self,
+            images=unfold(self.images, n),
+            labels=self.labels.repeat_interleave(n * n, dim=0),
+            iterates={step: (unfold(images, n), alpha) for step, (images, alpha) in iterates},
+            formation=1,
+            state={},
+        )
 
     def at(self, step: int) -> "DistilledDataset":
         """Return the set as it was after a distillation step.
@@ -238,9 +267,8 @@ class DistilledDataset(Dataset):
             "network": self.network,
             "provenance": self.provenance,
         }
-        meta |= {"loss": self.loss} if self.labels.is_floating_point() else {}
         state, numbers = state_parts(self)
-        files.write(path, KIND, tensors | state, meta | numbers)
+        files.write(path, KIND, tensors | state, meta | how_to_read(self) | numbers)
 
     def save_checkpoint(self, path: str | Path, identity: dict) -> None:
         """Write a finished set as the checkpoint of its run, which can then be given more steps.
@@ -258,6 +286,7 @@ class DistilledDataset(Dataset):
         about = {"data": {"data": self.provenance["data"]}, "network": self.network}
         meta = {k: v for k, v in self.state.items() if not isinstance(v, Tensor)}
         meta |= {"identity": identity, "made_on": self.provenance["made_on"]}
+        about |= {"formation": self.formation} if self.formation > 1 else {}
         meta |= {"set": about | {"classes": list(self.classes)}}
         tensors = {k: v for k, v in self.state.items() if isinstance(v, Tensor)}
         tensors |= {"images": self.images, "labels": self.labels, "alpha": self.alpha}
@@ -298,6 +327,7 @@ class DistilledDataset(Dataset):
             history=history,
             provenance=meta["provenance"],
             loss=loss_in(tensors, meta),
+            formation=meta.get("formation", 1),
             state=state_in(tensors, meta),
         )
 
@@ -361,15 +391,59 @@ class DistilledDataset(Dataset):
         return len(self)
 
 
-def beside(data: ImageData, labels: Tensor, network: NetworkConfig) -> Beside:
+def fold(pictures: Tensor, formation: int) -> Tensor:
+    """Shrink pictures (N n^2, C, H, W), and put each n^2 of them into one image: (N, C, H, W).
+
+    - formation: n; it must divide H and W, else Error.
+    """
+    check_formation(formation, pictures)
+    if formation == 1:
+        return pictures
+    n, (height, width) = formation, pictures.shape[2:]
+    small = F.avg_pool2d(pictures, n).unflatten(0, (-1, n, n))  # (N, n, n, C, H/n, W/n)
+    return small.permute(0, 3, 1, 4, 2, 5).reshape(-1, pictures.shape[1], height, width)
+
+
+def unfold(images: Tensor, formation: int) -> Tensor:
+    """Enlarge the n x n pictures in each image (N, C, H, W), bilinearly: (N n^2, C, H, W).
+
+    They stand in the order of rows. Source: multi-formation (Kim et al., ICML 2022).
+
+    >>> import torch
+    >>> from ddpp.distilled import fold, unfold
+    >>> pictures = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 1, 8, 8)  # each of one grey
+    >>> torch.equal(unfold(fold(pictures, 2), 2), pictures)
+    True
+    """
+    if formation == 1:
+        return images
+    n, size = formation, images.shape[2:]
+    tiles = images.unflatten(3, (n, -1)).unflatten(2, (n, -1))  # (N, C, n, H/n, n, W/n)
+    tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    return F.interpolate(tiles, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def check_formation(formation: int, images: Tensor) -> None:
+    """Raise an Error if images (N, C, H, W) cannot be divided into n x n pictures."""
+    height, width = images.shape[2:]
+    if formation < 1 or height % formation or width % formation:
+        raise Error(
+            f"formation is {formation}: images of {height} x {width} pixels must be divisible into "
+            "so many by so many pictures; 1 leaves them whole"
+        )
+
+
+def beside(data: ImageData, labels: Tensor, network: NetworkConfig, formation: int = 1) -> Beside:
     """Return what belongs to a set and does not change in its run.
 
     - data: what is distilled.
     - labels: (N,), of the images.
     - network: of the run.
+    - formation: of the set.
     """
     tensors = {"labels": labels} | data.whitening.tensors()
     meta = {"classes": list(data.classes), "network": dataclasses.asdict(network)}
+    meta |= {"formation": formation} if formation > 1 else {}
     return Beside(tensors, meta | {"data": data.provenance})
 
 
@@ -388,6 +462,7 @@ def _parts(values: dict, beside: Beside, whitening: Whitening) -> dict[str, Any]
         "whitening": whitening,
         "classes": tuple(beside.meta["classes"]),
         "network": beside.meta["network"],
+        "formation": beside.meta.get("formation", 1),
         "state": {k: v for k, v in values.items() if k not in own and v is not None},
     }
 
@@ -485,6 +560,12 @@ def _check_alpha(alpha: Tensor, name: str) -> None:
         raise Error(
             f"{name} is {alpha}: it must be one positive number, the learning rate to train with"
         )
+
+
+def how_to_read(distilled: DistilledDataset) -> dict:
+    """Name for a file what its images and labels mean, where it is not the usual."""
+    meta: dict[str, Any] = {"loss": distilled.loss} if distilled.labels.is_floating_point() else {}
+    return meta | ({"formation": distilled.formation} if distilled.formation > 1 else {})
 
 
 def state_parts(distilled: DistilledDataset) -> tuple[dict[str, Tensor], dict]:

@@ -147,7 +147,7 @@ def evaluate(
     """
     if repeats < 1:
         raise Error(f"the evaluation's repeats is {repeats}: it must be at least 1")
-    distilled = distilled.to(data.device)
+    distilled = distilled.to(data.device).unfolded()
     _check_pair(distilled, data)
     own = NetworkConfig(**distilled.network)
     config = replace(
@@ -278,6 +278,7 @@ def train(
 ) -> Tensor:
     """Train a fresh network on the distilled set; return its parameters (p,).
 
+    - distilled: the set; where its images hold several pictures, unfolded.
     - protocol: how it is trained; the learning rate is the set's alpha.
     - seed, path: what its initialization, batches and augmentation are drawn from.
     """

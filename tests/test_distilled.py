@@ -5,6 +5,7 @@ labels.
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms.functional import resize
 from torchvision.utils import make_grid
 
 from ddpp import DistilledDataset, Error, NetworkConfig, Protocol, evaluate, load_data
 from ddpp.book import figures
 from ddpp.cli import main
 from ddpp.data.whitening import Whitening
+from ddpp.distilled import fold, unfold
 from ddpp.evaluating import loss_on
 from ddpp.foundation.seeds import generator
+from ddpp.judging import export
 
 NETWORK = NetworkConfig(width=4, depth=2)
 
@@ -171,6 +175,44 @@ def test_soft_labels_are_trained_with_cross_entropy_and_regression_targets_with_
         protocol = Protocol(epochs=40, augment=False)
         accuracies.add(evaluate(read, data, repeats=1, protocol=protocol, progress=False).mean)
     assert len(accuracies) == 2
+
+
+def test_pictures_in_images_are_the_ones_that_resizing_finds():
+    images = torch.randn(2, 3, 12, 8, generator=generator(0), dtype=torch.float64)
+    found = unfold(images, 2)
+    for i, (image, row, column) in enumerate(product(range(2), range(2), range(2))):
+        part = images[image, :, 6 * row : 6 * row + 6, 4 * column : 4 * column + 4]
+        large = resize(part, [12, 8], antialias=False)
+        assert torch.allclose(found[i], large, atol=1e-12)
+    # a mean over n x n pixels, put where `unfold` looks for it
+    small = fold(found, 2).unflatten(3, (2, 4)).unflatten(2, (2, 6))
+    blocks = found.unflatten(3, (4, 2)).unflatten(2, (6, 2)).mean((3, 5))
+    assert torch.allclose(small.permute(0, 2, 4, 1, 3, 5).flatten(0, 2), blocks, atol=1e-12)
+    assert unfold(images, 1) is images and fold(images, 1) is images
+
+
+def test_networks_train_on_the_pictures_in_the_images(make, data, tmp_path):
+    folded = make([0, 1, 2], formation=2)
+    folded.save(tmp_path / "set.safetensors")
+    read = DistilledDataset.load(tmp_path / "set.safetensors")
+    assert read.formation == 2 and "3 distilled images" in repr(read) and "4 pictures" in repr(read)
+    plain = make([0] * 4 + [1] * 4 + [2] * 4, images=unfold(folded.images, 2))
+    assert torch.equal(read.unfolded().images, plain.images)
+    assert torch.equal(read.unfolded().labels, plain.labels)
+    how = {"repeats": 1, "protocol": Protocol(epochs=3), "progress": False}
+    assert evaluate(read, data, **how).final == evaluate(plain, data, **how).final
+    with pytest.raises(Error, match=r"each image of this set holds 4 pictures.*unfolded\(\)"):
+        read[0]
+    with pytest.raises(Error, match="holds 4 pictures, which other code would take for one"):
+        export(read, "pt", tmp_path)
+    (path, *_), _ = export(read, "compact", tmp_path)
+    assert DistilledDataset.load(path).formation == 2
+
+
+@pytest.mark.parametrize("formation", [0, -1, 5])
+def test_a_formation_that_does_not_divide_the_image_is_refused(make, formation):
+    with pytest.raises(Error, match=f"formation is {formation}: images of 12 x 12 pixels"):
+        make([0], formation=formation)
 
 
 def test_a_set_of_the_first_files_still_has_its_loss():

@@ -20,6 +20,7 @@ from ddpp import Error, NetworkConfig, Protocol, load_data, recipe, train_teache
 from ddpp.baselines.selection import SelectionConfig
 from ddpp.book.tables import (
     TABLE_1,
+    against,
     best_1,
     best_3,
     cells,
@@ -493,6 +494,24 @@ def test_differences_to_mtt_are_paired_by_seed():
     recipe_of = {"recipe": {"data": "cifar10", "distill": {"ipc": 1}}}
     unpaired = [each | recipe_of for each in rows if each["seed"] == 0 or each["rule"] == "signed"]
     assert "| CIFAR-10, 1 | +0.1 | +1.0 | +1.0 | 1 |" in differences(unpaired)
+
+
+def test_settings_are_compared_with_one_of_them_by_seed():
+    def made(setting, seed, accuracy, seconds=40.0):
+        final = {"final": [accuracy - 1, accuracy + 1]}
+        more = {"name": f"after/{setting}-seed{seed}", "seconds": {"distill": seconds}}
+        return row("signed", 0.1, seed, accuracy, distilled=final, **more)
+
+    rows = [made("rule", s, a) for s, a in enumerate((10, 20, 30))]
+    rows += [made("ema", s, a, 50.0) for s, a in ((2, 33), (0, 11), (1, 22), (7, 90))]
+    rows += [made("few", 1, 15)]
+    names = {"after/rule": "the rule", "after/none": "MTT", "after/ema": "EMA", "after/few": "few"}
+    table = against(rows, "after/rule", names).replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    assert table[2:] == [  # seed 7 has no partner; the p of t = 2 sqrt(3) is 0.074
+        "| the rule | 20.0 ± 10.0 |  |  | 40 | 3 |",
+        "| EMA | 39.0 ± 35.2 | +2.00 (-0.48 to +4.48) | 0.074 | 50 | 4 |",
+        "| few | 15.0 ± 1.4 | -5.00 |  | 40 | 1 |",
+    ]
 
 
 def test_table_1_shows_the_best_there_is_and_no_dash():

@@ -236,7 +236,8 @@ FIELDS = {  # of settings and states: a file has them, and a run with others is 
         "network_lr batch inner queries window saturated changed most"
     ),
     tgdd.TGDDConfig: (
-        "ipc steps image_lr momentum batch_real augment init iterates seed epochs constraint"
+        "ipc steps image_lr momentum batch_real augment init iterates seed epochs constraint "
+        "formation"
     ),
     kip.KIPConfig: (
         "ipc steps kernel depth reg image_lr learn_labels label_lr target init iterates seed"
@@ -353,6 +354,16 @@ def test_a_set_with_learned_labels_names_its_loss(distilled, tmp_path):
     _, meta = files.read(tmp_path / "set.safetensors", "distilled dataset")
     assert meta["loss"] == "squared error"
     assert distilled.loss == "cross-entropy"
+
+
+def test_a_set_of_several_pictures_per_image_names_its_formation(distilled, tmp_path):
+    made = dataclasses.replace(distilled, formation=2)
+    made.save(tmp_path / "set.safetensors")
+    _, meta = files.read(tmp_path / "set.safetensors", "distilled dataset")
+    assert meta["formation"] == 2
+    write_set(tmp_path / "result.safetensors", made)
+    _, meta = files.read(tmp_path / "result.safetensors", "result")
+    assert meta["formation"] == 2
 
 
 def test_a_result_has_these_names(distilled, tmp_path):

@@ -25,6 +25,7 @@ from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, tgdd
 from ddpp.baselines.selection import forgetting_events, herd
 from ddpp.cli import main
 from ddpp.data.augmentation import augment
+from ddpp.distilled import fold
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PROFILES, from_dict, recipe
 from ddpp.foundation.loop import Saving, Stopped
@@ -278,6 +279,42 @@ def test_a_step_of_tgdd_follows_features_and_predictions_of_snapshots(data, teac
     assert float(record["loss"]) == pytest.approx(float((features / 3 + 3 * entropy).detach()))
     assert float((after.velocity - toward).norm() / toward.norm()) < 1e-10
     assert torch.allclose(after.images, start.images - toward, rtol=0, atol=1e-12)
+
+
+def test_tgdd_improves_the_pictures_in_each_image(data, teachers, tmp_path):
+    config = small("tgdd", formation=2, ipc=1, augment=False, momentum=0.0)
+    run = lambda saving: tgdd.distill(data, teachers, config, saving)
+    saving = Saving(tmp_path / "checkpoint", save_steps=1, progress=False)
+    made = stop_and_go_on(run, saving)
+    whole = run(Saving(progress=False))
+    assert torch.equal(made.images, whole.images) and made.formation == 2
+    assert DistilledDataset.load(tmp_path / "checkpoint").formation == 2
+    photographs = data.draw(4, config.seed)
+    assert torch.equal(made.at(0).images, fold(photographs.images, 2))
+    assert torch.equal(made.labels, torch.arange(3))
+    assert torch.equal(made.unfolded().labels, photographs.labels)
+
+    # a step, with the pictures cut out and enlarged by hand
+    images = made.at(0).images.clone().requires_grad_()
+    parts = [images[..., y : y + 6, x : x + 6] for y in (0, 6) for x in (0, 6)]
+    large = [
+        torch.nn.functional.interpolate(part, scale_factor=2, mode="bilinear") for part in parts
+    ]
+    pictures = torch.stack(large, 1).flatten(0, 1)
+    problem = common.Problem(data, NETWORK, config, formation=2)
+    k, epoch, later = tgdd.draw_snapshots(2, 3, generator(config.seed, "tgdd", 0))
+    rng = generator(config.seed, "tgdd", 0)
+    tgdd.draw_snapshots(2, 3, rng)
+    real = [problem.real(label, config.batch_real, rng) for label in range(3)]
+    pairs = [(real[label], pictures[4 * label : 4 * label + 4]) for label in range(3)]
+    network = problem.network
+    loss = tgdd.feature_distance(network, teachers.snapshot(k, epoch), pairs)
+    logits = network(teachers.snapshot(k, later), pictures)
+    loss = loss + 3 * torch.nn.functional.cross_entropy(logits, photographs.labels)
+    (toward,) = torch.autograd.grad(loss, images)
+    state = common.State(0, made.at(0).images, made.alpha, torch.zeros_like(images))
+    after, _ = tgdd.step(state, problem, teachers)
+    assert torch.allclose(after.velocity, toward, rtol=1e-4, atol=1e-6)
 
 
 def test_a_later_snapshot_of_the_same_teacher_is_drawn():

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpp.baselines.selection import LEARNING_RATE
 from ddpp.data import ImageData, Split
 from ddpp.data.augmentation import Draw, augment, draw
-from ddpp.distilled import DistilledDataset, beside
+from ddpp.distilled import DistilledDataset, beside, fold
 from ddpp.foundation import loop, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Count, Error, Positive, Share, check_bounds, choose
@@ -68,13 +68,14 @@ Config = TypeVar("Config", bound=BatchConfig)
 class Problem(Generic[Config]):
     """What stays the same in every step of a run: data by class, network, settings."""
 
-    def __init__(self, data: ImageData, network: NetworkConfig, config: Config):
+    def __init__(self, data: ImageData, network: NetworkConfig, config: Config, formation: int = 1):
         self.data, self.config = data, config
         self.network: Flat = data.network(network)
         labels = data.train.labels
         self.members = [(labels == label).nonzero().flatten() for label in range(len(data.classes))]
+        # of the pictures, of which each image holds one or more
         self.labels = torch.arange(len(self.members), device=data.device).repeat_interleave(
-            config.ipc
+            config.ipc * formation**2
         )
 
     def real(self, label: int, n: int, rng: torch.Generator) -> Tensor:
@@ -84,7 +85,7 @@ class Problem(Generic[Config]):
         return self.data.train.images[members[some]]
 
     def pair(self, images: Tensor, label: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw a real batch of a class, and return it with the distilled images of that class.
+        """Draw a real batch of a class, and return it with the distilled pictures of that class.
 
         With `augment`, both get the same augmentation.
         """
@@ -134,6 +135,7 @@ def distill(
     source: NetworkConfig | Teachers,
     config: Config,
     saving: loop.Saving,
+    formation: int = 1,
 ) -> DistilledDataset:
     """Run a method that compares batches, and return the distilled set.
 
@@ -143,6 +145,7 @@ def distill(
     - source: the kind of network that a step uses, or trained ones.
     - config: the settings of the method.
     - saving: checkpoints and progress bar, see `run` in foundation/loop.py.
+    - formation: of the set; each image then starts from so many squared.
 
     Raises Error for settings that cannot work.
     """
@@ -150,10 +153,11 @@ def distill(
     trained = isinstance(source, Teachers)
     network = source.config.network if trained else source
     made_from = source.config.made_from(data) if trained else data.made_from(network)
-    problem, start = Problem(data, network, config), data.draw(config.ipc, config.seed)
-    images = begin(start, config)
+    problem = Problem(data, network, config, formation)
+    start = data.draw(config.ipc * formation**2, config.seed)
+    images = fold(begin(start, config), formation)
     state = State(0, images, alpha(data), torch.zeros_like(images))
-    about = beside(data, start.labels, network)
+    about = beside(data, start.labels[:: formation**2], network, formation)
     advance = lambda at: step(at, problem)
     iterates, lasting = config.iterates, config.lasting
     method = loop.Method(state, advance, config.steps, iterates, beside=about, lasting=lasting)

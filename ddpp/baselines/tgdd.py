@@ -5,7 +5,7 @@ mean features, as in DM; and a later snapshot of that teacher should classify th
 Nothing is differentiated twice.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from ddpp.baselines import common
 from ddpp.baselines.common import Problem, State
 from ddpp.baselines.dm import mean_distance
 from ddpp.data import ImageData
-from ddpp.distilled import DistilledDataset
+from ddpp.distilled import DistilledDataset, unfold
 from ddpp.foundation.errors import Count, Error, NotNegative, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
@@ -32,6 +32,8 @@ class TGDDConfig(common.BatchConfig):
     batch_real: Count = 128
     epochs: Count = 50  # the teachers' snapshots after 0 ... so many epochs are used
     constraint: NotNegative = 1.0  # weight of the cross-entropy under the later snapshot
+    # n: each image holds n x n smaller pictures, which are enlarged to train on (multi-formation)
+    formation: Count = field(default=1, metadata={"since": 3})
 
     @property
     def teacher_epochs(self) -> int:
@@ -59,7 +61,7 @@ def distill(
             f"{teachers.epochs}: train them longer or lower it"
         )
     advance = lambda state, problem: step(state, problem, teachers)
-    return common.distill("tgdd", advance, data, teachers, config, saving)
+    return common.distill("tgdd", advance, data, teachers, config, saving, config.formation)
 
 
 def step(state: State, problem: Problem[TGDDConfig], teachers: Teachers) -> tuple[State, dict]:
@@ -67,7 +69,8 @@ def step(state: State, problem: Problem[TGDDConfig], teachers: Teachers) -> tupl
     config, rng = problem.config, generator(problem.config.seed, "tgdd", state.step)
     k, epoch, later = draw_snapshots(len(teachers), config.epochs, rng)
     images = state.images.detach().requires_grad_()
-    pairs = [problem.pair(images, label, rng) for label in range(len(problem.members))]
+    pictures = unfold(images, config.formation)
+    pairs = [problem.pair(pictures, label, rng) for label in range(len(problem.members))]
     theta = teachers.snapshot(k, epoch)
     features = feature_distance(problem.network, theta, pairs) / len(pairs)
     logits = problem.network(teachers.snapshot(k, later), torch.cat([mine for _, mine in pairs]))
@@ -98,7 +101,7 @@ def feature_distance(network: Flat, theta: Tensor, pairs: list[tuple[Tensor, Ten
     """Sum the squared distances between the mean features of real and distilled images. A scalar.
 
     - theta: the network's parameters, (p,).
-    - pairs: for each class its real images (n, C, H, W) and its distilled ones (ipc, C, H, W).
+    - pairs: for each class its real images (n, C, H, W) and its distilled ones (m, C, H, W).
     """
     with torch.no_grad():
         means = torch.stack([network.features(theta, real).mean(0) for real, _ in pairs])

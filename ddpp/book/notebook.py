@@ -109,7 +109,7 @@ def student_path(
     - images: what it is trained on, with their labels and alpha.
     - updates: the batches and augmentations, by `draw_updates`.
     """
-    images, path = images.to(start.device), [start.detach()]
+    images, path = images.to(start.device).unfolded(), [start.detach()]
     for batch, how in zip(*updates, strict=True):
         theta = path[-1].clone().requires_grad_()
         slope = gradient(network, theta, images.images[batch], images.labels[batch], how)

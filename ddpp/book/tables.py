@@ -1,10 +1,10 @@
 """Make the tables of the book from rows of results (see `experiments.read`)."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ddpp.evaluating import spread
-from ddpp.experiments.comparing import Difference
+from ddpp.experiments.comparing import Difference, holm, show_p
 from ddpp.experiments.methods import METHODS
 
 # of Table I; rule none is MTT
@@ -208,6 +208,39 @@ def rivals(rows: Sequence[dict]) -> str:
             gain = [mean, f"{min(gains):+.1f}"]
         line = [NAMES.get(key, key), METHODS[name].matches, accuracy, *gain]
         lines.append([*line, f"{spent:.0f}", str(len(group))])
+    return _markdown(lines)
+
+
+def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
+    """Return a table, in Markdown, of paired differences to one of several settings.
+
+    - rows: of runs whose names are SETTING-seedN, as `experiments.read` returns them.
+    - base: the setting that the others are compared with.
+    - names: {setting: how the table calls it}, in the table's order; those without runs are left
+      out.
+
+    Differences are of equal seeds, with 95 % intervals; their p is corrected by Holm's procedure.
+    The seconds are those of the distillation, without the teachers.
+    """
+    head = ("", "accuracy (%)", "difference (points)", "p (Holm)", "seconds", "seeds")
+    groups = {name: {} for name in names}
+    for row in rows:
+        setting = row["name"].rpartition("-seed")[0]
+        if setting in groups and not row["error"]:
+            groups[setting][row["seed"]] = row
+    groups = {name: group for name, group in groups.items() if group}
+    differences = {
+        name: Difference(tuple(group[s]["accuracy"] - groups[base][s]["accuracy"] for s in both))
+        for name, group in groups.items()
+        if name != base and (both := [s for s in group if s in groups.get(base, {})])
+    }
+    corrected, lines = holm(differences), [head, ["---"] * len(head)]
+    for name, group in groups.items():
+        found, p = differences.get(name), corrected.get(name)
+        accuracy = _accuracy([row["distilled"]["final"] for row in group.values()])
+        gain = ["" if found is None else found.text(), "" if p is None else show_p(p)]
+        spent = statistics.fmean(row["seconds"].get("distill", 0) for row in group.values())
+        lines.append([names[name], accuracy, *gain, f"{spent:.0f}", str(len(group))])
     return _markdown(lines)
 
 

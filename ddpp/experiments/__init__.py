@@ -1,6 +1,6 @@
 """Whole runs: every method, its settings, one run from nothing to a report, and lists of runs."""
 
-from ddpp.experiments.comparing import Comparison, Difference, compare, comparison_of
+from ddpp.experiments.comparing import Comparison, Difference, compare, comparison_of, holm
 from ddpp.experiments.lists import Run, elsewhere, home, runs, select, settings
 from ddpp.experiments.queue import overview, reproduce
 from ddpp.experiments.queues import read_queue
@@ -13,6 +13,7 @@ __all__ = [
     "compare",
     "comparison_of",
     "elsewhere",
+    "holm",
     "home",
     "overview",
     "read",

@@ -3,9 +3,10 @@
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from ddpp.data import ImageData
 from ddpp.evaluating import spread
@@ -17,6 +18,7 @@ from ddpp.foundation.errors import Error, choose
 from ddpp.pruning import RULES, Rule
 
 Setting = tuple[str, float]  # a rule and its epsilon
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Difference:
         return float(stats.t.ppf(0.975, n - 1)) * spread(self.values) / math.sqrt(n)
 
     def text(self, digits: int = 2) -> str:
-        """Write the mean with its interval, which two seeds do not give, as in `+0.20 (-0.05 to +0.45)`.
+        """Write the mean with its interval, which fewer than three seeds do not give.
 
         >>> from ddpp.experiments import Difference
         >>> Difference((0.1, 0.2, 0.3)).text()
@@ -80,6 +82,22 @@ class Difference:
         return float(quantiles) * spread(self.values) / math.sqrt(n)
 
 
+def holm(differences: Mapping[K, Difference]) -> dict[K, float | None]:
+    """Return the p of each difference, corrected for their number by Holm's procedure (1979).
+
+    >>> from ddpp.experiments.comparing import Difference, holm
+    >>> found = holm({"a": Difference((1.0, 1.1, 1.2)), "b": Difference((-1.0, 0.0, 1.1))})
+    >>> {name: round(p, 3) for name, p in found.items()}
+    {'a': 0.006, 'b': 0.962}
+    """
+    known = {name: d.p for name, d in differences.items() if d.p is not None}
+    order, worst, found = sorted(known, key=lambda name: known[name]), 0.0, {}
+    for rank, name in enumerate(order):
+        worst = max(worst, min(1.0, (len(order) - rank) * known[name]))
+        found[name] = worst
+    return {name: found.get(name) for name in differences}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What `compare` found: accuracies and paired differences to a base.
@@ -106,12 +124,7 @@ class Comparison:
     @property
     def corrected(self) -> dict[Setting, float | None]:
         """The p of each difference, corrected for their number by Holm's procedure (1979)."""
-        known = {s: d.p for s, d in self.differences.items() if d.p is not None}
-        order, worst, found = sorted(known, key=lambda s: known[s]), 0.0, {}
-        for rank, setting in enumerate(order):
-            worst = max(worst, min(1.0, (len(order) - rank) * known[setting]))
-            found[setting] = worst
-        return {setting: found.get(setting) for setting in self.differences}
+        return holm(self.differences)
 
     @property
     def detectable(self) -> dict[Setting, float | None]:
@@ -136,7 +149,7 @@ class Comparison:
                 if half is not None and p is not None:
                     low, high = difference.mean - half, difference.mean + half
                     line[4] = f"{_signed(low)} to {_signed(high)}"
-                    line[5] = "< 0.001" if p < 0.001 else f"{p:.3f}"
+                    line[5] = show_p(p)
             lines.append(line)
         return lines
 
@@ -234,6 +247,11 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Lay out a table as text, its columns below one another."""
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, wide)).rstrip() for line in lines)
+
+
+def show_p(p: float) -> str:
+    """Write a probability as text."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _signed(points: float) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ddpp.data import ImageData
-from ddpp.distilled import DistilledDataset, loss_in, state_in, state_parts
+from ddpp.distilled import DistilledDataset, how_to_read, loss_in, state_in, state_parts
 from ddpp.experiments.lists import Run, home, runs, settings
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import from_dict
@@ -55,8 +55,8 @@ def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
     tensors = {"images": images, "labels": distilled.labels, "alpha": distilled.alpha}
     tensors |= {f"history.{name}": column for name, column in distilled.history.items()}
     state, numbers = state_parts(distilled)
-    meta = {"loss": distilled.loss} if distilled.labels.is_floating_point() else {}
-    files.write(path, KIND, tensors | state, {"provenance": distilled.provenance} | meta | numbers)
+    meta = {"provenance": distilled.provenance} | how_to_read(distilled)
+    files.write(path, KIND, tensors | state, meta | numbers)
     return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
@@ -99,6 +99,7 @@ def rejoin(file: files.Lazy, data: ImageData, network: dict) -> DistilledDataset
         history=unpack(tensors)[1],
         provenance=meta["provenance"],
         loss=loss_in(tensors, meta),
+        formation=meta.get("formation", 1),
         state=state_in(tensors, meta),
     )
 

@@ -38,6 +38,12 @@ def export(
     take this form.
     """
     write = KINDS[choose("kind of export", kind, KINDS)]
+    if distilled.formation > 1 and kind != "compact":
+        raise Error(
+            f"each image of this set holds {distilled.formation**2} pictures, which other code "
+            "would take for one: export it as compact, or in Python unfolded(), which has so many "
+            "times as many images"
+        )
     Path(folder).mkdir(parents=True, exist_ok=True)
     return write(distilled.to("cpu"), Path(folder), report)
 
