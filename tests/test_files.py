@@ -226,18 +226,18 @@ FIELDS = {  # of settings and states: a file has them, and a run with others is 
     Recipe: ("profile data teachers distill protocol method zca validation repeats all_epochs"),
     DistillConfig: MATCHING,
     iadd.IADDConfig: f"{MATCHING} weights_lr",
-    dm.DMConfig: "ipc steps image_lr momentum batch_real augment init iterates seed",
+    dm.DMConfig: "ipc steps image_lr momentum batch_real augment init iterates seed alpha",
     dsa.DSAConfig: (
-        "ipc steps image_lr momentum batch_real augment init iterates seed outer inner network_lr "
-        "batch"
+        "ipc steps image_lr momentum batch_real augment init iterates seed alpha outer inner "
+        "network_lr batch"
     ),
     cafe.CAFEConfig: (
-        "ipc steps image_lr momentum batch_real augment init iterates seed discrimination weights "
-        "network_lr batch inner queries window saturated changed most"
+        "ipc steps image_lr momentum batch_real augment init iterates seed alpha discrimination "
+        "weights network_lr batch inner queries window saturated changed most"
     ),
     tgdd.TGDDConfig: (
-        "ipc steps image_lr momentum batch_real augment init iterates seed epochs constraint "
-        "formation"
+        "ipc steps image_lr momentum batch_real augment init iterates seed alpha epochs "
+        "constraint formation"
     ),
     kip.KIPConfig: (
         "ipc steps kernel depth reg image_lr learn_labels label_lr target init iterates seed"

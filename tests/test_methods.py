@@ -251,7 +251,7 @@ def test_a_step_of_tgdd_follows_features_and_predictions_of_snapshots(data, teac
     wide = lambda split: split._replace(images=split.images.double())
     problem = common.Problem(replace(data, train=wide(data.train)), NETWORK, config)
     start = wide(data.draw(2, 0))
-    state = common.State(4, start.images, common.alpha(data), torch.zeros_like(start.images))
+    state = common.State(4, start.images, common.rate(0.01, data), torch.zeros_like(start.images))
     monkeypatch.setattr(teachers, "snapshot", lambda *at: Teachers.snapshot(teachers, *at).double())
     after, record = tgdd.step(state, problem, teachers)
 

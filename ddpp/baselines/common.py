@@ -1,7 +1,7 @@
 """What all methods share that compare distilled images with batches of real ones."""
 
 from collections.abc import Callable
-from dataclasses import Field, dataclass, replace
+from dataclasses import Field, dataclass, field, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -34,6 +34,8 @@ class BatchConfig:
     iterates: Count = 5  # states along the way that are kept, evenly spaced, to choose from
     # of everything random in the distillation; ddpp distill takes it for the evaluation, too
     seed: int = 0
+    # learning rate to train with on the images; it goes with the set
+    alpha: Positive = field(default=LEARNING_RATE, metadata={"since": 3})
     lasting: ClassVar[bool] = True  # no step depends on the number of steps
 
     def __post_init__(self):
@@ -156,7 +158,7 @@ def distill(
     problem = Problem(data, network, config, formation)
     start = data.draw(config.ipc * formation**2, config.seed)
     images = fold(begin(start, config), formation)
-    state = State(0, images, alpha(data), torch.zeros_like(images))
+    state = State(0, images, rate(config.alpha, data), torch.zeros_like(images))
     about = beside(data, start.labels[:: formation**2], network, formation)
     advance = lambda at: step(at, problem)
     iterates, lasting = config.iterates, config.lasting
@@ -175,9 +177,9 @@ def begin(start: Split, config: Started) -> Tensor:
     ).to(start.images)
 
 
-def alpha(data: ImageData) -> Tensor:
-    """Return the learning rate for a method that learns none, as a tensor on the data's device."""
-    return torch.tensor(LEARNING_RATE, dtype=torch.float32, device=data.device)
+def rate(alpha: float, data: ImageData) -> Tensor:
+    """Return the learning rate of a method that learns none, as a tensor on the data's device."""
+    return torch.tensor(alpha, dtype=torch.float32, device=data.device)
 
 
 def check(config: Started) -> None:

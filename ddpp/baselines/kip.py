@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpp.baselines import common
 from ddpp.baselines.ntk import KERNELS, REG, bytes_needed, predict
+from ddpp.baselines.selection import LEARNING_RATE
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset, beside
 from ddpp.foundation import loop
@@ -90,7 +91,9 @@ def distill(
         )
     images = common.begin(start, config)
     labels = centred(start.labels, classes) if config.learn_labels else start.labels
-    state = State(0, images, labels, common.alpha(data), _moments(images), _moments(labels))
+    state = State(
+        0, images, labels, common.rate(LEARNING_RATE, data), _moments(images), _moments(labels)
+    )
     iterates, lasting = config.iterates if config.lasting else 1, config.lasting
     about = beside(data, start.labels, network)
     advance = lambda at: step(at, data, config)
