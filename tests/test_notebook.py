@@ -53,7 +53,7 @@ def test_heavy_things_are_made_once_and_the_reader_is_told(npz, tmp_path, capsys
     data = load_data(small.data, device="cpu")
     for word in ("trained", "loaded"):
         trained = notebook.teachers(data, small, tmp_path)
-        assert capsys.readouterr().out.startswith(f"{word} 1 teachers of 3 epochs")
+        assert capsys.readouterr().out.startswith(f"{word} 1 teacher of 3 epochs")
     make = lambda checkpoint: distill(data, trained, small.distill, checkpoint=checkpoint)
     first = notebook.distilled(tmp_path / "a.safetensors", make)
     assert "distilled in" in capsys.readouterr().out

@@ -70,13 +70,12 @@ def teachers(data: ImageData, recipe: Recipe, runs: Path, count: int | None = No
     config = recipe.stored_teachers()
     config = replace(config, count=count or config.count)
     folder = runs / f"teachers-{Path(recipe.data).stem}-{recipe.profile}"
-    there, began = folder.exists(), time.monotonic()
+    written = lambda: {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    before, began = written(), time.monotonic()
     trained = train_teachers(data, config, folder)
-    seconds = time.monotonic() - began
-    print(
-        f"{'loaded' if there else 'trained'} {len(trained)} teachers of {trained.epochs} epochs "
-        f"({seconds:.0f} s)"
-    )
+    what, seconds = "loaded" if written() == before else "trained", time.monotonic() - began
+    plural = "" if len(trained) == 1 else "s"
+    print(f"{what} {len(trained)} teacher{plural} of {trained.epochs} epochs ({seconds:.0f} s)")
     return trained
 
 
