@@ -49,6 +49,10 @@ MATCHING_MORE = MATCHING | {
     "image_lr": 1000.0,
     "iterates": 2,
 }
+# with teachers of twelve epochs, too: the pilot of results/smoke/after.toml
+TGDD_MORE = {"steps": 250, "epochs": 12, "constraint": 10.0, "alpha": 0.03}
+# from ten images per class on: settings, and epochs of the evaluation
+MORE = {"ddpp": (MATCHING_MORE, 60), "mtt": (MATCHING_MORE, 60), "tgdd": (TGDD_MORE, 200)}
 SMOKE = {
     "ddpp": MATCHING,
     "mtt": MATCHING,
@@ -138,9 +142,10 @@ def recipe(
         teachers = TeacherConfig(count=3, epochs=6, lr=0.02, batch=128, network=network)
         settings = dict(known.settings) | SMOKE.get(method, {})
         protocol = Protocol(epochs=200)
-        if ipc >= 10 and method in ("ddpp", "mtt"):
-            settings |= MATCHING_MORE
-            teachers, protocol = replace(teachers, epochs=12), Protocol(epochs=60)
+        if ipc >= 10 and method in MORE:
+            more, epochs = MORE[method]
+            settings |= more
+            teachers, protocol = replace(teachers, epochs=12), Protocol(epochs=epochs)
     else:
         count, steps, iterates = SCALES[profile]
         teachers, protocol = TeacherConfig(count=count), Protocol()
