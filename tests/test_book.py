@@ -304,6 +304,11 @@ def test_the_code_shown_is_the_modules(path):
         assert drifted(cell, (ROOT / file).read_text()) == [], f"not as in {file}"
 
 
+def test_nothing_is_left_to_be_written(path):
+    for cell in nbformat.read(path, 4).cells:
+        assert not re.search(r"\b(TODO|FIXME|XXX)\b|@[A-Z]{3,}@", cell.source), cell.source
+
+
 @pytest.mark.parametrize("chapter", SHOWING)
 def test_the_chapter_shows_code_of_the_module(chapter):
     assert [
