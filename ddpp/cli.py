@@ -336,6 +336,32 @@ def show(
         print(f"a page about the set: {card}")
 
 
+def remember(
+    recipe: Settings,
+    tasks: int = 5,
+    order: int = 0,
+    out: Path = Path("runs/memory"),
+    root: Root = Path("data"),
+    device: Device = None,
+) -> None:
+    """Let classes arrive in tasks, with a memory of a few images each.
+
+    After each task a network is trained on the memory, and tested on all classes
+    so far.
+
+    Args:
+        tasks: of equally many classes, each of which makes its images from its own data alone
+        order: seed of the order of the classes, and of the evaluation
+        out: folder of the memory, of its teachers and of the report
+    """
+    how = {"tasks": tasks, "order": order, "repeats": recipe.repeats}
+    saving = Saving(report=print)
+    found = experiments.remember(recipe, out, root=root, device=device, saving=saving, **how)
+    last = found[-1].accuracies
+    print(f"in the end: {sum(last) / len(last):.1f} ± {spread(last):.1f} %")
+    print(f"written: {out} (the memory, task by task, and its report)")
+
+
 def export(
     file: Path,
     /,
@@ -440,7 +466,7 @@ def say(line: str) -> None:
 
 
 SHARED = (teachers, distill)  # the commands that torchrun can share out
-OWN = (*SHARED, compare, reproduce, evaluate, judge, show, export, pack)
+OWN = (*SHARED, compare, reproduce, remember, evaluate, judge, show, export, pack)
 COMMANDS: dict[str, Command] = {command.__name__: command for command in OWN}
 
 
@@ -512,7 +538,7 @@ def parse(command: Command, words: Sequence[str], prog: str) -> Callable[[], int
     """
     registry, base = ConstructorRegistry(), None
     words = respell(words, command)
-    if command in (*SHARED, compare):
+    if command in (*SHARED, compare, remember):
         asked = [word for word in words if word not in ("-h", "--help")]
         base, _ = tyro.cli(recipe, args=asked, prog=prog, return_unknown_args=True)
         if isinstance(base.distill, DistillConfig):  # each rank matches a trajectory

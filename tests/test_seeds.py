@@ -28,6 +28,7 @@ PATHS = {
     "generator(0, 'probe')",
     "generator(0, 'random rule', _, _)",
     "generator(_, 'bptt', _)",
+    "generator(_, 'class order')",
     "generator(_, 'cafe', _)",
     "generator(_, 'dm', _)",
     "generator(_, 'draw', _)",

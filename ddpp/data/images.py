@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpp.data.sources import ARRAYS, check, class_names, find, sha256
+from ddpp.data.sources import ARRAYS, check, class_names, find, keep_classes, sha256
 from ddpp.data.whitening import Whitening, fit_channels, fit_zca
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error
@@ -125,6 +125,7 @@ def load_data(
     zca: bool | None = None,
     validation: float = 0.1,
     whitening: Whitening | None = None,
+    only: Sequence[int] | None = None,
     device: str | torch.device | None = None,
 ) -> ImageData:
     """Load a data set and preprocess it, all of it on one device.
@@ -139,6 +140,8 @@ def load_data(
     - validation: share of each class's training images that is held out, to choose among iterates;
       at least 0 and below 1.
     - whitening: the preprocessing to use, of a distilled set, say. Default: one is fitted.
+    - only: labels of the classes to keep, at least two, numbered anew in this order; no image of
+      another class is used for anything. Default: all.
     - device: "cpu" or "cuda". Default: the GPU if there is one.
 
     Raises Error for data that cannot be found, read or used. Source: ZCA as in MTT (Cazenavette et
@@ -150,6 +153,8 @@ def load_data(
     mean and deviation per channel; on cpu
     """
     name, arrays = find(name_or_path, Path(root or "data"))
+    if only is not None:
+        name, arrays = keep_classes(name, arrays, only)
     return _prepared(name, arrays, zca, validation, whitening, device)
 
 

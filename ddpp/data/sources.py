@@ -4,6 +4,7 @@ Arrays that cannot be used are refused here, each problem with its own sentence.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,31 @@ def class_names(name: str, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
     classes = tuple(map(str, range(len(np.unique(arrays["y_train"]))) if names is None else names))
     check_labels(name, arrays, classes)
     return classes
+
+
+def keep_classes(
+    name: str, arrays: dict[str, np.ndarray], labels: Sequence[int]
+) -> tuple[str, dict[str, np.ndarray]]:
+    """Keep some classes of a data set, and number them from 0 in the order of `labels`.
+
+    Returns another name, and arrays with the names of the classes. Raises Error for labels that are
+    not those of two or more different classes.
+    """
+    check(name, arrays)
+    names = class_names(name, arrays)
+    known, asked = set(range(len(names))), list(labels)
+    if len(set(asked)) < max(2, len(asked)) or not set(asked) <= known:
+        raise Error(
+            f"the classes {asked} of {name} cannot be kept: give at least two different labels "
+            f"from 0 to {len(names) - 1}"
+        )
+    new = np.full(len(names), -1)
+    new[asked] = range(len(asked))
+    kept = {"classes": np.array(names)[asked]}
+    for part in ("train", "test"):
+        y = new[arrays[f"y_{part}"]]
+        kept |= {f"x_{part}": arrays[f"x_{part}"][y >= 0], f"y_{part}": y[y >= 0]}
+    return f"{name}, {len(asked)} classes", kept
 
 
 def check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...]) -> None:

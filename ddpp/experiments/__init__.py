@@ -4,12 +4,14 @@ from ddpp.experiments.comparing import Comparison, Difference, compare, comparis
 from ddpp.experiments.lists import Run, elsewhere, home, runs, select, settings
 from ddpp.experiments.queue import overview, reproduce
 from ddpp.experiments.queues import read_queue
+from ddpp.experiments.remembering import class_tasks, remember
 from ddpp.experiments.results import read, read_result, read_row
 
 __all__ = [
     "Comparison",
     "Difference",
     "Run",
+    "class_tasks",
     "compare",
     "comparison_of",
     "elsewhere",
@@ -20,6 +22,7 @@ __all__ = [
     "read_queue",
     "read_result",
     "read_row",
+    "remember",
     "reproduce",
     "runs",
     "select",

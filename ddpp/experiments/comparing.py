@@ -88,7 +88,7 @@ def holm(differences: Mapping[K, Difference]) -> dict[K, float | None]:
     >>> from ddpp.experiments.comparing import Difference, holm
     >>> found = holm({"a": Difference((1.0, 1.1, 1.2)), "b": Difference((-1.0, 0.0, 1.1))})
     >>> {name: round(p, 3) for name, p in found.items()}
-    {'a': 0.006, 'b': 0.962}
+    {'a': 0.005, 'b': 0.961}
     """
     known = {name: d.p for name, d in differences.items() if d.p is not None}
     order, worst, found = sorted(known, key=lambda name: known[name]), 0.0, {}

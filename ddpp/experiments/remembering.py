@@ -1,0 +1,157 @@
+"""Class-incremental learning with a memory of a few images per class.
+
+The classes of a data set arrive in tasks, and all that is left of earlier ones is a memory: for
+each class a few images, real or distilled. After each task a fresh network is trained on the whole
+memory, and tested on all classes so far. The images of a task are made from that task's data alone.
+Source: the protocol of GDumb (Prabhu et al., ECCV 2020) as DM uses it (Zhao & Bilen, WACV 2023).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ddpp.data import ImageData, load_data
+from ddpp.data.sources import class_names, find
+from ddpp.distilled import DistilledDataset
+from ddpp.evaluating import evaluate
+from ddpp.experiments.recipes import Recipe
+from ddpp.experiments.run import Experiment, provenance
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error, differences
+from ddpp.foundation.identity import as_in_files
+from ddpp.foundation.loop import Saving
+from ddpp.foundation.seeds import generator
+
+REPORT = "memory.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task brought, and what is known after it."""
+
+    classes: tuple[str, ...]  # the new ones
+    images: int  # in the memory, of all classes so far
+    accuracies: tuple[float, ...]  # on the test images of all classes so far, one per network
+
+
+def class_tasks(classes: int, tasks: int, seed: int) -> list[list[int]]:
+    """Divide classes 0 ... classes - 1 into tasks of equal size, in a random order.
+
+    - seed: equal seeds give equal orders.
+
+    Raises Error for a number of tasks that does not divide the classes.
+
+    >>> from ddpp.experiments.remembering import class_tasks
+    >>> class_tasks(classes=6, tasks=3, seed=0)
+    [[3, 4], [0, 2], [1, 5]]
+    """
+    choices = [n for n in range(1, classes // 2 + 1) if classes % n == 0]
+    if tasks not in choices:
+        raise Error(
+            f"{classes} classes cannot arrive in {tasks} equal tasks of two or more: choose "
+            f"{' or '.join(map(str, choices))}"
+        )
+    order = torch.randperm(classes, generator=generator(seed, "class order")).tolist()
+    size = classes // tasks
+    return [order[at : at + size] for at in range(0, classes, size)]
+
+
+def remember(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    tasks: int = 5,
+    order: int = 0,
+    repeats: int = 3,
+    root: str | Path = "data",
+    device: str | None = None,
+    saving: Saving = Saving(),
+) -> list[Task]:
+    """Let the classes of a data set arrive in tasks, with a memory made by one method.
+
+    - recipe: the data, the method with its settings (the images per class, too), the teachers and
+      the protocol of the evaluation. Nothing is held out.
+    - folder: of the memory, the teachers and the report; the same call resumes from what is there.
+    - tasks: of equally many classes.
+    - order: seed of the order in which they arrive, and of the evaluation.
+    - repeats: networks after each task.
+    - root, device: as in `load_data`.
+    - saving: `report` is called with a line after each task.
+
+    The whitening is that of the first task: later images are not seen before they arrive. A set's
+    alpha counts by its number of images, as one network needs one learning rate. Raises Error for
+    settings that cannot work, and for a folder of another run.
+    """
+    recipe, folder = replace(recipe, validation=0.0), Path(folder)
+    arrivals = class_tasks(len(class_names(*find(recipe.data, Path(root)))), tasks, order)
+    asked = {"recipe": asdict(recipe), "tasks": tasks, "order": order, "repeats": repeats}
+    files.check_writable(folder / REPORT)
+    with files.lock(folder / REPORT, wait=False):
+        _check_report(folder / REPORT, asked)
+        found, memory, known, whitening = [], [], [], None
+        for number, labels in enumerate(arrivals):
+            where = {"root": root, "device": device, "validation": 0.0, "zca": recipe.zca}
+            part = load_data(recipe.data, only=labels, whitening=whitening, **where)
+            whitening, known = part.whitening, known + labels
+            out = folder / f"task{number}.safetensors"
+            memory.append(Experiment(recipe, out, given=part, saving=saving).distilled())
+            seen = load_data(recipe.data, only=known, whitening=whitening, **where)
+            scores = evaluate(
+                union(memory, seen),
+                seen,
+                repeats=repeats,
+                protocol=recipe.protocol,
+                seed=order,
+                scores=folder / "memory.scores",
+                progress=saving.progress,
+            )
+            found.append(Task(part.classes, sum(map(len, memory)), tuple(scores.final)))
+            saving.report(
+                f"task {number + 1} of {tasks}: {', '.join(part.classes)}; {scores.mean:.1f} % on "
+                f"{len(seen.classes)} classes, from {found[-1].images} images"
+            )
+            report = {"asked": asked, "found": [asdict(task) for task in found]}
+            files.write_json(folder / REPORT, report | provenance(seen.device))
+    return found
+
+
+def union(memory: Sequence[DistilledDataset], data: ImageData) -> DistilledDataset:
+    """Join sets of different classes into one.
+
+    - memory: the sets, in the order of their classes in `data`.
+    - data: of all these classes.
+
+    Raises Error for labels that are not classes, as those have no place for further classes.
+    """
+    parts = [part.unfolded() for part in memory]
+    if any(part.labels.is_floating_point() for part in parts):
+        raise Error("a memory needs labels that are classes: leave label_lr or learn_labels out")
+    first = [sum(len(part.classes) for part in parts[:i]) for i in range(len(parts))]
+    sizes = torch.tensor([float(len(part)) for part in parts])
+    alphas = torch.stack([part.alpha.cpu() for part in parts])
+    return DistilledDataset(
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat([part.labels + at for part, at in zip(parts, first, strict=True)]),
+        alpha=((alphas * sizes).sum() / sizes.sum()).to(data.device),
+        whitening=data.whitening,
+        classes=data.classes,
+        network=parts[0].network,
+    )
+
+
+def _check_report(path: Path, asked: dict) -> None:
+    """Raise an Error if the report of a folder is that of another run."""
+    if not path.exists():
+        return
+    try:
+        known = json.loads(path.read_text())["asked"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Error(f"{path} is where the report belongs, but is another file: move it") from None
+    if known != (wanted := as_in_files(asked)):
+        raise Error(
+            f"{path.parent} holds the memory of another run ({differences(known, wanted)}): choose "
+            "another folder"
+        )

@@ -1,0 +1,168 @@
+"""Classes that arrive in tasks: what is stored of each, and that nothing looks ahead."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_npz
+from small import NETWORK, command, contents, refused
+
+import ddpp
+from ddpp.cli import main
+from ddpp.data.whitening import fit_channels
+from ddpp.evaluating import Protocol
+from ddpp.experiments import class_tasks, remember
+from ddpp.experiments.recipes import recipe
+from ddpp.experiments.remembering import union
+from ddpp.foundation.loop import Saving
+
+QUIET = Saving(progress=False)
+
+
+@pytest.fixture
+def four(npz):
+    return npz(classes=4)
+
+
+def small(path, method="ddpp", **changes):
+    base = recipe("smoke", str(path), method=method)
+    teachers = replace(base.teachers, count=1, epochs=3, batch=8, network=NETWORK)
+    if method == "ddpp":
+        changes = {"steps": 3, "student_steps": 2, "iterates": 1} | changes
+    if method == "herding":
+        changes = {"epochs": 3} | changes
+    distill = replace(base.distill, ipc=2, **changes)
+    protocol = Protocol(epochs=4)
+    return replace(base, teachers=teachers, distill=distill, protocol=protocol, zca=False)
+
+
+def run(path, folder, method="ddpp", saving=QUIET, **changes):
+    how = {"tasks": 2, "order": 1, "repeats": 2, "device": "cpu"} | changes
+    return remember(small(path, method), folder, saving=saving, **how)
+
+
+def test_every_class_arrives_once_in_an_order_of_its_seed():
+    found = [class_tasks(12, 4, seed) for seed in range(20)]
+    for order in found:
+        assert [len(labels) for labels in order] == [3] * 4
+        assert sorted(label for labels in order for label in labels) == list(range(12))
+    assert found[3] == class_tasks(12, 4, 3)
+    assert len({str(order) for order in found}) == 20
+    # a hand-made history: each class is as often among the first three as among the last
+    first = [label for order in found for label in order[0]]
+    assert len(set(first)) > 8
+
+
+@pytest.mark.parametrize(
+    "classes, tasks, choices", [(10, 3, "1 or 2 or 5"), (10, 10, "5"), (4, 0, "2")]
+)
+def test_tasks_of_unequal_size_or_of_one_class_are_refused(classes, tasks, choices):
+    with refused(f"{classes} classes cannot arrive in {tasks} equal tasks", choices):
+        class_tasks(classes, tasks, 0)
+
+
+def test_classes_are_kept_in_the_order_asked_for(four):
+    whole = ddpp.load_data(four, zca=False, validation=0, device="cpu")
+    part = ddpp.load_data(four, only=[3, 1], zca=False, validation=0, device="cpu")
+    assert part.classes == ("3", "1") and part.identity != whole.identity
+    raw = whole.whitening.invert(whole.train.images)
+    for new, old in enumerate((3, 1)):
+        mine = part.whitening.invert(part.train.images[part.train.labels == new])
+        assert torch.allclose(mine, raw[whole.train.labels == old], atol=1e-6)
+    of_both = raw[(whole.train.labels == 3) | (whole.train.labels == 1)]
+    assert torch.allclose(part.whitening.mean, fit_channels(of_both).mean, atol=1e-5)
+    assert len(part.test.labels) == 2 * sum(whole.test.labels == 1)
+
+
+@pytest.mark.parametrize("only", [[1], [], [1, 1], [0, 4], [-1, 0]])
+def test_classes_that_are_not_there_or_too_few_are_refused(four, only):
+    with refused("cannot be kept", "at least two different labels from 0 to 3"):
+        ddpp.load_data(four, only=only, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["ddpp", "random", "herding"])
+def test_classes_that_have_not_arrived_are_never_touched(four, tmp_path, method):
+    _, later = class_tasks(4, 2, 1)
+    arrays = dict(np.load(four))
+    for part in ("train", "test"):
+        y = arrays[f"y_{part}"]
+        x = arrays[f"x_{part}"].copy()
+        x[np.isin(y, later)] = 255 - x[np.isin(y, later)]
+        arrays[f"x_{part}"] = x
+    other = write_npz(tmp_path, name="other", **arrays)
+    mine, theirs = (run(path, tmp_path / path.stem, method) for path in (four, other))
+    assert mine[0] == theirs[0] and mine[1] != theirs[1]
+    sets = [
+        [ddpp.DistilledDataset.load(tmp_path / path.stem / f"task{k}.safetensors") for k in (0, 1)]
+        for path in (four, other)
+    ]
+    assert torch.equal(sets[0][0].images, sets[1][0].images)
+    assert torch.equal(sets[0][0].whitening.mean, sets[1][1].whitening.mean)
+    assert not torch.equal(sets[0][1].images, sets[1][1].images)
+
+
+def test_a_network_is_trained_on_all_that_is_stored_and_tested_on_all_classes_so_far(
+    four, tmp_path
+):
+    found = run(four, tmp_path / "memory")
+    order = class_tasks(4, 2, 1)
+    assert [task.classes for task in found] == [tuple(map(str, labels)) for labels in order]
+    assert [task.images for task in found] == [4, 8]
+    sets = [ddpp.DistilledDataset.load(tmp_path / f"memory/task{k}.safetensors") for k in (0, 1)]
+    for k in (0, 1):
+        seen = [label for labels in order[: k + 1] for label in labels]
+        whitening = sets[0].whitening
+        data = ddpp.load_data(
+            four, only=seen, whitening=whitening, validation=0, zca=False, device="cpu"
+        )
+        stored = ddpp.DistilledDataset(
+            images=torch.cat([part.images for part in sets[: k + 1]]),
+            labels=torch.tensor([0, 0, 1, 1, 2, 2, 3, 3][: 4 * (k + 1)]),
+            alpha=sum(float(part.alpha) for part in sets[: k + 1]) / (k + 1),
+            whitening=whitening,
+            classes=data.classes,
+            network=NETWORK,
+        )
+        how = {"repeats": 2, "protocol": Protocol(epochs=4), "seed": 1, "progress": False}
+        expected = ddpp.evaluate(stored, data, **how).final
+        assert list(found[k].accuracies) == pytest.approx(expected)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_memory(four, tmp_path):
+    whole = run(four, tmp_path / "whole")
+
+    def stop(line):
+        if line.startswith("task 1 of 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(four, tmp_path / "stopped", saving=replace(QUIET, report=stop))
+    assert run(four, tmp_path / "stopped") == whole
+    before = contents(tmp_path / "stopped")
+    with refused("holds the memory of another run", "order was 1 and is 2"):
+        run(four, tmp_path / "stopped", order=2)
+    assert contents(tmp_path / "stopped") == before
+    (tmp_path / "stopped" / "memory.json").write_text("[]")
+    with refused("is where the report belongs, but is another file"):
+        run(four, tmp_path / "stopped")
+
+
+def test_labels_that_are_no_classes_cannot_be_joined(four):
+    data = ddpp.load_data(four, validation=0, zca=False, device="cpu")
+    images, labels = data.draw(1, 0)
+    soft = ddpp.DistilledDataset.from_tensors(images, torch.eye(4)[labels], 0.01, data)
+    with refused("a memory needs labels that are classes"):
+        union([soft, soft], data)
+
+
+def test_the_command_says_what_each_task_brought(four, tmp_path, capsys):
+    line = command(four, tmp_path / "memory", ("--tasks", 2), verb="remember")
+    assert main([*map(str, line)]) == 0
+    out = capsys.readouterr().out
+    assert "task 1 of 2: " in out and "% on 4 classes, from 4 images" in out
+    report = json.loads((tmp_path / "memory" / "memory.json").read_text())
+    assert len(report["found"]) == 2 and report["asked"]["order"] == 0
+    assert main([*map(str, line), "--order", "1"]) == 1
+    assert "holds the memory of another run" in capsys.readouterr().err
