@@ -346,8 +346,7 @@ def remember(
 ) -> None:
     """Let classes arrive in tasks, with a memory of a few images each.
 
-    After each task a network is trained on the memory, and tested on all classes
-    so far.
+    After each task networks train on the memory, and are tested on all classes.
 
     Args:
         tasks: of equally many classes, each of which makes its images from its own data alone
