@@ -72,6 +72,27 @@ def test_where_the_folder_of_work_is_lost_the_result_goes_on(queue, tmp_path):
     assert longer.history["loss"].isfinite().all()
 
 
+def test_a_queue_may_store_reports_alone(queue, tmp_path):
+    text = queue.read_text()
+    queue.write_text(text.replace("[4, 2]", "4") + "\n[[run]]\nname = 'long/other'\nsets = false\n")
+    assert [run.sets for run in read_queue(queue)] == [True, True, False]
+    one = text.replace("[4, 2]", "2").replace("profile", "sets = false\nprofile")
+    queue.write_text(one)
+    first, *_ = read_queue(queue)
+    (row,) = work([first], tmp_path)
+    assert row["set"] is None and not [*(tmp_path / "results").rglob("*.safetensors")]
+    assert work([first], tmp_path) == [row]
+    queue.write_text(one.replace("\nsteps = 2", "\nsteps = [2, 4]"))
+    with refused("long/mine in", "stores no sets", "give one number of steps"):
+        read_queue(queue)
+    queue.write_text(one.replace("student_steps = 2", "student_steps = [2, 4]"))
+    with refused("student_steps is (2, 4): it must be a number, at least 1"):
+        read_queue(queue)
+    queue.write_text(one.replace("sets = false", "sets = 'no'"))
+    with refused("sets, of long/mine in", "must be true or false"):
+        read_queue(queue)
+
+
 def test_a_longer_run_waits_for_the_shorter(queue, tmp_path):
     lines = []
     shorter, longer, *_ = read_queue(queue)

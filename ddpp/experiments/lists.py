@@ -48,6 +48,7 @@ class Run:
     network: NetworkConfig | None = None
     # the name of the run with fewer steps that this one goes on with; None: it begins anew
     continues: str | None = None
+    sets: bool = True  # whether its images are stored beside its report
 
     def report(self, results: str | Path) -> Path:
         """Return the path of its result, in the folder `results`."""

@@ -223,7 +223,8 @@ class Worker:
             row |= summary(distilled, report)
             row |= {key: report[key] for key in report if key not in ("file", "asked")}
             chosen = run.recipe.method in CHOICES  # real images, which may not be ours to pass on
-            row["set"] = None if chosen else write_set(path.with_suffix(".safetensors"), distilled)
+            stored = run.sets and not chosen
+            row["set"] = write_set(path.with_suffix(".safetensors"), distilled) if stored else None
         files.write_json(path, row)
         return row
 

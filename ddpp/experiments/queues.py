@@ -11,7 +11,7 @@ from ddpp.experiments.lists import Run, seeded
 from ddpp.experiments.recipes import recipe
 from ddpp.foundation.errors import Error
 
-OWN = ("name", "profile", "data", "ipc", "method", "steps", "seeds", "each")
+OWN = ("name", "profile", "data", "ipc", "method", "steps", "seeds", "each", "sets")
 
 
 def read_queue(path: str | Path) -> list[Run]:
@@ -25,6 +25,7 @@ def read_queue(path: str | Path) -> list[Run]:
       of its own.
     - each: a table of lists of settings of the method; each combination is a run of its own. A rule
       may have its epsilon with it, as `signed@0.1`.
+    - sets: false stores the reports alone, without the images. Default true.
     - the tables teachers, distill and protocol, and all other settings of a Recipe.
 
     Runs are in the order of the file, seeds after one another, steps from few to many. Their names
@@ -47,11 +48,18 @@ def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
     if not name:
         raise Error(f"a [[run]] in {path} has no name")
     chosen = {key: entry[key] for key in ("profile", "data", "ipc", "method") if key in entry}
+    if not isinstance(entry.get("sets", True), bool):
+        raise Error(f"sets, of {name} in {path}, must be true or false")
     base = recipe(**chosen)
     rest = {key: value for key, value in entry.items() if key not in OWN}
     base = _changed(base, rest, f"{name} in {path}")
     steps = entry.get("steps")
     counts = steps if isinstance(steps, list) else [steps]
+    if len(counts) > 1 and not entry.get("sets", True):
+        raise Error(
+            f"{name} in {path} stores no sets, and longer runs go on with those of shorter ones: "
+            "give one number of steps, or leave sets out"
+        )
     combinations = list(itertools.product(*_choices(entry.get("each", {}), f"{name} in {path}")))
     found: list[Run] = []
     for seed, chosen in itertools.product(entry.get("seeds", [0]), combinations):
@@ -62,7 +70,8 @@ def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
             label = ""
             if count is not None:
                 made, label = _changed(made, {"distill": {"steps": count}}, name), f"-{count}"
-            found.append(Run(f"{full}{label}-seed{seed}", made, continues=before))
+            run = Run(f"{full}{label}-seed{seed}", made, continues=before)
+            found.append(replace(run, sets=entry.get("sets", True)))
             before = found[-1].name
     return found
 

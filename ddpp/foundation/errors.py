@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Annotated, get_args, get_type_hints
 
 if TYPE_CHECKING:  # it is nowhere else
@@ -61,6 +62,8 @@ def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
     for field in fields(config):
         bound = _bound(hints[field.name])
         value = getattr(config, field.name)
+        if bound and not (value is None or isinstance(value, Real)):
+            raise Error(f"{whose}{field.name} is {value!r}: it must be a number, {bound}")
         if bound and value is not None and bound.broken_by(value):
             number = "" if math.isfinite(value) else "a finite number, "
             raise Error(f"{whose}{field.name} is {value}: it must be {number}{bound}")
