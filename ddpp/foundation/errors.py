@@ -60,11 +60,12 @@ def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
     """
     hints = get_type_hints(type(config), include_extras=True)
     for field in fields(config):
-        bound = _bound(hints[field.name])
-        value = getattr(config, field.name)
-        if bound and not (value is None or isinstance(value, Real)):
+        bound, value = _bound(hints[field.name]), getattr(config, field.name)
+        if not bound or value is None:
+            continue
+        if not isinstance(value, Real):
             raise Error(f"{whose}{field.name} is {value!r}: it must be a number, {bound}")
-        if bound and value is not None and bound.broken_by(value):
+        if bound.broken_by(float(value)):
             number = "" if math.isfinite(value) else "a finite number, "
             raise Error(f"{whose}{field.name} is {value}: it must be {number}{bound}")
 
