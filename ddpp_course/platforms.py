@@ -58,7 +58,7 @@ def _left_out(platform: str, rows: list[dict], totals: dict) -> list[str]:
         names = ", ".join(missing.values())[:500]
         said.append(
             f"not in {platform}.csv, as there is no submission to grade: {names} "
-            "(--zeros gives 0 to those who handed in nothing)"
+            "(after the deadline --zeros gives 0 to those who handed in nothing)"
         )
     if unmarked:
         names = ", ".join(unmarked.values())[:500]

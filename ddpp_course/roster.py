@@ -96,6 +96,8 @@ def read(path: Path) -> list[Student]:
     students: dict[str, Student] = {}
     for i, row in enumerate(rows, 2):
         who, called = row[number].strip(), row[name].strip()
+        if not who and account:  # a guest of the course has the platform's number only
+            who = row[account].strip()
         if not (who or called) or called.casefold().startswith(NOT_STUDENTS):
             continue
         if not who:

@@ -239,6 +239,14 @@ def test_a_table_for_canvas(course, grade, tmp_path, export, lines):
     assert numbers == ["4711", "4712"]
 
 
+def test_a_guest_without_a_student_number_goes_by_the_platforms(course, grade, tmp_path):
+    (tmp_path / "canvas.csv").write_text(EXPORT.replace('"Noe, Ben",13,4712', '"Guest, Gus",13,'))
+    hand_in(course, tmp_path / "in" / "guestgus_13_5012_texts.ipynb")
+    grade("--roster", "canvas.csv")
+    rows = {row["number"]: row["name"] for row in rows_of(tmp_path / "grades" / "grades.csv")}
+    assert rows["13"] == "Guest, Gus" and "4711" in rows
+
+
 @pytest.mark.parametrize("platform", ["canvas", "moodle"])
 def test_who_handed_in_nothing_is_left_out_or_gets_zero(course, grade, tmp_path, platform):
     export = EXPORT.replace('"Noe, Ben",13,4712', '"Ray, Cleo",13,4713')
@@ -253,7 +261,7 @@ def test_who_handed_in_nothing_is_left_out_or_gets_zero(course, grade, tmp_path,
     table = tmp_path / "grades" / f"{platform}.csv"
     assert "Cleo" not in table.read_text()
     assert f"texts: nothing was handed in by 1 in the roster: {name}\n" in said
-    assert f"not in {platform}.csv, as there is no submission to grade: {name} (--zeros" in said
+    assert f"not in {platform}.csv, as there is no submission to grade: {name} (after the" in said
 
     _, said = grade(*words, "--zeros")
     (line,) = [line for line in table.read_text().splitlines() if "Cleo" in line]
