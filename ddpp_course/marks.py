@@ -15,7 +15,17 @@ from ddpp_course.checks import told
 from ddpp_course.report import Grade, Report
 from ddpp_course.roster import Rules, table
 
-BY_HAND = ("submission", "assignment", "task", "title", "points", "of", "says", "version")
+BY_HAND = (
+    "submission",
+    "assignment",
+    "task",
+    "title",
+    "points",
+    "of",
+    "says",
+    "version",
+    "comment",
+)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # by which a spreadsheet knows one
 FIRST = (
     "submission",
@@ -34,9 +44,10 @@ Key = tuple[str, str, str]  # submission, assignment, task
 
 @dataclass(frozen=True)
 class ByHand:
-    """The points that a person gave, and what in the file could not be used, in words."""
+    """The points that a person gave, with comments, and what could not be used, in words."""
 
     points: dict[Key, float]
+    comments: dict[Key, str]
     complaints: list[str]
 
 
@@ -67,7 +78,7 @@ def write(
     given = (
         read(hand, {key: (o.of, sha) for key, (o, sha) in asked.items()})
         if hand.exists()
-        else ByHand({}, [])
+        else ByHand({}, {}, [])
     )
     said = [f"{hand}: {complaint}" for complaint in given.complaints]
     said += _missing(hand, asked)
@@ -77,7 +88,7 @@ def write(
     columns[1:1] = rules.columns
     report.replace(out / "grades.csv", _csv(columns, rows))
     for one, row in zip(reports, rows, strict=False):  # students without a submission follow
-        said += _write_graded(one, row, given.points, out)
+        said += _write_graded(one, row, given, out)
     if rules.platform:
         exported, notes = platforms.table(rules.platform, rules.students or [], rows)
         said += notes
@@ -85,17 +96,19 @@ def write(
     return said
 
 
-def _write_graded(one: Report, row: dict, given: dict[Key, float], out: Path) -> list[str]:
+def _write_graded(one: Report, row: dict, given: ByHand, out: Path) -> list[str]:
     """Put the grade into the report for the student; return what went wrong."""
     if one.refused:
         return []
-    mine = {
-        task: points
-        for (who, assignment, task), points in given.items()
-        if (who, assignment) == (one.submission, one.assignment)
-    }
+    mine = {key[2]: key for key in given.points if key[:2] == (one.submission, one.assignment)}
     known = {key: row[key] for key in ("name", "handed_in", "days_late", "deducted") if key in row}
-    grade = Grade(given=mine, total=row["total"], counts=row.get("counts") != "no", **known)
+    grade = Grade(
+        given={task: given.points[key] for task, key in mine.items()},
+        comments={task: given.comments[key] for task, key in mine.items()},
+        total=row["total"],
+        counts=row.get("counts") != "no",
+        **known,
+    )
     try:
         one.write_graded(out, grade)
     except (Error, OSError, ValueError) as e:
@@ -109,7 +122,7 @@ def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
     - path: of the file.
     - asked: {what can be given: (points at most, version of the submission)}.
     """
-    points, complaints = {}, []
+    points, comments, complaints = {}, {}, []
     for number, row in enumerate(_rows(path), 2):
         key = (_bare(row.get("submission")), _bare(row.get("assignment")), _bare(row.get("task")))
         written = (row.get("points") or "").strip().replace(",", ".")
@@ -135,13 +148,13 @@ def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
                 "counts"
             )
         else:
-            points[key] = value
+            points[key], comments[key] = value, _bare(row.get("comment"))
             if _bare(row.get("version")) not in ("", version):
                 complaints.append(
                     f"line {number} was given to another version of the file of {key[0][:100]}: "
                     f"look again, and put {version} into the column version"
                 )
-    return ByHand(points, complaints)
+    return ByHand(points, comments, complaints)
 
 
 def cell(text: str) -> str:
@@ -185,7 +198,7 @@ def _csv(columns: list[str], rows: list[dict]) -> bytes:
 
 def _template(asked: dict) -> bytes:
     values = (
-        (*key, outcome.title, None, outcome.of, outcome.says, version)
+        (*key, outcome.title, None, outcome.of, outcome.says, version, None)
         for key, (outcome, version) in asked.items()
     )
     rows = [dict(zip(BY_HAND, row, strict=True)) for row in values]

@@ -29,12 +29,16 @@ class Outcome:
     of: float
     says: str
 
-    def row(self, given: float | None = None) -> str:
-        """Return a line of the table in a report. given: points by hand, once there are some."""
+    def row(self, given: float | None = None, comment: str = "") -> str:
+        """Return a line of the table in a report.
+
+        - given: points by hand, once there are some.
+        - comment: what goes with them.
+        """
         points = given if self.points is None else self.points
-        mark = "…" if points is None else "✓" if points else "✗"
+        mark = "…" if points is None else "✗" if not points else "✓" if points >= self.of else "◐"
         earned = "?" if points is None else f"{points:g}"
-        says = _plain(self.says) if given is None else _say("graded_by_hand")
+        says = _plain(self.says) if given is None else _plain(comment) or _say("graded_by_hand")
         says = says.replace("|", "\\|")
         words = {"title": self.title, "task": self.task, "earned": earned, "of": self.of}
         return _say("report_row", mark=mark, says=says, **words)
@@ -45,7 +49,7 @@ class Grade:
     """What the rules of a class make of a report.
 
     - name: of the student, as the roster has it.
-    - given: {task: points by hand}.
+    - given: {task: points by hand}; comments: {task: what goes with them}.
     - total: after the deduction; None while points by hand are missing.
     - handed_in, days_late, deducted: None and 0 where there is no deadline.
     - counts: whether this is the submission of the student that counts.
@@ -53,6 +57,7 @@ class Grade:
 
     name: str = ""
     given: dict[str, float] = field(default_factory=dict)
+    comments: dict[str, str] = field(default_factory=dict)
     total: float | None = None
     handed_in: str | None = None
     days_late: int = 0
@@ -110,7 +115,10 @@ class Report:
         words = {"points": self.points, "of": self.of, "assignment": self.assignment, "more": more}
         lines = [title, _say("report", **words), "", *self._sum(grade)]
         lines += [_say("report_table"), "|---|---|---|---|"]
-        lines += [outcome.row(grade.given.get(outcome.task)) for outcome in self.outcomes]
+        lines += [
+            outcome.row(grade.given.get(outcome.task), grade.comments.get(outcome.task, ""))
+            for outcome in self.outcomes
+        ]
         if notes:
             lines += ["", _say("report_notes"), "", *notes]
         if self.points < self.of:

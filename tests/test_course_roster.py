@@ -99,7 +99,7 @@ def test_a_class_with_a_roster_and_a_deadline(course, grade, tmp_path):
         "| handed in | 2026-12-03 00:30, days late: 2 |",
         "| deducted | 0.8 |",
         "| **total** | **2.7 of 4** |",
-        "| ✓ | Task: conclude (`conclude`) | 1.5 of 2 | graded by hand |",
+        "| ◐ | Task: conclude (`conclude`) | 1.5 of 2 | graded by hand |",
     ):
         assert line in report.splitlines()
     before = [path.read_text() for path in (tmp_path / "grades" / "before").glob("ben noe.*.md")]
@@ -237,6 +237,23 @@ def test_a_table_for_canvas(course, grade, tmp_path, export, lines):
     assert (tmp_path / "grades" / "canvas.csv").read_text().splitlines() == lines
     numbers = [row["number"] for row in rows_of(tmp_path / "grades" / "grades.csv")]
     assert numbers == ["4711", "4712"]
+
+
+def test_a_comment_on_a_text_is_in_the_students_report(course, grade, tmp_path):
+    hand_in(course, tmp_path / "in" / "ann.ipynb")
+    grade()
+    hand = tmp_path / "grades" / "by_hand.csv"
+    rows = rows_of(hand)
+    assert rows[0]["comment"] == ""
+    for row, points in zip(rows, ("2", "0"), strict=False):
+        row |= {"points": points, "comment": "the interval | is\nmissing"}
+    with hand.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    grade()
+    text = (tmp_path / "grades" / "ann.md").read_text()
+    assert "2 of 2 | the interval \\| is missing |" in text
 
 
 def test_a_guest_without_a_student_number_goes_by_the_platforms(course, grade, tmp_path):
