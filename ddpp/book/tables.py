@@ -220,7 +220,8 @@ def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
       out.
 
     Differences are of equal seeds, with 95 % intervals; their p is corrected by Holm's procedure.
-    The seconds are those of the distillation, without the teachers.
+    The seconds are those of the distillation, without the teachers: the median, as a run that was
+    killed has too few, or none, and one beside other work too many.
     """
     head = ("", "accuracy (%)", "difference (points)", "p (Holm)", "seconds", "seeds")
     groups = {name: {} for name in names}
@@ -239,8 +240,9 @@ def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
         found, p = differences.get(name), corrected.get(name)
         accuracy = _accuracy([row["distilled"]["final"] for row in group.values()])
         gain = ["" if found is None else found.text(), "" if p is None else show_p(p)]
-        spent = statistics.fmean(row["seconds"].get("distill", 0) for row in group.values())
-        lines.append([names[name], accuracy, *gain, f"{spent:.0f}", str(len(group))])
+        known = [row["seconds"]["distill"] for row in group.values() if "distill" in row["seconds"]]
+        spent = f"{statistics.median(known):.0f}" if known else ""
+        lines.append([names[name], accuracy, *gain, spent, str(len(group))])
     return _markdown(lines)
 
 
