@@ -353,9 +353,8 @@ def remember(
         order: seed of the order of the classes, and of the evaluation
         out: folder of the memory, of its teachers and of the report
     """
-    how = {"tasks": tasks, "order": order, "repeats": recipe.repeats}
-    saving = Saving(report=print)
-    found = experiments.remember(recipe, out, root=root, device=device, saving=saving, **how)
+    where = {"root": root, "device": device, "saving": Saving(report=print)}
+    found = experiments.remember(recipe, out, tasks=tasks, order=order, **where)
     last = found[-1].accuracies
     print(f"in the end: {sum(last) / len(last):.1f} ± {spread(last):.1f} %")
     print(f"written: {out} (the memory, task by task, and its report)")

@@ -278,10 +278,10 @@ def train(
 ) -> Tensor:
     """Train a fresh network on the distilled set; return its parameters (p,).
 
-    - distilled: the set; where its images hold several pictures, unfolded.
     - protocol: how it is trained; the learning rate is the set's alpha.
     - seed, path: what its initialization, batches and augmentation are drawn from.
     """
+    distilled = distilled.unfolded()
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
     theta = network.initial(derive(seed, *path))
     velocity = torch.zeros_like(theta)

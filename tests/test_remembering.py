@@ -34,12 +34,12 @@ def small(path, method="ddpp", **changes):
     if method == "herding":
         changes = {"epochs": 3} | changes
     distill = replace(base.distill, ipc=2, **changes)
-    protocol = Protocol(epochs=4)
-    return replace(base, teachers=teachers, distill=distill, protocol=protocol, zca=False)
+    how = {"protocol": Protocol(epochs=4), "repeats": 2, "zca": False}
+    return replace(base, teachers=teachers, distill=distill, **how)
 
 
 def run(path, folder, method="ddpp", saving=QUIET, **changes):
-    how = {"tasks": 2, "order": 1, "repeats": 2, "device": "cpu"} | changes
+    how = {"tasks": 2, "order": 1, "device": "cpu"} | changes
     return remember(small(path, method), folder, saving=saving, **how)
 
 

@@ -41,6 +41,12 @@ class Difference:
             return None
         return float(stats.t.ppf(0.975, n - 1)) * spread(self.values) / math.sqrt(n)
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The ends of the 95 % interval of the mean; None for one seed."""
+        half = self.half
+        return None if half is None else (self.mean - half, self.mean + half)
+
     def text(self, digits: int = 2) -> str:
         """Write the mean with its interval, which fewer than three seeds do not give.
 
@@ -49,9 +55,9 @@ class Difference:
         '+0.20 (-0.05 to +0.45)'
         """
         mean = f"{self.mean:+.{digits}f}"
-        if self.half is None or len(self.values) < 3:
+        ends = self.interval
+        if ends is None or len(self.values) < 3:
             return mean
-        ends = (self.mean - self.half, self.mean + self.half)
         return f"{mean} ({ends[0]:+.{digits}f} to {ends[1]:+.{digits}f})"
 
     @property
@@ -144,11 +150,10 @@ class Comparison:
             accuracy = f"{statistics.fmean(known):.1f} ± {spread(known):.1f}" if known else "–"
             line = [setting[0], f"{setting[1]:g}", accuracy, "", "", "", str(len(known))]
             if difference := self.differences.get(setting):
-                half, p = difference.half, self.corrected[setting]
+                ends, p = difference.interval, self.corrected[setting]
                 line[3] = _signed(difference.mean)
-                if half is not None and p is not None:
-                    low, high = difference.mean - half, difference.mean + half
-                    line[4] = f"{_signed(low)} to {_signed(high)}"
+                if ends is not None and p is not None:
+                    line[4] = " to ".join(map(_signed, ends))
                     line[5] = show_p(p)
             lines.append(line)
         return lines

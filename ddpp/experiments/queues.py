@@ -48,14 +48,14 @@ def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
     if not name:
         raise Error(f"a [[run]] in {path} has no name")
     chosen = {key: entry[key] for key in ("profile", "data", "ipc", "method") if key in entry}
-    if not isinstance(entry.get("sets", True), bool):
+    if not isinstance(sets := entry.get("sets", True), bool):
         raise Error(f"sets, of {name} in {path}, must be true or false")
     base = recipe(**chosen)
     rest = {key: value for key, value in entry.items() if key not in OWN}
     base = _changed(base, rest, f"{name} in {path}")
     steps = entry.get("steps")
     counts = steps if isinstance(steps, list) else [steps]
-    if len(counts) > 1 and not entry.get("sets", True):
+    if len(counts) > 1 and not sets:
         raise Error(
             f"{name} in {path} stores no sets, and longer runs go on with those of shorter ones: "
             "give one number of steps, or leave sets out"
@@ -70,8 +70,7 @@ def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
             label = ""
             if count is not None:
                 made, label = _changed(made, {"distill": {"steps": count}}, name), f"-{count}"
-            run = Run(f"{full}{label}-seed{seed}", made, continues=before)
-            found.append(replace(run, sets=entry.get("sets", True)))
+            found.append(Run(f"{full}{label}-seed{seed}", made, continues=before, sets=sets))
             before = found[-1].name
     return found
 

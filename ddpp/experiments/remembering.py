@@ -65,19 +65,17 @@ def remember(
     *,
     tasks: int = 5,
     order: int = 0,
-    repeats: int = 3,
     root: str | Path = "data",
     device: str | None = None,
     saving: Saving = Saving(),
 ) -> list[Task]:
     """Let the classes of a data set arrive in tasks, with a memory made by one method.
 
-    - recipe: the data, the method with its settings (the images per class, too), the teachers and
-      the protocol of the evaluation. Nothing is held out.
+    - recipe: the data, the method with its settings (the images per class, too), the teachers,
+      and the protocol and repeats of the evaluation. Nothing is held out.
     - folder: of the memory, the teachers and the report; the same call resumes from what is there.
     - tasks: of equally many classes.
     - order: seed of the order in which they arrive, and of the evaluation.
-    - repeats: networks after each task.
     - root, device: as in `load_data`.
     - saving: `report` is called with a line after each task.
 
@@ -87,13 +85,13 @@ def remember(
     """
     recipe, folder = replace(recipe, validation=0.0), Path(folder)
     arrivals = class_tasks(len(class_names(*find(recipe.data, Path(root)))), tasks, order)
-    asked = {"recipe": asdict(recipe), "tasks": tasks, "order": order, "repeats": repeats}
+    asked = {"recipe": asdict(recipe), "tasks": tasks, "order": order}
     files.check_writable(folder / REPORT)
     with files.lock(folder / REPORT, wait=False):
         _check_report(folder / REPORT, asked)
         found, memory, known, whitening = [], [], [], None
+        where = {"root": root, "device": device, "validation": 0.0, "zca": recipe.zca}
         for number, labels in enumerate(arrivals):
-            where = {"root": root, "device": device, "validation": 0.0, "zca": recipe.zca}
             part = load_data(recipe.data, only=labels, whitening=whitening, **where)
             whitening, known = part.whitening, known + labels
             out = folder / f"task{number}.safetensors"
@@ -102,7 +100,7 @@ def remember(
             scores = evaluate(
                 union(memory, seen),
                 seen,
-                repeats=repeats,
+                repeats=recipe.repeats,
                 protocol=recipe.protocol,
                 seed=order,
                 scores=folder / "memory.scores",
