@@ -340,6 +340,7 @@ def remember(
     recipe: Settings,
     tasks: int = 5,
     order: int = 0,
+    rate: float | None = None,
     out: Path = Path("runs/memory"),
     root: Root = Path("data"),
     device: Device = None,
@@ -351,10 +352,11 @@ def remember(
     Args:
         tasks: of equally many classes, each of which makes its images from its own data alone
         order: seed of the order of the classes, and of the evaluation
+        rate: learning rate of the networks trained on the memory; None: the sets' own alpha
         out: folder of the memory, of its teachers and of the report
     """
     where = {"root": root, "device": device, "saving": Saving(report=print)}
-    found = experiments.remember(recipe, out, tasks=tasks, order=order, **where)
+    found = experiments.remember(recipe, out, tasks=tasks, order=order, rate=rate, **where)
     last = found[-1].accuracies
     print(f"in the end: {sum(last) / len(last):.1f} ± {spread(last):.1f} %")
     print(f"written: {out} (the memory, task by task, and its report)")

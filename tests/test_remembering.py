@@ -130,6 +130,33 @@ def test_a_network_is_trained_on_all_that_is_stored_and_tested_on_all_classes_so
         assert list(found[k].accuracies) == pytest.approx(expected)
 
 
+def test_networks_can_be_trained_at_one_rate_for_all_methods(four, tmp_path):
+    own, same = run(four, tmp_path / "own"), run(four, tmp_path / "same", rate=0.5)
+    made = ddpp.DistilledDataset.load(tmp_path / "same/task0.safetensors")
+    first = ddpp.DistilledDataset.load(tmp_path / "own/task0.safetensors")
+    assert torch.equal(made.images, first.images) and float(made.alpha) == float(first.alpha)
+    data = ddpp.load_data(four, only=class_tasks(4, 2, 1)[0], validation=0, zca=False, device="cpu")
+    how = {"repeats": 2, "protocol": Protocol(epochs=4), "seed": 1, "progress": False}
+    expected = ddpp.evaluate(replace(made, alpha=0.5, iterates={}), data, **how).final
+    assert list(same[0].accuracies) == pytest.approx(expected)
+    assert same != own
+    with refused("holds the memory of another run", "rate was 0.5 and is None"):
+        run(four, tmp_path / "same")
+    for rate in (0.0, -1.0, float("nan"), float("inf")):
+        with refused("the rate is", "positive number"):
+            run(four, tmp_path / "bad", rate=rate)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_report_from_before_there_was_a_rate_is_known(four, tmp_path):
+    whole = run(four, tmp_path / "memory")
+    path = tmp_path / "memory/memory.json"
+    report = json.loads(path.read_text())
+    del report["asked"]["rate"]
+    path.write_text(json.dumps(report))
+    assert run(four, tmp_path / "memory") == whole
+
+
 def test_a_run_that_was_killed_goes_on_to_the_same_memory(four, tmp_path):
     whole = run(four, tmp_path / "whole")
 

@@ -168,7 +168,7 @@ def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]
     """Plot curves in panels, one below the other.
 
     - panels: (title, x label, y label) of each panel.
-    - columns: the curves of each panel, {name: (x, y)}.
+    - columns: the curves of each panel, {name: (x, y)}, or (x, y, half the width of a band).
 
     >>> from ddpp.book import figures
     >>> figure = figures.curves([("loss", "step", "")], {"train": ([0, 1, 2], [2.3, 1.9, 1.6])})
@@ -179,10 +179,12 @@ def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]
         len(panels), 1, figsize=(WIDTH, 2.5 * len(panels)), squeeze=False, layout="constrained"
     )
     for axis, (title, xlabel, ylabel), lines in zip(axes.flat, panels, columns, strict=True):
-        for name, (x, y) in lines.items():
+        for name, (x, y, *half) in lines.items():
             axis.plot(x, y, marker="o", ms=3, lw=1.2, label=name)
+            for band in map(np.asarray, half):
+                axis.fill_between(x, np.asarray(y) - band, np.asarray(y) + band, alpha=0.15, lw=0)
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        if all(float(at).is_integer() for x, _ in lines.values() for at in x):
+        if all(float(at).is_integer() for x, *_ in lines.values() for at in x):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(lines) > 1 and (lines is columns[0] or lines.keys() != columns[0].keys()):
             axis.legend(fontsize=8)

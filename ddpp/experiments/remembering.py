@@ -7,6 +7,7 @@ Source: the protocol of GDumb (Prabhu et al., ECCV 2020) as DM uses it (Zhao & B
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -65,6 +66,7 @@ def remember(
     *,
     tasks: int = 5,
     order: int = 0,
+    rate: float | None = None,
     root: str | Path = "data",
     device: str | None = None,
     saving: Saving = Saving(),
@@ -76,6 +78,8 @@ def remember(
     - folder: of the memory, the teachers and the report; the same call resumes from what is there.
     - tasks: of equally many classes.
     - order: seed of the order in which they arrive, and of the evaluation.
+    - rate: learning rate of the networks that are trained on the memory, so that several methods
+      can be compared with the same one; None: the sets' own alpha.
     - root, device: as in `load_data`.
     - saving: `report` is called with a line after each task.
 
@@ -83,9 +87,11 @@ def remember(
     alpha counts by its number of images, as one network needs one learning rate. Raises Error for
     settings that cannot work, and for a folder of another run.
     """
+    if rate is not None and not 0 < rate < math.inf:
+        raise Error(f"the rate is {rate}: it must be a positive number")
     recipe, folder = replace(recipe, validation=0.0), Path(folder)
     arrivals = class_tasks(len(class_names(*find(recipe.data, Path(root)))), tasks, order)
-    asked = {"recipe": asdict(recipe), "tasks": tasks, "order": order}
+    asked = {"recipe": asdict(recipe), "tasks": tasks, "order": order, "rate": rate}
     files.check_writable(folder / REPORT)
     with files.lock(folder / REPORT, wait=False):
         _check_report(folder / REPORT, asked)
@@ -97,8 +103,11 @@ def remember(
             out = folder / f"task{number}.safetensors"
             memory.append(Experiment(recipe, out, given=part, saving=saving).distilled())
             seen = load_data(recipe.data, only=known, whitening=whitening, **where)
+            stored = union(memory, seen)
+            if rate is not None:
+                stored = replace(stored, alpha=torch.tensor(rate, device=seen.device))
             scores = evaluate(
-                union(memory, seen),
+                stored,
                 seen,
                 repeats=recipe.repeats,
                 protocol=recipe.protocol,
@@ -145,7 +154,7 @@ def _check_report(path: Path, asked: dict) -> None:
     if not path.exists():
         return
     try:
-        known = json.loads(path.read_text())["asked"]
+        known = {"rate": None} | json.loads(path.read_text())["asked"]
     except (OSError, ValueError, KeyError, TypeError):
         raise Error(f"{path} is where the report belongs, but is another file: move it") from None
     if known != (wanted := as_in_files(asked)):
