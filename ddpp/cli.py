@@ -36,6 +36,7 @@ from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.queue import usual_jobs
 from ddpp.experiments.recipes import PROFILES, Recipe, recipe
+from ddpp.experiments.remembering import for_tasks
 from ddpp.experiments.run import Experiment, report_path, teachers_in
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
@@ -544,6 +545,8 @@ def parse(command: Command, words: Sequence[str], prog: str) -> Callable[[], int
         if isinstance(base.distill, DistillConfig):  # each rank matches a trajectory
             ranks = int(os.environ.get("WORLD_SIZE", 1))
             base = replace(base, distill=replace(base.distill, trajectories=ranks))
+        if command is remember:
+            base = for_tasks(base)
     registry.struct_rule(functools.partial(_settings, base))
 
     @functools.wraps(command)

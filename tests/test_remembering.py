@@ -15,7 +15,8 @@ from ddpp.data.whitening import fit_channels
 from ddpp.evaluating import Protocol
 from ddpp.experiments import class_tasks, remember
 from ddpp.experiments.recipes import recipe
-from ddpp.experiments.remembering import union
+from ddpp.experiments.remembering import for_tasks, union
+from ddpp.experiments.run import Experiment
 from ddpp.foundation.loop import Saving
 
 QUIET = Saving(progress=False)
@@ -174,6 +175,28 @@ def test_a_run_that_was_killed_goes_on_to_the_same_memory(four, tmp_path):
     (tmp_path / "stopped" / "memory.json").write_text("[]")
     with refused("is where the report belongs, but is another file"):
         run(four, tmp_path / "stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ipc", [1, 10])
+def test_the_usual_settings_suit_tasks_of_two_classes(tmp_path, ipc):
+    usual = for_tasks(recipe("smoke", ipc=ipc))
+    data = ddpp.load_data("cifar10-sample", only=[5, 3], validation=0, device="cpu")
+    shorter = replace(usual, distill=replace(usual.distill, steps=20))
+    made = Experiment(shorter, tmp_path / "task0.safetensors", given=data, saving=QUIET).distilled()
+    assert float(made.alpha) == pytest.approx(usual.distill.alpha0, rel=0.2)
+    assert not made.history["skipped"].any()
+
+
+def test_only_matching_at_smoke_scale_has_other_settings_for_tasks():
+    for profile, method, same in [
+        ("smoke", "dm", True),
+        ("paper", "ddpp", True),
+        ("smoke", "ddpp", False),
+        ("smoke", "mtt", False),
+    ]:
+        usual = recipe(profile, method=method)
+        assert (for_tasks(usual) == usual) is same
 
 
 def test_labels_that_are_no_classes_cannot_be_joined(four):

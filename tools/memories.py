@@ -14,7 +14,7 @@ from ddpp.evaluating import Protocol
 from ddpp.experiments import remember
 from ddpp.experiments.lists import seeded
 from ddpp.experiments.recipes import Recipe, recipe
-from ddpp.experiments.remembering import REPORT
+from ddpp.experiments.remembering import REPORT, for_tasks
 from ddpp.experiments.run import commit
 from ddpp.foundation import files
 from ddpp.foundation.loop import Saving
@@ -30,14 +30,6 @@ SIZES = {  # images per class
     "mtt": (1,),
     "ddpp": (1, 10),
 }
-# Matching trajectories of two classes: alpha stays. With the smoke profile's alpha_lr it falls to
-# zero within a task. The image rate for one per class is the better of 30 and 100 with order 100.
-# For ten per class they are those of chapter 13, with teachers that are not too long.
-MATCHING = {
-    1: {"steps": 40, "alpha_lr": 1e-7, "image_lr": 30.0},
-    10: {"steps": 20, "alpha_lr": 1e-7, "image_lr": 300.0, "alpha0": 0.03, "max_start_epoch": 4},
-}
-TEACHERS = {1: {}, 10: {"count": 2, "epochs": 6}}
 
 
 def memories() -> Iterator[tuple[str, Recipe, int]]:
@@ -45,13 +37,8 @@ def memories() -> Iterator[tuple[str, Recipe, int]]:
     for order in ORDERS:
         for method, sizes in SIZES.items():
             for ipc in sizes:
-                made = recipe("smoke", ipc=ipc, method=method)
-                made = replace(made, protocol=PROTOCOL, repeats=REPEATS)
-                if method in ("mtt", "ddpp"):
-                    distill = replace(made.distill, **MATCHING[ipc])
-                    teachers = replace(made.teachers, **TEACHERS[ipc])
-                    made = replace(made, distill=distill, teachers=teachers)
-                made = seeded(made, order)
+                made = for_tasks(recipe("smoke", ipc=ipc, method=method))
+                made = seeded(replace(made, protocol=PROTOCOL, repeats=REPEATS), order)
                 yield f"{method}-ipc{ipc}-order{order}", made, order
 
 
