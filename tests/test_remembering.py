@@ -15,7 +15,7 @@ from ddpp.data.whitening import fit_channels
 from ddpp.evaluating import Protocol
 from ddpp.experiments import class_tasks, remember
 from ddpp.experiments.recipes import recipe
-from ddpp.experiments.remembering import for_tasks, union
+from ddpp.experiments.remembering import for_tasks, read_memories, union
 from ddpp.experiments.run import Experiment
 from ddpp.foundation.loop import Saving
 
@@ -197,6 +197,25 @@ def test_only_matching_at_smoke_scale_has_other_settings_for_tasks():
     ]:
         usual = recipe(profile, method=method)
         assert (for_tasks(usual) == usual) is same
+
+
+def test_reports_are_read_as_rows(four, tmp_path):
+    found = run(four, tmp_path / "memory", "random")
+    (tmp_path / "all").mkdir()
+    path = tmp_path / "all" / "random-ipc2-order1.json"
+    path.write_bytes((tmp_path / "memory/memory.json").read_bytes())
+    (row,) = read_memories(tmp_path / "all")
+    assert (row["name"], row["method"], row["ipc"]) == ("random-ipc2-seed1", "random", 2)
+    last = found[-1].accuracies
+    assert row["accuracy"] == pytest.approx(sum(last) / 2)
+    assert row["distilled"]["final"] == list(last)
+    assert [(task.classes, task.images) for task in row["tasks"]] == [
+        (list(task.classes), task.images) for task in found
+    ]
+    for other in ("[]", "{", '{"asked": {}, "found": []}'):
+        path.write_text(other)
+        with refused("is not the report of a memory"):
+            read_memories(tmp_path / "all")
 
 
 def test_labels_that_are_no_classes_cannot_be_joined(four):

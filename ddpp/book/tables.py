@@ -221,9 +221,11 @@ def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
 
     Differences are of equal seeds, with 95 % intervals; their p is corrected by Holm's procedure.
     The seconds are those of the distillation, without the teachers: the median, as a run that was
-    killed has too few, or none, and one beside other work too many.
+    killed has too few, or none, and one beside other work too many. Without any there is no column.
     """
-    head = ("", "accuracy (%)", "difference (points)", "p (Holm)", "seconds", "seeds")
+    timed = any("distill" in row.get("seconds", ()) for row in rows)
+    timing = ["seconds"] if timed else []
+    head = ["", "accuracy (%)", "difference (points)", "p (Holm)", *timing, "seeds"]
     groups = {name: {} for name in names}
     for row in rows:
         setting = row["name"].rpartition("-seed")[0]
@@ -240,9 +242,10 @@ def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
         found, p = differences.get(name), corrected.get(name)
         accuracy = _accuracy([row["distilled"]["final"] for row in group.values()])
         gain = ["" if found is None else found.text(), "" if p is None else show_p(p)]
-        known = [row["seconds"]["distill"] for row in group.values() if "distill" in row["seconds"]]
-        spent = f"{statistics.median(known):.0f}" if known else ""
-        lines.append([names[name], accuracy, *gain, spent, str(len(group))])
+        stages = [row.get("seconds", {}) for row in group.values()]
+        known = [seconds["distill"] for seconds in stages if "distill" in seconds]
+        spent = [f"{statistics.median(known):.0f}" if known else ""] if timed else []
+        lines.append([names[name], accuracy, *gain, *spent, str(len(group))])
     return _markdown(lines)
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -142,6 +143,30 @@ def remember(
             report = {"asked": asked, "found": [asdict(task) for task in found]}
             files.write_json(folder / REPORT, report | provenance(seen.device))
     return found
+
+
+def read_memories(folder: str | Path) -> list[dict]:
+    """Read the reports of `remember` in a folder as rows for tables and figures.
+
+    - folder: of files METHOD-ipcN-orderK.json, each the `memory.json` of a memory.
+
+    A row has name (METHOD-ipcN-seedK), method, ipc, seed, error (None), and tasks, the list of
+    Task. accuracy is the mean after the last task, and distilled the accuracies of its networks, as
+    in the reports of other runs. Raises Error for another file.
+    """
+    rows = []
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            report = json.loads(path.read_text())
+            settings, order = report["asked"]["recipe"], report["asked"]["order"]
+            tasks = [Task(**found) for found in report["found"]]
+            row = {"method": settings["method"], "ipc": settings["distill"]["ipc"], "seed": order}
+            last = list(tasks[-1].accuracies)
+        except (OSError, ValueError, LookupError, TypeError):
+            raise Error(f"{path} is not the report of a memory: move it away") from None
+        row |= {"name": f"{row['method']}-ipc{row['ipc']}-seed{order}", "error": None}
+        rows.append(row | {"tasks": tasks, "accuracy": fmean(last), "distilled": {"final": last}})
+    return rows
 
 
 def union(memory: Sequence[DistilledDataset], data: ImageData) -> DistilledDataset:
