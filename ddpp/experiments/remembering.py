@@ -6,7 +6,6 @@ memory, and tested on all classes so far. The images of a task are made from tha
 Source: the protocol of GDumb (Prabhu et al., ECCV 2020) as DM uses it (Zhao & Bilen, WACV 2023).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +17,9 @@ from ddpp.data.sources import class_names, find
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import evaluate
 from ddpp.experiments.recipes import Recipe
-from ddpp.experiments.run import Experiment, provenance
+from ddpp.experiments.run import Experiment, provenance, refuse_other
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error, differences
-from ddpp.foundation.identity import as_in_files
+from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 
@@ -88,7 +86,7 @@ def remember(
     asked = {"recipe": asdict(recipe), "tasks": tasks, "order": order}
     files.check_writable(folder / REPORT)
     with files.lock(folder / REPORT, wait=False):
-        _check_report(folder / REPORT, asked)
+        refuse_other(folder / REPORT, asked, "memory")
         found, memory, known, whitening = [], [], [], None
         where = {"root": root, "device": device, "validation": 0.0, "zca": recipe.zca}
         for number, labels in enumerate(arrivals):
@@ -138,18 +136,3 @@ def union(memory: Sequence[DistilledDataset], data: ImageData) -> DistilledDatas
         classes=data.classes,
         network=parts[0].network,
     )
-
-
-def _check_report(path: Path, asked: dict) -> None:
-    """Raise an Error if the report of a folder is that of another run."""
-    if not path.exists():
-        return
-    try:
-        known = json.loads(path.read_text())["asked"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Error(f"{path} is where the report belongs, but is another file: move it") from None
-    if known != (wanted := as_in_files(asked)):
-        raise Error(
-            f"{path.parent} holds the memory of another run ({differences(known, wanted)}): choose "
-            "another folder"
-        )
