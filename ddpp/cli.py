@@ -372,7 +372,7 @@ def audit(
 ) -> None:
     """Attack sets and networks: who was in the data?
 
-    Many sets are made, each from half of some images, which are then to be told from the others.
+    Makes many sets, each from a random half of some images, and attacks them.
 
     Args:
         out: folder of the sets, of what the attacks saw, and of the report
