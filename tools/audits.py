@@ -79,7 +79,7 @@ def halve(path: Path) -> None:
 
 
 def command(
-    out: Path = Path("results/smoke/auditing"), work: Path = Path("runs/audits"), only: str = ""
+    out: Path = Path("results/auditing"), work: Path = Path("runs/audits"), only: str = ""
 ) -> None:
     """Work off the audits, and write a report of each.
 
