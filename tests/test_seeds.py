@@ -19,6 +19,7 @@ from ddpp.teachers import train_teachers
 DDPP = Path(__file__).parents[1] / "ddpp"
 # every call in ddpp: what is not written there is _, a part of any length *
 PATHS = {
+    "derive(_, 'audited model', _)",
     "derive(_, 'bptt', _)",
     "derive(_, 'cafe', _)",
     "derive(_, 'dm', _)",
@@ -27,12 +28,15 @@ PATHS = {
     "derive(_, *)",  # of an evaluation: its role and the network's number
     "generator(0, 'probe')",
     "generator(0, 'random rule', _, _)",
+    "generator(_, 'bootstrap')",
     "generator(_, 'bptt', _)",
+    "generator(_, 'canaries')",
     "generator(_, 'class order')",
     "generator(_, 'cafe', _)",
     "generator(_, 'dm', _)",
     "generator(_, 'draw', _)",
     "generator(_, 'dsa', _)",
+    "generator(_, 'halves')",
     "generator(_, 'kip', _)",
     "generator(_, 'labels')",
     "generator(_, 'noise')",

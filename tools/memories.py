@@ -43,7 +43,7 @@ def memories() -> Iterator[tuple[str, Recipe, int]]:
 
 
 def command(
-    results: Path = Path("results/smoke/memory"), work: Path = Path("runs/memories"), only: str = ""
+    results: Path = Path("results/memory"), work: Path = Path("runs/memories"), only: str = ""
 ) -> None:
     """Make the memories, and write a report of each.
 

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from ddpp.baselines.selection import LEARNING_RATE
-from ddpp.data import ImageData, Split
+from ddpp.data import STARTS, ImageData, Split
 from ddpp.data.augmentation import Draw, augment, draw
 from ddpp.distilled import DistilledDataset, beside, fold
 from ddpp.foundation import loop, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Count, Error, Positive, Share, check_bounds, choose
 from ddpp.foundation.identity import of_run
-from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat, NetworkConfig
 from ddpp.teachers import Teachers
 
@@ -170,11 +169,7 @@ def distill(
 
 def begin(start: Split, config: Started) -> Tensor:
     """Make the images that a run starts from: real ones, or noise."""
-    if config.init == "real":
-        return start.images.clone()
-    return torch.randn(
-        start.images.shape, generator=generator(config.seed, "noise"), dtype=start.images.dtype
-    ).to(start.images)
+    return start.images.clone() if config.init == "real" else start.as_noise(config.seed).images
 
 
 def rate(alpha: float, data: ImageData) -> Tensor:
@@ -191,4 +186,4 @@ def check(config: Started) -> None:
         raise Error(
             "only the matching of trajectories can be shared out by torchrun: start without it"
         )
-    choose("init", config.init, ("real", "noise"))
+    choose("init", config.init, STARTS)

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import spread
+from ddpp.experiments.auditing import Audit
 from ddpp.experiments.comparing import Comparison, Difference
+from ddpp.experiments.membership import GRID, Leak, gaussians
 from ddpp.foundation.errors import Error
 from ddpp.judging import Judged
 from ddpp.pruning import keep_mask
@@ -666,6 +668,61 @@ def ceiling(reports: Mapping[str, Mapping]) -> Figure:
         xlabel="test accuracy (%)",
     )
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def shadows(scores: Tensor, members: Tensor, images: Mapping[str, int], target: int) -> Figure:
+    """Draw what the likelihood ratio attack compares, one panel below the other.
+
+    - scores: of models and images, (M, N).
+    - members: which images each model was made from, (M, N).
+    - images: of each panel, by its title.
+    - target: the model that is attacked, a dashed line; the others are dots, with their Gaussians.
+    """
+    size = (WIDTH, 0.7 + 1.7 * len(images))
+    figure, axes = plt.subplots(
+        len(images), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
+    )
+    others = torch.arange(len(scores)) != target
+    for axis, (title, image) in zip(axes.flat, images.items(), strict=True):
+        for color, name, chosen in (("C0", "in", members), ("C3", "out", ~members)):
+            mean, variance = gaussians(scores[others], chosen[others])
+            center, deviation = float(mean[image]), float(variance) ** 0.5
+            x = np.linspace(center - 3 * deviation, center + 3 * deviation, 100)
+            axis.plot(x, np.exp(-(((x - center) / deviation) ** 2) / 2), color=color)
+            points = scores[others & chosen[:, image], image].cpu()
+            axis.plot(points, [0] * len(points), "o", ms=5, color=color, label=name)
+        axis.axvline(float(scores[target, image]), color="black", ls="--", lw=1.2, label="target")
+        axis.set_title(title, fontsize=9)
+        axis.set(yticks=[], ylim=(-0.1, 1.1))
+    axes[-1, 0].set_xlabel("scaled confidence in the label")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def rocs(audits: Mapping[str, Audit], attack: str = "lira") -> Figure:
+    """Draw the curves of an attack on logarithmic axes: for all images, and for canaries below.
+
+    - audits: by name.
+    - attack: which one.
+    """
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 7.5), sharex=True, layout="constrained")
+    groups = (("all", "all audited images"), ("canaries", "canaries: images with a wrong label"))
+    for axis, (group, title) in zip(axes, groups, strict=True):
+        for i, (name, one) in enumerate(audits.items()):
+            found: Leak = getattr(one, group)[attack]
+            least = 1 / found.negatives  # below a single false positive there is nothing to see
+            points = [(x, y) for x, y in zip(GRID, found.curve, strict=True) if x >= least and y]
+            style = ("-", "--", ":")[i // 4 % 3]
+            axis.plot(*zip(*points, strict=True), style, color=f"C{i}", lw=1.4, label=name)
+        axis.plot([1e-4, 1], [1e-4, 1], color="grey", lw=1, label="a guess")
+        axis.set(xscale="log", yscale="log", xlim=(5e-4, 1), ylim=(5e-4, 1.1))
+        axis.set_title(title, fontsize=9)
+        axis.set_ylabel("true positives (rate)", fontsize=9)
+    axes[1].set_xlabel("false positives (rate)", fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 

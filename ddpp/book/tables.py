@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from ddpp.evaluating import spread
+from ddpp.experiments.auditing import Audit
 from ddpp.experiments.comparing import Difference, holm, show_p
+from ddpp.experiments.membership import Leak
 from ddpp.experiments.methods import METHODS
 
 # of Table I; rule none is MTT
@@ -246,6 +248,33 @@ def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
         known = [seconds["distill"] for seconds in stages if "distill" in seconds]
         spent = [f"{statistics.median(known):.0f}" if known else ""] if timed else []
         lines.append([names[name], accuracy, *gain, *spent, str(len(group))])
+    return _markdown(lines)
+
+
+def leaks(audits: Mapping[str, Audit], group: str, attacks: Sequence[str]) -> str:
+    """Return a table, in Markdown, of how well attacks work, with 95 % intervals.
+
+    - audits: by name; those without this group are left out.
+    - group: what is to be found: "all", "canaries" or "start", see `Audit`.
+    - attacks: their names.
+
+    True positives are given at 1 % and at 0.1 % of false ones.
+    """
+    head = ("", "accuracy (%)", "attack", "AUC", "at 1 % (%)", "at 0.1 % (%)")
+    lines = [head, ["---"] * len(head)]
+    for name, one in audits.items():
+        accuracy = f"{statistics.fmean(one.accuracies):.1f} ± {spread(one.accuracies):.1f}"
+        known = getattr(one, group)
+        for attack in [attack for attack in attacks if attack in known]:
+            found: Leak = known[attack]
+            ends = [found.auc_interval, *found.tpr_intervals]
+            area = f"{found.auc:.3f} ({ends[0][0]:.3f} to {ends[0][1]:.3f})"
+            rates = [
+                f"{100 * rate:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+                for rate, (low, high) in zip(found.tpr, ends[1:], strict=True)
+            ]
+            lines.append([name, accuracy, attack, area, *rates])
+            name = accuracy = ""
     return _markdown(lines)
 
 

@@ -17,6 +17,7 @@ from ddpp.foundation.errors import Error
 from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat, NetworkConfig
 
+STARTS = ("real", "noise")  # what distilled images can start from
 ZCA_LIMIT = 3 * 32 * 32  # values per image up to which ZCA is the default: its cost is cubic
 
 
@@ -29,6 +30,12 @@ class Split(NamedTuple):
     def to(self, device: torch.device | str) -> "Split":
         """Move both to a device."""
         return Split(self.images.to(device), self.labels.to(device))
+
+    def as_noise(self, seed: int) -> "Split":
+        """Replace each image by standard normal values, of which whitened images have the scale."""
+        rng, like = generator(seed, "noise"), self.images
+        noise = torch.randn(like.shape, generator=rng, dtype=like.dtype)
+        return Split(noise.to(like), self.labels)
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,5 +1,6 @@
 """Whole runs: every method, its settings, one run from nothing to a report, and lists of runs."""
 
+from ddpp.experiments.auditing import Audit, Design, audit, read_audit
 from ddpp.experiments.comparing import Comparison, Difference, compare, comparison_of, holm
 from ddpp.experiments.lists import Run, elsewhere, home, runs, select, settings
 from ddpp.experiments.queue import overview, reproduce
@@ -8,9 +9,12 @@ from ddpp.experiments.remembering import class_tasks, remember
 from ddpp.experiments.results import read, read_result, read_row
 
 __all__ = [
+    "Audit",
     "Comparison",
+    "Design",
     "Difference",
     "Run",
+    "audit",
     "class_tasks",
     "compare",
     "comparison_of",
@@ -19,6 +23,7 @@ __all__ = [
     "home",
     "overview",
     "read",
+    "read_audit",
     "read_queue",
     "read_result",
     "read_row",

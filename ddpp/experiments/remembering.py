@@ -22,10 +22,9 @@ from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import evaluate
 from ddpp.experiments.recipes import Recipe
-from ddpp.experiments.run import Experiment, provenance
+from ddpp.experiments.run import Experiment, provenance, refuse_other
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error, differences
-from ddpp.foundation.identity import as_in_files
+from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 
@@ -111,10 +110,11 @@ def remember(
         raise Error(f"the rate is {rate}: it must be a positive number")
     recipe, folder = replace(recipe, validation=0.0), Path(folder)
     arrivals = class_tasks(len(class_names(*find(recipe.data, Path(root)))), tasks, order)
-    asked = {"recipe": asdict(recipe), "tasks": tasks, "order": order, "rate": rate}
+    asked = {"recipe": asdict(recipe), "tasks": tasks, "order": order}
+    asked |= {} if rate is None else {"rate": rate}  # as reports were before there was a rate
     files.check_writable(folder / REPORT)
     with files.lock(folder / REPORT, wait=False):
-        _check_report(folder / REPORT, asked)
+        refuse_other(folder / REPORT, asked, "memory")
         found, memory, known, whitening = [], [], [], None
         where = {"root": root, "device": device, "validation": 0.0, "zca": recipe.zca}
         for number, labels in enumerate(arrivals):
@@ -191,18 +191,3 @@ def union(memory: Sequence[DistilledDataset], data: ImageData) -> DistilledDatas
         classes=data.classes,
         network=parts[0].network,
     )
-
-
-def _check_report(path: Path, asked: dict) -> None:
-    """Raise an Error if the report of a folder is that of another run."""
-    if not path.exists():
-        return
-    try:
-        known = {"rate": None} | json.loads(path.read_text())["asked"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Error(f"{path} is where the report belongs, but is another file: move it") from None
-    if known != (wanted := as_in_files(asked)):
-        raise Error(
-            f"{path.parent} holds the memory of another run ({differences(known, wanted)}): choose "
-            "another folder"
-        )

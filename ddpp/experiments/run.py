@@ -23,7 +23,7 @@ from ddpp.experiments.recipes import Recipe
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Error, differences
-from ddpp.foundation.identity import of_run, of_state
+from ddpp.foundation.identity import as_in_files, of_run, of_state
 from ddpp.foundation.loop import Saving, read_checkpoint
 from ddpp.networks import accuracy
 from ddpp.teachers import TeacherConfig, Teachers, read_snapshot, train_teachers
@@ -343,6 +343,25 @@ def teachers_in(folder: Path, config: TeacherConfig, data: ImageData) -> Path:
     others.
     """
     return folder / f"teachers-{files.identity(config.identity(data))[:8]}"
+
+
+def refuse_other(path: Path, asked: dict, what: str) -> None:
+    """Raise an Error if the report at `path`, of a folder, is there and is that of another run.
+
+    - asked: all settings; the report has them under this name.
+    - what: the folder holds, for the message.
+    """
+    if not path.exists():
+        return
+    try:
+        known = json.loads(path.read_text())["asked"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Error(f"{path} is where the report belongs, but is another file: move it") from None
+    if known != (wanted := as_in_files(asked)):
+        raise Error(
+            f"{path.parent} holds the {what} of another run ({differences(known, wanted)}): choose "
+            "another folder"
+        )
 
 
 def provenance(device: torch.device) -> dict:

@@ -1,0 +1,294 @@
+"""Privacy audits: what does a set, or a network trained on it, say of the images it was made from?
+
+A pool of images is audited, some of which are canaries with a wrong label. Many models are made,
+each from a random half of the pool alone: teachers, distilled set, and networks. Then every model
+is attacked, the others being what the attacker has learned from. Source: the design of Carlini et
+al., IEEE S&P 2022, with the mislabelled canaries of Aerni, Zhang & Tramer, CCS 2024.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpp.baselines.selection import LEARNING_RATE
+from ddpp.data import ImageData, Split, load_data
+from ddpp.distilled import DistilledDataset
+from ddpp.evaluating import train
+from ddpp.experiments import membership
+from ddpp.experiments.lists import seeded
+from ddpp.experiments.membership import Leak, leak
+from ddpp.experiments.recipes import Recipe
+from ddpp.experiments.run import Experiment, provenance, refuse_other, teachers_in
+from ddpp.foundation import files
+from ddpp.foundation.errors import Count, Error, Whole, check_bounds, differences
+from ddpp.foundation.identity import as_in_files
+from ddpp.foundation.loop import Saving
+from ddpp.foundation.seeds import derive
+from ddpp.networks import NetworkConfig, accuracy
+
+KIND = "audited model"
+REPORT = "audit.json"
+BATCH = 500  # images at a time through a network
+
+
+@dataclass(frozen=True)
+class Design:
+    """How large an audit is. A number that cannot work raises an Error."""
+
+    images: Count = 100  # audited images per class, of which a model is made from about half
+    canaries: Whole = 200  # how many of them get a wrong label
+    models: Count = 16  # an even number from 6 on
+    whole: bool = False  # networks train on the whole half, and nothing is distilled
+
+    def __post_init__(self):
+        check_bounds(self, "the audit's ")
+        membership.halves(1, self.models, 0)  # refuses too few
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The audited images, and which models are made from which of them."""
+
+    data: ImageData  # its training images are the audited ones, labelled as audited
+    canaries: Tensor  # which images have a wrong label, (N,)
+    members: Tensor  # which images a model is made from, (M, N)
+
+    def half(self, model: int) -> ImageData:
+        """The images that a model is made from, as a data set of its own."""
+        images, labels = (part[self.members[model]] for part in self.data.train)
+        name = self.data.sha256 + files.fingerprint(images) + files.fingerprint(labels)
+        own = hashlib.sha256(name.encode()).hexdigest()
+        return replace(self.data, train=Split(images, labels), sha256=own)
+
+
+def draw_pool(data: ImageData, design: Design, seed: int) -> Pool:
+    """Draw the audited images from the training images, the canaries, and the models' halves.
+
+    Raises Error for a class with too few images, and for too many or too few canaries.
+    """
+    images, labels = data.draw(design.images, seed)
+    labels, canaries = membership.mislabel(labels, len(data.classes), design.canaries, seed)
+    members = membership.halves(len(labels), design.models, seed).to(labels.device)
+    for which, kind in ((canaries, "canaries"), (canaries | True, "images")):
+        if which.any() and not (members[:, which].any(1) & ~members[:, which].all(1)).all():
+            raise Error(f"a half has none or all of the {kind}: audit more {kind}")
+    return Pool(replace(data, train=Split(images, labels), validation=None), canaries, members)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an attacker sees of M models, for each of N images. Tensors (M, N) but for two."""
+
+    members: Tensor  # which images the model was made from
+    canaries: Tensor  # which images have a wrong label, (N,)
+    confidence: Tensor  # scaled, of networks trained on the model's set
+    distance: Tensor  # to the nearest image of the set with the same label
+    start: Tensor  # which images the set started from, or consists of
+    accuracies: Tensor  # of the networks, on test images, in percent, (M,)
+
+    def attacks(self) -> dict[str, Tensor]:
+        """The scores of each attack, (M, N)."""
+        return {
+            "loss": self.confidence,
+            "lira": membership.lira(self.confidence, self.members),
+            "nearest": -self.distance,
+            "closer": membership.closer(self.distance),
+        }
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found, see `Leak`: by attack, for members among all images or the canaries.
+
+    Attacks on networks are "loss" and "lira", on the set itself "nearest" and "closer". `start` is
+    how well the latter find the images that the set started from; empty if it did from none.
+    """
+
+    accuracies: tuple[float, ...]  # of each model's networks, on test images, in percent
+    all: dict[str, Leak]
+    canaries: dict[str, Leak]
+    start: dict[str, Leak]
+
+    def lines(self) -> list[str]:
+        """The leaks as text, one per line."""
+        groups = {"all images": self.all, "canaries": self.canaries, "first images": self.start}
+        lines = [f"{'':21}   AUC (95 % interval)      TPR at 1 %, 0.1 % FPR"]
+        for group, found in groups.items():
+            for attack, one in found.items():
+                low, high = one.auc_interval
+                rates = ", ".join(f"{100 * rate:.1f} %" for rate in one.tpr)
+                name = f"{group}, {attack}"
+                lines.append(f"{name:21}   {one.auc:.3f} ({low:.3f} to {high:.3f})   {rates}")
+        return lines
+
+
+def audit(
+    recipe: Recipe,
+    folder: str | Path,
+    design: Design = Design(),
+    *,
+    teachers: str | Path | None = None,
+    root: str | Path = "data",
+    device: str | None = None,
+    saving: Saving = Saving(),
+) -> Audit:
+    """Audit what a method's sets reveal of the images that they were made from.
+
+    - recipe: the data, the method with its settings, the teachers, and the protocol and repeats of
+      the networks that are attacked. Nothing is held out. The seed of the method is that of the
+      whole audit.
+    - folder: of sets, models and the report; the same call resumes from what is there.
+    - design: how many images, canaries and models.
+    - teachers: the folder in which the halves' teachers are, which audits can share. Default:
+      `folder`.
+    - root, device: as in `load_data`.
+    - saving: `report` is called with a line after each model.
+
+    The whitening is that of the whole data set, the same for all models. Raises Error for settings
+    that cannot work, and for a folder of another audit.
+    """
+    recipe, path = replace(recipe, validation=0.0), Path(folder) / REPORT
+    data = load_data(recipe.data, root=root, device=device, zca=recipe.zca, validation=0.0)
+    asked = {"recipe": asdict(recipe), "design": asdict(design), "data": data.identity}
+    asked = as_in_files(asked)
+    files.check_writable(path)
+    with files.lock(path, wait=False):
+        refuse_other(path, asked, "audit")
+        pool = draw_pool(data, design, recipe.distill.seed)
+        at = Path(folder), Path(teachers or folder)
+        numbers = range(design.models)
+        models = [_Model(recipe, pool, design, asked, m, *at, saving) for m in numbers]
+        found = judge(gather(pool, [model.seen() for model in models]))
+        report = {"asked": asked, "found": asdict(found)}
+        files.write_json(path, report | provenance(data.device))
+    return found
+
+
+def gather(pool: Pool, models: Sequence[Mapping[str, Tensor]]) -> Seen:
+    """Put together what an attacker sees of each model."""
+    names = ("confidence", "distance", "start", "accuracies")
+    columns = {name: torch.stack([model[name] for model in models]) for name in names}
+    return Seen(members=pool.members.cpu(), canaries=pool.canaries.cpu(), **columns)
+
+
+def judge(seen: Seen) -> Audit:
+    """Measure every attack, for all images, for canaries, and for the images a set started from."""
+    attacks, groups = seen.attacks(), {"all": torch.ones_like(seen.canaries)}
+    if seen.canaries.any():
+        groups["canaries"] = seen.canaries
+    found = {
+        group: {name: leak(s[:, which], seen.members[:, which]) for name, s in attacks.items()}
+        for group, which in groups.items()
+    }
+    on_set = {name: attacks[name] for name in ("nearest", "closer")}
+    start = {name: leak(s, seen.start) for name, s in on_set.items() if seen.start.any()}
+    return Audit(tuple(seen.accuracies.tolist()), found["all"], found.get("canaries", {}), start)
+
+
+def nearest(images: Tensor, others: Tensor) -> Tensor:
+    """Compute the Euclidean distance of each image to the nearest of the others, (n,).
+
+    - images: (n, C, H, W).
+    - others: (m, C, H, W), at least one. A copy has the distance 0 exactly.
+    """
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(images.flatten(1), others.flatten(1), compute_mode=exact).amin(1)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One model of an audit: a half, its set, its networks, and what an attacker sees of them."""
+
+    recipe: Recipe
+    pool: Pool
+    design: Design
+    asked: dict  # all settings of the audit
+    number: int
+    folder: Path
+    teachers: Path
+    saving: Saving
+
+    def seen(self) -> Mapping[str, Tensor]:
+        """What an attacker sees: read, or made and written."""
+        path = self.folder / f"model{self.number:02d}.safetensors"
+        meta = {"asked": self.asked, "model": self.number}
+        if path.exists():
+            found, known = files.read(path, KIND)
+            if known != meta:
+                raise Error(
+                    f"{path} is of another audit ({differences(known, meta)}): choose "
+                    "another folder"
+                )
+            return found
+        found = self.attacked(self.made())
+        files.write(path, KIND, found, meta)
+        score = f"{float(found['accuracies']):.1f} %"
+        self.saving.report(f"model {self.number + 1} of {self.design.models}: {score}")
+        return found
+
+    @property
+    def seed(self) -> int:
+        """The seed of all that is random in this model."""
+        return derive(self.recipe.distill.seed, "audited model", self.number)
+
+    def made(self) -> DistilledDataset:
+        """The set of this half: read, or made and written; or the half itself."""
+        half, recipe = self.pool.half(self.number), seeded(self.recipe, self.seed, True)
+        config = recipe.stored_teachers()
+        if self.design.whole:
+            rate, network = LEARNING_RATE, config.network
+            return DistilledDataset.from_tensors(*half.train, rate, half, network=network)
+        out = self.folder / f"set{self.number:02d}.safetensors"
+        at = teachers_in(self.teachers, config, half)
+        made = Experiment(recipe, out, given=half, teachers_folder=at, saving=self.saving)
+        return made.distilled()
+
+    def attacked(self, made: DistilledDataset) -> dict[str, Tensor]:
+        """Train networks on a set; ask them and the set about each audited image."""
+        data, confidences, scores = self.pool.data, [], []
+        images, labels = data.train
+        network = data.network(NetworkConfig(**made.network))
+        for number in range(self.recipe.repeats):
+            theta = train(network, made, self.recipe.protocol, self.seed, "audit", number)
+            with torch.no_grad():
+                logits = torch.cat([network(theta, x) for x in images.split(BATCH)])
+            confidences.append(membership.scaled_confidence(logits, labels))
+            scores.append(accuracy(network, theta, *data.test))
+        distance, pictures = torch.full_like(confidences[0], torch.inf), made.unfolded()
+        for label in labels.unique():
+            mine, theirs = labels == label, pictures.hard_labels == label
+            theirs = theirs if theirs.any() else ~theirs  # a half of a few images may lack a class
+            distance[mine] = nearest(images[mine], pictures.images[theirs])
+        first, _ = made.iterates.get(0, (made.images, made.alpha))
+        return {
+            "confidence": torch.stack(confidences).mean(0),
+            "distance": distance,
+            "start": nearest(images, first) == 0,
+            "accuracies": torch.tensor(scores).mean(),
+        }
+
+
+def read_audit(path: str | Path) -> Audit:
+    """Read the audit in a report. Raises Error for another file."""
+    try:
+        found = json.loads(Path(path).read_text())["found"]
+        groups = {
+            group: {attack: Leak(**_tuples(one)) for attack, one in found[group].items()}
+            for group in ("all", "canaries", "start")
+        }
+        return Audit(tuple(found["accuracies"]), **groups)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Error(f"{path} is not the report of an audit: give the path of one") from None
+
+
+def _tuples(value: Any) -> Any:
+    """Turn the lists of JSON, also those within others, into tuples."""
+    if isinstance(value, dict):
+        return {name: _tuples(one) for name, one in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

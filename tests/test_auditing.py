@@ -1,0 +1,389 @@
+"""Who was in the data: attacks against planted members and where nothing leaks, curves against
+counting by hand, and audits from nothing to the report.
+"""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_npz
+from scipy import stats
+from small import CONFIG, NETWORK, command, contents, load, refused
+
+import ddpp
+from ddpp.cli import main
+from ddpp.evaluating import Protocol
+from ddpp.experiments import Design, audit, auditing, membership, read_audit
+from ddpp.experiments.auditing import draw_pool, judge, nearest
+from ddpp.experiments.membership import (
+    area,
+    closer,
+    halves,
+    leak,
+    lira,
+    mislabel,
+    roc,
+    scaled_confidence,
+    tpr_at,
+)
+from ddpp.experiments.recipes import recipe
+from ddpp.foundation.loop import Saving
+
+QUIET = Saving(progress=False)
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.setattr(membership, "RESAMPLES", 200)
+
+
+@pytest.fixture
+def npz(tmp_path):
+    return write_npz(tmp_path, classes=2, size=8, per_class=12)
+
+
+def small(path, method="mtt", **changes):
+    base = recipe("smoke", str(path), method=method)
+    teachers = replace(base.teachers, count=1, epochs=3, batch=8, network=NETWORK)
+    if method == "mtt":
+        changes = {"steps": 3, "student_steps": 2, "iterates": 1} | changes
+    if method == "dm":
+        changes = {"steps": 2, "batch_real": 4, "iterates": 1} | changes
+    distill = replace(base.distill, **{"ipc": 1} | changes)
+    how = {"protocol": Protocol(epochs=4), "repeats": 1, "zca": False}
+    return replace(base, teachers=teachers, distill=distill, **how)
+
+
+DESIGN = Design(images=12, canaries=12, models=6)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# The attacks
+
+
+def test_the_scaled_confidence_is_the_logit_of_the_probability_also_where_that_is_0_or_1():
+    logits, labels = 3 * normal(50, 7), torch.arange(50) % 7
+    p = logits.softmax(1)[torch.arange(50), labels]
+    assert torch.allclose(scaled_confidence(logits, labels), (p / (1 - p)).log())
+    sure = scaled_confidence(torch.tensor([[900.0, 0.0], [900.0, 0.0]]), torch.tensor([0, 1]))
+    assert sure.tolist() == [900.0, -900.0]
+
+
+def test_each_image_is_in_half_of_the_models_and_no_two_models_have_the_same():
+    members = halves(images=300, models=8, seed=3)
+    assert (members.sum(0) == 4).all() and members.shape == (8, 300)
+    assert len({tuple(row) for row in members.tolist()}) == 8
+    # each pair of models shares a quarter of the images, about: 3/14 of all, as 4 of 8 are drawn
+    shared = members.double() @ members.double().T / 300
+    assert (shared[~torch.eye(8, dtype=torch.bool)] - 3 / 14).abs().max() < 0.09
+    assert torch.equal(members, halves(300, 8, 3)) and not torch.equal(members, halves(300, 8, 4))
+
+
+@pytest.mark.parametrize("models", [0, 2, 4, 7])
+def test_too_few_models_or_an_odd_number_are_refused(models):
+    with refused(f"an audit cannot have {models} models", "an even number from 6 on"):
+        halves(10, models, 0)
+
+
+def test_a_canary_has_any_wrong_label_and_all_others_have_theirs():
+    right = torch.arange(3000) % 5
+    labels, wrong = mislabel(right, 5, 1000, 0)
+    assert wrong.sum() == 1000 and torch.equal(labels != right, wrong)
+    shifts = torch.bincount((labels - right)[wrong] % 5, minlength=5)
+    assert shifts[0] == 0 and (shifts[1:] > 200).all()
+    assert torch.equal(right, torch.arange(3000) % 5)  # what was given is as it was
+    assert not mislabel(right, 5, 0, 0)[1].any()
+    with refused("3001 of 3000 images cannot be mislabelled"):
+        mislabel(right, 5, 3001, 0)
+
+
+def test_the_likelihood_ratio_is_that_of_gaussians_fitted_to_the_other_models_one_by_one():
+    scores, members = normal(8, 20), halves(20, 8, 0)
+    found = lira(scores, members)
+    for target in range(8):
+        others = [m for m in range(8) if m != target]
+        fits = {}
+        for inside in (True, False):
+            values = [
+                [float(scores[m, i]) for m in others if bool(members[m, i]) == inside]
+                for i in range(20)
+            ]
+            squares = sum(sum((v - np.mean(one)) ** 2 for v in one) for one in values)
+            deviation = math.sqrt(squares / sum(len(one) - 1 for one in values))
+            fits[inside] = [stats.norm(np.mean(one), deviation) for one in values]
+        for i in range(20):
+            ratio = fits[True][i].logpdf(scores[target, i]) - fits[False][i].logpdf(
+                scores[target, i]
+            )
+            assert float(found[target, i]) == pytest.approx(ratio)
+
+
+def test_no_model_is_attacked_with_what_is_known_of_itself():
+    scores, members = normal(6, 10), halves(10, 6, 0)
+    other = members.clone()
+    other[2] = ~other[2]
+    assert torch.equal(lira(scores, members)[2], lira(scores, other)[2])
+    assert not torch.equal(lira(scores, members)[1], lira(scores, other)[1])
+
+
+def test_how_much_closer_an_image_is_than_to_the_sets_of_the_others():
+    distances = torch.tensor([[1.0, 5.0], [3.0, 6.0], [5.0, 10.0]])
+    assert closer(distances).tolist() == [[3.0, 3.0], [0.0, 1.5], [-3.0, -4.5]]
+
+
+def planted(shift, spread=5.0, models=16, images=200):
+    """Scores to which being a member adds `shift`; images differ by `spread`, models by 1."""
+    members = halves(images, models, 0)
+    return normal(models, images) + spread * normal(images, seed=1) + shift * members, members
+
+
+def test_planted_members_are_found_by_lira_and_hardly_by_a_threshold():
+    scores, members = planted(3.0)
+    threshold, ratio = leak(scores, members), leak(lira(scores, members), members)
+    assert ratio.auc > 0.95 and ratio.tpr[0] > 0.4
+    assert threshold.auc < 0.75 and threshold.tpr[0] < 0.1
+    # with all known exactly, the area is that of two Gaussians three deviations apart
+    best = leak(scores - 5.0 * normal(200, seed=1), members).auc
+    assert best == pytest.approx(stats.norm.cdf(3 / math.sqrt(2)), abs=0.01)
+    assert ratio.auc < best
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_nothing_leaks_the_area_is_one_half_and_errors_are_as_many_as_hits(seed):
+    members = halves(500, 16, seed)
+    scores = normal(16, 500, seed=seed) + 5.0 * normal(500, seed=seed + 10)
+    for attack in (scores, lira(scores, members)):
+        found = leak(attack, members)
+        assert found.auc == pytest.approx(0.5, abs=0.02)
+        assert found.auc_interval[0] < 0.5 < found.auc_interval[1]
+        assert found.tpr[0] == pytest.approx(0.01, abs=0.006)
+        assert found.tpr[1] < 0.004
+
+
+def test_a_single_planted_member_is_the_first_that_is_named():
+    members = halves(100, 8, 0)
+    scores = normal(8, 100)
+    scores[:, 7] += 40 * members[:, 7]
+    found = lira(scores, members)
+    for target in range(8):
+        best = found[target].argmax() if members[target, 7] else found[target].argmin()
+        assert best == 7
+
+
+# The curve
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_the_curve_is_what_counting_at_each_threshold_gives(levels):
+    scores = (normal(400) * levels / 5).round()
+    positive = normal(400, seed=1) + scores / levels > 0
+    fpr, tpr = roc(scores, positive)
+    assert fpr[0] == tpr[0] == 0 and fpr[-1] == tpr[-1] == 1
+    counted = [
+        (
+            float((scores[~positive] >= at).double().mean()),
+            float((scores[positive] >= at).double().mean()),
+        )
+        for at in sorted(set(scores.tolist()), reverse=True)
+    ]
+    assert torch.stack([fpr, tpr], 1)[1:].numpy() == pytest.approx(np.array(counted))
+    pairs = stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
+    assert area(fpr, tpr) == pytest.approx(pairs / (positive.sum() * (~positive).sum()))
+    for rate in (0.001, 0.01, 0.1, 0.5):
+        reached = [hit for false, hit in counted if false <= rate]
+        assert tpr_at(rate, fpr, tpr) == pytest.approx(max(reached, default=0))
+
+
+def test_scores_that_are_all_equal_say_nothing():
+    found = roc(torch.zeros(10), torch.arange(10) < 3)
+    assert area(*found) == 0.5 and tpr_at(0.99, *found) == 0
+
+
+def test_the_interval_is_as_wide_as_the_estimate_varies_over_fresh_data():
+    areas, found = [], leak(normal(6, 40), halves(40, 6, 0))
+    for seed in range(60):
+        members = halves(40, 6, seed)
+        found = leak(normal(6, 40, seed=seed) + members, members, seed=seed)
+        areas.append(found.auc)
+    low, high = found.auc_interval
+    assert 0.7 < (high - low) / (2 * 1.96 * np.std(areas)) < 2
+    assert found.positives == found.negatives == 120
+    assert np.mean(found.aucs) == pytest.approx(found.auc, abs=0.05)
+
+
+def test_an_attack_that_has_nothing_to_find_in_a_model_is_refused():
+    members = halves(10, 6, 0)
+    members[3] = False
+    with refused("only where each model has members and others"):
+        leak(normal(6, 10), members)
+
+
+# Audits
+
+
+def test_a_copy_is_at_distance_0_exactly():
+    images = 100 * normal(30, 3, 8, 8).float()
+    assert (nearest(images, images[10:12]) == 0).tolist() == [i in (10, 11) for i in range(30)]
+    assert nearest(torch.zeros(1, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]], [[[6.0, 8.0]]]])) == 5
+
+
+def test_a_model_is_made_from_its_half_alone(npz):
+    data = load(npz)
+    pool = draw_pool(data, DESIGN, 0)
+    assert pool.data.validation is None and len(pool.data.train.labels) == 24
+    one, two = pool.half(0), pool.half(1)
+    assert torch.equal(one.train.images, pool.data.train.images[pool.members[0]])
+    assert torch.equal(one.train.labels, pool.data.train.labels[pool.members[0]])
+    assert len({one.sha256, two.sha256, data.sha256}) == 3
+    # another label is another half
+    labels = pool.data.train.labels.clone()
+    labels[pool.members[0].nonzero()[0]] ^= 1
+    train = pool.data.train._replace(labels=labels)
+    assert replace(pool, data=replace(pool.data, train=train)).half(0).sha256 != one.sha256
+
+
+def test_a_network_that_has_learned_its_half_by_heart_gives_its_canaries_away(tmp_path):
+    path = write_npz(tmp_path, classes=2, size=8, per_class=60)
+    how = {"protocol": Protocol(epochs=400, batch=20, augment=False, weight_decay=0.0)}
+    network = ddpp.NetworkConfig(width=16, depth=1)
+    base = small(path, "random")
+    base = replace(base, teachers=replace(base.teachers, network=network), **how)
+    design = Design(images=60, canaries=60, models=8, whole=True)
+    found = audit(base, tmp_path / "audit", design, device="cpu", saving=QUIET)
+    assert found.canaries["lira"].auc > 0.8
+    assert found.canaries["lira"].auc > found.all["lira"].auc - 0.02
+    assert found.start["nearest"].auc == 1  # the half itself
+    # the same networks, and members drawn by lot: nothing is found
+    seen = seen_of(base, tmp_path / "audit", design)
+    blind = judge(replace(seen, members=halves(120, 8, 5)))
+    assert blind.all["loss"].auc == pytest.approx(0.5, abs=0.06)
+    assert blind.canaries["loss"].auc == pytest.approx(0.5, abs=0.12)
+
+
+def seen_of(base, folder, design):
+    """What the attacks of a finished audit saw."""
+    data = ddpp.load_data(base.data, zca=base.zca, validation=0, device="cpu")
+    pool = draw_pool(data, design, base.distill.seed)
+    each = [auditing.files.read(path, auditing.KIND)[0] for path in sorted(folder.glob("model*"))]
+    return auditing.gather(pool, each)
+
+
+@pytest.mark.parametrize(
+    ("method", "init", "started"),
+    [
+        ("random", None, True),
+        ("mtt", "real", True),
+        ("dm", "noise", False),
+        ("mtt", "noise", False),
+    ],
+)
+def test_a_set_that_started_from_photographs_says_which_and_one_from_noise_started_from_none(
+    npz, tmp_path, method, init, started
+):
+    base = small(npz, method, **({"init": init} if init else {}))
+    found = audit(base, tmp_path / "audit", DESIGN, device="cpu", saving=QUIET)
+    assert bool(found.start) == started
+    assert len(found.accuracies) == 6
+    seen = seen_of(base, tmp_path / "audit", DESIGN)
+    assert (seen.start.sum(1) == (2 if started else 0)).all()
+    assert not (seen.start & ~seen.members).any()
+    made = ddpp.DistilledDataset.load(tmp_path / "audit" / "set03.safetensors")
+    data = ddpp.load_data(npz, zca=False, validation=0, device="cpu")
+    pool = draw_pool(data, DESIGN, 0)
+    for i in (0, 7, 20):
+        image, label = (part[i] for part in pool.data.train)
+        own = made.images[made.labels == label]
+        assert seen.distance[3, i] == pytest.approx(
+            float((own - image).flatten(1).norm(dim=1).min())
+        )
+    if method == "random":
+        assert found.start["nearest"].auc == 1
+
+
+def test_an_audit_that_was_killed_goes_on_to_the_same_numbers(npz, tmp_path):
+    base = small(npz)
+    whole = audit(base, tmp_path / "whole", DESIGN, device="cpu", saving=QUIET)
+
+    def stop(line):
+        if line.startswith("model 3 of 6"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(base, tmp_path / "a", DESIGN, device="cpu", saving=replace(QUIET, report=stop))
+    assert audit(base, tmp_path / "a", DESIGN, device="cpu", saving=QUIET) == whole
+    for path in (tmp_path / "whole").glob("model*"):
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+    assert read_audit(tmp_path / "a" / "audit.json") == whole
+    before = contents(tmp_path / "a")
+    with refused("holds the audit of another run", "canaries was 12 and is 11"):
+        audit(base, tmp_path / "a", replace(DESIGN, canaries=11), device="cpu", saving=QUIET)
+    assert contents(tmp_path / "a") == before
+    (tmp_path / "a" / "audit.json").unlink()
+    with refused("model00.safetensors is of another audit", "seed was 0 and is 1"):
+        audit(small(npz, seed=1), tmp_path / "a", DESIGN, device="cpu", saving=QUIET)
+    (tmp_path / "a" / "audit.json").write_text("[]")
+    with refused("is where the report belongs, but is another file"):
+        audit(base, tmp_path / "a", DESIGN, device="cpu", saving=QUIET)
+    with refused("is not the report of an audit"):
+        read_audit(tmp_path / "a" / "audit.json")
+
+
+def test_audits_share_teachers_of_the_same_half(npz, tmp_path):
+    for init in ("real", "noise"):
+        how = {"teachers": tmp_path / "teachers", "device": "cpu", "saving": QUIET}
+        audit(small(npz, init=init), tmp_path / init, DESIGN, **how)
+    assert len(list((tmp_path / "teachers").glob("teachers-*"))) == DESIGN.models
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images": 13}, "has 12 training images, fewer than the 13"),
+        ({"canaries": 25}, "25 of 24 images cannot be mislabelled"),
+        ({"canaries": 1}, "a half has none or all of the canaries: audit more canaries"),
+        ({"models": 5}, "an audit cannot have 5 models"),
+        ({"images": 0}, "the audit's images is 0"),
+        ({"canaries": -1}, "the audit's canaries is -1"),
+    ],
+)
+def test_an_audit_that_cannot_be_made_is_refused(npz, tmp_path, changes, words):
+    with refused(words):
+        audit(small(npz), tmp_path / "a", replace(DESIGN, **changes), device="cpu", saving=QUIET)
+
+
+def test_the_command_says_what_each_attack_finds(npz, tmp_path, capsys):
+    more = ("--images", 12), ("--canaries", 12), ("--models", 6)
+    line = [str(word) for word in command(npz, tmp_path / "a", *more, verb="audit")]
+    assert main(line) == 0
+    out = capsys.readouterr().out
+    assert "model 6 of 6: " in out and "AUC (95 % interval)" in out and "canaries, lira" in out
+    report = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert report["asked"]["design"]["models"] == 6 and "commit" in report
+    assert len(report["found"]["all"]["lira"]["curve"]) == len(membership.GRID)
+    assert main([*line, "--seed", "1"]) == 1
+    assert "holds the audit of another run" in capsys.readouterr().err
+
+
+# The start from noise
+
+
+def test_images_that_start_as_noise_are_no_photographs_and_are_another_run(data, teachers):
+    made = {
+        init: ddpp.distill(data, teachers, replace(CONFIG, init=init), progress=False)
+        for init in ("real", "noise")
+    }
+    assert torch.equal(made["real"].at(0).images, data.draw(CONFIG.ipc, CONFIG.seed).images)
+    noise = made["noise"].at(0).images
+    assert torch.equal(noise, data.draw(CONFIG.ipc, CONFIG.seed).as_noise(CONFIG.seed).images)
+    assert nearest(noise, data.train.images).min() > 1
+    assert torch.equal(made["noise"].labels, made["real"].labels)
+    assert "init" not in made["real"].provenance["config"]  # as files of before
+    assert made["noise"].provenance["config"]["init"] == "noise"
+    with refused("unknown init 'nose': did you mean 'noise'?"):
+        ddpp.distill(data, teachers, replace(CONFIG, init="nose"), progress=False)
