@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import statistics
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
@@ -11,6 +12,8 @@ import yaml
 from ddpp import experiments
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PAPER
+from ddpp.foundation.identity import as_in_files
+from tools.memories import memories
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -160,3 +163,38 @@ def test_chapter_16_says_what_the_audits_found():
         assert said in text, said
     lowest = min(found, key=lambda name: leak(name, "loss").auc)
     assert lowest == "random" == max(found, key=lambda name: leak(name, "loss").tpr[1])
+
+
+def test_chapter_14_says_what_the_memories_reached():
+    cells = json.loads((ROOT / "notebooks" / "14_remembering.ipynb").read_text())["cells"]
+    pages = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    text = " ".join(" ".join(pages).split())
+    rows = experiments.read_memories(ROOT / "results" / "memory")
+    asked = [settings for _, settings, _ in memories()]
+    stored = [json.loads(path.read_text()) for path in (ROOT / "results/memory").glob("*.json")]
+    assert {json.dumps(report["asked"]["recipe"], sort_keys=True) for report in stored} == {
+        json.dumps(as_in_files(asdict(replace(settings, validation=0.0))), sort_keys=True)
+        for settings in asked
+    }
+    found = {(row["method"], row["ipc"], row["seed"]): row["accuracy"] for row in rows}
+    mean = lambda method: statistics.fmean(found[method, 1, order] for order in range(5))
+
+    def gain(method, ipc):
+        orders = range(5)
+        return experiments.Difference(
+            tuple(found[method, ipc, i] - found["random", ipc, i] for i in orders)
+        )
+
+    ends = lambda gain: "({:.1f} to {:.1f})".format(*gain.interval)
+    few, many, below = gain("dm", 1), gain("dm", 10), gain("ddpp", 10)
+    low, high = below.interval
+    for said in (
+        f"ends {few.mean:.1f} points higher {ends(few)}",
+        f"{gain('mtt', 1).mean:.1f} and {gain('ddpp', 1).mean:.1f}.",
+        f"Herding's gain of {gain('herding', 1).mean:.1f} is",
+        f"is {many.mean:.1f} points better than photographs {ends(many)}",
+        f"which is made of photographs, {gain('herding', 10).mean:.1f}.",
+        f"*below* random photographs, by {-below.mean:.1f} points ({-high:.1f} to {-low:.1f})",
+        f"end at {mean('mtt'):.1f} and {mean('ddpp'):.1f} %",
+    ):
+        assert said in text, said

@@ -5,7 +5,7 @@ from ddpp.experiments.comparing import Comparison, Difference, compare, comparis
 from ddpp.experiments.lists import Run, elsewhere, home, runs, select, settings
 from ddpp.experiments.queue import overview, reproduce
 from ddpp.experiments.queues import read_queue
-from ddpp.experiments.remembering import class_tasks, remember
+from ddpp.experiments.remembering import class_tasks, read_memories, remember
 from ddpp.experiments.results import read, read_result, read_row
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "overview",
     "read",
     "read_audit",
+    "read_memories",
     "read_queue",
     "read_result",
     "read_row",
