@@ -1,8 +1,9 @@
 """What distilled sets cost to store: `python -m tools.storage`.
 
 Stored sets of results/smoke/regimes, five seeds each, are written in every form of FORMS, read
-back, and trained on. Beside them are as many photographs, the photographs that take the same bytes,
-and all photographs. Half an hour of one core; a stopped call resumes.
+back, and trained on. Beside them are as many photographs, as in the reports of the sets, the
+photographs that take the same bytes, and all photographs. Half an hour of one core; a stopped call
+resumes.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from ddpp.data import ImageData, images, load_data
 from ddpp.data.whitening import Whitening
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol
+from ddpp.experiments.results import read_row
 from ddpp.experiments.run import commit, provenance
 from ddpp.foundation import files
 from ddpp.judging import FORMS, Networks, Stored, open_set, picture_bytes, store, write_sheet
@@ -33,23 +35,20 @@ SETS = {  # images per class: the file of a seed, by the paper's rule
     1: "results/smoke/regimes/long-signed-0.1-40-seed{}.safetensors",
 }
 SEEDS = (0, 1, 2, 3, 4)
-OWN = {10: Networks(Protocol(epochs=60), 3), 1: Networks(Protocol(epochs=200), 3)}  # as in reports
-# photographs, with the field's rate, need longer
-LONG = Networks(Protocol(epochs=200), 3)
-ONE = {10: Networks(Protocol(epochs=200), 1), 1: LONG}  # where the photographs are many
-ALL, RATE = Networks(Protocol(epochs=30), 1), 0.02  # all photographs: 18 updates per epoch
+# as in the reports of the sets
+OWN = {10: Networks(Protocol(epochs=60), 2), 1: Networks(Protocol(epochs=200), 2)}
+LONG = Networks(Protocol(epochs=200), 1)  # for the photographs that take the same bytes
+ALL, RATE = Networks(Protocol(epochs=20), 1), 0.02  # all photographs: 18 updates per epoch
 QUALITY = 80  # of the photographs that take the same bytes: the usual one of WebP
-LATER = "webp 50"
+FIRST = ("file", "bare file", "compact", "result", "webp", "webp 90", "png")
 
 
 def measurements() -> Iterator[tuple[str, int, int]]:
     """List (what, images per class, seed), the most valuable first."""
-    forms = [form for form in FORMS if form != LATER]
-    yield from ((form, ipc, seed) for seed in SEEDS for ipc in SETS for form in forms)
-    yield "all photographs", 0, 0
-    for what in ("photographs", "same bytes", LATER):
-        yield from ((what, ipc, seed) for seed in SEEDS for ipc in SETS)
-    yield from (("all photographs", 0, seed) for seed in SEEDS[1:3])
+    later = [form for form in FORMS if form not in FIRST]
+    for forms in ((*FIRST, "photographs"), ["all photographs"], ["same bytes"], later):
+        seeds, sizes = (SEEDS, (1, 10)) if forms != ["all photographs"] else (SEEDS[:1], (0,))
+        yield from ((form, ipc, seed) for seed in seeds for ipc in sizes for form in forms)
 
 
 def fit_once() -> None:
@@ -69,15 +68,20 @@ def measure(what: str, ipc: int, seed: int, folder: Path) -> dict:
     """Measure one form of one set, or photographs; return a row."""
     if what == "all photographs":
         return _all(seed)
-    opened = open_set(SETS[ipc].format(seed), device="cpu")
-    distilled, form, networks = opened.distilled, what, OWN[ipc]
+    path = Path(SETS[ipc].format(seed))
+    opened = open_set(path, device="cpu")
+    distilled = opened.distilled
     if what == "photographs":
-        distilled, form, networks = _photographs(opened.data, ipc, seed), "webp", LONG
+        real = store(_photographs(opened.data, ipc, seed), "webp", _empty(folder), DATA)
+        known = read_row(path.with_suffix(".json"))
+        made = {"images": len(real.distilled), "bytes": real.bytes}
+        epochs = known["recipe"]["protocol"]["epochs"]
+        return made | {"accuracies": known["random"]["final"], "epochs": epochs}
     if what == "same bytes":
         budget = store(distilled, "webp", _empty(folder), DATA).bytes
         return _same_bytes(opened.data, ipc, seed, budget, folder)
-    stored = store(distilled, form, _empty(folder), DATA)
-    row = _row(stored, seed, networks)
+    stored = store(distilled, what, _empty(folder), DATA)
+    row = _row(stored, seed, OWN[ipc])
     alike = stored.distilled.whitening.kind == distilled.whitening.kind
     return row | ({"error": stored.error(distilled)} if alike else {})
 
@@ -113,7 +117,7 @@ def _same_bytes(data: ImageData, ipc: int, seed: int, budget: int, folder: Path)
         low, high = (middle, high) if taken(middle) <= budget else (low, middle)
     size = taken(low)
     read = open_set(path, DATA, device="cpu")
-    return _row(Stored(size, read.distilled, read.data), seed, ONE[ipc])
+    return _row(Stored(size, read.distilled, read.data), seed, LONG)
 
 
 def _all(seed: int) -> dict:
