@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -25,7 +26,16 @@ from ddpp.evaluating import Protocol
 from ddpp.experiments.results import read_row
 from ddpp.experiments.run import commit, provenance
 from ddpp.foundation import files
-from ddpp.judging import FORMS, Networks, Stored, open_set, picture_bytes, store, write_sheet
+from ddpp.judging import (
+    FORMS,
+    Networks,
+    Opened,
+    Stored,
+    open_set,
+    picture_bytes,
+    store,
+    write_sheet,
+)
 from ddpp.networks import NetworkConfig
 from tools.commands import run
 
@@ -69,7 +79,7 @@ def measure(what: str, ipc: int, seed: int, folder: Path) -> dict:
     if what == "all photographs":
         return _all(seed)
     path = Path(SETS[ipc].format(seed))
-    opened = open_set(path, device="cpu")
+    opened = _opened(path)
     distilled = opened.distilled
     if what == "photographs":
         real = store(_photographs(opened.data, ipc, seed), "webp", _empty(folder), DATA)
@@ -84,6 +94,11 @@ def measure(what: str, ipc: int, seed: int, folder: Path) -> dict:
     row = _row(stored, seed, OWN[ipc])
     alike = stored.distilled.whitening.kind == distilled.whitening.kind
     return row | ({"error": stored.error(distilled)} if alike else {})
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path) -> Opened:
+    return open_set(path, device="cpu")
 
 
 def _row(stored: Stored, seed: int, networks: Networks) -> dict:
