@@ -50,15 +50,15 @@ OWN = {10: Networks(Protocol(epochs=60), 2), 1: Networks(Protocol(epochs=200), 2
 LONG = Networks(Protocol(epochs=200), 1)  # for the photographs that take the same bytes
 ALL, RATE = Networks(Protocol(epochs=20), 1), 0.02  # all photographs: 18 updates per epoch
 QUALITY = 80  # of the photographs that take the same bytes: the usual one of WebP
-FIRST = ("file", "bare file", "compact", "result", "webp", "webp 90", "png")
+FIRST = ("file", "bare file", "compact", "result", "webp", "webp 90", "png", "photographs")
 
 
 def measurements() -> Iterator[tuple[str, int, int]]:
     """List (what, images per class, seed), the most valuable first."""
-    later = [form for form in FORMS if form not in FIRST]
-    for forms in ((*FIRST, "photographs"), ["all photographs"], ["same bytes"], later):
-        seeds, sizes = (SEEDS, (1, 10)) if forms != ["all photographs"] else (SEEDS[:1], (0,))
-        yield from ((form, ipc, seed) for seed in seeds for ipc in sizes for form in forms)
+    yield from ((form, ipc, seed) for seed in SEEDS for ipc in (1, 10) for form in FIRST)
+    yield "all photographs", 0, 0
+    later = ("same bytes", *(form for form in FORMS if form not in FIRST))
+    yield from ((what, ipc, seed) for what in later for ipc in (1, 10) for seed in SEEDS)
 
 
 def fit_once() -> None:

@@ -89,7 +89,9 @@ class Networks:
 
     protocol: Protocol
     repeats: int
-    _known: dict[str, tuple[list[Tensor], float]] = field(default_factory=dict, repr=False)
+    _known: dict[str, tuple[list[Tensor], float]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def test(self, stored: Stored, seed: int) -> tuple[list[float], float]:
         """Train on a set, and test on real images.
