@@ -398,7 +398,8 @@ def export(
 
     Args:
         file: the distilled file, a checkpoint, or a result under results/
-        kind: beard or eccv, for these judges; pt, tensors; hf, for the Hugging Face Hub; or compact
+        kind: beard or eccv, for these judges; pt, tensors; hf, for the Hugging Face Hub; compact, a
+            smaller file; or webp, one picture without the whitening
         out: the folder; None: beside the file
     """
     out = out or file.with_name(f"{file.stem}-{kind}")

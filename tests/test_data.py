@@ -61,6 +61,13 @@ def test_zca_follows_its_definition():
     assert torch.allclose(fit_zca(images).matrix.double(), expected, atol=1e-5)
 
 
+def test_a_whitening_that_stays_where_it_is_keeps_its_inverse():
+    whitening = fit_zca(torch.rand(20, 1, 4, 4))
+    inverse = whitening.inverse
+    assert whitening.to("cpu").inverse is inverse
+    assert whitening.to("meta").mean.device.type == "meta"
+
+
 @pytest.mark.parametrize("fit", [fit_zca, fit_channels])
 def test_whitening_survives_a_file(fit):
     images = torch.rand(50, 3, 4, 4, generator=generator(2))

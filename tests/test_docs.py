@@ -89,6 +89,57 @@ def test_chapter_5_says_what_the_committed_bench_measured():
     assert f"falls from {walk[0]['time_ratio']:.2f} to {walk[-1]['time_ratio']:.2f}" in chapter
 
 
+def storage():
+    """{(form, images per class): {seed: row}} of the stored forms, and each form's differences."""
+    rows = json.loads((ROOT / "results" / "smoke" / "storage" / "forms.json").read_text())["rows"]
+    found = {}
+    for row in rows:
+        found.setdefault((row["form"], row["ipc"]), {})[row["seed"]] = row
+    mean = lambda key, seed: statistics.fmean(found[key][seed]["accuracies"])
+    gains = {
+        (form, ipc): experiments.Difference(
+            tuple(mean((form, ipc), s) - mean(("file", ipc), s) for s in found[form, ipc])
+        )
+        for form, ipc in found
+        if ipc
+    }
+    return found, gains
+
+
+def test_the_pages_say_what_storage_takes():
+    found, gains = storage()
+    chapter = (ROOT / "notebooks" / "11_your_own_images.ipynb").read_text()
+    chapter = " ".join(chapter.replace('\\n",', "").replace('"', "").split()).replace(
+        " points (", " ("
+    )
+    for form in ("webp", "webp 90", "webp 50", "png"):
+        for ipc in (1, 10):
+            assert {*found[form, ipc]} == {*found["file", ipc]} == {*range(5)}
+            assert gains[form, ipc].text(1) in chapter, (form, ipc)
+    using = (ROOT / "book" / "using.md").read_text()
+    ten = gains["webp", 10].text(1).replace("(", "points (").replace(")", ", five seeds)")
+    assert ten in using and "167 kB instead of 39 MB" in using
+    for ipc in (1, 10):
+        more = gains["same bytes", ipc].text(1).replace(" (", ", ")
+        assert more in chapter, more
+    middle = lambda form, ipc, key: statistics.median(r[key] for r in found[form, ipc].values())
+    assert [round(middle("webp", ipc, "bytes") / 1000) for ipc in (1, 10)] == [21, 167]
+    assert round(middle("bare file", 10, "bytes") / 1e6) == 39
+    assert f"{middle('compact', 10, 'bytes') / 1e6:.1f} MB, is as large as all" in chapter
+    (every,) = found["all photographs", 0].values()
+    assert f"({every['bytes'] / 1e6:.1f} MB)" in chapter
+    assert f"({every['bytes_as']['jpeg 90'] / 1e6:.1f} MB, quality 90)" in chapter
+    assert f"reach {every['accuracies'][0]:.0f} % in {every['seconds']:.0f} s" in chapter
+    assert f"took {middle('same bytes', 10, 'seconds'):.0f} s" in chapter
+    # what the text concludes from them
+    for ipc in (1, 10):
+        assert gains["bare file", ipc].mean == gains["result", ipc].mean == 0
+        low, high = gains["webp", ipc].interval
+        assert low < 0 < high and abs(gains["webp", ipc].mean) < 0.1
+    assert gains["png", 10].interval[1] < 0 < gains["png", 1].interval[1]
+    assert gains["same bytes", 10].interval[0] > 0 > gains["same bytes", 1].interval[1]
+
+
 def test_the_deviations_page_lists_the_settings_that_are_used():
     page = (ROOT / "book" / "deviations.md").read_text()
     for (name, ipc), (j, k, start, image_lr, alpha_lr, alpha0, _) in PAPER.items():

@@ -278,6 +278,40 @@ def leaks(audits: Mapping[str, Audit], group: str, attacks: Sequence[str]) -> st
     return _markdown(lines)
 
 
+def forms(rows: Sequence[dict], ipc: int, names: Mapping[str, str]) -> str:
+    """Return a table, in Markdown, of what a set takes and is worth in each form of its storage.
+
+    - rows: of `tools/storage.py`.
+    - ipc: images per class of the set; rows of all photographs have 0, and are shown, too.
+    - names: {form: how the table calls it}, in the table's order; those without rows are left out.
+
+    Differences are to the file of the same seed, with 95 % intervals. Bytes and the processor's
+    seconds of one training are medians over seeds.
+    """
+    head = ("", "images", "kB", "accuracy (%)", "difference (points)", "seconds", "seeds")
+    lines, means = [head, ["---"] * len(head)], {}
+    for row in rows:
+        if row["ipc"] in (ipc, 0):
+            of = means.setdefault(row["form"], {})
+            of[row["seed"]] = row | {"mean": statistics.fmean(row["accuracies"])}
+    base = means.get("file", {})
+    for form, name in names.items():
+        if not (of := means.get(form)):
+            continue
+        values = [row["mean"] for row in of.values()]
+        both = [seed for seed in of if seed in base and form not in ("file", "all photographs")]
+        gain = tuple(of[s]["mean"] - base[s]["mean"] for s in both)
+        middle = lambda key, of=of: statistics.median(row[key] for row in of.values())
+        spent = f"{middle('seconds'):.0f}" if all("seconds" in row for row in of.values()) else ""
+        line = [name, f"{middle('images'):.0f}", f"{middle('bytes') / 1000:,.0f}"]
+        line += [
+            _show(statistics.fmean(values), spread(values)),
+            Difference(gain).text() if gain else "",
+        ]
+        lines.append([*line, spent, str(len(of))])
+    return _markdown(lines)
+
+
 def costs(rows: Sequence[dict]) -> str:
     """Return a table, in Markdown, of what each run took: hours per stage, device, versions, date.
 

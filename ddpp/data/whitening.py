@@ -62,7 +62,9 @@ class Whitening:
         return alike and all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
 
     def to(self, device: torch.device | str) -> "Whitening":
-        """Move all tensors to a device."""
+        """Move all tensors to a device; where they are there, this keeps its inverse, too."""
+        if self.mean.device == torch.device(device):
+            return self
         return Whitening.from_tensors({name: t.to(device) for name, t in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:

@@ -83,12 +83,7 @@ def rejoin(file: files.Lazy, data: ImageData, network: dict) -> DistilledDataset
     Raises Error for other data or other preprocessing.
     """
     tensors, meta = dict(file), file.meta
-    made_from = meta["provenance"]["data"]
-    if {key: made_from[key] for key in data.identity} != data.identity:
-        raise Error(
-            f"{file.path} was made from {made_from['name']}, or from other preprocessing: load "
-            "that data"
-        )
+    check_source(file.path, meta["provenance"], data)
     return DistilledDataset(
         images=tensors["images"],
         labels=tensors["labels"],
@@ -102,6 +97,18 @@ def rejoin(file: files.Lazy, data: ImageData, network: dict) -> DistilledDataset
         formation=meta.get("formation", 1),
         state=state_in(tensors, meta),
     )
+
+
+def check_source(path: Path, provenance: dict, data: ImageData) -> None:
+    """Raise an Error if a file without preprocessing was not made from this data.
+
+    - path, provenance: of the file.
+    """
+    made_from = provenance["data"]
+    if {key: made_from.get(key) for key in data.identity} != data.identity:
+        raise Error(
+            f"{path} was made from {made_from['name']}, or from other preprocessing: load that data"
+        )
 
 
 def read_row(path: Path) -> dict:

@@ -3,17 +3,28 @@
 from ddpp.judging.cards import card
 from ddpp.judging.exporting import export
 from ddpp.judging.opening import Opened, open_set
+from ddpp.judging.sheets import Sheet, read_sheet, write_sheet
+from ddpp.judging.storing import FORMS, Form, Networks, Stored, picture_bytes, store
 from ddpp.judging.tensors import Found, read_tensors
 from ddpp.judging.verdicts import Judged, judge, report
 
 __all__ = [
+    "FORMS",
+    "Form",
     "Found",
     "Judged",
+    "Networks",
     "Opened",
+    "Sheet",
+    "Stored",
     "card",
     "export",
     "judge",
     "open_set",
+    "picture_bytes",
+    "read_sheet",
     "read_tensors",
     "report",
+    "store",
+    "write_sheet",
 ]

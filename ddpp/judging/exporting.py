@@ -16,6 +16,7 @@ from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.judging.cards import card
 from ddpp.judging.opening import PUBLISHED
+from ddpp.judging.sheets import ENDING, write_sheet
 
 Written = tuple[list[Path], list[str]]  # files, and what to know about them
 
@@ -30,7 +31,8 @@ def export(
       in natural colours. "beard": for the benchmark BEARD, images_best.pt and labels_best.pt,
       standardized by channel. "eccv": for the ECCV 2024 challenge, one tensor, sorted by class,
       standardized. "hf": train.parquet for Hugging Face's `datasets`, with a README.md, the compact
-      set and its picture. "compact": distilled.safetensors in a quarter of the bytes.
+      set and its picture. "compact": distilled.safetensors in a quarter of the bytes. "webp":
+      distilled.webp, one picture of 8 bits, without the whitening.
     - report: what `ddpp distill` wrote beside the set, for the README.md.
     - folder: existing files of these names are replaced.
 
@@ -38,11 +40,11 @@ def export(
     take this form.
     """
     write = KINDS[choose("kind of export", kind, KINDS)]
-    if distilled.formation > 1 and kind != "compact":
+    if distilled.formation > 1 and kind not in OWN:
         raise Error(
             f"each image of this set holds {distilled.formation**2} pictures, which other code "
-            "would take for one: export it as compact, or in Python unfolded(), which has so many "
-            "times as many images"
+            "would take for one: export it as compact or webp, or in Python unfolded(), which has "
+            "so many times as many images"
         )
     Path(folder).mkdir(parents=True, exist_ok=True)
     return write(distilled.to("cpu"), Path(folder), report)
@@ -121,6 +123,11 @@ def _compact(distilled: DistilledDataset, folder: Path, report: Mapping | None) 
     return [path], ["images and alpha are exact; the whitening is in half precision"]
 
 
+def _webp(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
+    write_sheet(distilled, path := folder / f"distilled{ENDING}")
+    return [path], ["pixels of 8 bits; the whitening is left out, and fitted anew from the data"]
+
+
 def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
     try:
         import pyarrow  # pyright: ignore[reportMissingImports]
@@ -163,4 +170,6 @@ KINDS: dict[str, Callable[[DistilledDataset, Path, Mapping | None], Written]] = 
     "pt": _pt,
     "hf": _hf,
     "compact": _compact,
+    "webp": _webp,
 }
+OWN = ("compact", "webp")  # which ddpp itself reads, so that nothing is taken for something else

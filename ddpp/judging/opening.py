@@ -16,6 +16,7 @@ from ddpp.experiments.results import rejoin
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.loop import KIND as CHECKPOINT
+from ddpp.judging.sheets import ENDING, Sheet, read_sheet
 from ddpp.judging.tensors import FOREIGN, Found, read_tensors
 from ddpp.networks import NetworkConfig
 
@@ -50,8 +51,8 @@ def open_set(
 ) -> Opened:
     """Open a distilled set of any of the known kinds.
 
-    - path: a file of `DistilledDataset.save`, a checkpoint, a result under results/, or what
-      `read_tensors` reads.
+    - path: a file of `DistilledDataset.save`, a checkpoint, a result under results/, a sheet of
+      `write_sheet`, or what `read_tensors` reads.
     - data: the data set that it stands for, as in `load_data`. Default: what a file of ddpp names.
     - space: of the pixels: "raw" (0 to 1, or 0 to 255), "standardized" (by channel) or "whitened"
       (ZCA). Default: recognized from their statistics, else Error. A file of ddpp says it itself.
@@ -93,15 +94,14 @@ def open_set(
 
 
 def load_set(path: str | Path, root: str | Path = "data") -> DistilledDataset:
-    """Read a file that ddpp has written; only the preprocessing of a result needs its data.
+    """Read a file that ddpp has written; only the preprocessing of some needs their data.
 
-    - path: a file of `DistilledDataset.save`, a checkpoint, or a result under results/.
+    - path: a file of `DistilledDataset.save`, a checkpoint, a result under results/, or a sheet.
     - root: as in `load_data`.
     """
-    file = files.Lazy(path, KIND, CHECKPOINT, RESULT)
-    return (
-        open_own(path, root=root).distilled if file.kind == RESULT else DistilledDataset.load(path)
-    )
+    if _own(path).kind in (KIND, CHECKPOINT):
+        return DistilledDataset.load(path)
+    return open_own(path, root=root).distilled
 
 
 def recognize(images: Tensor) -> tuple[str, str]:
@@ -146,8 +146,8 @@ def open_own(
     device: str | None = None,
 ) -> Opened:
     """Open a file that ddpp has written. The arguments are the same as for `open_set`."""
-    file = files.Lazy(path, KIND, CHECKPOINT, RESULT)
-    stored = None if file.kind == RESULT else DistilledDataset.load(path)
+    file = _own(path)
+    stored = DistilledDataset.load(path) if file.kind in (KIND, CHECKPOINT) else None
     provenance = stored.provenance if stored else file.meta["provenance"]
     source = provenance.get("data", {})
     name = data or source.get("name")
@@ -163,11 +163,18 @@ def open_own(
         device=device,
     )
     if stored is None:
-        stored = _rejoined(file, images_of)
+        stored = file.join(images_of) if isinstance(file, Sheet) else _rejoined(file, images_of)
     if network:
         stored = replace(stored, network=asdict(network))
     space = "whitened" if images_of.whitening.kind == "zca" else "standardized"
     return Opened(stored.to(images_of.device), images_of, space, True, (f"a {file.kind} of ddpp",))
+
+
+def _own(path: str | Path) -> files.Lazy | Sheet:
+    """Read a file that ddpp has written: its kind and its metadata, at least."""
+    if Path(path).suffix == ENDING:
+        return read_sheet(path)
+    return files.Lazy(path, KIND, CHECKPOINT, RESULT)
 
 
 def _rejoined(file: files.Lazy, data: ImageData) -> DistilledDataset:

@@ -1,0 +1,198 @@
+"""What a distilled set takes in each form that it can be stored in, and what each form costs.
+
+A form is written into an empty folder, and read back through the door that its user has:
+`open_set`, or for pictures without alpha and whitening `from_tensors`, with both given.
+"""
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpp.data import ImageData, load_data
+from ddpp.distilled import DistilledDataset
+from ddpp.evaluating import Protocol, train
+from ddpp.experiments.results import write_set
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error, choose
+from ddpp.judging.exporting import export
+from ddpp.judging.opening import open_set
+from ddpp.judging.sheets import write_sheet
+from ddpp.networks import NetworkConfig, accuracy
+
+Read = tuple[DistilledDataset, ImageData]  # as it was read back, and what to test it on
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to store a set."""
+
+    write: Callable[[DistilledDataset, Path], object]  # into an empty folder
+    # from the folder, with the name or path of the data and the set that was written, of which only
+    # what somebody could note down beside the file is used
+    read: Callable[[Path, str, DistilledDataset], Read]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A set in one form."""
+
+    bytes: int
+    distilled: DistilledDataset  # as it was read back
+    data: ImageData  # to test it on, preprocessed as a reader of this form does
+
+    def error(self, original: DistilledDataset) -> float:
+        """How far the images are from the original's, as a share of their deviation."""
+        images = original.images.cpu()
+        far = (self.distilled.images.cpu() - images).square().mean().sqrt()
+        return float(far / images.std())
+
+
+def store(distilled: DistilledDataset, form: str, folder: str | Path, data: str | Path) -> Stored:
+    """Write a set in one form, and read it back.
+
+    - distilled: the set.
+    - form: a name in FORMS.
+    - folder: for the files; it must be empty, or not there.
+    - data: the data set that the set stands for, a name or the path of an .npz.
+
+    The bytes are those of all files in the folder. Raises Error for a form that this set cannot
+    take, and for a folder that holds something.
+
+    >>> import ddpp
+    >>> from ddpp.baselines import selection
+    >>> from ddpp.judging import store
+    >>> data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    >>> real = selection.random(data, ipc=1, network={"width": 32})
+    >>> stored = store(real, "webp", "forms/webp", "cifar10-sample")
+    >>> stored.error(real) < 1e-4  # photographs have 8 bits
+    True
+    """
+    chosen, folder = FORMS[choose("form", form, FORMS)], Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise Error(f"{folder} must be empty, as the bytes of its files are counted")
+    folder.mkdir(parents=True, exist_ok=True)
+    distilled = distilled.to("cpu")
+    chosen.write(distilled, folder)
+    taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Stored(taken, *chosen.read(folder, str(data), distilled))
+
+
+@dataclass
+class Networks:
+    """Networks trained on sets, each once: forms that give the same images share them."""
+
+    protocol: Protocol
+    repeats: int
+    _known: dict[str, tuple[list[Tensor], float]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def test(self, stored: Stored, seed: int) -> tuple[list[float], float]:
+        """Train on a set, and test on real images.
+
+        - seed: of the networks, as in `evaluate`, whose accuracies these are.
+
+        Returns the accuracies in percent, one per network, and the processor's seconds that one
+        training took.
+        """
+        distilled, data = stored.distilled.to(stored.data.device).unfolded(), stored.data
+        network = data.network(NetworkConfig(**distilled.network))
+        parts = (distilled.images, distilled.labels, distilled.alpha)
+        key = files.identity({"set": [*map(files.fingerprint, parts)], "seed": seed})
+        if key not in self._known:
+            began = time.process_time()
+            thetas = [
+                train(network, distilled, self.protocol, seed, "test", number)
+                for number in range(self.repeats)
+            ]
+            self._known[key] = thetas, (time.process_time() - began) / self.repeats
+        thetas, seconds = self._known[key]
+        return [accuracy(network, theta, *data.test) for theta in thetas], seconds
+
+
+def picture_bytes(images: Tensor, kind: str = "PNG", **options: int) -> int:
+    """Count the bytes of images (N, 3, H, W), in [0, 1], each as a picture of its own.
+
+    - kind, options: of Pillow, as "JPEG" with a quality.
+    """
+    total = 0
+    for array in images.mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy():
+        stream = io.BytesIO()
+        Image.fromarray(array).save(stream, kind, **options)
+        total += len(stream.getvalue())
+    return total
+
+
+def _own(name: str) -> Callable[[Path, str, DistilledDataset], Read]:
+    """Read a file of ddpp, as `ddpp evaluate` does."""
+
+    def read(folder: Path, data: str, _: DistilledDataset) -> Read:
+        opened = open_set(folder / name, data, device="cpu")
+        return replace(opened.distilled, iterates={}), opened.data
+
+    return read
+
+
+def _write_half(distilled: DistilledDataset, folder: Path) -> None:
+    content = {"images": distilled.images.half(), "labels": distilled.labels}
+    torch.save(content | {"lr": distilled.alpha}, folder / "half.pt")
+
+
+def _read_half(folder: Path, data: str, distilled: DistilledDataset) -> Read:
+    space = "whitened" if distilled.whitening.kind == "zca" else "standardized"
+    network = NetworkConfig(**distilled.network)
+    opened = open_set(folder / "half.pt", data, space, network=network, device="cpu")
+    return opened.distilled, opened.data
+
+
+def _read_found(folder: Path, data: str, distilled: DistilledDataset) -> Read:
+    """Read pictures as `ddpp judge` does, but for alpha: by channel standardized, not whitened."""
+    network = NetworkConfig(**distilled.network)
+    opened = open_set(folder, data, "raw", network=network, device="cpu")
+    return replace(opened.distilled, alpha=distilled.alpha), opened.data
+
+
+def _read_pictures(folder: Path, data: str, distilled: DistilledDataset) -> Read:
+    """Read pictures, and preprocess them as the set was."""
+    found, plain = _read_found(folder, data, distilled)
+    source = distilled.provenance["data"]
+    images_of = load_data(
+        data, zca=distilled.whitening.kind == "zca", validation=source["validation"], device="cpu"
+    )
+    made = DistilledDataset.from_tensors(
+        plain.whitening.invert(found.images).clamp(0, 1),
+        found.labels,
+        distilled.alpha,
+        images_of,
+        network=NetworkConfig(**distilled.network),
+        raw=True,
+    )
+    return made, images_of
+
+
+def _bare(distilled: DistilledDataset) -> DistilledDataset:
+    return replace(distilled, iterates={}, history={}, state={})
+
+
+WHOLE, PICTURE = "distilled.safetensors", "distilled.webp"
+FORMS = {
+    # as `ddpp distill` writes it, with iterates, history and what the next step needs
+    "file": Form(lambda d, folder: d.save(folder / WHOLE), _own(WHOLE)),
+    "bare file": Form(lambda d, folder: _bare(d).save(folder / WHOLE), _own(WHOLE)),
+    "compact": Form(lambda d, folder: export(_bare(d), "compact", folder), _own(WHOLE)),
+    # as under results/: float32, without whitening
+    "result": Form(lambda d, folder: write_set(folder / WHOLE, _bare(d)), _own(WHOLE)),
+    "half": Form(_write_half, _read_half),
+    "webp": Form(lambda d, folder: export(d, "webp", folder), _own(PICTURE)),
+    "webp 90": Form(lambda d, folder: write_sheet(d, folder / PICTURE, 90), _own(PICTURE)),
+    "webp 50": Form(lambda d, folder: write_sheet(d, folder / PICTURE, 50), _own(PICTURE)),
+    # the pictures that everybody sees, cut to [0, 1]: preprocessed as the set was, or as found
+    "png": Form(lambda d, folder: d.export_png(folder), _read_pictures),
+    "png, not whitened": Form(lambda d, folder: d.export_png(folder), _read_found),
+}
