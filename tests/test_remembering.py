@@ -149,6 +149,19 @@ def test_networks_can_be_trained_at_one_rate_for_all_methods(four, tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
+def test_a_report_from_before_a_setting_was_there_is_known(four, tmp_path):
+    whole = run(four, tmp_path / "memory")
+    path = tmp_path / "memory/memory.json"
+    report = json.loads(path.read_text())
+    del report["asked"]["recipe"]["distill"]["init"]
+    path.write_text(json.dumps(report))
+    assert run(four, tmp_path / "memory") == whole
+    report["asked"]["recipe"]["distill"]["unheard"] = 1
+    path.write_text(json.dumps(report))
+    with refused("is where the report belongs, but is another file"):
+        run(four, tmp_path / "memory")
+
+
 def test_a_run_that_was_killed_goes_on_to_the_same_memory(four, tmp_path):
     whole = run(four, tmp_path / "whole")
 

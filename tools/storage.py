@@ -148,7 +148,7 @@ def _all(seed: int) -> dict:
 
 
 def command(
-    out: Path = Path("results/smoke/storage/forms.json"), work: Path = Path("runs/storage")
+    out: Path = Path("results/storage/forms.json"), work: Path = Path("runs/storage")
 ) -> None:
     """Measure all forms, and write them as JSON.
 

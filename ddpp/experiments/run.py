@@ -19,7 +19,7 @@ from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import evaluate
 from ddpp.experiments.methods import METHODS, GivenTeachers, Method
-from ddpp.experiments.recipes import Recipe
+from ddpp.experiments.recipes import Recipe, from_dict
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Error, differences
@@ -355,7 +355,9 @@ def refuse_other(path: Path, asked: dict, what: str) -> None:
         return
     try:
         known = json.loads(path.read_text())["asked"]
-    except (OSError, ValueError, KeyError, TypeError):
+        if "recipe" in known:  # settings that are newer than the report have their defaults
+            known |= as_in_files({"recipe": asdict(from_dict(known["recipe"]))})
+    except (OSError, ValueError, KeyError, TypeError):  # an Error is a ValueError
         raise Error(f"{path} is where the report belongs, but is another file: move it") from None
     if known != (wanted := as_in_files(asked)):
         raise Error(
