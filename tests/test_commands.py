@@ -23,8 +23,8 @@ from ddpp.pruning import RULES
 from ddpp.unrolling import ENGINES
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = "teachers distill compare reproduce remember evaluate judge show export pack".split()
-COMMANDS += ["assign", "grade"]
+COMMANDS = "teachers distill compare reproduce remember rank evaluate judge show export".split()
+COMMANDS += ["pack", "assign", "grade"]
 SMALL = """--validation 0 --repeats 1 --teachers.count 1 --teachers.epochs 3 --teachers.batch 6
     --protocol.epochs 2 --teachers.network.width 4 --teachers.network.depth 1 --steps 2
     --student-steps 2 --iterates 1 --device cpu""".split()

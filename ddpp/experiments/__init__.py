@@ -1,16 +1,23 @@
 """Whole runs: every method, its settings, one run from nothing to a report, and lists of runs."""
 
+from ddpp.experiments.choosing import Search, rank
 from ddpp.experiments.comparing import Comparison, Difference, compare, comparison_of, holm
+from ddpp.experiments.grids import Candidate, Grid
 from ddpp.experiments.lists import Run, elsewhere, home, runs, select, settings
 from ddpp.experiments.queue import overview, reproduce
 from ddpp.experiments.queues import read_queue
+from ddpp.experiments.ranking import Ranking
 from ddpp.experiments.remembering import class_tasks, remember
 from ddpp.experiments.results import read, read_result, read_row
 
 __all__ = [
+    "Candidate",
     "Comparison",
     "Difference",
+    "Grid",
+    "Ranking",
     "Run",
+    "Search",
     "class_tasks",
     "compare",
     "comparison_of",
@@ -18,6 +25,7 @@ __all__ = [
     "holm",
     "home",
     "overview",
+    "rank",
     "read",
     "read_queue",
     "read_result",
