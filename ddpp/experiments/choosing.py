@@ -38,7 +38,7 @@ class Search:
     small_batch: Count = 20  # images per update
     epochs: Count = 6  # passes over all images
     batch: Count = 64  # images per update
-    rates: tuple[float, ...] = (0.03, 0.1)  # learning rates; the best on held-out images counts
+    rates: tuple[float, ...] = (0.03,)  # learning rates; the best on held-out images counts
     repeats: Count = 1  # trainings on all images
     seed: int = 0  # of the networks
 
