@@ -377,17 +377,16 @@ def rank(
 ) -> None:
     """Rank networks by training on small sets, and compare with all data.
 
-    Equally many random real images are always among the sets. Another call resumes where one
-    stopped. Writes a report and a figure.
+    Another call resumes where one stopped. Writes a report and a figure.
 
     Args:
         paths: distilled files, or results under results/; NAME-seed0 and NAME-seed1 are one row
         networks: drawn from the grid, so that each value of each factor appears equally often
-        draws: of random real images
+        draws: of equally many random real images, which are always among the sets
         data: None: the data set that they were distilled from
         out: folder of the report, of the figure, and of what a stopped call resumes
     """
-    chosen = grid.stratified(networks, search.seed)
+    chosen = experiments.stratified(grid.candidates(), networks, search.seed)
     opened = [open_own(path, data, root=root, device=device) for path in paths]
     if not opened or draws < 1:
         raise Error("there is nothing to compare: name a distilled file, and at least one draw")

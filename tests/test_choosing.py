@@ -14,7 +14,7 @@ from small import contents, refused
 import ddpp
 from ddpp.baselines import selection
 from ddpp.cli import main
-from ddpp.experiments import Candidate, Grid, Ranking, Search, choosing, rank
+from ddpp.experiments import Candidate, Grid, Ranking, Search, choosing, rank, stratified
 from ddpp.experiments.ranking import (
     STATISTICS,
     TRUTH,
@@ -75,23 +75,23 @@ def test_every_value_of_a_grid_makes_another_network(images):
 @pytest.mark.parametrize("count", [12, 48, 132, 144])
 def test_in_a_stratified_choice_each_value_of_each_factor_appears_equally_often(count, seed):
     grid = Grid()
-    chosen = grid.stratified(count, seed)
+    chosen = stratified(grid.candidates(), count, seed)
     assert len(set(chosen)) == count and set(chosen) <= set(grid.candidates())
     for field in fields(grid):
         found = [getattr(one, field.name) for one in chosen]
         values = getattr(grid, field.name)
         assert {found.count(value) for value in values} == {count // len(values)}
-    assert chosen == grid.stratified(count, seed)
+    assert chosen == stratified(grid.candidates(), count, seed)
 
 
 def test_other_seeds_choose_other_networks():
-    assert len({tuple(Grid().stratified(48, seed)) for seed in range(10)}) == 10
+    assert len({tuple(stratified(Grid().candidates(), 48, seed)) for seed in range(10)}) == 10
 
 
 @pytest.mark.parametrize("count", [0, -12, 10, 156])
 def test_a_count_that_cannot_be_balanced_is_refused(count):
     with refused(f"{count} networks", "each value equally often", "multiple of 12 up to 144"):
-        Grid().stratified(count)
+        stratified(Grid().candidates(), count)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_the_interval_of_a_mean_is_the_one_of_theory():
 def ranked(n=24, noise=0.5, draws=2):
     rng = torch.Generator().manual_seed(1)
     truth = torch.randn(n, generator=rng)
-    candidates = tuple(Grid().stratified(n))
+    candidates = tuple(stratified(Grid().candidates(), n))
     made = {
         "good": truth + noise * torch.randn(draws, n, generator=rng),
         "bad": truth + 5 * torch.randn(draws, n, generator=rng),
@@ -322,6 +322,20 @@ def test_what_does_not_fit_is_refused(images, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        (choosing.SCORES, "is not a file of scores: move it away"),
+        (choosing.REPORT, "is where the report belongs, but is another file: move it"),
+    ],
+)
+def test_other_files_in_the_folder_are_refused(images, tmp_path, name, says):
+    (tmp_path / name).write_text("[")
+    with refused(says):
+        rank(TINY.candidates(), sets_of(images), images, tmp_path, QUICK, progress=False)
+    assert (tmp_path / name).read_text() == "["
+
+
 def test_searches_that_cannot_work_are_refused():
     for change, words in (
         ({"rates": ()}, "learning rates"),
@@ -339,9 +353,6 @@ def test_a_report_that_is_none_is_refused(tmp_path):
             path.write_text(text)
         with refused("is no report of ddpp rank"):
             Ranking.read(path)
-    (tmp_path / choosing.SCORES).write_text("[")
-    with refused("is not a file of scores: move it away"):
-        choosing._read_scores(tmp_path / choosing.SCORES)
 
 
 def test_the_command_writes_the_table_and_the_figure(npz, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 from ddpp.experiments.choosing import Search, rank
 from ddpp.experiments.comparing import Comparison, Difference, compare, comparison_of, holm
-from ddpp.experiments.grids import Candidate, Grid
+from ddpp.experiments.grids import Candidate, Grid, stratified
 from ddpp.experiments.lists import Run, elsewhere, home, runs, select, settings
 from ddpp.experiments.queue import overview, reproduce
 from ddpp.experiments.queues import read_queue
@@ -35,4 +35,5 @@ __all__ = [
     "runs",
     "select",
     "settings",
+    "stratified",
 ]

@@ -21,7 +21,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol, check_pair, train
 from ddpp.experiments.grids import Candidate
 from ddpp.experiments.ranking import TRUTH, Ranking
-from ddpp.experiments.run import provenance
+from ddpp.experiments.run import commit, provenance
 from ddpp.foundation import files
 from ddpp.foundation.errors import Count, Error, check_bounds, differences
 from ddpp.foundation.identity import as_in_files, marks
@@ -74,6 +74,7 @@ def rank(
 
     Raises Error for sets that do not fit the data, and for a folder with another report.
     """
+    commit()  # remembered now: the source tree may move on in the meantime
     candidates, folder = tuple(candidates), Path(folder)
     _check(candidates, sets, data)
     whole = DistilledDataset.from_tensors(*data.train, search.rates[0], data)

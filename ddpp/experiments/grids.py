@@ -6,7 +6,7 @@ an image depends on the other images of its batch.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -31,7 +31,7 @@ POOLINGS = {"none": nn.Identity, "max": lambda: nn.MaxPool2d(2), "average": lamb
 class Candidate:
     """A ConvNet whose parts can be chosen; with the last three at their defaults it is ours.
 
-    >>> from ddpp.experiments.choosing import Candidate
+    >>> from ddpp.experiments.grids import Candidate
     >>> str(Candidate(16, 2, norm="group"))
     '16 x 2, group, relu, average'
     """
@@ -96,48 +96,55 @@ class Grid:
 
     def candidates(self) -> list[Candidate]:
         """All networks of the grid."""
-        return [Candidate(*parts) for parts in itertools.product(*self._values())]
+        values = [getattr(self, field.name) for field in fields(self)]
+        return [Candidate(*parts) for parts in itertools.product(*values)]
 
-    def stratified(self, count: int, seed: int = 0) -> list[Candidate]:
-        """Draw networks in which each value of each factor appears equally often.
 
-        - count: of networks; a multiple of each factor's number of values.
-        - seed: equal seeds draw equal networks.
+def stratified(candidates: Sequence[Candidate], count: int, seed: int = 0) -> list[Candidate]:
+    """Draw networks of a grid so that each value of each factor appears equally often.
 
-        Raises Error for a count with which that is not possible.
+    - candidates: of a whole grid.
+    - count: of networks; a multiple of each factor's number of values.
+    - seed: equal seeds draw equal networks.
 
-        >>> from ddpp.experiments.choosing import Grid
-        >>> grid = Grid(width=(8, 16), depth=(1, 2), norm=("none",), activation=("relu",))
-        >>> [str(one) for one in grid.stratified(2, seed=0)]
-        []
-        """
-        everything = self.candidates()
-        unit = math.lcm(*map(len, self._values()))
-        if count not in range(unit, len(everything) + 1, unit):
-            raise Error(
-                f"{count} networks of this grid cannot have each value equally often: choose a "
-                f"multiple of {unit} up to {len(everything)}"
-            )
-        rng = generator(seed, "networks")
-        order = torch.randperm(len(everything), generator=rng).tolist()
-        chosen, others = order[:count], order[count:]
-        missing = self._imbalance([everything[at] for at in chosen])
-        while missing:  # exchange two at random, unless that makes it worse
-            i = int(torch.randint(len(chosen), (), generator=rng))
-            k = int(torch.randint(len(others), (), generator=rng))
-            tried = [*chosen[:i], others[k], *chosen[i + 1 :]]
-            after = self._imbalance([everything[at] for at in tried])
-            if after <= missing:
-                chosen, others[k], missing = tried, chosen[i], after
-        return [everything[at] for at in sorted(chosen)]
+    Raises Error for a count with which that is not possible.
 
-    def _values(self) -> list[tuple]:
-        return [getattr(self, field.name) for field in fields(self)]
+    >>> from ddpp.experiments.grids import Grid, stratified
+    >>> grid = Grid(width=(8, 16), depth=(1, 2), norm=("none",), activation=("relu",))
+    >>> for one in stratified(grid.candidates(), count=2):
+    ...     print(one)
+    8 x 2, none, relu, average
+    16 x 1, none, relu, max
+    """
+    values = [{getattr(one, field.name) for one in candidates} for field in fields(Candidate)]
+    unit = math.lcm(*map(len, values))
+    if count not in range(unit, len(candidates) + 1, unit):
+        raise Error(
+            f"{count} networks of this grid cannot have each value equally often: choose a "
+            f"multiple of {unit} up to {len(candidates)}"
+        )
+    rng = generator(seed, "networks")
+    order = torch.randperm(len(candidates), generator=rng).tolist()
+    chosen, others = order[:count], order[count:]
+    missing = imbalance([candidates[at] for at in chosen], values)
+    while missing:  # exchange two at random, unless that makes it worse
+        i = int(torch.randint(len(chosen), (), generator=rng))
+        k = int(torch.randint(len(others), (), generator=rng))
+        tried = [*chosen[:i], others[k], *chosen[i + 1 :]]
+        after = imbalance([candidates[at] for at in tried], values)
+        if after <= missing:
+            chosen, others[k], missing = tried, chosen[i], after
+    return [candidates[at] for at in sorted(chosen)]
 
-    def _imbalance(self, chosen: Sequence[Candidate]) -> int:
-        """Sum over all values how far they are from appearing equally often."""
-        total = 0
-        for field, values in zip(fields(self), self._values(), strict=True):
-            each, found = len(chosen) // len(values), [getattr(one, field.name) for one in chosen]
-            total += sum(abs(found.count(value) - each) for value in values)
-        return total
+
+def imbalance(chosen: Sequence[Candidate], values: Sequence[Iterable]) -> int:
+    """Sum over the values of all factors how far each is from appearing equally often.
+
+    - chosen: networks.
+    - values: of each factor, in the order of the fields of Candidate.
+    """
+    total = 0
+    for field, options in zip(fields(Candidate), map(list, values), strict=True):
+        found = [getattr(one, field.name) for one in chosen]
+        total += sum(abs(found.count(option) - len(found) // len(options)) for option in options)
+    return total

@@ -24,7 +24,7 @@ def ranks(values: Tensor) -> Tensor:
     """Rank values (n,) from 1; equal ones share the mean of their ranks.
 
     >>> import torch
-    >>> from ddpp.experiments.choosing import ranks
+    >>> from ddpp.experiments.ranking import ranks
     >>> ranks(torch.tensor([0.3, 0.1, 0.3])).tolist()
     [2.5, 1.0, 2.5]
     """
@@ -38,7 +38,7 @@ def spearman(a: Tensor, b: Tensor) -> float:
 
     NaN if all values of one row are equal. Source: Spearman (1904).
     """
-    _check_lengths(a, b)
+    check_rows(a, b)
     x, y = (ranks(values).double() - (len(values) + 1) / 2 for values in (a, b))
     return float((x * y).sum() / (x.square().sum() * y.square().sum()).sqrt())
 
@@ -49,12 +49,13 @@ def kendall(a: Tensor, b: Tensor) -> float:
 
     Ties are accounted for (tau-b). NaN if all values of one row are equal. Source: Kendall (1945).
     """
-    _check_lengths(a, b)
+    check_rows(a, b)
     x, y = ((values[:, None] - values).sign().double() for values in (a, b))
     return float((x * y).sum() / (x.square().sum() * y.square().sum()).sqrt())
 
 
-def _check_lengths(a: Tensor, b: Tensor) -> None:
+def check_rows(a: Tensor, b: Tensor) -> None:
+    """Raise an Error unless these are two rows of values (n,) of the same networks."""
     if a.dim() != 1 or a.shape != b.shape or len(a) < 2:
         raise Error(
             f"the shapes {tuple(a.shape)} and {tuple(b.shape)} are no two rows of values of the "
