@@ -34,7 +34,7 @@ REPORT, SCORES = "ranking.json", "ranking.scores"
 class Search:
     """How networks are trained, on small sets and on all images."""
 
-    small_epochs: Count = 30  # passes over a small set
+    small_epochs: Count = 20  # passes over a small set
     small_batch: Count = 20  # images per update
     epochs: Count = 6  # passes over all images
     batch: Count = 64  # images per update
