@@ -13,6 +13,7 @@ from small import contents, refused
 
 import ddpp
 from ddpp.baselines import selection
+from ddpp.book import figures
 from ddpp.cli import main
 from ddpp.experiments import Candidate, Grid, Ranking, Search, choosing, rank, stratified
 from ddpp.experiments.ranking import (
@@ -372,3 +373,13 @@ def test_the_command_writes_the_table_and_the_figure(npz, tmp_path, capsys):
     assert "choose a multiple of 4 up to 4" in said("--networks", "3")
     assert "name a distilled file, and at least one draw" in said("--draws", "0")
     assert "unknown norm 'batch'" in said("--norm", "batch")
+
+
+def test_the_figures_show_every_set_and_every_network():
+    found = ranked()
+    panels = figures.ranking(found).axes
+    assert [axis.get_title() for axis in panels] == ["trained on: good", "trained on: bad"]
+    assert [sum(len(line.get_xdata()) for line in axis.lines) for axis in panels] == [24, 24]
+    panels = figures.correlations({"all": found, "some": found.only("width", 8)}).axes
+    assert [axis.get_title() for axis in panels] == ["Spearman", "Kendall"]
+    assert [len(axis.containers) for axis in panels] == [4, 4]
