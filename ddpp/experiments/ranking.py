@@ -44,8 +44,7 @@ def spearman(a: Tensor, b: Tensor) -> float:
 
 
 def kendall(a: Tensor, b: Tensor) -> float:
-    """Compare all pairs of two rows of values (n,): the share in equal order minus that in opposite
-    order.
+    """Compute the share of pairs in equal order minus that in opposite order, of two rows (n,).
 
     Ties are accounted for (tau-b). NaN if all values of one row are equal. Source: Kendall (1945).
     """
