@@ -689,8 +689,8 @@ def ranking(found: Ranking, names: Sequence[str] = (), factor: str = "norm") -> 
             axis.plot(truth[kept], proxy[kept], "os^Dv"[i % 5], **look)
         axis.set_title(f"trained on: {name}", fontsize=9)
     handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=5, fontsize=8, title=factor)
-    figure.supxlabel("test accuracy after training on all images (%)", fontsize=9)
+    figure.legend(*handles, loc="outside lower center", ncols=5, fontsize=8)
+    axes[-1, 0].set_xlabel("test accuracy after training on all images (%)", fontsize=9)
     figure.supylabel("held-out accuracy after training on the set (%)", fontsize=9)
     return figure
 
