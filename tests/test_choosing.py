@@ -370,7 +370,7 @@ def test_the_command_writes_the_table_and_the_figure(npz, tmp_path, capsys):
     assert Ranking.read(out / choosing.REPORT).proxies["mine"].shape == (2, 4)
     assert (out / "ranking.png").exists()
     said = lambda *more: (main([*words.split(), *more]), capsys.readouterr().err)[1]
-    assert "choose a multiple of 4 up to 4" in said("--networks", "3")
+    assert "choose a multiple of 2 up to 4" in said("--networks", "3")
     assert "name a distilled file, and at least one draw" in said("--draws", "0")
     assert "unknown norm 'batch'" in said("--norm", "batch")
 
