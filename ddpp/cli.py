@@ -24,6 +24,7 @@ except ModuleNotFoundError:  # where ddpp was installed without its dependencies
     ) from None
 
 from ddpp import __version__, evaluating, experiments, judging
+from ddpp.baselines import selection
 from ddpp.baselines.ntk import KERNELS
 from ddpp.data import STARTS, load_data
 from ddpp.data.augmentation import OPERATIONS
@@ -34,7 +35,9 @@ from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Evaluation, Protocol, spread
 from ddpp.experiments.auditing import REPORT as AUDIT
 from ddpp.experiments.auditing import Design
+from ddpp.experiments.choosing import Search
 from ddpp.experiments.comparing import parse_setting
+from ddpp.experiments.grids import Grid
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.queue import usual_jobs
 from ddpp.experiments.recipes import PROFILES, Recipe, recipe
@@ -387,6 +390,46 @@ def audit(
     print(f"written: {out / AUDIT}")
 
 
+def rank(
+    paths: tuple[Path, ...],
+    /,
+    grid: Annotated[Grid, arg(name="")],
+    search: Annotated[Search, arg(name="")],
+    networks: int = 48,
+    draws: int = 3,
+    data: Annotated[str | None, listing(DATA)] = None,
+    out: Path = Path("runs/rank"),
+    root: Root = Path("data"),
+    device: Device = None,
+) -> None:
+    """Rank networks by training on small sets, and compare with all data.
+
+    Another call resumes where one stopped. Writes a report and a figure.
+
+    Args:
+        paths: distilled files, or results under results/; NAME-seed0 and NAME-seed1 are one row
+        networks: drawn from the grid, so that each value of each factor appears equally often
+        draws: of equally many random real images, which are always among the sets
+        data: None: the data set that they were distilled from
+        out: folder of the report, of the figure, and of what a stopped call resumes
+    """
+    chosen = experiments.stratified(grid.candidates(), networks, search.seed)
+    opened = [open_own(path, data, root=root, device=device) for path in paths]
+    if not opened or draws < 1:
+        raise Error("there is nothing to compare: name a distilled file, and at least one draw")
+    images, sets = opened[0].data, {}
+    for path, one in zip(paths, opened, strict=True):
+        sets.setdefault(re.sub(r"-seed\d+$", "", path.stem), []).append(one.distilled)
+    for ipc in sorted({one.distilled.ipc for one in opened}):
+        real = [selection.random(images, ipc, {}, seed) for seed in range(draws)]
+        sets[f"random, {ipc} per class"] = real
+    print(images)
+    found = experiments.rank(chosen, sets, images, out, search)
+    print(f"\n{found}")
+    save_figure("ranking", found, out / "ranking.png")
+    print(f"written: {out / 'ranking.json'} and {out / 'ranking.png'}")
+
+
 def export(
     file: Path,
     /,
@@ -492,7 +535,7 @@ def say(line: str) -> None:
 
 
 SHARED = (teachers, distill)  # the commands that torchrun can share out
-OWN = (*SHARED, compare, reproduce, remember, audit, evaluate, judge, show, export, pack)
+OWN = (*SHARED, compare, reproduce, remember, rank, audit, evaluate, judge, show, export, pack)
 COMMANDS: dict[str, Command] = {command.__name__: command for command in OWN}
 
 

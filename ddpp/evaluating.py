@@ -148,7 +148,7 @@ def evaluate(
     if repeats < 1:
         raise Error(f"the evaluation's repeats is {repeats}: it must be at least 1")
     distilled = distilled.to(data.device).unfolded()
-    _check_pair(distilled, data)
+    check_pair(distilled, data)
     own = NetworkConfig(**distilled.network)
     config = replace(
         own, name=architecture or own.name, width=own.width if width is None else width
@@ -158,7 +158,7 @@ def evaluate(
         return _judge(distilled, data, repeats, best_on_test, scorer)
 
 
-def _check_pair(distilled: DistilledDataset, data: ImageData) -> None:
+def check_pair(distilled: DistilledDataset, data: ImageData) -> None:
     """Raise Error if the set was made from other data."""
     if distilled.classes != data.classes:
         raise Error(

@@ -22,7 +22,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # the chapters that show code of the module
-SHOWING = ("01", "02", "03", "04", "05", "06", "09", "10", "12", "13", "14", "16", "appendix")
+SHOWING = ("01", "02", "03", "04", "05", "06", "09", "10", "12", "13", "14", "15", "16", "appendix")
 SHOWN = re.compile(r"# (ddpp/[\w/]+\.py)(:.*)?\n")  # how a cell that does so begins
 COLUMNS, LINES = 79, 35  # of a code cell: it must not scroll sideways, and must be read at a glance
 ALT = 20  # characters: a text that says what there is to see is not shorter

@@ -24,7 +24,7 @@ from ddpp.unrolling import ENGINES
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    "teachers distill compare reproduce remember audit evaluate judge show export pack".split()
+    "teachers distill compare reproduce remember rank audit evaluate judge show export pack".split()
 )
 COMMANDS += ["assign", "grade"]
 SMALL = """--validation 0 --repeats 1 --teachers.count 1 --teachers.epochs 3 --teachers.batch 6

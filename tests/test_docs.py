@@ -11,6 +11,7 @@ import yaml
 
 from ddpp import experiments
 from ddpp.experiments.methods import METHODS
+from ddpp.experiments.ranking import TRUTH, Ranking, regret, spearman
 from ddpp.experiments.recipes import PAPER, from_dict
 from tools.memories import memories
 
@@ -137,6 +138,39 @@ def test_the_pages_say_what_storage_takes():
         assert low < 0 < high and abs(gains["webp", ipc].mean) < 0.1
     assert gains["png", 10].interval[1] < 0 < gains["png", 1].interval[1]
     assert gains["same bytes", 10].interval[0] > 0 > gains["same bytes", 1].interval[1]
+
+
+def test_chapter_15_says_what_the_stored_ranking_shows():
+    found = Ranking.read(ROOT / "results" / "choosing" / "ranking.json")
+    alive = found.only("activation", "relu", "leaky")
+    instance = alive.only("norm", "instance")
+    chapter = (ROOT / "notebooks" / "15_choosing.ipynb").read_text()
+    rule, dm, real = found.proxies
+    differences = (
+        found.estimate(rule, spearman, base=real),
+        found.estimate(dm, spearman, base=real),
+        alive.estimate(rule, spearman, base=real),
+        *(alive.estimate(name, spearman) for name in found.proxies),
+    )
+    for one in differences:
+        assert one.text() in chapter
+    assert f"with the truth is {instance.estimate(rule, spearman).value:.2f}" in chapter
+    truth = found.truth.mean(0)
+    lost = {name: [-regret(truth, row) for row in rows] for name, rows in found.proxies.items()}
+    assert f"is {truth.max() - truth.mean():.1f} points below the best" in chapter
+    assert f"lose between {min(lost[real]):.1f} and {max(lost[real]):.1f} points" in chapter
+    assert {f"{points:.1f}" for points in lost[rule]} == {"4.0"}
+    assert "which is 4.0 points below the best" in chapter
+    minutes = {name: seconds / 60 for name, seconds in found.seconds.items()}
+    assert f"took {minutes[TRUTH]:.1f} minutes of one core, on photographs" in chapter
+    assert f"saves {minutes[TRUTH] - minutes[real]:.1f} minutes" in chapter
+    moved = [alive.shifts(name, "norm") for name in (rule, real)]
+    assert f"{moved[1]['none'] - moved[0]['none']:.1f} ranks lower than with photographs" in chapter
+    higher = moved[0]["instance"] - moved[1]["instance"]
+    assert f"{higher:.1f} ranks higher than with photographs" in chapter
+    report = json.loads((ROOT / "results/smoke/choosing/ddpp-12-seed0.json").read_text())
+    steps, teachers = (report["seconds"][stage] / 60 for stage in ("distill", "teachers"))
+    assert f"took {steps:.1f} minutes, and their teachers {teachers:.1f} minutes" in chapter
 
 
 def test_the_deviations_page_lists_the_settings_that_are_used():

@@ -39,6 +39,7 @@ PATHS = {
     "generator(_, 'halves')",
     "generator(_, 'kip', _)",
     "generator(_, 'labels')",
+    "generator(_, 'networks')",
     "generator(_, 'noise')",
     "generator(_, 'step', _, *)",  # and the trajectory's number, but not that of the first
     "generator(_, 'teacher', _, _)",

@@ -25,6 +25,7 @@ from ddpp.evaluating import spread
 from ddpp.experiments.auditing import Audit
 from ddpp.experiments.comparing import Comparison, Difference
 from ddpp.experiments.membership import GRID, Leak, gaussians
+from ddpp.experiments.ranking import STATISTICS, Ranking
 from ddpp.foundation.errors import Error
 from ddpp.judging import Judged
 from ddpp.pruning import keep_mask
@@ -723,6 +724,62 @@ def rocs(audits: Mapping[str, Audit], attack: str = "lira") -> Figure:
     axes[1].set_xlabel("false positives (rate)", fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
+def ranking(found: Ranking, names: Sequence[str] = (), factor: str = "norm") -> Figure:
+    """Plot what each network learns from a small set against what it learns from all images.
+
+    - found: by `experiments.rank`.
+    - names: of the sets, one panel each, one below the other. Default: all.
+    - factor: the field of Candidate that colours and markers show.
+    """
+    shown = list(names) or list(found.proxies)
+    size = (WIDTH, 0.6 + 2.5 * len(shown))
+    figure, axes = plt.subplots(
+        len(shown), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
+    )
+    truth, of = found.truth.mean(0), [getattr(one, factor) for one in found.candidates]
+    for axis, name in zip(axes.flat, shown, strict=True):
+        proxy = found.proxies[name].mean(0)
+        for i, value in enumerate(dict.fromkeys(of)):
+            kept = torch.tensor([one == value for one in of])
+            look = {"color": f"C{i}", "mfc": "none", "ms": 6, "mew": 1.4, "label": str(value)}
+            axis.plot(truth[kept], proxy[kept], "os^Dv"[i % 5], **look)
+        axis.set_title(f"trained on: {name}", fontsize=9)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=5, fontsize=8)
+    axes[-1, 0].set_xlabel("test accuracy after training on all images (%)", fontsize=9)
+    figure.supylabel("held-out accuracy after training on the set (%)", fontsize=9)
+    return figure
+
+
+def correlations(
+    found: Mapping[str, Ranking], statistics: Sequence[str] = ("Spearman", "Kendall")
+) -> Figure:
+    """Draw rank correlations with their 95 % intervals, one panel for each statistic.
+
+    - found: rankings by name, as of all networks and of some of them; each has a marker.
+    - statistics: names in STATISTICS.
+    """
+    sets = list(next(iter(found.values())).proxies)
+    size = (WIDTH, 0.7 + (0.5 + 0.4 * len(sets)) * len(statistics))
+    figure, axes = plt.subplots(
+        len(statistics), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
+    )
+    for axis, name in zip(axes.flat, statistics, strict=True):
+        for i, (label, one) in enumerate(found.items()):
+            for y, which in enumerate(sets):
+                value, low, high = one.estimate(which, STATISTICS[name])
+                look = {"fmt": "os^Dv"[i % 5], "ms": 5, "capsize": 3, "color": f"C{i}"}
+                at = y + 0.2 * (i - (len(found) - 1) / 2)
+                bars = [[value - low], [high - value]]
+                axis.errorbar(value, at, xerr=bars, label=label if not y else None, **look)
+        axis.set(yticks=range(len(sets)), yticklabels=sets, ylim=(len(sets) - 0.5, -0.5))
+        axis.set_title(name, fontsize=9)
+    if len(found) > 1:
+        handles = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 

@@ -1,0 +1,214 @@
+"""Architecture search by proxy: small networks, ranked by what a small set teaches them.
+
+Each network of a grid is trained on a small set, distilled or of real images, and tested on
+held-out images. That gives an order in little time. The truth is the order of their test accuracies
+after training on all images. Source: the search of DC (Zhao et al., ICLR 2021), with 720 ConvNets.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+
+from ddpp.data import ImageData
+from ddpp.distilled import DistilledDataset
+from ddpp.evaluating import Protocol, check_pair, train
+from ddpp.experiments.grids import Candidate
+from ddpp.experiments.ranking import TRUTH, Ranking
+from ddpp.experiments.run import commit, provenance
+from ddpp.foundation import files
+from ddpp.foundation.errors import Count, Error, check_bounds, differences
+from ddpp.foundation.identity import as_in_files, marks
+from ddpp.networks import accuracy
+
+REPORT, SCORES = "ranking.json", "ranking.scores"
+
+
+@dataclass(frozen=True)
+class Search:
+    """How networks are trained, on small sets and on all images."""
+
+    small_epochs: Count = 20  # passes over a small set
+    small_batch: Count = 20  # images per update
+    epochs: Count = 6  # passes over all images
+    batch: Count = 64  # images per update
+    rates: tuple[float, ...] = (0.03,)  # learning rates; the best on held-out images counts
+    repeats: Count = 1  # trainings on all images
+    seed: int = 0  # of the networks
+
+    def __post_init__(self):
+        check_bounds(self, "the search's ")
+        if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
+            raise Error("the search needs learning rates, all of them positive")
+
+    def protocol(self, name: str) -> Protocol:
+        """How a network is trained on the set of this name."""
+        if name == TRUTH:
+            return Protocol(epochs=self.epochs, batch=self.batch)
+        return Protocol(epochs=self.small_epochs, batch=self.small_batch)
+
+
+def rank(
+    candidates: Sequence[Candidate],
+    sets: Mapping[str, Sequence[DistilledDataset]],
+    data: ImageData,
+    folder: str | Path,
+    search: Search = Search(),
+    *,
+    progress: bool = True,
+) -> Ranking:
+    """Rank networks by training on small sets, and compare with training on all images.
+
+    - candidates: the networks.
+    - sets: {name: sets of one kind}, as draws or seeds. Each is trained on by each network.
+    - data: all images, with a held-out split and the preprocessing of the sets.
+    - folder: of the report, and of the scores so far; the same call resumes from what is there.
+    - search: how networks are trained.
+    - progress: whether a progress bar is shown.
+
+    Raises Error for sets that do not fit the data, and for a folder with another report.
+    """
+    commit()  # remembered now: the source tree may move on in the meantime
+    candidates, folder = tuple(candidates), Path(folder)
+    _check(candidates, sets, data)
+    whole = DistilledDataset.from_tensors(*data.train, search.rates[0], data)
+    jobs = {TRUTH: (whole,) * search.repeats}
+    jobs |= {name: tuple(several) for name, several in sets.items()}
+    networks = [asdict(one) for one in candidates]
+    prints = {name: [_fingerprints(one) for one in several] for name, several in jobs.items()}
+    asked = {"networks": networks, "search": asdict(search), "sets": prints}
+    asked |= {"data": data.identity}
+    files.check_writable(folder / REPORT)
+    with files.lock(folder / REPORT, wait=False):
+        _check_report(folder / REPORT, asked)
+        total = len(candidates) * len(search.rates) * sum(map(len, jobs.values()))
+        with tqdm(total=total, desc="train", unit="network", disable=not progress) as bar:
+            trainer = _Trainer(data, search, folder / SCORES, bar)
+            found = {
+                name: [
+                    trainer.row(candidates, name, one, number) for number, one in enumerate(several)
+                ]
+                for name, several in jobs.items()
+            }
+        report = {"asked": asked, "networks": networks, "found": found}
+        files.write_json(folder / REPORT, report | provenance(data.device))
+    return Ranking.read(folder / REPORT)
+
+
+class _Trainer(NamedTuple):
+    """Trains networks on sets; reads the scores that are known already."""
+
+    data: ImageData
+    search: Search
+    scores: Path
+    bar: tqdm
+
+    def row(
+        self, candidates: Sequence[Candidate], name: str, on: DistilledDataset, number: int
+    ) -> dict:
+        """The scores of all networks after training on one set, each with its best rate."""
+        best, seconds = [], 0.0
+        prints = _fingerprints(on)
+        for candidate in candidates:
+            tried = []
+            for rate in self.search.rates:
+                key = self._key(candidate, name, prints, number, rate)
+                tried.append((rate, *self._score(key, candidate, name, on, number, rate)))
+            best.append(max(tried, key=lambda one: one[1]))
+            seconds += sum(one[3] for one in tried)
+        rates, held_out, test, _ = zip(*best, strict=True)
+        found = {"rate": list(rates), "held_out": list(held_out), "test": list(test)}
+        return found | {"seconds": round(seconds, 2)}
+
+    def _key(self, candidate: Candidate, name: str, prints: list, number: int, rate: float) -> str:
+        """Name all that a score depends on."""
+        protocol = self.search.protocol(name)
+        of = {"data": self.data.identity, "network": asdict(candidate), "set": prints}
+        of |= {"protocol": asdict(protocol), "rate": rate, "seed": self.search.seed}
+        of |= {"role": _role(name)}
+        return files.identity(of | {"number": number} | marks(augmentation=protocol.augment))
+
+    def _score(
+        self,
+        key: str,
+        candidate: Candidate,
+        name: str,
+        on: DistilledDataset,
+        number: int,
+        rate: float,
+    ) -> tuple[float, float, float]:
+        """The accuracies on held-out and test images, and the seconds that the training took."""
+        known = _read_scores(self.scores)
+        if key not in known:
+            network, began = candidate.network(self.data), time.process_time()
+            protocol, path = self.search.protocol(name), (_role(name), number)
+            rated = replace(on, alpha=torch.tensor(rate, device=self.data.device))
+            theta = train(network, rated, protocol, self.search.seed, *path)
+            seconds = time.process_time() - began
+            splits = (self.data.validation, self.data.test)
+            found = [accuracy(network, theta, *split) for split in splits if split]
+            known[key] = [*found, round(seconds, 3)]
+            files.write_json(self.scores, known)
+        self.bar.update()
+        held_out, test, seconds = known[key]
+        return held_out, test, seconds
+
+
+def _role(name: str) -> str:
+    return "truth" if name == TRUTH else "proxy"
+
+
+def _fingerprints(on: DistilledDataset) -> list:
+    return [files.fingerprint(on.images), files.fingerprint(on.labels), on.loss, on.formation]
+
+
+def _read_scores(path: Path) -> dict[str, list[float]]:
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (OSError, ValueError, TypeError):
+        raise Error(f"{path} is not a file of scores: move it away") from None
+
+
+def _check(
+    candidates: Sequence[Candidate], sets: Mapping[str, Sequence[DistilledDataset]], data: ImageData
+) -> None:
+    """Raise Error for networks, sets and data that cannot be ranked together."""
+    if len(candidates) < 2:
+        raise Error("there is nothing to rank: give at least two networks")
+    if not all(sets.values()) or not sets:
+        raise Error("there is nothing to train on: give at least one set under each name")
+    if TRUTH in sets:
+        raise Error(f"'{TRUTH}' is the name of the truth: give the set another name")
+    if data.validation is None:
+        raise Error("ranking needs held-out images: load the data with a validation share")
+    for name, several in sets.items():
+        for one in several:
+            check_pair(one.to(data.device), data)
+            share = one.provenance.get("data", {}).get("validation", data.held_out)
+            if share != data.held_out:
+                raise Error(
+                    f"the set '{name}' was made with a validation share of {share}, here it is "
+                    f"{data.held_out}: load the data with that share, or images that are held out "
+                    "may be in the set"
+                )
+
+
+def _check_report(path: Path, asked: dict) -> None:
+    """Raise an Error if the report of a folder is that of another run."""
+    if not path.exists():
+        return
+    try:
+        known = json.loads(path.read_text())["asked"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Error(f"{path} is where the report belongs, but is another file: move it") from None
+    if known != (wanted := as_in_files(asked)):
+        raise Error(
+            f"{path} is the report of another run ({differences(known, wanted)}): move it away; "
+            "what both have in common is not trained again"
+        )

@@ -1,0 +1,223 @@
+"""How well one order of networks predicts another: rank correlations, regret, their intervals."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpp.experiments.comparing import aligned
+from ddpp.experiments.grids import Candidate
+from ddpp.foundation.errors import Error
+from ddpp.foundation.seeds import generator
+
+TRUTH = "all images"  # what this row of a report was trained on
+RESAMPLES = 1000
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Rank values (n,) from 1; equal ones share the mean of their ranks.
+
+    >>> import torch
+    >>> from ddpp.experiments.ranking import ranks
+    >>> ranks(torch.tensor([0.3, 0.1, 0.3])).tolist()
+    [2.5, 1.0, 2.5]
+    """
+    below = (values[:, None] > values).sum(1)
+    equal = (values[:, None] == values).sum(1)  # itself included
+    return below + (equal + 1) / 2
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Correlate the ranks of two rows of values (n,): 1 for equal orders, -1 for opposite ones.
+
+    NaN if all values of one row are equal. Source: Spearman (1904).
+    """
+    check_rows(a, b)
+    x, y = (ranks(values).double() - (len(values) + 1) / 2 for values in (a, b))
+    return float((x * y).sum() / (x.square().sum() * y.square().sum()).sqrt())
+
+
+def kendall(a: Tensor, b: Tensor) -> float:
+    """Compute the share of pairs in equal order minus that in opposite order, of two rows (n,).
+
+    Ties are accounted for (tau-b). NaN if all values of one row are equal. Source: Kendall (1945).
+    """
+    check_rows(a, b)
+    x, y = ((values[:, None] - values).sign().double() for values in (a, b))
+    return float((x * y).sum() / (x.square().sum() * y.square().sum()).sqrt())
+
+
+def check_rows(a: Tensor, b: Tensor) -> None:
+    """Raise an Error unless these are two rows of values (n,) of the same networks."""
+    if a.dim() != 1 or a.shape != b.shape or len(a) < 2:
+        raise Error(
+            f"the shapes {tuple(a.shape)} and {tuple(b.shape)} are no two rows of values of the "
+            "same networks: give two of (n,), with n at least 2"
+        )
+
+
+def in_best_tenth(truth: Tensor, proxy: Tensor) -> float:
+    """Spearman's correlation (see `spearman`) over the tenth of the networks that is truly best.
+
+    - truth, proxy: scores (n,), the higher the better; a tenth is rounded up, and at least two.
+    """
+    best = truth.argsort(descending=True, stable=True)[: max(2, math.ceil(len(truth) / 10))]
+    return spearman(truth[best], proxy[best])
+
+
+def regret(truth: Tensor, proxy: Tensor, keep: int = 1) -> float:
+    """What the choice by a proxy costs: the accuracy of the chosen network minus the best there is.
+
+    - truth, proxy: scores (n,), the higher the better.
+    - keep: so many networks with the highest proxy are kept, and the truly best of them is chosen.
+
+    Of equal proxies the first is taken. Returns points of accuracy, at most 0.
+    """
+    kept = proxy.argsort(descending=True, stable=True)[:keep]
+    return float(truth[kept].max() - truth.max())
+
+
+Statistic = Callable[[Tensor, Tensor], float]  # of truth and proxy, (n,) each
+STATISTICS: dict[str, Statistic] = {
+    "Spearman": spearman,
+    "Kendall": kendall,
+    "best tenth": in_best_tenth,
+    "regret": regret,
+    "regret of five": lambda truth, proxy: regret(truth, proxy, keep=5),
+}
+
+
+class Estimate(NamedTuple):
+    """A statistic, with the 95 % interval of a bootstrap over networks."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 2) -> str:
+        """Write the value with its interval; a dash where there is none."""
+        if math.isnan(self.value):
+            return "–"
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+def bootstrap(statistic: Callable[[Tensor], float], count: int, seed: int = 0) -> Estimate:
+    """Compute a statistic of networks, and of networks drawn from them with replacement.
+
+    - statistic: a function of indices of networks (n,).
+    - count: of networks.
+    - seed: of the draws.
+
+    The interval goes from the 2.5 % to the 97.5 % quantile of RESAMPLES draws. Source: Efron
+    (1979), the percentile method.
+    """
+    rng = generator(seed, "bootstrap")
+    drawn = [torch.randint(count, (count,), generator=rng) for _ in range(RESAMPLES)]
+    found = torch.tensor([statistic(index) for index in drawn], dtype=torch.float64)
+    low, high = torch.nanquantile(found, torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return Estimate(statistic(torch.arange(count)), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What networks learn from sets: by `rank`, or read from its report by `Ranking.read`."""
+
+    candidates: tuple[Candidate, ...]
+    truth: Tensor  # test accuracies after training on all images, (repeats, n), in percent
+    # {set: held-out accuracies (draws, n)}, one row for each draw or seed of that set
+    proxies: dict[str, Tensor]
+    seconds: dict[str, float]  # {set or TRUTH: of all trainings of one row, of one core}
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Ranking":
+        """Read a report of `rank`. Raises Error for another file."""
+        try:
+            report = json.loads(Path(path).read_text())
+            found = report["found"]
+            columns = {
+                name: torch.tensor([row["test" if name == TRUTH else "held_out"] for row in rows])
+                for name, rows in found.items()
+            }
+            seconds = {
+                name: statistics.fmean(row["seconds"] for row in rows)
+                for name, rows in found.items()
+            }
+            candidates = tuple(Candidate(**one) for one in report["networks"])
+            return cls(candidates, columns.pop(TRUTH), columns, seconds)
+        except (OSError, ValueError, KeyError, TypeError):
+            raise Error(f"{path} is no report of ddpp rank: name its ranking.json") from None
+
+    def only(self, factor: str, *values: object) -> "Ranking":
+        """The networks that have one of these values of a factor, a field of Candidate.
+
+        Raises Error if fewer than two have.
+        """
+        kept = [i for i, one in enumerate(self.candidates) if getattr(one, factor) in values]
+        if len(kept) < 2:
+            raise Error(f"fewer than two networks have {factor} {values}: name more values")
+        return replace(
+            self,
+            candidates=tuple(self.candidates[i] for i in kept),
+            truth=self.truth[:, kept],
+            proxies={name: rows[:, kept] for name, rows in self.proxies.items()},
+        )
+
+    def estimate(self, name: str, statistic: Statistic, base: str | None = None) -> Estimate:
+        """Compute a statistic of a set, the mean over its draws.
+
+        - name: of the set.
+        - statistic: one of STATISTICS.
+        - base: another set, whose mean is subtracted, over the same networks. Default: none.
+        """
+        truth = self.truth.mean(0)
+
+        def mean(of: str, index: Tensor) -> float:
+            return statistics.fmean(statistic(truth[index], row[index]) for row in self.proxies[of])
+
+        def value(index: Tensor) -> float:
+            return mean(name, index) - (mean(base, index) if base else 0.0)
+
+        return bootstrap(value, len(truth))
+
+    def shifts(self, name: str, factor: str) -> dict[object, float]:
+        """By how many ranks a set prefers each value of a factor, compared with the truth.
+
+        - name: of the set.
+        - factor: a field of Candidate.
+
+        Returns means over networks and draws: positive where the set ranks too high.
+        """
+        true = ranks(self.truth.mean(0))
+        shift = torch.stack([ranks(row) - true for row in self.proxies[name]]).mean(0)
+        values = [getattr(one, factor) for one in self.candidates]
+        return {
+            value: float(shift[torch.tensor([one == value for one in values])].mean())
+            for value in dict.fromkeys(values)
+        }
+
+    def lines(self) -> list[list[str]]:
+        """The table as text, its head first."""
+        head = ["trained on", *STATISTICS, "minutes"]
+        lines = [head]
+        for name in self.proxies:
+            found = [self.estimate(name, statistic) for statistic in STATISTICS.values()]
+            digits = [1 if "regret" in column else 2 for column in STATISTICS]
+            shown = [one.text(n) for one, n in zip(found, digits, strict=True)]
+            lines.append([name, *shown, f"{self.seconds[name] / 60:.1f}"])
+        return [*lines, [TRUTH, *[""] * len(STATISTICS), f"{self.seconds[TRUTH] / 60:.1f}"]]
+
+    def __str__(self) -> str:
+        return aligned(self.lines())
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        head, *lines = self.lines()
+        return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *lines])
+
+    _repr_markdown_ = markdown
