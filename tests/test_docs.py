@@ -254,7 +254,7 @@ def test_chapter_14_says_what_the_memories_reached():
     pages = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     text = " ".join(" ".join(pages).split())
     rows = experiments.read_memories(ROOT / "results" / "memory")
-    asked = [settings for _, settings, _ in memories()]
+    asked = [memory.recipe for memory in memories()]
     stored = [json.loads(path.read_text()) for path in (ROOT / "results/memory").glob("*.json")]
     made = {from_dict(report["asked"]["recipe"]) for report in stored}
     assert made == {replace(settings, validation=0.0) for settings in asked}

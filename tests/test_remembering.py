@@ -18,6 +18,8 @@ from ddpp.experiments.recipes import recipe
 from ddpp.experiments.remembering import for_tasks, read_memories, union
 from ddpp.experiments.run import Experiment
 from ddpp.foundation.loop import Saving
+from tools.memories import main as memories_main
+from tools.memories import memories_of_cifar100
 
 QUIET = Saving(progress=False)
 
@@ -239,3 +241,20 @@ def test_the_command_says_what_each_task_brought(four, tmp_path, capsys):
     assert len(report["found"]) == 2 and report["asked"]["order"] == 0
     assert main([*map(str, line), "--order", "1"]) == 1
     assert "holds the memory of another run" in capsys.readouterr().err
+
+
+def test_the_memories_of_cifar100_are_listed_and_can_work(tmp_path, capsys):
+    found = list(memories_of_cifar100())
+    assert {(m.tasks, m.recipe.distill.ipc, m.recipe.data) for m in found} == {
+        (5, 20, "cifar100"),
+        (10, 20, "cifar100"),
+    }
+    assert len({m.name for m in found}) == len(found) == 5 * 2 * 5
+    for memory in found:
+        memory.recipe.stored_teachers()  # refuses settings that cannot work
+        assert len(class_tasks(100, memory.tasks, memory.order)) == memory.tasks
+    results = ["--results", str(tmp_path)]
+    assert memories_main([*results, "--cifar100", "--list", "--only", "dm"]) == 0
+    assert capsys.readouterr().out.count("missing") == 10
+    assert memories_main([*results, "--list"]) == 0
+    assert capsys.readouterr().out.count("missing") == 55 and not any(tmp_path.iterdir())
