@@ -252,11 +252,11 @@ def _train(training: _Training, k: int, bar: tqdm) -> Mapping[str, Tensor]:
         "epoch_000": network.initial(derive(config.seed, "teacher", k)).cpu()
     }
     theta = trajectory[f"epoch_{done:03d}"].to(network.device)
-    train, saved = flat_epoch if config.rho else _epoch, time.monotonic()
+    saved = time.monotonic()
     try:
         for epoch in range(done + 1, config.epochs + 1):
             rng = generator(config.seed, "teacher", k, epoch)
-            theta, loss = train(network, theta, training.data, config, rng)
+            theta, loss = one_epoch(network, theta, training.data, config, rng)
             if not (torch.isfinite(loss) and torch.isfinite(theta).all()):
                 raise Error(
                     f"teacher {k} diverged in epoch {epoch}: lower its learning rate (lr "
@@ -275,7 +275,7 @@ def _train(training: _Training, k: int, bar: tqdm) -> Mapping[str, Tensor]:
     return trajectory if path is None else files.Lazy(path, KIND)
 
 
-def _epoch(
+def one_epoch(
     network: Flat, theta: Tensor, data: ImageData, config: TeacherConfig, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Train for one epoch: pass over the training images in random order.
@@ -285,43 +285,33 @@ def _epoch(
     images, labels = data.train
     order = torch.randperm(len(labels), generator=rng).to(data.device)
     total = images.new_zeros(())
-    theta = theta.clone()
     for index in order.split(config.batch):
-        x = images[index]
+        x, y = images[index], labels[index]
         if config.augment:
             x = augment(x, draw(len(index), rng, config.augment))
-        loss = F.cross_entropy(network(theta.requires_grad_(), x), labels[index])
-        (gradient,) = torch.autograd.grad(loss, theta)
-        theta = theta.detach() - config.lr * gradient
-        total += loss.detach() * len(index)
+        loss, gradient = slope(network, theta, x, y)
+        if config.rho:
+            gradient = uphill(network, theta, gradient, config.rho, x, y)
+        theta = theta - config.lr * gradient
+        total += loss * len(index)
     return theta, total / len(labels)
 
 
-def flat_epoch(
-    network: Flat, theta: Tensor, data: ImageData, config: TeacherConfig, rng: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Train for one epoch as `_epoch` does, with the gradient uphill, at theta + rho g / |g|.
+def slope(network: Flat, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the cross-entropy of a batch, and its gradient (p,)."""
+    theta = theta.detach().requires_grad_()
+    loss = F.cross_entropy(network(theta, x), y)
+    return loss.detach(), torch.autograd.grad(loss, theta)[0]
+
+
+def uphill(
+    network: Flat, theta: Tensor, gradient: Tensor, rho: float, x: Tensor, y: Tensor
+) -> Tensor:
+    """Compute the gradient (p,) at theta + rho g / |g|, where g is the gradient at theta.
 
     So flat minima are found, from which a student's errors lead less far. Source: sharpness-aware
     minimization (Foret et al., ICLR 2021), as FTD (Du et al., CVPR 2023) trains its teachers, with
     rho = 0.01; its variant also follows a part of g, which is left out here.
     """
-    images, labels = data.train
-    order = torch.randperm(len(labels), generator=rng).to(data.device)
-    total = images.new_zeros(())
-    for index in order.split(config.batch):
-        x, y = images[index], labels[index]
-        if config.augment:
-            x = augment(x, draw(len(index), rng, config.augment))
-        loss, gradient = _slope(network, theta, x, y)
-        uphill = theta + config.rho * gradient / (gradient.norm() + 1e-12)  # g may be 0
-        theta = theta - config.lr * _slope(network, uphill, x, y)[1]
-        total += loss * len(index)
-    return theta, total / len(labels)
-
-
-def _slope(network: Flat, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the cross-entropy of a batch, and its gradient (p,)."""
-    theta = theta.detach().requires_grad_()
-    loss = F.cross_entropy(network(theta, x), y)
-    return loss.detach(), torch.autograd.grad(loss, theta)[0]
+    up = theta + rho * gradient / (gradient.norm() + 1e-12)  # g may be 0
+    return slope(network, up, x, y)[1]

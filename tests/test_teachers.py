@@ -12,7 +12,7 @@ from torch import nn
 
 from ddpp.foundation import files
 from ddpp.networks import ConvNet, Flat
-from ddpp.teachers import flat_epoch, train_teachers
+from ddpp.teachers import one_epoch, train_teachers
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_training(data, file, 
         train_teachers(data, TEACHERS, file, progress=False)
 
 
-def test_a_flat_epoch_is_sharpness_aware_minimization(data):
+def test_a_one_epoch_is_sharpness_aware_minimization(data):
     """Against SAM written with an ordinary module and optimizer, in float64."""
     config = replace(TEACHERS, rho=0.05, augment=False, batch=5)
     wide = replace(data, train=data.train._replace(images=data.train.images.double()))
     network = data.network(NETWORK)
     start = network.initial(0).double()
-    theta, loss = flat_epoch(network, start, wide, config, torch.Generator().manual_seed(3))
+    theta, loss = one_epoch(network, start, wide, config, torch.Generator().manual_seed(3))
 
     module = ConvNet(channels=3, classes=2, width=4, depth=1, image_size=8).double()
     nn.utils.vector_to_parameters(start, module.parameters())
@@ -136,6 +136,6 @@ def test_the_step_uphill_is_as_long_as_rho(data):
     network, ends = data.network(NETWORK), []
     for rho in (0.0, 1e-4, 1e-3):
         rng, config = torch.Generator().manual_seed(3), replace(TEACHERS, rho=rho)
-        ends.append(flat_epoch(network, network.initial(0).double(), wide, config, rng)[0])
+        ends.append(one_epoch(network, network.initial(0).double(), wide, config, rng)[0])
     near, far = ((end - ends[0]).norm() for end in ends[1:])
     assert near > 0 and float(far / near) == pytest.approx(10, rel=0.2)
