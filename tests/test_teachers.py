@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_training(data, file, 
         train_teachers(data, TEACHERS, file, progress=False)
 
 
-def test_a_one_epoch_is_sharpness_aware_minimization(data):
+def test_an_epoch_with_rho_is_sharpness_aware_minimization(data):
     """Against SAM written with an ordinary module and optimizer, in float64."""
     config = replace(TEACHERS, rho=0.05, augment=False, batch=5)
     wide = replace(data, train=data.train._replace(images=data.train.images.double()))
