@@ -15,8 +15,9 @@ import torch
 
 from ddpp.data import load_data
 from ddpp.distilling import DistillConfig
+from ddpp.evaluating import Protocol
 from ddpp.experiments import read_queue, runs
-from ddpp.experiments.recipes import PROFILES
+from ddpp.experiments.recipes import PROFILES, recipe
 from ddpp.foundation.errors import Error
 from ddpp.networks import NetworkConfig
 from ddpp.teachers import TeacherConfig, Teachers
@@ -74,6 +75,17 @@ def untouched(*paths):
 
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def small_recipe(path, method, ipc, repeats, **settings):
+    """A recipe of seconds: one teacher of three epochs, networks of four, nothing whitened."""
+    base = recipe("smoke", str(path), method=method)
+    teachers = replace(base.teachers, count=1, epochs=3, batch=8, network=NETWORK)
+    if method in ("ddpp", "mtt"):
+        settings = {"steps": 3, "student_steps": 2, "iterates": 1} | settings
+    distill = replace(base.distill, **{"ipc": ipc} | settings)
+    how = {"protocol": Protocol(epochs=4), "repeats": repeats, "zca": False}
+    return replace(base, teachers=teachers, distill=distill, **how)
 
 
 def moving(data, *ends, width=4):

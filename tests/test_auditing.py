@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import write_npz
 from scipy import stats
-from small import CONFIG, NETWORK, command, contents, load, refused
+from small import CONFIG, command, contents, load, refused, small_recipe
 
 import ddpp
 from ddpp.cli import main
@@ -29,7 +29,6 @@ from ddpp.experiments.membership import (
     scaled_confidence,
     tpr_at,
 )
-from ddpp.experiments.recipes import recipe
 from ddpp.foundation.loop import Saving
 
 QUIET = Saving(progress=False)
@@ -46,15 +45,9 @@ def npz(tmp_path):
 
 
 def small(path, method="mtt", **changes):
-    base = recipe("smoke", str(path), method=method)
-    teachers = replace(base.teachers, count=1, epochs=3, batch=8, network=NETWORK)
-    if method == "mtt":
-        changes = {"steps": 3, "student_steps": 2, "iterates": 1} | changes
     if method == "dm":
         changes = {"steps": 2, "batch_real": 4, "iterates": 1} | changes
-    distill = replace(base.distill, **{"ipc": 1} | changes)
-    how = {"protocol": Protocol(epochs=4), "repeats": 1, "zca": False}
-    return replace(base, teachers=teachers, distill=distill, **how)
+    return small_recipe(path, method, ipc=1, repeats=1, **changes)
 
 
 DESIGN = Design(images=12, canaries=12, models=6)

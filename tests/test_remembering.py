@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_npz
-from small import NETWORK, command, contents, refused
+from small import NETWORK, command, contents, refused, small_recipe
 
 import ddpp
 from ddpp.cli import main
@@ -29,16 +29,9 @@ def four(npz):
     return npz(classes=4)
 
 
-def small(path, method="ddpp", **changes):
-    base = recipe("smoke", str(path), method=method)
-    teachers = replace(base.teachers, count=1, epochs=3, batch=8, network=NETWORK)
-    if method == "ddpp":
-        changes = {"steps": 3, "student_steps": 2, "iterates": 1} | changes
-    if method == "herding":
-        changes = {"epochs": 3} | changes
-    distill = replace(base.distill, ipc=2, **changes)
-    how = {"protocol": Protocol(epochs=4), "repeats": 2, "zca": False}
-    return replace(base, teachers=teachers, distill=distill, **how)
+def small(path, method="ddpp"):
+    settings = {"epochs": 3} if method == "herding" else {}
+    return small_recipe(path, method, ipc=2, repeats=2, **settings)
 
 
 def run(path, folder, method="ddpp", saving=QUIET, **changes):

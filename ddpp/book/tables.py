@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ddpp.evaluating import spread
 from ddpp.experiments.auditing import Audit
-from ddpp.experiments.comparing import Difference, holm, show_p
+from ddpp.experiments.comparing import Difference, holm, in_markdown, show_p
 from ddpp.experiments.membership import Leak
 from ddpp.experiments.methods import METHODS
 
@@ -57,8 +57,8 @@ NAMES = {  # as the tables show them
 
 def table_2() -> str:
     """Return the paper's Table II in Markdown: KIP in two widths, and the paper's method."""
-    head = ("data, images per class", "KIP-1024", "KIP-128", NAMES["signed"])
-    lines = [head, ["---"] * len(head)]
+    head = ["data, images per class", "KIP-1024", "KIP-128", NAMES["signed"]]
+    lines = [head]
     for (data, ipc), accuracies in TABLE_2.items():
         if None not in accuracies:
             lines.append([_name(data, ipc), *(f"{accuracy}" for accuracy in accuracies)])
@@ -82,11 +82,11 @@ def table_3(rows: Sequence[dict]) -> str:
 
     - rows: of experiment table3, see `experiments.read`.
     """
-    head = (
+    head = [
         "architecture",
         *(f"{NAMES[method]}, {who}" for method in ("signed", "none") for who in ("paper", "ours")),
-    )
-    lines = [head, ["---"] * len(head)]
+    ]
+    lines = [head]
     for architecture, paper in TABLE_3.items():
         line = [NAMES[architecture]]
         for method in ("signed", "none"):
@@ -126,7 +126,7 @@ def best_1(rows: Sequence[dict]) -> str:
                 lines.append(line)
     if len({scale for *_, scale in lines[1:]}) < 2:
         lines = [line[:-1] for line in lines]
-    return _markdown([lines[0], ["---"] * len(lines[0]), *lines[1:]])
+    return _markdown(lines)
 
 
 def missing_1(rows: Sequence[dict]) -> str:
@@ -165,7 +165,7 @@ def best_3(rows: Sequence[dict]) -> str:
             line += [_show(*paper[method]), _accuracy([row["distilled"]["final"] for row in group])]
         small = ", one image per class" if profile == "smoke" else ""
         lines.append([*line, SCALES[profile] + small])
-    return _markdown([lines[0], ["---"] * len(lines[0]), *lines[1:]])
+    return _markdown(lines)
 
 
 def _scale(row: dict) -> str:
@@ -192,8 +192,8 @@ def rivals(rows: Sequence[dict]) -> str:
     - rows: of one data set and size; rows of method random are what the others are compared with.
     """
     gains_head = ("minus random (points)", "least")
-    head = ("method", "matches", "accuracy (%)", *gains_head, "seconds", "seeds")
-    lines = [head, ["---"] * len(head)]
+    head = ["method", "matches", "accuracy (%)", *gains_head, "seconds", "seeds"]
+    lines = [head]
     rows = [row for row in rows if not row["error"]]
     chance = {row["seed"]: row["accuracy"] for row in rows if row["method"] == "random"}
     for key in dict.fromkeys(_key(row)[2] for row in rows):
@@ -239,7 +239,7 @@ def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
         for name, group in groups.items()
         if name != base and (both := [s for s in group if s in groups.get(base, {})])
     }
-    corrected, lines = holm(differences), [head, ["---"] * len(head)]
+    corrected, lines = holm(differences), [head]
     for name, group in groups.items():
         found, p = differences.get(name), corrected.get(name)
         accuracy = _accuracy([row["distilled"]["final"] for row in group.values()])
@@ -260,10 +260,10 @@ def leaks(audits: Mapping[str, Audit], group: str, attacks: Sequence[str]) -> st
 
     True positives are given at 1 % and at 0.1 % of false ones.
     """
-    head = ("", "accuracy (%)", "attack", "AUC", "at 1 % (%)", "at 0.1 % (%)")
-    lines = [head, ["---"] * len(head)]
+    head = ["", "accuracy (%)", "attack", "AUC", "at 1 % (%)", "at 0.1 % (%)"]
+    lines = [head]
     for name, one in audits.items():
-        accuracy = f"{statistics.fmean(one.accuracies):.1f} ± {spread(one.accuracies):.1f}"
+        accuracy = _show(statistics.fmean(one.accuracies), spread(one.accuracies))
         known = getattr(one, group)
         for attack in [attack for attack in attacks if attack in known]:
             found: Leak = known[attack]
@@ -288,8 +288,8 @@ def forms(rows: Sequence[dict], ipc: int, names: Mapping[str, str]) -> str:
     Differences are to the file of the same seed, with 95 % intervals. Bytes and the processor's
     seconds of one training are medians over seeds.
     """
-    head = ("", "images", "kB", "accuracy (%)", "difference (points)", "seconds", "seeds")
-    lines, means = [head, ["---"] * len(head)], {}
+    head = ["", "images", "kB", "accuracy (%)", "difference (points)", "seconds", "seeds"]
+    lines, means = [head], {}
     for row in rows:
         if row["ipc"] in (ipc, 0):
             of = means.setdefault(row["form"], {})
@@ -320,8 +320,8 @@ def costs(rows: Sequence[dict]) -> str:
     - rows: of any experiment.
     """
     stages = ("teachers", "distillation", "evaluation")
-    head = ("run", *stages, "device", "torch", "commit", "finished")
-    lines = [head, ["---"] * len(head)]
+    head = ["run", *stages, "device", "torch", "commit", "finished"]
+    lines = [head]
     for row in rows:
         spent = [
             f"{row.get('seconds', {}).get(stage, 0) / 3600:.2f} h"
@@ -333,7 +333,7 @@ def costs(rows: Sequence[dict]) -> str:
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = in_markdown(lines)
     # a number and its error stay on one line
     return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
@@ -396,8 +396,8 @@ def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TA
     - rows: of experiment table1, see `experiments.read`.
     - sets: (data set, images per class) to show; default: all of Table I.
     """
-    head = ("data, images per class", "paper", "final", "selected", "seeds")
-    lines = [head, ["---"] * len(head)]
+    head = ["data, images per class", "paper", "final", "selected", "seeds"]
+    lines = [head]
     for data, ipc in sets:
         paper = TABLE_1[data, ipc]
         group = [row for row in rows if _key(row)[:2] == (data, ipc)]

@@ -159,7 +159,7 @@ def audit(
     asked = as_in_files(asked)
     files.check_writable(path)
     with files.lock(path, wait=False):
-        refuse_other(path, asked, "audit")
+        refuse_other(path, asked, f"{folder} holds the audit", "choose another folder")
         pool = draw_pool(data, design, recipe.distill.seed)
         at = Path(folder), Path(teachers or folder)
         numbers = range(design.models)

@@ -21,10 +21,10 @@ from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol, check_pair, train
 from ddpp.experiments.grids import Candidate
 from ddpp.experiments.ranking import TRUTH, Ranking
-from ddpp.experiments.run import commit, provenance
+from ddpp.experiments.run import commit, provenance, refuse_other
 from ddpp.foundation import files
-from ddpp.foundation.errors import Count, Error, check_bounds, differences
-from ddpp.foundation.identity import as_in_files, marks
+from ddpp.foundation.errors import Count, Error, check_bounds
+from ddpp.foundation.identity import marks
 from ddpp.networks import accuracy
 
 REPORT, SCORES = "ranking.json", "ranking.scores"
@@ -84,9 +84,11 @@ def rank(
     prints = {name: [_fingerprints(one) for one in several] for name, several in jobs.items()}
     asked = {"networks": networks, "search": asdict(search), "sets": prints}
     asked |= {"data": data.identity}
-    files.check_writable(folder / REPORT)
-    with files.lock(folder / REPORT, wait=False):
-        _check_report(folder / REPORT, asked)
+    report = folder / REPORT
+    files.check_writable(report)
+    with files.lock(report, wait=False):
+        advice = "move it away; what both have in common is not trained again"
+        refuse_other(report, asked, f"{report} is the report", advice)
         total = len(candidates) * len(search.rates) * sum(map(len, jobs.values()))
         with tqdm(total=total, desc="train", unit="network", disable=not progress) as bar:
             trainer = _Trainer(data, search, folder / SCORES, bar)
@@ -96,9 +98,9 @@ def rank(
                 ]
                 for name, several in jobs.items()
             }
-        report = {"asked": asked, "networks": networks, "found": found}
-        files.write_json(folder / REPORT, report | provenance(data.device))
-    return Ranking.read(folder / REPORT)
+        content = {"asked": asked, "networks": networks, "found": found}
+        files.write_json(report, content | provenance(data.device))
+    return Ranking.read(report)
 
 
 class _Trainer(NamedTuple):
@@ -197,18 +199,3 @@ def _check(
                     f"{data.held_out}: load the data with that share, or images that are held out "
                     "may be in the set"
                 )
-
-
-def _check_report(path: Path, asked: dict) -> None:
-    """Raise an Error if the report of a folder is that of another run."""
-    if not path.exists():
-        return
-    try:
-        known = json.loads(path.read_text())["asked"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Error(f"{path} is where the report belongs, but is another file: move it") from None
-    if known != (wanted := as_in_files(asked)):
-        raise Error(
-            f"{path} is the report of another run ({differences(known, wanted)}): move it away; "
-            "what both have in common is not trained again"
-        )

@@ -163,9 +163,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        head, *lines = self.lines()
-        rows = [head, ["---"] * len(head), *lines]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return in_markdown(self.lines())
 
     _repr_markdown_ = markdown
 
@@ -252,6 +250,12 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Lay out a table as text, its columns below one another."""
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, wide)).rstrip() for line in lines)
+
+
+def in_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Lay out a table in Markdown, its head first."""
+    head, *others = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *others])
 
 
 def show_p(p: float) -> str:

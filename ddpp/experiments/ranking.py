@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpp.experiments.comparing import aligned
+from ddpp.experiments.comparing import aligned, in_markdown
 from ddpp.experiments.grids import Candidate
 from ddpp.foundation.errors import Error
 from ddpp.foundation.seeds import generator
@@ -217,7 +217,6 @@ class Ranking:
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        head, *lines = self.lines()
-        return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *lines])
+        return in_markdown(self.lines())
 
     _repr_markdown_ = markdown

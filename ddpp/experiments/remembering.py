@@ -114,7 +114,7 @@ def remember(
     asked |= {} if rate is None else {"rate": rate}  # as reports were before there was a rate
     files.check_writable(folder / REPORT)
     with files.lock(folder / REPORT, wait=False):
-        refuse_other(folder / REPORT, asked, "memory")
+        refuse_other(folder / REPORT, asked, f"{folder} holds the memory", "choose another folder")
         found, memory, known, whitening = [], [], [], None
         where = {"root": root, "device": device, "validation": 0.0, "zca": recipe.zca}
         for number, labels in enumerate(arrivals):

@@ -345,11 +345,11 @@ def teachers_in(folder: Path, config: TeacherConfig, data: ImageData) -> Path:
     return folder / f"teachers-{files.identity(config.identity(data))[:8]}"
 
 
-def refuse_other(path: Path, asked: dict, what: str) -> None:
-    """Raise an Error if the report at `path`, of a folder, is there and is that of another run.
+def refuse_other(path: Path, asked: dict, what: str, advice: str) -> None:
+    """Raise an Error if the report at `path` is there and is that of another run.
 
     - asked: all settings; the report has them under this name.
-    - what: the folder holds, for the message.
+    - what, advice: what is of another run, and what to do then, for the message.
     """
     if not path.exists():
         return
@@ -360,10 +360,7 @@ def refuse_other(path: Path, asked: dict, what: str) -> None:
     except (OSError, ValueError, KeyError, TypeError):  # an Error is a ValueError
         raise Error(f"{path} is where the report belongs, but is another file: move it") from None
     if known != (wanted := as_in_files(asked)):
-        raise Error(
-            f"{path.parent} holds the {what} of another run ({differences(known, wanted)}): choose "
-            "another folder"
-        )
+        raise Error(f"{what} of another run ({differences(known, wanted)}): {advice}")
 
 
 def provenance(device: torch.device) -> dict:
