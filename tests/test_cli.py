@@ -8,6 +8,7 @@ import torch
 from small import arrays, command, contents, limited, mounted, save, untouched, words
 
 from ddpp import cli
+from ddpp.cli import commands
 from ddpp.distilling import distill, step
 from ddpp.experiments import run as whole_runs
 
@@ -85,7 +86,7 @@ def test_an_output_that_cannot_be_written_is_noticed_before_training(
     tmp_path, said, monkeypatch, verb
 ):
     npz = save(tmp_path / "mine.npz")
-    for module in (cli, whole_runs):
+    for module in (commands, whole_runs):
         monkeypatch.setattr(
             module, "train_teachers", lambda *_: pytest.fail("teachers were trained in vain")
         )

@@ -15,9 +15,12 @@ import pytest
 
 import ddpp
 from ddpp import cli
+from ddpp.cli import commands, parsing
+from ddpp.cli.options import OWN_NAME
 from ddpp.data.sources import SHA256
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PROFILES
+from ddpp.foundation import processes
 from ddpp.networks import ARCHITECTURES
 from ddpp.pruning import RULES
 from ddpp.unrolling import ENGINES
@@ -170,9 +173,9 @@ def test_where_a_name_is_asked_for_the_names_are_listed(command, columns, help_o
     assert listed(text, "--profile") == list(PROFILES)
     assert listed(text, "--data") == [*SHA256, "FILE.npz"]
     assert listed(text, "--method") == list(METHODS)
-    assert listed(text, "--rule") == [*RULES, cli.OWN_NAME]
+    assert listed(text, "--rule") == [*RULES, OWN_NAME]
     assert listed(text, "--engine") == ["auto", *ENGINES]
-    assert listed(text, "--teachers.network.name") == [*ARCHITECTURES, cli.OWN_NAME]
+    assert listed(text, "--teachers.network.name") == [*ARCHITECTURES, OWN_NAME]
 
 
 def test_commands_and_methods_with_names_of_their_own_list_them(help_of):
@@ -272,7 +275,7 @@ def test_evaluate_takes_the_settings_of_its_protocol_as_distill_does(distilled, 
 
 def test_every_old_option_of_evaluate_is_respelled(capsys):
     words = ["a", "--batch", "1", "--momentum=0", "--augment", "--data", "x", "--seed", "1"]
-    assert cli.respell(words, cli.evaluate) == [
+    assert parsing.respell(words, commands.evaluate) == [
         *("a", "--protocol.batch", "1", "--protocol.momentum=0", "--protocol.augment", "True"),
         *("--data", "x", "--seed", "1"),
     ]
@@ -281,7 +284,7 @@ def test_every_old_option_of_evaluate_is_respelled(capsys):
 
 def test_the_switch_of_the_augmentation_is_respelled(capsys):
     words = ["--teachers.no-augment", "--protocol.augment", "--augment", "crop", "flip"]
-    assert cli.respell(words, cli.distill) == [
+    assert parsing.respell(words, commands.distill) == [
         *("--teachers.augment", "False", "--protocol.augment", "True"),
         *("--augment", "crop", "flip"),
     ]
@@ -289,7 +292,7 @@ def test_the_switch_of_the_augmentation_is_respelled(capsys):
         "--teachers.no-augment is spelled --teachers.augment False now" in capsys.readouterr().err
     )
     same = ["--teachers.augment", "crop", "--protocol.augment", "False"]
-    assert cli.respell(same, cli.distill) == same
+    assert parsing.respell(same, commands.distill) == same
     assert capsys.readouterr().err == ""
 
 
@@ -308,7 +311,7 @@ def test_bench_is_run_where_a_checkout_is_and_else_explained(tmp_path, monkeypat
     first, second = capfd.readouterr().err.splitlines()
     assert first == "ddpp: 'ddpp bench' is spelled 'python -m tools.bench' now"
     assert "did you mean 'teacher-epoch'" in second
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "ddpp" / "cli.py"))
+    monkeypatch.setattr(ddpp, "__file__", str(tmp_path / "site-packages" / "ddpp" / "__init__.py"))
     assert cli.main(["bench"]) == 1
     said = one_line(capfd)
     assert "python -m tools.bench" in said and "checkout" in said
@@ -318,7 +321,7 @@ def test_bench_is_run_where_a_checkout_is_and_else_explained(tmp_path, monkeypat
 
 
 def test_a_rank_that_is_not_the_first_is_silent(monkeypatch, capsys):
-    monkeypatch.setattr(cli.processes, "rank", lambda: 1)
+    monkeypatch.setattr(processes, "rank", lambda: 1)
     assert cli.main(["reproduce", "--profile", "smoke", "--list"]) == 0
     assert capsys.readouterr().out == ""
 

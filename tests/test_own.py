@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 import ddpp
 from ddpp import cli
+from ddpp.cli import commands
 from ddpp.data.augmentation import OPERATIONS, draw
 from ddpp.experiments.recipes import recipe
 from ddpp.experiments.run import Experiment
@@ -349,6 +350,6 @@ def test_a_set_as_good_as_its_teachers_is_told_to_find_better_ones(
 ):
     made = ddpp.distill(data, teachers, CONFIG, progress=False)
     made = replace(made, history={"unmasked": torch.full((4,), loss)})
-    lines = list(cli.ceiling(made, mine, {"epoch": 3, "accuracies": [50.0, 52.0]}))
+    lines = list(commands.ceiling(made, mine, {"epoch": 3, "accuracies": [50.0, 52.0]}))
     assert lines[0] == "the teachers that it matches: 51.0 ± 1.4 %, at epoch 3"
     assert ("--max-start-epoch" in lines[-1]) == saturated

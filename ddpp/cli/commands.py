@@ -1,47 +1,28 @@
-"""The command line: each command is a function, whose options tyro makes from its signature."""
+"""The commands: functions whose options tyro makes from their signatures."""
 
-import contextlib
-import functools
 import json
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
-from itertools import zip_longest
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-try:
-    import tyro
-    from tyro.conf import arg
-    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
-except ModuleNotFoundError:  # where ddpp was installed without its dependencies, as on Colab
-    raise SystemExit(
-        "the command line needs the package tyro: install it with 'pip install tyro'"
-    ) from None
+from tyro.conf import arg
 
-from ddpp import __version__, evaluating, experiments, judging
+from ddpp import evaluating, experiments, judging
 from ddpp.baselines import selection
-from ddpp.baselines.ntk import KERNELS
-from ddpp.data import STARTS, load_data
-from ddpp.data.augmentation import OPERATIONS
+from ddpp.cli.options import DATA, OWN_NAME, Device, Root, Settings, listing
+from ddpp.data import load_data
 from ddpp.data.folder import pack_folder
-from ddpp.data.sources import SHA256
 from ddpp.distilled import DistilledDataset
-from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Evaluation, Protocol, spread
 from ddpp.experiments.auditing import REPORT as AUDIT
 from ddpp.experiments.auditing import Design
 from ddpp.experiments.choosing import Search
 from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.grids import Grid
-from ddpp.experiments.methods import METHODS
 from ddpp.experiments.queue import usual_jobs
-from ddpp.experiments.recipes import PROFILES, Recipe, recipe
-from ddpp.experiments.remembering import for_tasks
+from ddpp.experiments.recipes import PROFILES
 from ddpp.experiments.run import Experiment, report_path, teachers_in
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
@@ -51,28 +32,9 @@ from ddpp.judging.opening import SPACES, load_set, open_own
 from ddpp.networks import ARCHITECTURES, accuracy
 from ddpp.pruning import RULES
 from ddpp.teachers import train_teachers
-from ddpp.unrolling import ENGINES
 
 Command = Callable[..., int | None]
-
-
-def listing(names: Iterable[str]) -> Any:
-    """Let the help of an option list the names that it takes."""
-    return arg(metavar="{" + ",".join(names) + "}")
-
-
-DATA = (*SHA256, "FILE.npz")
 SATURATED = 0.5  # loss below which little is left to match
-OWN_NAME = "PACKAGE.MODULE:NAME"
-NAMED = re.compile(r"(--[\w.-]+=)?[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@[\d.]+)?")
-NAMES = {  # of the settings that take one
-    **{"profile": PROFILES, "data": DATA, "method": METHODS, "rule": RULES},
-    **{"engine": ("auto", *ENGINES), "kernel": KERNELS, "init": STARTS},
-    "name": ARCHITECTURES,  # of a network
-}
-Settings = Annotated[Recipe, arg(name="")]  # its options have no prefix
-Root = Annotated[Path, arg(help="folder of cifar10 and cifar100, which are downloaded if missing")]
-Device = Annotated[str | None, arg(help="cpu, cuda or cuda:N; None: the GPU if there is one")]
 
 
 def teachers(
@@ -529,195 +491,6 @@ def save_picture(save: Callable[[Path], Any], path: Path) -> None:
         raise Error(f"cannot write {path}: {why}; choose another place or .png") from e
 
 
-def say(line: str) -> None:
-    """Print a line on stderr, as ddpp's."""
-    print(f"ddpp: {line}", file=sys.stderr)
-
-
 SHARED = (teachers, distill)  # the commands that torchrun can share out
 OWN = (*SHARED, compare, reproduce, remember, rank, audit, evaluate, judge, show, export, pack)
 COMMANDS: dict[str, Command] = {command.__name__: command for command in OWN}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 or its own, 1 for an Error, 130 after Ctrl-C."""
-    name, *words = (sys.argv[1:] if argv is None else argv) or [""]
-    if any(map(NAMED.fullmatch, words)) and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, and only where a module is named
-    if name == "--version":
-        print(f"ddpp {__version__}")
-        return 0
-    if name in ("", "-h", "--help"):
-        print(overview(), file=sys.stdout if name else sys.stderr)
-        raise SystemExit(0 if name else 2)
-    try:
-        if name == "bench":
-            return bench(words)
-        command = find(name)
-        call = parse(command, words, f"ddpp {name}")
-        processes.join()
-        if processes.size() > 1 and command not in SHARED:
-            what = "only teachers and distill can be shared out by torchrun"
-            raise Error(f"{what}: start this command without it")
-        with contextlib.redirect_stdout(None) if processes.rank() else contextlib.nullcontext():
-            return call() or 0
-    except Error as e:
-        say(str(e))
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        say("stopped; what was done is saved. Run the same command again to resume")
-        return 130
-    finally:
-        processes.leave()
-
-
-def overview() -> str:
-    """The usage of ddpp: its commands, each with the first line of its docstring."""
-    commands = COMMANDS | {name: entry.load() for name, entry in others().items()}
-    usage = "usage: ddpp COMMAND [OPTIONS]"
-    lines = [f"  {name:10} {str(c.__doc__).splitlines()[0]}" for name, c in commands.items()]
-    more = "The options of a command: ddpp COMMAND --help. The version: ddpp --version."
-    return "\n".join([usage, "", *lines, "", more])
-
-
-def others() -> dict[str, EntryPoint]:
-    """The commands that other packages bring, not yet loaded."""
-    return {entry.name: entry for entry in entry_points(group="ddpp.verbs")}
-
-
-def find(name: str) -> Command:
-    """The command of this name; a word that is none ends the program with exit code 2."""
-    if name in COMMANDS:
-        return COMMANDS[name]
-    brought = others()
-    try:
-        return brought[choose("command", name, [*COMMANDS, *brought])].load()
-    except Error as e:
-        say(str(e))
-        raise SystemExit(2) from None
-
-
-def parse(command: Command, words: Sequence[str], prog: str) -> Callable[[], int | None]:
-    """The call that the words of a command line ask for, not yet made.
-
-    Of the commands with a recipe the words are read in two passes. The first reads only profile,
-    data, ipc and method, which decide the types and defaults of all other options. The second reads
-    everything.
-    """
-    registry, base = ConstructorRegistry(), None
-    words = respell(words, command)
-    if command in (*SHARED, compare, remember, audit):
-        asked = [word for word in words if word not in ("-h", "--help")]
-        base, _ = tyro.cli(recipe, args=asked, prog=prog, return_unknown_args=True)
-        if isinstance(base.distill, DistillConfig):  # each rank matches a trajectory
-            ranks = int(os.environ.get("WORLD_SIZE", 1))
-            base = replace(base, distill=replace(base.distill, trajectories=ranks))
-        if command is remember:
-            base = for_tasks(base)
-    registry.struct_rule(functools.partial(_settings, base))
-
-    @functools.wraps(command)
-    def later(*args: Any, **options: Any) -> Callable[[], int | None]:
-        return functools.partial(command, *args, **options)
-
-    try:
-        return tyro.cli(later, args=words, prog=prog, registry=registry)
-    except _Refused as e:
-        raise e.why from None
-
-
-class _Refused(Exception):
-    """Carries an Error of a config past tyro, which puts a box around every ValueError."""
-
-    def __init__(self, why: Error):
-        self.why = why
-
-
-def _settings(base: Recipe | None, info: StructTypeInfo) -> StructConstructorSpec | None:
-    """tyro's rule for a dataclass, with names listed, and `base` as the default of a recipe."""
-    if not is_dataclass(info.type) or _settings in info.markers:
-        return None  # leave it to tyro's own rule
-    default = base if base and info.type is Recipe else info.default
-    info = replace(info, default=default, markers=(*info.markers, _settings))
-    spec = ConstructorRegistry.get_struct_spec(info)
-    assert isinstance(spec, StructConstructorSpec)
-    listed = []
-    for each in spec.fields:
-        if each.name == "distill":  # of the method's own type; its options have no prefix
-            each = replace(each, type=Annotated[type(each.default), arg(name="")])
-        elif each.name in NAMES:
-            own = each.name in ("rule", "name")  # in Python, functions as well
-            names = [*NAMES[each.name], *([OWN_NAME] if own else [])]
-            each = replace(each, type=Annotated[str if own else each.type, listing(names)])
-        elif each.name == "augment" and each.type is not bool:
-            some = arg(metavar="{True,False," + ",".join(OPERATIONS) + "} ...")
-            each = replace(each, type=Annotated[bool | tuple[str, ...], some])
-        if is_dataclass(each.type):  # without the example in its docstring
-            each = replace(each, helptext=str(each.type.__doc__).splitlines()[0])
-        listed.append(each)
-
-    @functools.wraps(spec.instantiate)
-    def instantiate(*args: Any, **options: Any) -> Any:
-        try:
-            return spec.instantiate(*args, **options)
-        except Error as e:
-            raise _Refused(e) from e
-
-    return replace(spec, fields=tuple(listed), instantiate=instantiate)
-
-
-def respell(words: Sequence[str], command: Command) -> list[str]:
-    """Give options their present spelling, and name it.
-
-    Those of `evaluate` had no prefix once, and the augmentation could only be switched.
-    """
-    old = {f"--{no}{f.name.replace('_', '-')}" for f in fields(Protocol) for no in ("", "no-")}
-    switch = re.compile(r"--(protocol|teachers)\.(no-)?augment")
-    new, told = [], {}
-    for word, following in zip_longest(words, words[1:], fillvalue="--"):
-        option, equals, value = word.partition("=")
-        known = option.replace("_", "-")
-        if command is evaluate and known in old:
-            known = told[option] = f"--protocol.{known[2:]}"
-        found = switch.fullmatch(known)
-        if found and not equals and following.startswith("--"):
-            new += [f"--{found[1]}.augment", str(not found[2])]
-            told[option] = " ".join(new[-2:])
-        else:
-            new.append(told.get(option, option) + equals + value)
-    if command is compare:
-        new = _gathered(new)
-    if told:
-        say("; ".join(f"{option} is spelled {spelling} now" for option, spelling in told.items()))
-    return new
-
-
-def _gathered(words: Sequence[str]) -> list[str]:
-    """Gather each --rule NAME of `compare` into one --rules NAME NAME ..."""
-    rules, others, wanted = [], [], False
-    for word in words:
-        if wanted:
-            rules, wanted = [*rules, word], False
-        elif word == "--rule":
-            wanted = True
-        elif word.startswith("--rule="):
-            rules.append(word.partition("=")[2])
-        else:
-            others.append(word)
-    return [*others, *(["--rules", *rules] if rules else [])]
-
-
-def bench(words: list[str]) -> int:
-    """Run the bench, which was a command of ddpp, where there is a checkout."""
-    checkout = Path(__file__).parents[1]
-    if not (checkout / "tools" / "bench.py").exists():
-        raise Error("the bench is in a checkout of ddpp only: run 'python -m tools.bench' there")
-    say("'ddpp bench' is spelled 'python -m tools.bench' now")
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
-    command = [sys.executable, "-m", "tools.bench", *words]
-    return subprocess.run(command, env=environment).returncode
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The command line: `main` finds the command, and makes the call that the words ask for."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+try:
+    import tyro  # noqa: F401
+except ModuleNotFoundError:  # where ddpp was installed without its dependencies, as on Colab
+    raise SystemExit(
+        "the command line needs the package tyro: install it with 'pip install tyro'"
+    ) from None
+
+import ddpp
+from ddpp.cli.commands import COMMANDS, SHARED, Command
+from ddpp.cli.parsing import parse, say
+from ddpp.foundation import processes
+from ddpp.foundation.errors import Error, choose
+
+NAMED = re.compile(r"(--[\w.-]+=)?[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@[\d.]+)?")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 or its own, 1 for an Error, 130 after Ctrl-C."""
+    name, *words = (sys.argv[1:] if argv is None else argv) or [""]
+    if any(map(NAMED.fullmatch, words)) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, and only where a module is named
+    if name == "--version":
+        print(f"ddpp {ddpp.__version__}")
+        return 0
+    if name in ("", "-h", "--help"):
+        print(overview(), file=sys.stdout if name else sys.stderr)
+        raise SystemExit(0 if name else 2)
+    try:
+        if name == "bench":
+            return bench(words)
+        command = find(name)
+        call = parse(command, words, f"ddpp {name}")
+        processes.join()
+        if processes.size() > 1 and command not in SHARED:
+            what = "only teachers and distill can be shared out by torchrun"
+            raise Error(f"{what}: start this command without it")
+        with contextlib.redirect_stdout(None) if processes.rank() else contextlib.nullcontext():
+            return call() or 0
+    except Error as e:
+        say(str(e))
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        say("stopped; what was done is saved. Run the same command again to resume")
+        return 130
+    finally:
+        processes.leave()
+
+
+def overview() -> str:
+    """The usage of ddpp: its commands, each with the first line of its docstring."""
+    commands = COMMANDS | {name: entry.load() for name, entry in others().items()}
+    usage = "usage: ddpp COMMAND [OPTIONS]"
+    lines = [f"  {name:10} {str(c.__doc__).splitlines()[0]}" for name, c in commands.items()]
+    more = "The options of a command: ddpp COMMAND --help. The version: ddpp --version."
+    return "\n".join([usage, "", *lines, "", more])
+
+
+def others() -> dict[str, EntryPoint]:
+    """The commands that other packages bring, not yet loaded."""
+    return {entry.name: entry for entry in entry_points(group="ddpp.verbs")}
+
+
+def find(name: str) -> Command:
+    """The command of this name; a word that is none ends the program with exit code 2."""
+    if name in COMMANDS:
+        return COMMANDS[name]
+    brought = others()
+    try:
+        return brought[choose("command", name, [*COMMANDS, *brought])].load()
+    except Error as e:
+        say(str(e))
+        raise SystemExit(2) from None
+
+
+def bench(words: list[str]) -> int:
+    """Run the bench, which was a command of ddpp, where there is a checkout."""
+    checkout = Path(ddpp.__file__).parents[1]
+    if not (checkout / "tools" / "bench.py").exists():
+        raise Error("the bench is in a checkout of ddpp only: run 'python -m tools.bench' there")
+    say("'ddpp bench' is spelled 'python -m tools.bench' now")
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    command = [sys.executable, "-m", "tools.bench", *words]
+    return subprocess.run(command, env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
