@@ -474,7 +474,7 @@ def ceiling(distilled: DistilledDataset, accuracy: float, teachers: dict) -> Ite
 
 
 def save_figure(name: str, subject: Any, path: Path) -> None:
-    """Draw a subject with the function of this name in book/figures.py, and save the figure."""
+    """Draw a subject with the function of this name in book/figures, and save the figure."""
     from ddpp.book import figures  # here, as matplotlib takes seconds to import
 
     figures.use_style()

@@ -1,0 +1,207 @@
+"""Pictures of distilled sets, and of how they became what they are."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.animation import FuncAnimation
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from torch import Tensor
+
+from ddpp.book.figures.charts import WIDTH, shares
+from ddpp.distilled import DistilledDataset
+from ddpp.foundation.errors import Error
+
+if TYPE_CHECKING:  # figures need no notebook
+    from IPython.display import HTML
+
+
+def pictures(
+    rows: Mapping[str, Tensor], titles: Sequence[str] = (), columns: int | None = None
+) -> Figure:
+    """Draw images in rows, each row with its name.
+
+    - rows: {name: images (n, C, H, W) in [0, 1]}; rows may differ in length.
+    - titles: texts over the columns; default: none.
+    - columns: at most so many; what is left of each row is drawn in a second block below, and so
+      on. Default: five where more than seven have titles, which would be too small on a phone.
+
+    >>> import torch
+    >>> from ddpp.book import figures
+    >>> figure = figures.pictures({"noise": torch.rand(3, 3, 8, 8)}, titles=["a", "b", "c"])
+    >>> figure.savefig("noise.png")
+    """
+    longest = max(len(images) for images in rows.values())
+    columns = columns or (5 if titles and longest > 7 else longest)
+    starts = range(0, longest, columns)
+    side = min(WIDTH / columns, 1.0)
+    height = len(starts) * (side * len(rows) + (0.3 if titles else 0.05))
+    close = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    figure, axes = plt.subplots(
+        len(rows) * len(starts),
+        columns,
+        figsize=(side * columns + 0.8, height),
+        squeeze=False,
+        layout=close,
+    )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+    for block, start in enumerate(starts):
+        lines = axes[block * len(rows) :][: len(rows)]
+        for line, (name, images) in zip(lines, rows.items(), strict=True):
+            for axis, image in zip(line, images[start:].clamp(0, 1).cpu(), strict=False):
+                axis.imshow(_channels_last(image), cmap="gray", vmin=0, vmax=1)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for axis, title in zip(lines[0], titles[start:], strict=False):
+            axis.set_title(title, fontsize=8)
+    return figure
+
+
+def progress(distilled: DistilledDataset) -> Figure:
+    """Draw the first image of each class at every kept iterate, from the real image to the last.
+
+    - distilled: a set with its iterates; at most ten classes are shown.
+
+    Raises Error for a set without iterates.
+    """
+    if not distilled.iterates:
+        raise Error("this set has no iterates to show: it was not distilled")
+    first = {
+        name: members[0]
+        for name, members in zip(distilled.classes, distilled.by_class(), strict=True)
+        if members
+    }
+    shown = list(first.values())[:10]
+    rows = {
+        f"step {step}" if step else "real": distilled.at(step).natural()[shown]
+        for step in distilled.iterates
+    }
+    return pictures(rows, list(first)[:10])
+
+
+def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
+    """Draw the first images of each class: the real ones on the left, the distilled on the right.
+
+    - distilled: a set with the images it started from; at most ten classes are shown.
+    - count: images per class.
+
+    Raises Error for a set without the images it started from.
+    """
+    if 0 not in distilled.iterates:
+        raise Error("this set has no images from before to show: it was not distilled")
+    sides = {"real": distilled.at(0), f"after {max(distilled.iterates)} steps": distilled}
+    by_class = [members[:count] for members in distilled.by_class()[:10]]
+    classes, count = len(by_class), max(len(members) for members in by_class)
+    size = (WIDTH, WIDTH / (2 * count + 1) * classes + 0.3)
+    figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained")
+    for axis, (name, side) in zip(axes, sides.items(), strict=True):
+        images = side.natural()
+        # white where a class has fewer images
+        tiles = images.new_ones(classes, count, *images.shape[1:])
+        for row, members in zip(tiles, by_class, strict=True):
+            row[: len(members)] = images[members]
+        tiles = torch.nn.functional.pad(tiles, (1, 1, 1, 1), value=1)  # a white line between images
+        mosaic = _channels_last(tiles.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2))
+        axis.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set(xticks=[], yticks=[], title=name)
+        axis.grid(False)
+        sns.despine(ax=axis, left=True, bottom=True)
+    height = tiles.shape[-2]
+    axes[0].set_yticks(
+        [height * (c + 0.5) for c in range(classes)], distilled.classes[:classes], fontsize=8
+    )
+    return figure
+
+
+def history(distilled: DistilledDataset) -> Figure:
+    """Plot the losses, the share of parameters kept and alpha over the distillation steps.
+
+    The losses are those with and without pruning.
+
+    - distilled: a set made by matching trajectories, with its history.
+    """
+    figure, panels = plt.subplots(3, 1, figsize=(WIDTH, 5.6), sharex=True, layout="constrained")
+    losses, kept, alpha = panels
+    column = distilled.history
+    losses.plot(column["unmasked"], lw=1, label="all parameters (MTT)")
+    losses.plot(column["loss"], lw=1, label="effective ones, Eq. (8)")
+    losses.set(title="matching loss", ylim=(0, None))
+    losses.legend(fontsize=8)
+    kept.plot(100 * column["kept"], lw=1, color="C2")
+    kept.set(title="effective parameters (%)")
+    alpha.plot(column["alpha"], lw=1, color="C3")
+    alpha.set(title="learning rate α")
+    alpha.set_xlabel("distillation step")
+    return figure
+
+
+def layers(distilled: DistilledDataset, names: list[str]) -> Figure:
+    """Plot the share of parameters kept in each layer, for each start epoch.
+
+    - distilled: a set made by matching trajectories; shares are averaged over its steps.
+    - names: of the layers, in the network's order.
+    """
+    epochs = distilled.history["epoch"]
+    columns = {
+        f"start epoch {epoch:.0f}": distilled.history["layers"][epochs == epoch].mean(0).tolist()
+        for epoch in sorted(epochs.unique().tolist())
+    }
+    return shares(names, columns, "parameters kept (%), mean over steps")
+
+
+def play(
+    figure: Figure, draw: Callable[[int], object], frames: int, alt: str, seconds: float = 0.5
+) -> "HTML":
+    """Make a player of frames that needs no kernel and no network.
+
+    It is matplotlib's player, started by a click, with three additions: a text for readers who do
+    not see the image, a name for the slider, and buttons without an icon font. The figure is
+    closed.
+
+    - figure: what is drawn on.
+    - draw: draws a frame on the figure, given its index, from 0.
+    - frames: number of frames.
+    - alt: says in words what the frames show.
+    - seconds: per frame.
+    """
+    from IPython.display import HTML
+
+    with plt.rc_context({"savefig.dpi": 90, "animation.embed_limit": 6}):
+        player = FuncAnimation(
+            figure,
+            draw,  # pyright: ignore[reportArgumentType] what it returns is of use with `blit` alone
+            frames=frames,
+            interval=1000 * seconds,
+        )
+        html = player.to_jshtml(default_mode="once")
+    plt.close(figure)
+    html = re.sub(r'<link rel="stylesheet"[^>]*>', "", html)
+    html = html.replace("<img id=", f'<img alt="{alt}" id=')
+    html = html.replace('type="range"', 'type="range" aria-label="frame"')
+    for icon, sign in ICONS.items():
+        html = html.replace(f'<i class="fa {icon}"></i>', sign)
+    return HTML(html)
+
+
+ICONS = {
+    "fa-minus": "−",
+    "fa-fast-backward": "|◂",
+    "fa-step-backward": "◂",
+    "fa-play fa-flip-horizontal": "◀",
+    "fa-pause": "❚❚",
+    "fa-play": "▶",
+    "fa-step-forward": "▸",
+    "fa-fast-forward": "▸|",
+    "fa-plus": "+",
+}
+
+
+def _channels_last(image: Tensor) -> np.ndarray:
+    """Turn an image (C, H, W) into an array for imshow: (H, W, 3), or (H, W) for fewer channels."""
+    return (image[:3].permute(1, 2, 0) if len(image) >= 3 else image[0]).numpy()
