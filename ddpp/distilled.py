@@ -30,8 +30,8 @@ CROSS_ENTROPY, SQUARED_ERROR = "cross-entropy", "squared error"  # losses to tra
 class DistilledDataset(Dataset):
     """Distilled images with all that belongs to them.
 
-    As a torch Dataset it yields pairs (image, label), preprocessed. `distill` and `load` make one;
-    making one by hand works, too. Raises Error for shapes, types and values that do not fit.
+    As a torch Dataset it yields pairs (image, label), preprocessed. `distill` and `load` make one.
+    Making one by hand works, too. Raises Error for shapes, types and values that do not fit.
 
     >>> import ddpp, torch
     >>> from ddpp.data.whitening import fit_channels
@@ -116,10 +116,10 @@ class DistilledDataset(Dataset):
     ) -> "DistilledDataset":
         """Make a set of images, labels and a learning rate from anywhere.
 
-        - images: (N, C, H, W), preprocessed as `data` is; or raw ones, see there.
+        - images: (N, C, H, W), preprocessed as `data` is, or raw ones, see there.
         - labels: classes (N,), or soft labels (N, classes).
         - alpha: the learning rate to train with, positive.
-        - data: what the set stands for; it gives the preprocessing and the names of the classes.
+        - data: what the set stands for. It gives the preprocessing and the names of the classes.
         - network: to train on it. Default: the ConvNet.
         - raw: whether the images are pixels, uint8 or floats in [0, 1], yet to be preprocessed.
         - loss: see the field `loss`.
@@ -205,7 +205,7 @@ class DistilledDataset(Dataset):
     def at(self, step: int) -> "DistilledDataset":
         """Return the set as it was after a distillation step.
 
-        - step: one of `iterates`; else Error. Step 0 has the real images at the start.
+        - step: one of `iterates`, else Error. Step 0 has the real images at the start.
 
         >>> import ddpp, torch
         >>> from ddpp.data.whitening import fit_channels
@@ -243,7 +243,7 @@ class DistilledDataset(Dataset):
     def save(self, path: str | Path, compact: bool = False) -> None:
         """Write the set to one .safetensors file, all or nothing.
 
-        - path: the file; an existing one is replaced. Raises Error if it cannot be written.
+        - path: the file. An existing one is replaced. Raises Error if it cannot be written.
         - compact: whether the whitening matrix, nearly all of the bytes, is stored in half
           precision: 9 instead of 38 MB for images of 3 x 32 x 32. Images and alpha stay exact.
 
@@ -349,9 +349,9 @@ class DistilledDataset(Dataset):
     def picture(self, zoom: int = 3) -> Image.Image:
         """Draw all images in natural colours as one picture.
 
-        - zoom: side of an image's pixel, in pixels of the picture; white lines are as wide.
+        - zoom: side of an image's pixel, in pixels of the picture. White lines are as wide.
 
-        The order is the first image of every class, the second of every class, and so on; a row has
+        The order is the first image of every class, the second of every class, and so on. A row has
         as many images as there are classes, at most 20.
 
         >>> import ddpp, torch
@@ -394,7 +394,7 @@ class DistilledDataset(Dataset):
 def fold(pictures: Tensor, formation: int) -> Tensor:
     """Shrink pictures (N n^2, C, H, W), and put each n^2 of them into one image: (N, C, H, W).
 
-    - formation: n; it must divide H and W, else Error.
+    - formation: n. It must divide H and W, else Error.
     """
     check_formation(formation, pictures)
     if formation == 1:
@@ -511,7 +511,7 @@ def _check_images(images: Tensor, whitening: Whitening) -> None:
 def _check_labels(
     labels: Tensor, images: Tensor, classes: tuple[str, ...], loss: str | None
 ) -> str:
-    """Choose the loss that goes with the labels; raise an Error if the labels cannot be used."""
+    """Choose the loss that goes with the labels, or raise an Error if the labels cannot be used."""
     if loss is not None:
         choose("loss", loss, (CROSS_ENTROPY, SQUARED_ERROR))
     n, soft = len(images), (len(images), len(classes))
@@ -577,7 +577,7 @@ def state_parts(distilled: DistilledDataset) -> tuple[dict[str, Tensor], dict]:
 
 
 def state_in(tensors: dict[str, Tensor], meta: dict) -> dict[str, Tensor | int]:
-    """Read the state that `state_parts` named; empty in files of earlier versions."""
+    """Read the state that `state_parts` named. It is empty in files of earlier versions."""
     named = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     return named | meta.get("state", {})
 
@@ -585,14 +585,14 @@ def state_in(tensors: dict[str, Tensor], meta: dict) -> dict[str, Tensor | int]:
 def loss_in(tensors: dict[str, Tensor], meta: dict) -> str:
     """Read the loss that goes with a file's labels.
 
-    The first files did not name it; their learned labels are all targets of regressions.
+    The first files did not name it. Their learned labels are all targets of regressions.
     """
     learned = tensors["labels"].is_floating_point()
     return meta.get("loss", SQUARED_ERROR if learned else CROSS_ENTROPY)
 
 
 def _grid(images: Tensor, columns: int, line: int) -> Tensor:
-    """Lay images (N, C, H, W) in rows with white lines around each; a single image gets none.
+    """Lay images (N, C, H, W) in rows with white lines around each. A single image gets none.
 
     Grey images become RGB.
     """

@@ -160,7 +160,7 @@ def distill(
 ) -> DistilledDataset:
     """Distil `data` with its `teachers` into config.ipc images per class.
 
-    - data: the images to distil; random ones of each class, drawn by config.seed, are the start.
+    - data: the images to distil. Random ones of each class, drawn by config.seed, are the start.
     - teachers: stage A on the same data, with epochs 0 to I+ - 1 + K at least.
     - config: the settings of Algorithm 1.
     - checkpoint: a file for the state, saved every `save_steps` steps, every `save_minutes`
@@ -174,8 +174,8 @@ def distill(
       `iterates` {step: (images, alpha)} and `history`. If it returns True the run stops there.
 
     The result's history has, per step: epoch (the start epoch), teacher, loss, unmasked (MTT's
-    loss), kept (a fraction), alpha, skipped, and layers, the kept fraction of each layer (steps,
-    layers); with clip or normalize also norm, of the gradient of the images. Of several
+    loss), kept (a fraction), alpha and skipped. `layers` is the kept fraction of each layer (steps,
+    layers). With clip or normalize there is also norm, of the gradient of the images. Of several
     trajectories it has the mean, but epoch and teacher of the first. Under torchrun every rank
     matches its share of the trajectories, and rank 0 saves. The command line does not come in here
     but by `match_trajectories`, which has the signature of all methods.
@@ -239,7 +239,7 @@ def learning(
     """Return a first state with logits, and a step that moves them behind the images, in rows.
 
     The logits begin as those of a random teacher, at the last epoch that is used. Source: DATM (Guo
-    et al., ICLR 2024); there labels have a momentum of their own, 0.9.
+    et al., ICLR 2024). There labels have a momentum of their own, 0.9.
     """
     assert config.label_lr
     images = start_set.images

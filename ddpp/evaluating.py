@@ -2,7 +2,7 @@
 
 The paper reports the average of five networks trained from scratch. Which iterate of a distillation
 is tested makes a difference: MTT and its followers report the best of many on the test set. Here
-the results are the final iterate and the one chosen on a held-out split of the training images; the
+the results are the final iterate and the one chosen on a held-out split of the training images. The
 best on the test set is given beside them, labelled as such.
 """
 
@@ -30,7 +30,7 @@ from ddpp.networks import Flat, NetworkConfig, accuracy
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a fresh network is trained on a distilled set; the learning rate is the set's alpha.
+    """How a fresh network is trained on a distilled set. The learning rate is the set's alpha.
 
     As in MTT's code, but for two differences: there the momentum restarts when the rate drops, and
     there are 1,001 epochs (book/deviations.md, "Epochs and learning rate"). A number that cannot
@@ -120,16 +120,16 @@ def evaluate(
     """Train fresh networks on a distilled set and test each of them on data.test.
 
     If the set has several iterates and the data a held-out split, one network is trained on each
-    iterate and scored on that split; the best iterate is tested as well (`selected`).
+    iterate and scored on that split. The best iterate is tested as well (`selected`).
 
     - distilled: the set, with its iterates.
     - data: the images it was distilled from, preprocessed with the set's own whitening.
-    - architecture, width: of the networks, a name or a class of your own, see `NetworkConfig`;
-      default: as the set was distilled with.
+    - architecture, width: of the networks, a name or a class of your own, see `NetworkConfig`.
+      Default: as the set was distilled with.
     - repeats: networks per tested iterate.
-    - protocol: how they are trained; default: 1,000 epochs, as published.
+    - protocol: how they are trained. Default: 1,000 epochs, as published.
     - best_on_test: whether the best iterate on data.test is reported, too, as papers do.
-    - seed: of the networks; the same seed gives the same accuracies, on one machine's CPU.
+    - seed: of the networks. The same seed gives the same accuracies, on one machine's CPU.
     - scores: a file that keeps the accuracy of each network, so that a stopped call resumes.
     - progress: whether a progress bar is shown.
 
@@ -209,7 +209,7 @@ def _judge(
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Train and score networks of one kind; read the accuracies that `scores` has already."""
+    """Train and score networks of one kind. Read the accuracies that `scores` has already."""
 
     data: ImageData
     config: NetworkConfig
@@ -219,7 +219,7 @@ class _Scorer:
     bar: tqdm
 
     def accuracies(self, on: DistilledDataset, split: Split, count: int, role: str) -> list[float]:
-        """Train `count` networks on a set; score each on a split, in percent."""
+        """Train `count` networks on a set, and score each on a split, in percent."""
         of = self._account(on) | {"role": role}
         keys = [files.identity(of | {"number": number}) for number in range(count)]
         return [self._accuracy(on, split, role, *each) for each in enumerate(keys)]
@@ -276,9 +276,9 @@ def _read_scores(path: str | Path | None) -> dict[str, float]:
 def train(
     network: Flat, distilled: DistilledDataset, protocol: Protocol, seed: int, *path: int | str
 ) -> Tensor:
-    """Train a fresh network on the distilled set; return its parameters (p,).
+    """Train a fresh network on the distilled set, and return its parameters (p,).
 
-    - protocol: how it is trained; the learning rate is the set's alpha.
+    - protocol: how it is trained. The learning rate is the set's alpha.
     - seed, path: what its initialization, batches and augmentation are drawn from.
     """
     distilled = distilled.unfolded()

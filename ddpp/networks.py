@@ -174,7 +174,7 @@ ARCHITECTURES = Table(
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Which network to build; channels, classes and image size come from the data.
+    """Which network to build. Channels, classes and image size come from the data.
 
     >>> import ddpp, torch
     >>> config = ddpp.NetworkConfig("convnet", width=32)
@@ -250,7 +250,7 @@ class Flat:
     - device: where theta and the images are. Default "cpu".
     - name: for messages.
 
-    theta has `size` = p entries, all parameters of the module; buffers are constants. Raises Error
+    theta has `size` = p entries, all parameters of the module. Buffers are constants. Raises Error
     where the module would not be a function of theta and the images alone, as with dropout or
     running averages in use, and for frozen parameters.
     """
@@ -346,7 +346,7 @@ class Flat:
             self.mixes = not torch.allclose(module(given[:1]), logits[:1], rtol=1e-3, atol=1e-4)
 
     def _fresh(self, seed: int) -> nn.Module:
-        """Make another module, initialized by the seed; raise Error if it cannot be used."""
+        """Make another module, initialized by the seed, or raise Error if it cannot be used."""
         with torch.random.fork_rng(devices=[]), single_precision():
             # not torch.manual_seed, which would also reseed the caller's GPU
             torch.default_generator.manual_seed(seed)
@@ -389,7 +389,7 @@ def single_precision() -> Iterator[None]:
 
 
 def _problem(module: nn.Module) -> str:
-    """Say why a module is no function of one parameter vector and the images; empty if it is."""
+    """Say why a module is no function of one parameter vector and the images. Empty if it is."""
     if not isinstance(module, nn.Module):
         return f"is a {type(module).__name__}: it must be an nn.Module"
     parameters = dict(module.named_parameters())
@@ -424,7 +424,7 @@ def _problem(module: nn.Module) -> str:
 
 
 def _problem_of_logits(logits: object, classes: int) -> str:
-    """Say why this is not what a network must return for two images; empty if it is."""
+    """Say why this is not what a network must return for two images. Empty if it is."""
     if not isinstance(logits, Tensor):
         return f"returns a {type(logits).__name__}: it must return its logits alone, a tensor"
     if logits.shape != (2, classes):

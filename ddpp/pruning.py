@@ -177,12 +177,12 @@ def leaving_out(rule: Rule, parts: Tensor) -> Callable[[Tensor, Tensor, float], 
 
 
 def find_rule(rule: Rule) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """Look up a rule; a function is one itself. Raises Error for an unknown name."""
+    """Look up a rule. A function is one itself. Raises Error for an unknown name."""
     return RULES[choose("rule", rule, RULES)] if isinstance(rule, str) else rule
 
 
 def check_mask(keep: Tensor, student: Tensor) -> Tensor:
-    """Return what a rule made of a student (p,), if it is a mask; else raise an Error."""
+    """Return what a rule made of a student (p,), if it is a mask. Else raise an Error."""
     if isinstance(keep, Tensor) and keep.dtype == torch.bool and keep.shape == student.shape:
         return keep
     what = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else repr(keep)
@@ -204,13 +204,13 @@ def matching_loss(
 ) -> Tensor:
     """Prune the difficult-to-match parameters, then match the remaining ones: Eqs. (3)-(8).
 
-    - student: parameters (p,) after J updates; the loss is differentiable in them.
+    - student: parameters (p,) after J updates. The loss is differentiable in them.
     - teacher: parameters (p,), K epochs after the start.
     - start: parameters (p,) that both left from.
     - epsilon: the threshold, at least 0 and below 1; the paper uses 0.1.
     - rule: a name in RULES, or a function, see `keep_mask`. Default "signed", the paper's.
 
-    Returns a scalar. It is not finite where no parameter is kept or the teacher has not moved;
+    Returns a scalar. It is not finite where no parameter is kept or the teacher has not moved:
     `distill` skips such a step and counts it. Raises Error for another epsilon or rule.
 
     >>> import ddpp, torch

@@ -55,7 +55,7 @@ def logits_of(network: Flat, theta: Tensor, images: Tensor, labels: Tensor) -> T
     - images, labels: the first ones, and their classes (N,).
 
     Where the teacher is wrong, its largest logit changes places with that of the class. DATM (Guo
-    et al., ICLR 2024) takes images that it classifies correctly; here they stay those of all runs.
+    et al., ICLR 2024) takes images that it classifies correctly. Here they stay those of all runs.
     """
     with torch.no_grad():
         logits = network(theta, images)
@@ -93,7 +93,7 @@ def limited(gradient: Tensor, clip: float | None, normalize: bool) -> Tensor:
 
 
 def shortened(gradient: Tensor, most: float | Tensor) -> Tensor:
-    """Shorten a gradient to a norm of at most `most`; a shorter one stays as it is.
+    """Shorten a gradient to a norm of at most `most`. A shorter one stays as it is.
 
     Source: gradient clipping (Pascanu et al., ICML 2013).
 

@@ -1,6 +1,6 @@
 """Stage A: train teachers on the original data and store a snapshot of each epoch.
 
-The optimizer is plain SGD, so that epoch e + 1 is a function of snapshot e and of the seed: a
+The optimizer is plain SGD, so that epoch e + 1 is a function of snapshot e and of the seed. So a
 stopped teacher resumes from its last snapshot to the same bits, and a stored teacher can be given
 more epochs later.
 """
@@ -30,7 +30,7 @@ SAVE_SECONDS = 30  # after so long a teacher in training is saved, at the end of
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """How teachers are trained; the defaults are MTT's, with the paper's number of teachers.
+    """How teachers are trained. The defaults are MTT's, with the paper's number of teachers.
 
     A number that cannot work raises an Error.
 
@@ -100,7 +100,7 @@ class Teachers:
         """Read one teacher's parameters after an epoch, (p,), on the network's device.
 
         - teacher: index, from 0.
-        - epoch: from 0, the initialization, to `epochs`; else Error.
+        - epoch: from 0, the initialization, to `epochs`, else Error.
         """
         if not 0 <= epoch <= self.epochs:
             raise Error(
@@ -132,11 +132,11 @@ def train_teachers(
     *,
     progress: bool = True,
 ) -> Teachers:
-    """Train teachers, or read those that a folder holds already; train the missing epochs only.
+    """Train teachers, or read those that a folder holds already, and train missing epochs only.
 
     - data: trained on data.train.
     - config: how many teachers, for how many epochs, and how.
-    - folder: where each teacher is a file, memory-mapped afterwards; a stopped call resumes there.
+    - folder: where each teacher is a file, memory-mapped afterwards. A stopped call resumes there.
       Default: teachers are kept in memory alone.
     - progress: whether a progress bar is shown.
 
@@ -202,7 +202,7 @@ class _Training:
         return {"identity": self.identity, "teacher": k}
 
     def stored(self, k: int) -> Mapping[str, Tensor]:
-        """Open the file of teacher k; empty if there is none. Raise Error if it is another's."""
+        """Open the file of teacher k. Empty if there is none. Raise Error if it is another's."""
         path, meta = self.path(k), self.meta(k)
         if path is None or not path.exists():
             return {}
@@ -240,7 +240,7 @@ def _train_share(training: _Training, progress: bool) -> dict[int, Mapping[str, 
 
 
 def _train(training: _Training, k: int, bar: tqdm) -> Mapping[str, Tensor]:
-    """Train teacher k from its last stored epoch on; return its snapshots and losses."""
+    """Train teacher k from its last stored epoch on, and return its snapshots and losses."""
     config, network, path = training.config, training.network, training.path(k)
     stored = training.stored(k)
     done = len(stored) // 2
@@ -311,7 +311,7 @@ def uphill(
 
     So flat minima are found, from which a student's errors lead less far. Source: sharpness-aware
     minimization (Foret et al., ICLR 2021), as FTD (Du et al., CVPR 2023) trains its teachers, with
-    rho = 0.01; its variant also follows a part of g, which is left out here.
+    rho = 0.01. Its variant also follows a part of g, which is left out here.
     """
     up = theta + rho * gradient / (gradient.norm() + 1e-12)  # g may be 0
     return slope(network, up, x, y)[1]

@@ -1,10 +1,9 @@
 """The course: assignments, the checks that students call in them, and the grader.
 
-assignment1 to assignment4: the checks, one module per assignment; checks: what they are made of.
-copies: from the instructor's notebooks to the students'.
-grade: a submission, or a class. submissions: what was handed in; report, marks: what is written
-about it.
-wall: what a submission's process may see and do; session: the process from outside; enter, kernel,
-judge, watch,
-pristine: from inside, from its limits to its verdicts.
+- assignment1 to assignment4: the checks, one module per assignment. checks: what they are made of.
+- copies: from the instructor's notebooks to the students'.
+- grade: a submission, or a class. submissions: what was handed in. report, marks: what is written
+  about it.
+- wall: what a submission's process may see and do. session: the process from outside.
+- enter, kernel, judge, watch, pristine: the process from inside, from its limits to its verdicts.
 """

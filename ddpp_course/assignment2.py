@@ -73,7 +73,7 @@ def _judge_load(
 
 
 def _changes(vector: Tensor, parameters: Sequence[Tensor]) -> bool:
-    """Whether a vector changes when the parameters do; they are changed."""
+    """Whether a vector changes when the parameters do. They are changed."""
     before = vector.clone()
     with torch.no_grad():
         for p in parameters:
@@ -485,7 +485,7 @@ def _loss(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
 
 
 def _gradients(name: str, value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients of what a student's function made; a Mistake where autograd cannot go back
+    """The gradients of what a student's function made, or a Mistake where autograd cannot go back
     through it.
     """
     try:

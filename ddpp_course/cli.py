@@ -13,7 +13,7 @@ from ddpp.foundation.errors import Error
 def assign(folder: Path = Path("assignments"), /) -> None:
     """Make the students' copies, the solutions and the points table.
 
-    They are made from the instructor's notebooks; what is up to date stays.
+    They are made from the instructor's notebooks. What is up to date stays.
 
     Args:
         folder: the instructor's notebooks are in FOLDER/source/NAME/NAME.ipynb

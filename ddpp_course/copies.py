@@ -37,7 +37,7 @@ class Task:
 
 
 def read(path: Path) -> NotebookNode:
-    """Read a notebook in today's format; raise Error where the file is none."""
+    """Read a notebook in today's format, or raise Error where the file is none."""
     try:
         with open(path, encoding="utf-8") as file:
             notebook = nbformat.read(file, 4)
@@ -217,7 +217,7 @@ def stale(folder: Path) -> dict[Path, str]:
 
 
 def make(folder: Path) -> list[Path]:
-    """Write what is stale; return the files written."""
+    """Write what is stale, and return the files written."""
     texts = stale(folder)
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The entry of a submission's process: limits first, then Landlock if needed, then the kernel.
 
 Run as a file (python -P enter.py REQUESTS ANSWERS) and made of the standard library alone, so that
-no library has started a thread when the door closes: Landlock holds for the thread that asks for
+no library has started a thread when the door closes. Landlock holds for the thread that asks for
 it, and for those that it starts.
 """
 
@@ -43,7 +43,7 @@ def landlock() -> int:
 def confine(read: list[str], listed: list[str], write: list[str]) -> None:
     """Let this process read in `read` and below, write in `write` and below, and nowhere else.
 
-    It sees the names in `listed` and below. It has no TCP and sends no signals to others; these two
+    It sees the names in `listed` and below. It has no TCP and sends no signals to others. These two
     need versions 4 and 6. Modes and times of files, UDP and the existence of paths are not covered.
     """
     version = landlock()

@@ -24,7 +24,7 @@ def prepare(setup: str) -> None:
 
 
 def judge(check: str, functions: list[str], values: list[str], student: dict) -> dict:
-    """Run a check; return {"passed": bool, "says": str}.
+    """Run a check, and return {"passed": bool, "says": str}.
 
     - check: its code.
     - functions, values: the names in it that are the student's.
@@ -50,7 +50,7 @@ def judge(check: str, functions: list[str], values: list[str], student: dict) ->
 
 
 def _run(check: str, given: dict) -> tuple[bool, str]:
-    """Run the code of a check; return whether it passed, and what it says."""
+    """Run the code of a check, and return whether it passed, and what it says."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):

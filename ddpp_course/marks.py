@@ -97,7 +97,7 @@ def write(
 
 
 def _write_graded(one: Report, row: dict, given: ByHand, out: Path) -> list[str]:
-    """Put the grade into the report for the student; return what went wrong."""
+    """Put the grade into the report for the student, and return what went wrong."""
     if one.refused:
         return []
     mine = {key[2]: key for key in given.points if key[:2] == (one.submission, one.assignment)}

@@ -13,7 +13,7 @@ has the solution, and then the mistakes:
 The name of a mistake is the key of its message, in the section NAME of messages.toml. What follows
 a colon in it tells two mistakes with one message apart. A check compares a wrong answer with the
 mistakes of its place, in order. A mistake with `says` is not run by checks, which see it by
-themselves and say that message; it is here for the tests. `fails` names the checks that it fails,
+themselves and say that message. It is here for the tests. `fails` names the checks that it fails,
 if they are not those of its place, or each with its own message. `words` are the words in the
 message.
 

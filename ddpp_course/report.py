@@ -147,7 +147,7 @@ class Report:
         return [*lines, _say("sum_table"), "|---|---|", *rows, ""]
 
     def write_graded(self, out: Path, grade: Grade) -> None:
-        """Write OUT/SUBMISSION.md once more, with the grade; another grade before it is kept."""
+        """Write OUT/SUBMISSION.md once more, with the grade. Another grade before it is kept."""
         path, bare = out / f"{self.submission}.md", _bytes(self.text())
         new = not path.exists() or path.read_bytes() == bare
         (files.write_bytes if new else replace)(path, _bytes(self.text(grade)))
@@ -181,7 +181,7 @@ def _plain(text: str) -> str:
 
 
 def read(path: Path) -> Report | None:
-    """Read the report in a file, if there is one; a damaged one counts as none."""
+    """Read the report in a file, if there is one. A damaged one counts as none."""
     try:
         values = json.loads(path.read_text())
         outcomes = [Outcome(**outcome) for outcome in values.pop("outcomes")]
@@ -194,7 +194,7 @@ def read(path: Path) -> Report | None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file, all or nothing; different earlier contents get a second name in `before`."""
+    """Write a file, all or nothing. Different earlier contents get a second name in `before`."""
     if path.exists() and path.read_bytes() != data:
         written = time.strftime("%Y-%m-%d-%H%M%S", time.gmtime(path.stat().st_mtime))
         folder = path.parent / "before"

@@ -52,7 +52,7 @@ class Student:
 
 
 def table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Read a CSV file as any spreadsheet saves it; return its columns and its lines."""
+    """Read a CSV file as any spreadsheet saves it, and return its columns and its lines."""
     try:
         raw = path.read_bytes()
     except OSError as e:
@@ -88,7 +88,7 @@ def moment(text: str, where: str = "--due") -> datetime:
 
 
 def read(path: Path) -> list[Student]:
-    """Read a roster; raise Error where a column is missing, or two students have one number."""
+    """Read a roster, or raise Error where a column is missing, or two students have one number."""
     columns, rows = table(path)
     number = _column(path, columns, NUMBER)
     name = _column(path, columns, NAME)
@@ -161,7 +161,7 @@ class Rules:
         platform: str | None,
         zeros: bool = False,
     ) -> "Rules":
-        """Make the rules from the words of a command; raise Error where they make no sense."""
+        """Make the rules from the words of a command, or raise Error where they make no sense."""
         if not 0 <= late <= 100:
             raise Error(f"--late {late:g}: percent for each day, from 0 to 100")
         if late and not due:
@@ -191,7 +191,7 @@ class Rules:
     def apply(self, rows: list[dict], times: dict[str, float], asked: list[str]) -> list[str]:
         """Put students, lateness and what counts into the rows of grades.csv.
 
-        - rows: changed in place; students without a submission are added.
+        - rows: changed in place. Students without a submission are added.
         - times: {submission: when its file was written}.
         - asked: the assignments that everybody should have handed in.
 
@@ -251,7 +251,7 @@ class Rules:
             max(several, key=rank)["counts"] = "yes"
 
     def _missing(self, rows: list[dict], asked: list[str]) -> list[str]:
-        """Add a row for each student and assignment without a submission; return who they are.
+        """Add a row for each student and assignment without a submission, and return who they are.
 
         A refused file may be of any assignment: of one that is asked for alone, it is.
         """

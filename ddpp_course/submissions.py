@@ -50,7 +50,7 @@ class Submission:
 def handed_in(folder: Path, out: Path, every: bool = False) -> list[Submission]:
     """List every submission in the folder and below it.
 
-    What is in `out` does not count, nor folders and files whose names begin with . or __; but a
+    What is in `out` does not count, nor folders and files whose names begin with . or __. But a
     notebook with such a name counts, unless it begins with ._ as copies by macOS do. Of NAME.ipynb
     and NAME (1).ipynb the highest number counts. Of notebooks in one folder of Moodle's that are
     the same assignment, the newest counts. With `every`, the older ones are listed as well, and
@@ -98,7 +98,7 @@ def _in_one(
 
 
 def _versions(notebooks: list[Path], moodle: bool) -> list[list[Path]]:
-    """Group the notebooks of which only one counts; that one is the last of its group."""
+    """Group the notebooks of which only one counts. That one is the last of its group."""
     together = defaultdict(list)
     for path in notebooks:
         together[_said(path) if moodle else _numbered(path, notebooks)[0]].append(path)
@@ -125,7 +125,7 @@ def _numbered(path: Path, notebooks: list[Path]) -> tuple[str, int]:
 
 
 def _said(path: Path) -> str:
-    """Return which assignment a notebook says it is; empty if that cannot be read."""
+    """Return which assignment a notebook says it is. Empty if that cannot be read."""
     try:
         return str(read(path).metadata["ddpp"]["assignment"])
     except (Error, KeyError, TypeError):
@@ -169,7 +169,7 @@ def _shown(path: Path) -> str:
 
 
 def read(path: Path) -> NotebookNode:
-    """Read a submission as a notebook without its outputs; raise Error where it is none."""
+    """Read a submission as a notebook without its outputs, or raise Error where it is none."""
     try:
         if path.stat().st_size > LARGEST:
             raise Error(say("grader", "large", size=path.stat().st_size / 1e6))

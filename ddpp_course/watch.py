@@ -2,7 +2,7 @@
 
 While a student's function runs, the forbidden functions are traps, and calls of their code by
 another way are seen. In the grader's process more is watched: frames, threads, ctypes. That makes
-lying expensive; it is no wall.
+lying expensive. It is no wall.
 """
 
 import contextlib

@@ -31,7 +31,7 @@ MEMORY = 0.9  # share of the running mean that a step keeps, as published
 
 @dataclass(frozen=True)
 class BPTTConfig:
-    """The settings of RaT-BPTT; window, updates and Adam's rate as published for CIFAR-10."""
+    """The settings of RaT-BPTT. Window, updates and Adam's rate as published for CIFAR-10."""
 
     ipc: Count = 1  # images per class
     steps: Count = 5000  # updates of the images, each with a fresh network
@@ -70,7 +70,7 @@ def distill(
 
     - data: the images to distil, preprocessed.
     - network: the kind of network that is trained, a fresh one in each step.
-    - config: window, steps and learning rates; see BPTTConfig.
+    - config: window, steps and learning rates (see BPTTConfig).
     - saving: checkpoints and progress bar.
 
     The history has, per step: loss (the cross-entropy on real images, before the images move),
@@ -113,7 +113,7 @@ def begin(start: Split, config: BPTTConfig) -> State:
 def step(
     state: State, labels: Tensor, real: Split, network: Flat, config: BPTTConfig, engine: str
 ) -> tuple[State, dict]:
-    """Make one update of the images by Adam; record loss, updates and the gradient's norm.
+    """Make one update of the images by Adam, and record loss, updates and the gradient's norm.
 
     - labels: of the distilled images, (N,).
     - real: the images to distil.

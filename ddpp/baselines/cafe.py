@@ -54,7 +54,7 @@ def distill(
 
     - data: the images to distil, preprocessed.
     - network: the kind of network whose features are compared.
-    - config: steps, learning rates and weights; see CAFEConfig.
+    - config: steps, learning rates and weights (see CAFEConfig).
     - saving: checkpoints and progress bar.
 
     Raises Error if `config.weights` has another length than the network has layers of features.
@@ -71,7 +71,7 @@ def distill(
 
 
 def step(state: State, problem: Problem[CAFEConfig]) -> tuple[State, dict]:
-    """Update the images with one network until its accuracy saturates; record the mean loss."""
+    """Update the images with one network until its accuracy saturates, and record the mean loss."""
     config = problem.config
     rng = generator(config.seed, "cafe", state.step)
     theta = problem.network.initial(derive(config.seed, "cafe", state.step))

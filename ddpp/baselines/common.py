@@ -99,7 +99,7 @@ class Problem(Generic[Config]):
 
 
 def descend(state: State, gradient: Tensor, config: BatchConfig) -> State:
-    """Move the images by SGD with momentum; the index of the step stays.
+    """Move the images by SGD with momentum. The index of the step stays.
 
     Raises Stopped if the images become NaN or infinite.
     """
@@ -115,7 +115,7 @@ def descend(state: State, gradient: Tensor, config: BatchConfig) -> State:
 def adam(
     x: Tensor, gradient: Tensor, moments: Tensor, lr: float, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Make one step of Adam with its usual constants; return x and the moments (2, ...) after it.
+    """Make one step of Adam with its usual constants. Return x and the moments (2, ...) after it.
 
     - step: its index, from 0.
 
@@ -141,12 +141,12 @@ def distill(
     """Run a method that compares batches, and return the distilled set.
 
     - name: of the method, for the run's identity.
-    - step: takes a state to the next one; returns that, and what to record.
+    - step: takes a state to the next one, and returns that and what to record.
     - data: the images to distil, preprocessed.
     - source: the kind of network that a step uses, or trained ones.
     - config: the settings of the method.
     - saving: checkpoints and progress bar, see `run` in foundation/loop.py.
-    - formation: of the set; each image then starts from so many squared.
+    - formation: of the set. Each image then starts from so many squared.
 
     Raises Error for settings that cannot work.
     """

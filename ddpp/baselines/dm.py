@@ -21,7 +21,7 @@ from ddpp.networks import NetworkConfig
 
 @dataclass(frozen=True)
 class DMConfig(common.BatchConfig):
-    """The settings of DM; defaults as published for up to 50 images per class."""
+    """The settings of DM. Defaults as published for up to 50 images per class."""
 
     steps: Count = 20_000
     image_lr: Positive = 1.0
@@ -34,7 +34,7 @@ def distill(
 
     - data: the images to distil, preprocessed.
     - network: the kind of network whose features are compared.
-    - config: steps and learning rate; see DMConfig.
+    - config: steps and learning rate (see DMConfig).
     - saving: checkpoints and progress bar.
 
     Raises Error for settings that cannot work. Source: Zhao & Bilen, WACV 2023.

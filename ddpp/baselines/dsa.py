@@ -45,7 +45,7 @@ def distill(
 
     - data: the images to distil, preprocessed.
     - network: the kind of network whose gradients are compared.
-    - config: steps, loops and learning rates; see DSAConfig. Without `augment` the method is DC.
+    - config: steps, loops and learning rates (see DSAConfig). Without `augment` the method is DC.
     - saving: checkpoints and progress bar.
 
     Raises Error for settings that cannot work. Source: Zhao & Bilen, ICML 2021.
@@ -54,7 +54,7 @@ def distill(
 
 
 def step(state: State, problem: Problem[DSAConfig]) -> tuple[State, dict]:
-    """Make `outer` image updates with one network; record the mean loss per class."""
+    """Make `outer` image updates with one network, and record the mean loss per class."""
     config, network = problem.config, problem.network
     rng = generator(config.seed, "dsa", state.step)
     theta = network.initial(derive(config.seed, "dsa", state.step))

@@ -34,7 +34,7 @@ from ddpp.unrolling import unroll
 
 @dataclass(frozen=True)
 class IADDConfig(DistillConfig):
-    """The settings of MTT, and of the weights; nothing is pruned."""
+    """The settings of MTT, and of the weights. Nothing is pruned."""
 
     epsilon: float = 0.0
     rule: str = "none"
@@ -96,7 +96,7 @@ def distill(
 
     - data: the images that the teachers were trained on.
     - teachers: see `ddpp.train_teachers`.
-    - config: the settings of MTT and of the weights; see IADDConfig.
+    - config: the settings of MTT and of the weights (see IADDConfig).
     - saving: checkpoints and progress bar.
 
     The history is MTT's, without `layers` and with `heaviest`, the largest weight of a step. Raises

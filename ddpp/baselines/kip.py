@@ -71,8 +71,8 @@ def distill(
     """Distil `data` into the support of a kernel ridge regression.
 
     - data: the images to distil, preprocessed.
-    - network: the kind of network that will be trained on the result; the kernel does not use it.
-    - config: the kernel, steps and learning rates; see KIPConfig.
+    - network: the kind of network that will be trained on the result. The kernel does not use it.
+    - config: the kernel, steps and learning rates (see KIPConfig).
     - saving: checkpoints and progress bar.
 
     Raises Error for settings that cannot work, and for a kernel that does not fit in memory.

@@ -44,7 +44,7 @@ def random(data: ImageData, ipc: int, network: dict, seed: int = 0) -> Distilled
 
     - data: the images to draw from, preprocessed.
     - ipc: images per class.
-    - network: what to train on the set, the fields of a NetworkConfig; missing ones have their
+    - network: what to train on the set, the fields of a NetworkConfig. Missing ones have their
       defaults.
     - seed: of the draw. With the seed of a run, they are the images that it starts from.
 
@@ -73,7 +73,7 @@ def herding(
     """Choose images whose mean feature stays closest to the mean of their class.
 
     - data: the images to choose from, preprocessed.
-    - teachers: trained on them; the features come from the first teacher.
+    - teachers: trained on them. The features come from the first teacher.
     - config: images per class, and the teacher's epoch.
     - saving: not used, as nothing is saved on the way.
 
@@ -94,11 +94,11 @@ def forgetting(
     """Choose the images that a network in training forgets most often.
 
     - data: the images to choose from, preprocessed.
-    - teachers: trained on them; only the first is used.
+    - teachers: trained on them. Only the first is used.
     - config: images per class, and the teacher's epochs.
     - saving: a checkpoint keeps each test, so that a stopped call resumes with the next one.
 
-    Images that it never learns count as forgotten more often than all others; ties are broken at
+    Images that it never learns count as forgotten more often than all others. Ties are broken at
     random. Forgetting is tested once per epoch, on all images without augmentation, and not when an
     image is in a batch. Source: Toneva et al., ICLR 2019.
     """

@@ -1,7 +1,7 @@
 """TGDD, trajectory-guided distribution matching (Ran et al., AAAI 2026).
 
 At a snapshot of a teacher's training, distilled and real images of a class should have the same
-mean features, as in DM; and a later snapshot of that teacher should classify the distilled images.
+mean features, as in DM. And a later snapshot of that teacher should classify the distilled images.
 Nothing is differentiated twice.
 """
 
@@ -25,7 +25,7 @@ from ddpp.teachers import Teachers
 
 @dataclass(frozen=True)
 class TGDDConfig(common.BatchConfig):
-    """The settings of TGDD; steps and real images as in the published code, the others ours."""
+    """The settings of TGDD. Steps and real images as in the published code, the others ours."""
 
     steps: Count = 10_000
     image_lr: Positive = 1.0
@@ -46,8 +46,8 @@ def distill(
     """Distil `data` by matching mean features along its `teachers`' trajectories.
 
     - data: the images that the teachers were trained on.
-    - teachers: see `ddpp.train_teachers`; five are enough, as published.
-    - config: steps, learning rate, epochs and the weight of the cross-entropy; see TGDDConfig.
+    - teachers: see `ddpp.train_teachers`. Five are enough, as published.
+    - config: steps, learning rate, epochs and the weight of the cross-entropy (see TGDDConfig).
     - saving: checkpoints and progress bar.
 
     The history has, per step: loss and its parts features and cross_entropy, means over classes,
@@ -65,7 +65,7 @@ def distill(
 
 
 def step(state: State, problem: Problem[TGDDConfig], teachers: Teachers) -> tuple[State, dict]:
-    """Make one image update; record the loss, its parts, and the snapshots."""
+    """Make one image update, and record the loss, its parts, and the snapshots."""
     config, rng = problem.config, generator(problem.config.seed, "tgdd", state.step)
     k, epoch, later = draw_snapshots(len(teachers), config.epochs, rng)
     images = state.images.detach().requires_grad_()

@@ -65,7 +65,7 @@ def teachers(data: ImageData, recipe: Recipe, runs: Path, count: int | None = No
     - data: the images that they are trained on.
     - recipe: its profile and data set decide the folder, its settings the training.
     - runs: the folder that `begin` returned.
-    - count: how many teachers; default: all of the recipe.
+    - count: how many teachers. Default: all of the recipe.
     """
     config = recipe.stored_teachers()
     config = replace(config, count=count or config.count)
@@ -101,7 +101,7 @@ def distilled(path: Path, make: Callable[[Path], DistilledDataset]) -> Distilled
 def student_path(
     network: Flat, start: torch.Tensor, images: DistilledDataset, updates: Updates
 ) -> torch.Tensor:
-    """Train a student by Eq. (2); returns its parameters before and after each update (J + 1, p).
+    """Train a student by Eq. (2). Returns its parameters before and after each update (J + 1, p).
 
     - network: the student's.
     - start: its parameters at the start (p,).

@@ -68,7 +68,7 @@ def table_2() -> str:
 def architecture_of(row: dict) -> str:
     """Return the name of the network in which a row's set was evaluated.
 
-    - row: of any experiment; without an entry `network` its network is the ConvNet.
+    - row: of any experiment. Without an entry `network` its network is the ConvNet.
 
     >>> from ddpp.book.tables import architecture_of
     >>> architecture_of({"network": {"name": "vgg11"}}), architecture_of({})
@@ -112,7 +112,7 @@ def best_1(rows: Sequence[dict]) -> str:
     """Return the paper's Table I in Markdown, with the best that there is here for each cell.
 
     - rows: of experiment table1 at all scales, see `experiments.read`. Of a cell the largest scale
-      is shown, and named if there are several; cells that nothing was run for are left out, see
+      is shown, and named if there are several. Cells that nothing was run for are left out, see
       `missing_1`.
     """
     lines = [("data, images per class", "method", "paper", "here", "seeds", "scale")]
@@ -149,7 +149,7 @@ def best_3(rows: Sequence[dict]) -> str:
     """Return the paper's Table III in Markdown, with the best that there is here for each cell.
 
     - rows: of experiment table3 at all scales, see `experiments.read`. The paper has ten images per
-      class; the smallest scale has one, and is labelled.
+      class. The smallest scale has one, and is labelled.
     """
     methods = ("signed", "none")
     head = ["architecture", *(f"{NAMES[m]}, {who}" for m in methods for who in ("paper", "here"))]
@@ -189,7 +189,7 @@ def rivals(rows: Sequence[dict]) -> str:
     It shows what each method matches, its test accuracy over seeds, its gain over the same number
     of random real images of the same seeds, and the seconds that distilling took.
 
-    - rows: of one data set and size; rows of method random are what the others are compared with.
+    - rows: of one data set and size. Rows of method random are what the others are compared with.
     """
     gains_head = ("minus random (points)", "least")
     head = ["method", "matches", "accuracy (%)", *gains_head, "seconds", "seeds"]
@@ -218,10 +218,10 @@ def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
 
     - rows: of runs whose names are SETTING-seedN, as `experiments.read` returns them.
     - base: the setting that the others are compared with.
-    - names: {setting: how the table calls it}, in the table's order; those without runs are left
+    - names: {setting: how the table calls it}, in the table's order. Those without runs are left
       out.
 
-    Differences are of equal seeds, with 95 % intervals; their p is corrected by Holm's procedure.
+    Differences are of equal seeds, with 95 % intervals. Their p is corrected by Holm's procedure.
     The seconds are those of the distillation, without the teachers: the median, as a run that was
     killed has too few, or none, and one beside other work too many. Without any there is no column.
     """
@@ -254,7 +254,7 @@ def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
 def leaks(audits: Mapping[str, Audit], group: str, attacks: Sequence[str]) -> str:
     """Return a table, in Markdown, of how well attacks work, with 95 % intervals.
 
-    - audits: by name; those without this group are left out.
+    - audits: by name. Those without this group are left out.
     - group: what is to be found: "all", "canaries" or "start", see `Audit`.
     - attacks: their names.
 
@@ -282,8 +282,8 @@ def forms(rows: Sequence[dict], ipc: int, names: Mapping[str, str]) -> str:
     """Return a table, in Markdown, of what a set takes and is worth in each form of its storage.
 
     - rows: of `tools/storage.py`.
-    - ipc: images per class of the set; rows of all photographs have 0, and are shown, too.
-    - names: {form: how the table calls it}, in the table's order; those without rows are left out.
+    - ipc: images per class of the set. Rows of all photographs have 0, and are shown, too.
+    - names: {form: how the table calls it}, in the table's order. Those without rows are left out.
 
     Differences are to the file of the same seed, with 95 % intervals. Bytes and the processor's
     seconds of one training are medians over seeds.
@@ -394,7 +394,7 @@ def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TA
     """Return `paired` for each data set and size, in Markdown, beside the paper's difference.
 
     - rows: of experiment table1, see `experiments.read`.
-    - sets: (data set, images per class) to show; default: all of Table I.
+    - sets: (data set, images per class) to show. Default: all of Table I.
     """
     head = ["data, images per class", "paper", "final", "selected", "seeds"]
     lines = [head]
@@ -414,10 +414,11 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
     - rows: of experiment epsilon, see `experiments.read`.
     - value: the key of the number that is averaged.
 
-    A line has the rule and epsilon, the number of runs and of those that stopped, mean and standard
-    deviation of `value` over seeds (`mean`, `std`), the mean share of parameters kept (`kept`), the
-    mean final loss of MTT (`unmasked`), and the paired differences to rule none, one per seed
-    (`gains`). What cannot be computed is None: a deviation of one seed, for example.
+    A line has the rule and epsilon, the number of runs and of those that stopped, and the mean and
+    standard deviation of `value` over seeds (`mean`, `std`). It also has the mean share of
+    parameters kept (`kept`), the mean final loss of MTT (`unmasked`), and the paired differences to
+    rule none, one per seed (`gains`). What cannot be computed is None: a deviation of one seed, for
+    example.
 
     >>> from ddpp.book.tables import summarize
     >>> numbers = {"accuracy": 46.0, "kept": 1.0, "unmasked": 0.8, "error": None}

@@ -83,7 +83,7 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def crop(x: Tensor, u: Tensor) -> Tensor:
-    """Shift by up to an eighth of the side in each direction; zeros fill the gap."""
+    """Shift by up to an eighth of the side in each direction. Zeros fill the gap."""
     side = x.shape[-1]
     reach = int(side * CROP + 0.5)
     shift = _integers(u, 2 * reach + 1)  # an offset into the padded image
@@ -94,7 +94,7 @@ def crop(x: Tensor, u: Tensor) -> Tensor:
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:
-    """Blank a square of half the side, centred anywhere; it may leave the image."""
+    """Blank a square of half the side, centred anywhere. It may leave the image."""
     side = x.shape[-1]
     hole = int(side * CUTOUT + 0.5)
     centre = _integers(u, side + (1 - hole % 2))
@@ -128,7 +128,7 @@ def _integers(u: Tensor, n: int) -> Tensor:
 
 
 def _resample(x: Tensor, linear: Tensor) -> Tensor:
-    """Resample bilinearly under a linear map (n, 2, 2) of the coordinates; zeros outside."""
+    """Resample bilinearly under a linear map (n, 2, 2) of the coordinates, with zeros outside."""
     grid = F.affine_grid(F.pad(linear, [0, 1]), list(x.shape), align_corners=True)
     return F.grid_sample(x, grid, align_corners=True)
 

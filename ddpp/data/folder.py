@@ -35,13 +35,13 @@ def pack_folder(
 
     - folder: FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE.
     - out: the file to write, ending in .npz. An existing file is never overwritten.
-    - size: side of the square images, in pixels; at least 8.
+    - size: side of the square images, in pixels. At least 8.
     - test: share of each class that becomes test images, above 0 and below 1, spread evenly over
       its pictures in order of name. Ignored where the folder has train and test.
     - progress: whether a progress bar is shown.
 
     Returns {class: (training images, test images)}. Each picture is turned upright, put on white
-    where it is transparent, cropped to the square in its middle and resized; all are RGB, unless
+    where it is transparent, cropped to the square in its middle and resized. All are RGB, unless
     every one is grey. Equal folders give equal bytes. Raises Error for a folder, a picture or an
     output that cannot be used.
 
@@ -114,7 +114,7 @@ def _find(folder: Path, test: float) -> dict[str, _Pictures]:
 
 
 def read_classes(folder: Path) -> dict[str, list[Path]]:
-    """List each class's pictures in FOLDER/CLASS/PICTURE; raise Error for another layout."""
+    """List each class's pictures in FOLDER/CLASS/PICTURE, or raise Error for another layout."""
     inside = {path.name: _inside(path) for path in _inside(folder)[0]}
     for name, (folders, _) in inside.items():
         if folders:
@@ -129,7 +129,7 @@ def read_classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List the folders in a folder, and the files that may be pictures, by name; hidden ones are
+    """List the folders in a folder, and the files that may be pictures, by name. Hidden ones are
     left out.
     """
     try:

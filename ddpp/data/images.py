@@ -40,7 +40,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class ImageData:
-    """A data set, preprocessed, on one device; made by `load_data`.
+    """A data set, preprocessed, on one device, made by `load_data`.
 
     >>> import ddpp
     >>> data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
@@ -139,15 +139,16 @@ def load_data(
 
     - name_or_path: "cifar10-sample" (bundled: 5,000 training and 1,000 test images of CIFAR-10),
       "cifar10" or "cifar100" (ROOT/NAME.npz if that exists, else downloaded into ROOT), or the
-      path of an .npz file with x_train, y_train, x_test, y_test and optionally `classes`: images
-      (N, S, S) or (N, S, S, C), uint8 or floats in [0, 1]; labels (N,), integers from 0.
+      path of an .npz file. The file has x_train, y_train, x_test, y_test and optionally `classes`.
+      Its images are (N, S, S) or (N, S, S, C), uint8 or floats in [0, 1]. Its labels are (N,),
+      integers from 0.
     - root: folder of the downloaded data sets. Default "data".
     - zca: True for ZCA, False for mean and standard deviation per channel. Default: ZCA for images
       of at most 3 x 32 x 32 values.
-    - validation: share of each class's training images that is held out, to choose among iterates;
-      at least 0 and below 1.
+    - validation: share of each class's training images that is held out, to choose among iterates.
+      At least 0 and below 1.
     - whitening: the preprocessing to use, of a distilled set, say. Default: one is fitted.
-    - only: labels of the classes to keep, at least two, numbered anew in this order; no image of
+    - only: labels of the classes to keep, at least two, numbered anew in this order. No image of
       another class is used for anything. Default: all.
     - device: "cpu" or "cuda". Default: the GPU if there is one.
 
@@ -211,7 +212,7 @@ def from_datasets(
     """Take a data set from two datasets of torch or torchvision, all of it, and preprocess it.
 
     - train, test: they yield (image, label). An image is a PIL image, an array (S, S) or (S, S, C),
-      or a tensor (C, S, S); all have one size, and are not normalized yet.
+      or a tensor (C, S, S). All have one size, and are not normalized yet.
     - classes: their names. Default: the attribute `classes` of `train`, else the numbers.
     - zca, validation, device: as in `load_data`.
 
@@ -263,7 +264,7 @@ def _prepared(
     whitening: Whitening | None,
     device: str | torch.device | None,
 ) -> ImageData:
-    """Check raw arrays and preprocess them; for the arguments see `load_data`."""
+    """Check raw arrays and preprocess them. For the arguments see `load_data`."""
     check(name, arrays)
     classes = class_names(name, arrays)
     if not 0 <= validation < 1:

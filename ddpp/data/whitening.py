@@ -1,7 +1,7 @@
 """Preprocessing: an affine map fitted on the training images, and its exact inverse for display.
 
-ZCA is as in MTT (Cazenavette et al., CVPR 2022), which the paper uses "with default parameters":
-the covariance of the images in [0, 1] is regularized by eps = 0.1, and its inverse square root is
+ZCA is as in MTT (Cazenavette et al., CVPR 2022), which the paper uses "with default parameters".
+The covariance of the images in [0, 1] is regularized by eps = 0.1, and its inverse square root is
 applied to every flattened image.
 """
 
@@ -41,14 +41,14 @@ class Whitening:
         return self._product(images - self.mean, self.tensors()["matrix"])
 
     def invert(self, images: Tensor) -> Tensor:
-        """Undo `apply`, into natural colours; learned images may have values outside [0, 1]."""
+        """Undo `apply`, into natural colours. Learned images may have values outside [0, 1]."""
         if self.kind == "channels":
             return images * self.tensors()["std"] + self.mean
         return self._product(images, self.inverse) + self.mean
 
     @cached_property
     def inverse(self) -> Tensor:
-        """matrix^-1 (D, D); well conditioned, because eps bounds the smallest eigenvalue."""
+        """matrix^-1 (D, D). It is well conditioned, because eps bounds the smallest eigenvalue."""
         matrix = self.tensors()["matrix"]
         return torch.linalg.inv(matrix.double()).to(matrix)
 
@@ -62,7 +62,7 @@ class Whitening:
         return alike and all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
 
     def to(self, device: torch.device | str) -> "Whitening":
-        """Move all tensors to a device; where they are there, this keeps its inverse, too."""
+        """Move all tensors to a device. Where they are there, this keeps its inverse, too."""
         if self.mean.device == torch.device(device):
             return self
         return Whitening.from_tensors({name: t.to(device) for name, t in self.tensors().items()})
@@ -85,7 +85,7 @@ class Whitening:
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> "Whitening":
-        """Rebuild what `tensors` or `compact_tensors` named; other names are ignored."""
+        """Rebuild what `tensors` or `compact_tensors` named. Other names are ignored."""
         if "triangle" in tensors:
             dimension = tensors["mean"].numel()
             matrix = tensors["mean"].new_empty(dimension, dimension)

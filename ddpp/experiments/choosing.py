@@ -68,7 +68,7 @@ def rank(
     - candidates: the networks.
     - sets: {name: sets of one kind}, as draws or seeds. Each is trained on by each network.
     - data: all images, with a held-out split and the preprocessing of the sets.
-    - folder: of the report, and of the scores so far; the same call resumes from what is there.
+    - folder: of the report, and of the scores so far. The same call resumes from what is there.
     - search: how networks are trained.
     - progress: whether a progress bar is shown.
 
@@ -104,7 +104,7 @@ def rank(
 
 
 class _Trainer(NamedTuple):
-    """Trains networks on sets; reads the scores that are known already."""
+    """Trains networks on sets, and reads the scores that are known already."""
 
     data: ImageData
     search: Search

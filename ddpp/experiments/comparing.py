@@ -117,7 +117,7 @@ class Comparison:
 
     @property
     def differences(self) -> dict[Setting, Difference]:
-        """Of each setting to the base, over the seeds; empty ones are left out."""
+        """Of each setting to the base, over the seeds. Empty ones are left out."""
         base = self.accuracies[self.base]
         found = {}
         for setting, values in self.accuracies.items():
@@ -190,11 +190,11 @@ def compare(
     - rules: each a name in RULES, a function of your own, or a pair of that and an epsilon. Default
       of epsilon: the recipe's.
     - base: what they are compared with. Default "none", which is MTT.
-    - seeds: how many; each has teachers of its own in the smoke profile and with `data`, else all
+    - seeds: how many. Each has teachers of its own in the smoke profile and with `data`, else all
       have the recipe's.
     - recipe: all other settings, see `ddpp.recipe`. Default: the smoke profile's.
     - data: what is distilled, if it is not what recipe.data names.
-    - folder: of results, teachers and checkpoints; a stopped call resumes there.
+    - folder: of results, teachers and checkpoints. A stopped call resumes there.
     - root, device: as in `load_data`.
     - minutes: stop after so many.
     - jobs: runs at a time, in processes that divide the cores among them.
@@ -236,7 +236,7 @@ def compare(
 
 
 def parse_setting(text: str) -> str | tuple[str, float]:
-    """Read "RULE" or "RULE@EPSILON"; raise Error for an epsilon that is no number."""
+    """Read "RULE" or "RULE@EPSILON", or raise Error for an epsilon that is no number."""
     rule, at, epsilon = text.rpartition("@")
     if not at:
         return text

@@ -29,7 +29,7 @@ POOLINGS = {"none": nn.Identity, "max": lambda: nn.MaxPool2d(2), "average": lamb
 
 @dataclass(frozen=True)
 class Candidate:
-    """A ConvNet whose parts can be chosen; with the last three at their defaults it is ours.
+    """A ConvNet whose parts can be chosen. With the last three at their defaults it is ours.
 
     >>> from ddpp.experiments.grids import Candidate
     >>> str(Candidate(16, 2, norm="group"))
@@ -72,7 +72,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Grid:
-    """The values of each factor; the grid is all their combinations."""
+    """The values of each factor. The grid is all their combinations."""
 
     width: tuple[int, ...] = (8, 16)  # channels of each block
     depth: tuple[int, ...] = (1, 2, 3)  # blocks
@@ -104,7 +104,7 @@ def stratified(candidates: Sequence[Candidate], count: int, seed: int = 0) -> li
     """Draw networks of a grid so that each value of each factor appears equally often.
 
     - candidates: of a whole grid.
-    - count: of networks; a multiple of each factor's number of values.
+    - count: of networks, a multiple of each factor's number of values.
     - seed: equal seeds draw equal networks.
 
     Raises Error for a count with which that is not possible.

@@ -1,6 +1,6 @@
 """The runs of the paper's experiments, and of the ablation that it lacks.
 
-A run is a recipe with a name, EXPERIMENT/NAME; or the evaluation of another run's set in another
+A run is a recipe with a name, EXPERIMENT/NAME, or the evaluation of another run's set in another
 network.
 """
 
@@ -62,7 +62,7 @@ def runs(profile: str) -> list[Run]:
 
     The experiments are:
 
-    - table1: the paper's rule, MTT (rule none) and their rivals for each data set and size; on the
+    - table1: the paper's rule, MTT (rule none) and their rivals for each data set and size. On the
       CPU only what takes hours there.
     - table2: KIP and its transfer to a wider network.
     - table3: other architectures.
@@ -163,7 +163,7 @@ class _Lists:
 def seeded(recipe: Recipe, seed: int, own_teachers: bool = False) -> Recipe:
     """Give a recipe a seed.
 
-    Teachers have it, too, in the smoke profile, or with own_teachers; else all seeds share them.
+    Teachers have it, too, in the smoke profile, or with own_teachers. Else all seeds share them.
     """
     own = own_teachers or recipe.profile == "smoke"
     teachers = replace(recipe.teachers, seed=seed) if own else recipe.teachers

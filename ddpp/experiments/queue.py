@@ -71,8 +71,8 @@ def reproduce(
     - minutes: stop after so many; None: never.
     - jobs: runs at a time. They are processes that divide the cores among them: small networks keep
       one core busy, but not two.
-    - progress: whether progress bars are shown; several jobs show none.
-    - say: takes each line of output; several jobs print their lines themselves.
+    - progress: whether progress bars are shown. Several jobs show none.
+    - say: takes each line of output. Several jobs print their lines themselves.
 
     Returns the rows (see `read_row`) of the finished runs.
 
@@ -125,7 +125,7 @@ def _check_jobs(jobs: int) -> None:
 
 @dataclass(frozen=True)
 class Worker:
-    """One process that works at a list; see `reproduce`."""
+    """One process that works at a list, see `reproduce`."""
 
     todo: tuple[Run, ...]
     results: Path
@@ -143,7 +143,7 @@ class Worker:
     def work(self, failed: "Marks") -> None:
         """Do what has no result and what no other process is doing, until nothing is left.
 
-        - failed: marks the runs that failed by themselves; the processes share it.
+        - failed: marks the runs that failed by themselves. The processes share it.
         """
         load = lru_cache(1)(self._load)
         commit()
@@ -189,7 +189,7 @@ class Worker:
         return load_data(data, root=self.root, zca=zca, validation=validation, device=self.device)
 
     def _attempt(self, run: Run, base: tuple[Path, dict] | None, data: ImageData) -> bool:
-        """Do a run, and print what came out; return False if it failed."""
+        """Do a run and print what came out. Return False if it failed."""
         try:
             row = self._transferred(run, base, data) if run.of else self._distilled(run, data)
         except Error as e:
@@ -446,7 +446,7 @@ def _progress(run: Run, work: str | Path) -> str:
 
 
 def out_of(run: Run, work: str | Path) -> Path:
-    """Return the path of a run's distilled file; its checkpoint and teachers lie beside it."""
+    """Return the path of a run's distilled file. Its checkpoint and teachers lie beside it."""
     return Path(work) / f"{run.recipe.profile}-{run.name.replace('/', '-')}.safetensors"
 
 

@@ -20,10 +20,10 @@ def read_queue(path: str | Path) -> list[Run]:
     Each [[run]] has a name and the settings in which it differs from a recipe:
 
     - profile, data, ipc, method: as in `recipe`.
-    - steps: a list of numbers, or one; each is a run of its own, which resumes from the one before.
-    - seeds: a list; each is a run of its own. Default [0]. In the smoke profile each has teachers
+    - steps: a list of numbers, or one. Each is a run of its own, which resumes from the one before.
+    - seeds: a list. Each is a run of its own. Default [0]. In the smoke profile each has teachers
       of its own.
-    - each: a table of lists of settings of the method; each combination is a run of its own. A rule
+    - each: a table of lists of settings of the method. Each combination is a run of its own. A rule
       may have its epsilon with it, as `signed@0.1`.
     - sets: false stores the reports alone, without the images. Default true.
     - the tables teachers, distill and protocol, and all other settings of a Recipe.

@@ -65,7 +65,7 @@ def check_rows(a: Tensor, b: Tensor) -> None:
 def in_best_tenth(truth: Tensor, proxy: Tensor) -> float:
     """Spearman's correlation (see `spearman`) over the tenth of the networks that is truly best.
 
-    - truth, proxy: scores (n,), the higher the better; a tenth is rounded up, and at least two.
+    - truth, proxy: scores (n,), the higher the better. A tenth is rounded up, and at least two.
     """
     best = truth.argsort(descending=True, stable=True)[: max(2, math.ceil(len(truth) / 10))]
     return spearman(truth[best], proxy[best])
@@ -101,7 +101,7 @@ class Estimate(NamedTuple):
     high: float
 
     def text(self, digits: int = 2) -> str:
-        """Write the value with its interval; a dash where there is none."""
+        """Write the value with its interval, or a dash where there is none."""
         if math.isnan(self.value):
             return "–"
         return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"

@@ -121,10 +121,10 @@ def recipe(
 ) -> Recipe:
     """Look up the settings of a profile for a data set, images per class and a method.
 
-    - profile: smoke (minutes on two CPU cores, width 32), cpu (the paper's settings with 3 teachers
-      and T = 500: with one image per class, hours on two cores), colab (with 20 teachers and
-      T = 1,000) or paper.
-    - data: cifar10-sample, cifar10, cifar100, or the path of an .npz; default: the bundled sample
+    - profile: smoke, cpu, colab or paper. smoke takes minutes on two CPU cores, with width 32. cpu
+      has the paper's settings with 3 teachers and T = 500, which takes hours on two cores with one
+      image per class. colab has 20 teachers and T = 1,000.
+    - data: cifar10-sample, cifar10, cifar100, or the path of an .npz. Default: the bundled sample
       for smoke, else cifar10. Your own data set gets the settings of CIFAR-10.
     - ipc: images per class. A size that is not in the paper gets the settings of the next smaller
       one.

@@ -94,7 +94,7 @@ def remember(
 
     - recipe: the data, the method with its settings (the images per class, too), the teachers,
       and the protocol and repeats of the evaluation. Nothing is held out.
-    - folder: of the memory, the teachers and the report; the same call resumes from what is there.
+    - folder: of the memory, the teachers and the report. The same call resumes from what is there.
     - tasks: of equally many classes.
     - order: seed of the order in which they arrive, and of the evaluation.
     - rate: learning rate of the networks that are trained on the memory, so that several methods
@@ -151,8 +151,8 @@ def read_memories(folder: str | Path) -> list[dict]:
     - folder: of files METHOD-ipcN-orderK.json, each the `memory.json` of a memory.
 
     A row has name (METHOD-ipcN-seedK), method, ipc, seed, error (None), and tasks, the list of
-    Task. accuracy is the mean after the last task, and distilled the accuracies of its networks, as
-    in the reports of other runs. Raises Error for another file.
+    Task. Its accuracy is the mean after the last task. As in the reports of other runs, distilled
+    has the accuracies of the networks. Raises Error for another file.
     """
     rows = []
     for path in sorted(Path(folder).glob("*.json")):

@@ -45,7 +45,7 @@ def summary(distilled: DistilledDataset, report: dict) -> dict:
 
 
 def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
-    """Write the final images, labels, alpha and the history; return their file and its SHA-256.
+    """Write the final images, labels, alpha and the history, and return their file and its SHA-256.
 
     Returns None, and writes nothing, if the images take more than 16 MiB.
     """
@@ -162,7 +162,7 @@ def describe(row: dict) -> str:
 
 
 def read_result(run: Run, results: str | Path) -> dict | None:
-    """Read a run's result; return None if there is none.
+    """Read a run's result, or return None if there is none.
 
     - run: see `runs`.
     - results: the folder of reports.

@@ -40,7 +40,7 @@ class Experiment:
     - root, device: where data sets are looked for, and what the run works on (see load_data).
     - given: what the recipe's `data` names, if it is loaded already.
     - teachers_folder: default is a folder beside `out`, named by the teachers' configuration.
-    - saving: when the state is saved, and who hears of the progress; the checkpoint is beside `out`
+    - saving: when the state is saved, and who hears of the progress. The checkpoint is beside `out`
       in any case.
     - best_on_test: whether the report also has the best iterate on the test set, as papers do.
     - scores: a file of accuracies that several runs share, for the sets that they have in common.
@@ -64,7 +64,7 @@ class Experiment:
     def run(self) -> tuple[DistilledDataset, dict]:
         """Train teachers if the method has them, distil, evaluate. Returns the set and the report.
 
-        Under torchrun all ranks work, and rank 0 writes and evaluates; the report is empty on the
+        Under torchrun all ranks work, and rank 0 writes and evaluates. The report is empty on the
         others.
         """
         commit()  # remembered now: the source tree may move on in the meantime
@@ -245,7 +245,7 @@ class Experiment:
         return {key: distilled.provenance[key] for key in names}
 
     def _stored(self) -> DistilledDataset:
-        """The file at `out`, if it is this very run's result; an Error if it is another's."""
+        """The file at `out`, if it is this very run's result, or an Error if it is another's."""
         distilled, made_from = DistilledDataset.load(self.out), self.identity
         kept = self._kept(distilled)
         if kept != made_from:
@@ -265,7 +265,7 @@ class Experiment:
         }
 
     def _known_report(self) -> dict | None:
-        """The report beside `out`, if there is one; an Error if another file has its name."""
+        """The report beside `out`, if there is one, or an Error if another file has its name."""
         path = report_path(self.out)
         if not path.exists():
             return None
@@ -348,7 +348,7 @@ def teachers_in(folder: Path, config: TeacherConfig, data: ImageData) -> Path:
 def refuse_other(path: Path, asked: dict, what: str, advice: str) -> None:
     """Raise an Error if the report at `path` is there and is that of another run.
 
-    - asked: all settings; the report has them under this name.
+    - asked: all settings. The report has them under this name.
     - what, advice: what is of another run, and what to do then, for the message.
     """
     if not path.exists():

@@ -48,7 +48,7 @@ def turns(
 ) -> dict[str, Turn]:
     """Measure what masks do to the gradient of the images in one step.
 
-    - data, teachers, config: of the step, as in `distill`; the rule is left aside.
+    - data, teachers, config: of the step, as in `distill`. The rule is left aside.
     - masks: by name, see `mask_of`.
     - start_set: the distilled images and labels. Default: real images, at which a run starts.
     - alpha: the student's learning rate. Default: config.alpha0.
@@ -81,9 +81,9 @@ def average_turns(
     - draws: gradients that are averaged, each with augmentations of its own, by turns with each
       teacher.
 
-    Returns, in degrees, the mean angle between MTT's gradients of two draws, and for each mask two
-    angles between its gradient and MTT's: the mean over the draws, and that of the gradients'
-    averages over the draws.
+    Returns angles in degrees: the mean angle between MTT's gradients of two draws, and for each
+    mask two angles between its gradient and MTT's. The first is the mean over the draws, the second
+    that of the gradients' averages over the draws.
     """
     bases, found = [], {name: [] for name in masks}
     for step in range(draws):
@@ -159,7 +159,7 @@ def masks_by_part(teachers: Teachers, kinds: Mapping[str, Sequence[str]]) -> dic
     """Return masks that leave out whole parts of the network.
 
     - teachers: of the network.
-    - kinds: {name: parts}, as {"scales": ["1.weight"]}; see `keep_parts` in ddpp/pruning.py.
+    - kinds: {name: parts}, as {"scales": ["1.weight"]}, see `keep_parts` in ddpp/pruning.py.
     """
 
     def without(names: Sequence[str]) -> Mask:

@@ -36,9 +36,11 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def _keep_memory() -> None:
-    """Let the C library keep freed memory for the next tensor, instead of handing each large block
-    back to the system
-    and taking it anew, page by page: on a CPU that doubles the speed of a teacher."""
+    """Let the C library keep freed memory for the next tensor: on a CPU that doubles the speed of a
+    teacher.
+
+    Otherwise it hands each large block back to the system, and takes it anew, page by page.
+    """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no block is a mapping of its own

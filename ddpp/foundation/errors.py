@@ -18,7 +18,7 @@ class Error(ValueError):
 
 
 def choose(kind: str, name: object, options: Iterable[str]) -> str:
-    """`name` if it is one of `options`; otherwise an Error that offers the nearest right name."""
+    """`name` if it is one of `options`, otherwise an Error that offers the nearest right name."""
     options = list(options)
     if name in options:
         return str(name)

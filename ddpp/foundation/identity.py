@@ -80,7 +80,7 @@ class Table(dict):
         }
 
     def name_of(self, thing: Any) -> str:
-        """Return the name of a thing; a function or class that is not here yet is put here.
+        """Return the name of a thing. A function or class that is not here yet is put here.
 
         - thing: a name, which is returned as it is; a function or class, whose name is its own; or
           "package.module:name", which is imported.
@@ -133,7 +133,7 @@ def _imported(kind: str, where: str) -> Any:
 def marks(**names: Any) -> dict[str, dict[str, str]]:
     """Return {"custom": ...}, which an identity carries: a fingerprint of each name not ddpp's own.
 
-    - names: as KIND=NAME; augmentation=True stands for all operations, and a tuple names some.
+    - names: as KIND=NAME. augmentation=True stands for all operations, and a tuple names some.
 
     Empty, and so no change to the identity, where all of them are ddpp's own.
     """
@@ -149,7 +149,7 @@ def marks(**names: Any) -> dict[str, dict[str, str]]:
 
 
 def of_run(method: str, config: "DataclassInstance", made_from: dict, network: object) -> dict:
-    """Return what the outcome of a run is a function of; its checkpoint and result carry it.
+    """Return what the outcome of a run is a function of. Its checkpoint and result carry it.
 
     - config: the method's settings, a dataclass.
     - made_from: what the run is given, in terms of JSON.
@@ -197,7 +197,7 @@ def custom(thing: T, version: str | int | None = None) -> T:
     - thing: the function or class. Give it to a config where a name would stand, as in
       `DistillConfig(rule=my_rule)`, `TeacherConfig(augment=("crop", my_operation))` or
       `NetworkConfig(MyNetwork)`.
-    - version: needed only where the code uses what ddpp cannot see through; then files recognize
+    - version: needed only where the code uses what ddpp cannot see through. Then files recognize
       the thing by this version. Change it whenever the thing changes. Default: it is recognized by
       its code, and by the values and functions that its code uses.
 

@@ -1,4 +1,4 @@
-"""The loop that all methods share: from a first state, step by step, to the last; always stoppable.
+"""The loop that all methods share: from a first state, step by step, to the last, always stoppable.
 
 A *Method* knows how to step. A *Run* is what has happened so far. A *Checkpoint* is where that is
 kept. The loop knows nothing of data, networks or teachers.
@@ -123,7 +123,7 @@ class Run(Generic[S]):
 
 
 def _recorded(column: Tensor | None, steps: int, now: int, value: Tensor) -> Tensor:
-    """A column of the history (steps, ...) with one more row; the first value decides its shape."""
+    """A column of the history (steps, ...) with one more row. The first value decides its shape."""
     if column is None:
         column = torch.full((steps, *value.shape), math.nan, dtype=torch.float32)
     column = column.clone()
@@ -211,8 +211,8 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
     """Make all steps of a method, or those that its checkpoint lacks.
 
     - method: how to step.
-    - identity: what the outcome is a function of; a checkpoint with another one is refused.
-    - machine: what the steps are made on; all that a run saw are recorded.
+    - identity: what the outcome is a function of. A checkpoint with another one is refused.
+    - machine: what the steps are made on. All that a run saw are recorded.
     - saving: the checkpoint, and who hears of the progress.
 
     Returns the run after the last step, or after the one at which `saving.on_step` returned True.
@@ -270,7 +270,7 @@ def _refuse_stuck(method: Method[S], run: Run[S]) -> None:
 def read_checkpoint(
     path: str | Path, identity: dict, lasting: bool = False
 ) -> tuple[dict[str, Tensor], dict]:
-    """A checkpoint's tensors and metadata; an Error for one of another identity.
+    """A checkpoint's tensors and metadata, or an Error for one of another identity.
 
     lasting: whether one with another number of steps is of this identity.
     """

@@ -51,12 +51,12 @@ def export(
 
 
 def pixels(distilled: DistilledDataset) -> Tensor:
-    """Undo the preprocessing; unlike `natural`, values outside [0, 1] stay."""
+    """Undo the preprocessing. Unlike `natural`, values outside [0, 1] stay."""
     return distilled.whitening.invert(distilled.images)
 
 
 def standardized(distilled: DistilledDataset) -> tuple[Tensor, str]:
-    """Standardize by channel as the field's code does for this data; return the images, and how."""
+    """Standardize by channel as the field's code does for this data. Return the images, and how."""
     name = distilled.provenance.get("data", {}).get("name", "")
     known = PUBLISHED.get(str(name).removesuffix("-sample"))
     if known is None:

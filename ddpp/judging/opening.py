@@ -94,7 +94,7 @@ def open_set(
 
 
 def load_set(path: str | Path, root: str | Path = "data") -> DistilledDataset:
-    """Read a file that ddpp has written; only the preprocessing of some needs their data.
+    """Read a file that ddpp has written. Only the preprocessing of some needs their data.
 
     - path: a file of `DistilledDataset.save`, a checkpoint, a result under results/, or a sheet.
     - root: as in `load_data`.
@@ -105,7 +105,7 @@ def load_set(path: str | Path, root: str | Path = "data") -> DistilledDataset:
 
 
 def recognize(images: Tensor) -> tuple[str, str]:
-    """Tell the space of the pixels from their statistics; return it, and why.
+    """Tell the space of the pixels from their statistics, and return it and the reason.
 
     - images: (N, C, H, W).
 

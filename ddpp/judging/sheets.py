@@ -55,9 +55,9 @@ class Sheet:
 
 
 def write_sheet(distilled: DistilledDataset, path: str | Path, quality: int | None = None) -> None:
-    """Write a set as one picture of 8 bits; its whitening is left out.
+    """Write a set as one picture of 8 bits. Its whitening is left out.
 
-    - distilled: images of one or three channels, with the data in its provenance; else Error.
+    - distilled: images of one or three channels, with the data in its provenance, else Error.
     - path: the file, ending in .webp.
     - quality: of WebP's lossy compression, 0 to 100. Default: without loss, but for the 8 bits.
     """
@@ -96,7 +96,7 @@ def write_sheet(distilled: DistilledDataset, path: str | Path, quality: int | No
 
 
 def read_sheet(path: str | Path) -> Sheet:
-    """Read a picture that `write_sheet` wrote; raise Error for any other."""
+    """Read a picture that `write_sheet` wrote, or raise Error for any other."""
     path = Path(path)
     if not path.is_file():
         raise Error(f"there is no file {path}: check the path")
@@ -127,7 +127,7 @@ def read_sheet(path: str | Path) -> Sheet:
 
 
 def _lay(images: Tensor) -> Image.Image:
-    """Lay images (N, C, H, W), uint8, in the order of rows, into a square; the rest is black."""
+    """Lay images (N, C, H, W), uint8, in the order of rows, into a square. The rest is black."""
     columns = math.isqrt(len(images) - 1) + 1
     rows = -(-len(images) // columns)
     rest = images.new_zeros(rows * columns - len(images), *images.shape[1:])

@@ -77,7 +77,7 @@ def judge(
 
     - paths: files and folders, see `open_set`.
     - data, space, root, device: as in `open_set`, for all of them.
-    - architectures, width: networks to train; default: the ConvNet, as wide as a file of ddpp says,
+    - architectures, width: networks to train. Default: the ConvNet, as wide as a file of ddpp says,
       else 128.
     - repeats: networks per set and architecture.
     - protocol: how they are trained. Default: 1,000 epochs, as published.
@@ -86,7 +86,7 @@ def judge(
     - progress, say: whether progress bars are shown, and what hears every line.
 
     Returns one verdict per path. Where a set brings no learning rate, the best of four is chosen on
-    held-out images with one ConvNet each. Raises Error for what cannot be read or tested; sets
+    held-out images with one ConvNet each. Raises Error for what cannot be read or tested. Sets
     before it have been tested by then, and are not tested again.
     """
     if not paths:
@@ -176,7 +176,7 @@ def _rated(distilled: DistilledDataset, data: ImageData, test: _Test) -> Distill
 
 
 def report(judged: Sequence[Judged], folder: str | Path, device: torch.device) -> str:
-    """Write verdicts as CSV and JSON into a folder; return them as a table of text."""
+    """Write verdicts as CSV and JSON into a folder, and return them as a table of text."""
     lines = [HEAD, *(line for one in judged for line in one.lines())]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)

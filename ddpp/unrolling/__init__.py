@@ -66,13 +66,13 @@ def unroll(
     - network: the student as a function of its parameters, see `Flat`.
     - start: parameters (p,) before the first update.
     - images: the distilled images (N, C, H, W), preprocessed.
-    - labels: their classes (N,), int64, or distributions (N, classes); or `Carried`, if they are
-      learned: then images and their gradient are rows with the logits behind the pixels, and those
+    - labels: their classes (N,), int64, or distributions (N, classes), or `Carried`, if they are
+      learned. Then images and their gradient are rows with the logits behind the pixels, and those
       of the gradient are multiplied by `Carried.rate`.
     - alpha: the student's learning rate, a scalar tensor.
     - updates: the J batches and augmentations, see `draw_updates`.
     - loss: maps the student's parameters (p,) to a scalar.
-    - engine: "autograd", "stored", "adjoint" or "compiled", see above; else Error.
+    - engine: "autograd", "stored", "adjoint" or "compiled", see above, else Error.
 
     Returns the student, the loss, and its gradients for the images and alpha. These are the terms
     of Eqs. (1)-(4), so the parameters are as many.
@@ -100,7 +100,7 @@ def unroll(
 def choose_engine(
     network: Flat, images: Tensor, labels: Tensor, batch: int | None, steps: int
 ) -> tuple[str, str]:
-    """Choose the engine for this device and size; return its name and the reason in words.
+    """Choose the engine for this device and size, and return its name and the reason in words.
 
     On a GPU: `compiled`. On a CPU the first that takes at most half of the memory: `autograd`,
     `stored`, which is as fast, or `adjoint`, whose memory does not grow with the updates.

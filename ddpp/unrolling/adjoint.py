@@ -59,7 +59,7 @@ class StudentPath:
     """The vectors theta_0 ... theta_{J-1}, last in, first out.
 
     On a CPU they are in an unnamed temporary file, so that the memory does not grow with J even
-    for large networks; on a GPU they stay in its memory.
+    for large networks. On a GPU they stay in its memory.
     """
 
     def __init__(self, device: torch.device):

@@ -6,7 +6,7 @@ into arithmetic and not into launching it.
 Autograd cannot differentiate twice through a compiled function, and here this is not necessary:
 `slope` and `curvature` contain all derivatives with respect to theta, written with torch.func, and
 are compiled as they stand. The augmentation stays outside, because grid_sample has no second
-derivative; the backward pass needs the first one only.
+derivative. The backward pass needs the first one only.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ class Student:
         self.u.copy_(u)
 
     def update(self, operation: str | None) -> None:
-        """Subtract alpha * g from theta; the operation augments the batch, None leaves it."""
+        """Subtract alpha * g from theta. The operation augments the batch, None leaves it."""
         self._run(self._update, operation)
 
     def back(self, operation: str | None) -> None:
@@ -104,7 +104,7 @@ class Student:
         self._run(self._back, operation)
 
     def give_up(self) -> None:
-        """Free what the graphs hold; the student cannot be used after that."""
+        """Free what the graphs hold. The student cannot be used after that."""
         self.usable = False
         self._graphs.clear()
 
@@ -185,7 +185,7 @@ def compiled_engine(
     updates: Updates,
     loss: Loss,
 ) -> Unrolled:
-    """Do as `adjoint` does, in compiled functions; where they fail or differ, call `adjoint`.
+    """Do as `adjoint` does, in compiled functions. Where they fail or differ, call `adjoint`.
 
     It also takes their place where labels are learned.
     """
@@ -260,8 +260,8 @@ def _compare(
     alpha: Tensor,
     updates: Updates,
 ) -> None:
-    """Make two updates with each operation that is new to this student, also with `adjoint`; raise
-    RuntimeError where the gradients differ.
+    """Make two updates with each operation that is new to this student, also with `adjoint`, and
+    raise RuntimeError where the gradients differ.
 
     There are two updates, so that H has a part in the result, and a learning rate of 0.1, so that
     this part is large. The loss has no mask: rounding may change a mask, or draw a random one anew.

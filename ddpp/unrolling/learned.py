@@ -1,7 +1,7 @@
 """Labels that are learned: each travels behind the pixels of its image.
 
 So whatever draws, differentiates or moves images does the same with their labels, and need not know
-of them. A row holds an image and the logits of its label; the label is their softmax.
+of them. A row holds an image and the logits of its label. The label is their softmax.
 """
 
 from dataclasses import dataclass

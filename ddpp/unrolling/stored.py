@@ -21,7 +21,7 @@ def stored_engine(
     updates: Updates,
     loss: Loss,
 ) -> Unrolled:
-    """Keep the graph of each update's inner loss; in the backward pass, differentiate it twice."""
+    """Keep the graph of each update's inner loss. In the backward pass, differentiate it twice."""
     images, alpha, theta = images.detach(), alpha.detach(), start.detach()
     path = []
     for batch, how in zip(*updates, strict=True):
