@@ -4,6 +4,7 @@ against scipy, and that a stopped run resumes to the same numbers.
 
 import json
 import math
+import statistics
 from dataclasses import fields, replace
 
 import pytest
@@ -171,7 +172,7 @@ def test_the_interval_of_a_mean_is_the_one_of_theory():
     assert found == bootstrap(lambda index: float(values[index].mean()), 200)
 
 
-def ranked(n=24, noise=0.5, draws=2):
+def ranked(n=24, noise=0.5, draws=2, repeats=1):
     rng = torch.Generator().manual_seed(1)
     truth = torch.randn(n, generator=rng)
     candidates = tuple(stratified(Grid().candidates(), n))
@@ -179,7 +180,10 @@ def ranked(n=24, noise=0.5, draws=2):
         "good": truth + noise * torch.randn(draws, n, generator=rng),
         "bad": truth + 5 * torch.randn(draws, n, generator=rng),
     }
-    return Ranking(candidates, truth[None], made, {"good": 60.0, "bad": 90.0, TRUTH: 600.0})
+    trained = truth + 0.1 * torch.randn(repeats, n, generator=rng) * (repeats > 1)
+    again = truth + 0.2 * torch.randn(repeats, n, generator=rng)
+    seconds = {"good": 60.0, "bad": 90.0, TRUTH: 600.0}
+    return Ranking(candidates, trained, again, made, seconds)
 
 
 def test_a_better_proxy_has_a_difference_above_zero_and_none_to_itself():
@@ -188,6 +192,22 @@ def test_a_better_proxy_has_a_difference_above_zero_and_none_to_itself():
     assert found.estimate("good", spearman, base="good") == (0, 0, 0)
     mean = sum(spearman(found.truth[0], one) for one in found.proxies["good"]) / 2
     assert found.estimate("good", spearman).value == pytest.approx(mean)
+
+
+def test_all_images_trained_on_again_say_how_well_any_proxy_could_do():
+    found = ranked(repeats=3)
+    a, b, c = found.truth
+    rest = (b + c) / 2, (a + c) / 2, (a + b) / 2
+    pairs = zip(rest, found.again, strict=True)
+    mean = statistics.fmean(stats.spearmanr(*pair).statistic for pair in pairs)
+    assert found.estimate(TRUTH, spearman).value == pytest.approx(mean)
+    assert found.estimate(TRUTH, spearman, base="bad").low > 0
+    last = found.markdown().splitlines()[-1].split("|")
+    assert last[1].strip() == TRUTH and f"{mean:.2f}" in last[2] and last[-2].strip() == "10.0"
+    part = found.only("activation", "relu", "leaky")
+    assert part.again.shape == part.truth.shape
+    with refused("trained on once: rank with at least two repeats"):
+        ranked().estimate(TRUTH, spearman)
 
 
 def test_shifts_say_which_value_ranks_too_high():

@@ -130,6 +130,7 @@ class Ranking:
 
     candidates: tuple[Candidate, ...]
     truth: Tensor  # test accuracies after training on all images, (repeats, n), in percent
+    again: Tensor  # held-out accuracies after the same trainings, (repeats, n)
     # {set: held-out accuracies (draws, n)}, one row for each draw or seed of that set
     proxies: dict[str, Tensor]
     seconds: dict[str, float]  # {set or TRUTH: of all trainings of one row, of one core}
@@ -149,7 +150,8 @@ class Ranking:
                 for name, rows in found.items()
             }
             candidates = tuple(Candidate(**one) for one in report["networks"])
-            return cls(candidates, columns.pop(TRUTH), columns, seconds)
+            again = torch.tensor([row["held_out"] for row in found[TRUTH]])
+            return cls(candidates, columns.pop(TRUTH), again, columns, seconds)
         except (OSError, ValueError, KeyError, TypeError):
             raise Error(f"{path} is no report of ddpp rank: name its ranking.json") from None
 
@@ -165,25 +167,39 @@ class Ranking:
             self,
             candidates=tuple(self.candidates[i] for i in kept),
             truth=self.truth[:, kept],
+            again=self.again[:, kept],
             proxies={name: rows[:, kept] for name, rows in self.proxies.items()},
         )
 
     def estimate(self, name: str, statistic: Statistic, base: str | None = None) -> Estimate:
         """Compute a statistic of a set, the mean over its draws.
 
-        - name: of the set.
+        - name: of the set; or TRUTH, for how well one training on all images predicts another.
         - statistic: one of STATISTICS.
         - base: another set, whose mean is subtracted, over the same networks. Default: none.
         """
-        truth = self.truth.mean(0)
 
         def mean(of: str, index: Tensor) -> float:
-            return statistics.fmean(statistic(truth[index], row[index]) for row in self.proxies[of])
+            pairs = self._pairs(of)
+            return statistics.fmean(statistic(a[index], b[index]) for a, b in pairs)
 
         def value(index: Tensor) -> float:
             return mean(name, index) - (mean(base, index) if base else 0.0)
 
-        return bootstrap(value, len(truth))
+        return bootstrap(value, len(self.candidates))
+
+    def _pairs(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        """The truth and a proxy (n,), for each draw of a set.
+
+        For TRUTH: each training's held-out accuracies, and the test accuracies of the others.
+        """
+        if name != TRUTH:
+            return [(self.truth.mean(0), row) for row in self.proxies[name]]
+        if len(self.truth) < 2:
+            raise Error("all images were trained on once: rank with at least two repeats")
+        total = self.truth.sum(0)
+        others = [(total - row) / (len(self.truth) - 1) for row in self.truth]
+        return list(zip(others, self.again, strict=True))
 
     def shifts(self, name: str, factor: str) -> dict[object, float]:
         """By how many ranks a set prefers each value of a factor, compared with the truth.
@@ -202,15 +218,17 @@ class Ranking:
         }
 
     def lines(self) -> list[list[str]]:
-        """The table as text, its head first."""
-        head = ["trained on", *STATISTICS, "minutes"]
-        lines = [head]
-        for name in self.proxies:
+        """The table as text, its head first. The last row says how well all images do it again."""
+        lines = [["trained on", *STATISTICS, "minutes"]]
+        known = [TRUTH] if len(self.truth) > 1 else []
+        for name in [*self.proxies, *known]:
             found = [self.estimate(name, statistic) for statistic in STATISTICS.values()]
             digits = [1 if "regret" in column else 2 for column in STATISTICS]
             shown = [one.text(n) for one, n in zip(found, digits, strict=True)]
             lines.append([name, *shown, f"{self.seconds[name] / 60:.1f}"])
-        return [*lines, [TRUTH, *[""] * len(STATISTICS), f"{self.seconds[TRUTH] / 60:.1f}"]]
+        if not known:
+            lines.append([TRUTH, *[""] * len(STATISTICS), f"{self.seconds[TRUTH] / 60:.1f}"])
+        return lines
 
     def __str__(self) -> str:
         return aligned(self.lines())

@@ -15,7 +15,7 @@ from ddpp.evaluating import spread
 from ddpp.experiments.auditing import Audit
 from ddpp.experiments.comparing import Comparison, Difference
 from ddpp.experiments.membership import GRID, Leak, gaussians
-from ddpp.experiments.ranking import STATISTICS, Ranking
+from ddpp.experiments.ranking import STATISTICS, TRUTH, Ranking
 from ddpp.judging import Judged
 
 
@@ -258,8 +258,11 @@ def correlations(
 
     - found: rankings by name, as of all networks and of some of them; each has a marker.
     - statistics: names in STATISTICS.
+
+    Where all images were trained on more than once, the last row is how well they do it again.
     """
-    sets = list(next(iter(found.values())).proxies)
+    first = next(iter(found.values()))
+    sets = [*first.proxies, *([TRUTH] if len(first.truth) > 1 else [])]
     size = (WIDTH, 0.7 + (0.5 + 0.4 * len(sets)) * len(statistics))
     figure, axes = plt.subplots(
         len(statistics), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
