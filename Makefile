@@ -72,7 +72,7 @@ smoke-results: $(READY)  ## the three smoke runs that the README shows, from a c
 ipc-results: $(READY)  ## ten and fifty images per class, shortened runs that chapter 6 shows
 	rm -rf runs/ipc
 	$(BIN)/ddpp distill --ipc 10 --repeats 3 --out runs/ipc/ipc10.safetensors
-	$(BIN)/ddpp distill --ipc 50 --image-lr 3000 --batch 100 --iterates 1 --repeats 2 --protocol.epochs 40 --out runs/ipc/ipc50.safetensors
+	$(BIN)/ddpp distill --ipc 50 --image-lr 1500 --batch 100 --repeats 2 --out runs/ipc/ipc50.safetensors
 	for n in 10 50; do \
 	  cp runs/ipc/ipc$$n.json results/smoke/ && \
 	  $(BIN)/ddpp show runs/ipc/ipc$$n.safetensors --before-after results/smoke/ipc$$n.png || exit 1; \
