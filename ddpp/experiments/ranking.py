@@ -150,7 +150,7 @@ class Ranking:
             }
             candidates = tuple(Candidate(**one) for one in report["networks"])
             return cls(candidates, columns.pop(TRUTH), columns, seconds)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise Error(f"{path} is no report of ddpp rank: name its ranking.json") from None
 
     def only(self, factor: str, *values: object) -> "Ranking":
