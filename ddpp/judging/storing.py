@@ -104,7 +104,8 @@ class Networks:
         distilled, data = stored.distilled.to(stored.data.device).unfolded(), stored.data
         network = data.network(NetworkConfig(**distilled.network))
         parts = (distilled.images, distilled.labels, distilled.alpha)
-        key = files.identity({"set": [*map(files.fingerprint, parts)], "seed": seed})
+        of = {"set": [*map(files.fingerprint, parts)], "seed": seed}
+        key = files.identity(of | {"network": distilled.network, "loss": distilled.loss})
         if key not in self._known:
             began = time.process_time()
             thetas = [
