@@ -380,7 +380,7 @@ class DistilledDataset(Dataset):
         """
         images = self.natural()
         for label, members in enumerate(self.by_class()):
-            name = re.sub(r"[^\w.-]", "_", self.classes[label])
+            name = as_folder(self.classes[label])
             for rank, i in enumerate(members):
                 path = Path(folder) / f"{label}_{name}" / f"{rank:03d}.png"
                 try:
@@ -389,6 +389,11 @@ class DistilledDataset(Dataset):
                 except OSError as e:
                     raise Error(f"cannot write {path}: {e.strerror}; choose another folder") from e
         return len(self)
+
+
+def as_folder(name: str) -> str:
+    """Write the name of a class as a folder may be called."""
+    return re.sub(r"[^\w.-]", "_", name)
 
 
 def fold(pictures: Tensor, formation: int) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ from ddpp.foundation.errors import Count, Error, Share, check_bounds
 from ddpp.foundation.identity import marks
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig, accuracy
+
+S = TypeVar("S")  # of a score: an accuracy, or several numbers
 
 
 @dataclass(frozen=True)
@@ -227,14 +230,14 @@ class _Scorer:
     def _accuracy(
         self, on: DistilledDataset, split: Split, role: str, number: int, key: str
     ) -> float:
-        known = _read_scores(self.scores)  # each time: a run beside this one may have been faster
+        known = read_scores(self.scores, float)  # each time: a run beside this may have been faster
         if key in known:
             score = known[key]
         else:
             network = self.data.network(self.config)
             theta = train(network, on, self.protocol, self.seed, role, number)
             score = accuracy(network, theta, *split)
-            _add_score(self.scores, key, score)
+            add_score(self.scores, key, score)
         self.bar.update()
         self.bar.set_postfix(accuracy=f"{score:.1f} %")
         return score
@@ -256,21 +259,26 @@ class _Scorer:
         return {"how": how, "set": trained_on}
 
 
-def _add_score(path: str | Path | None, key: str, score: float) -> None:
+def add_score(path: str | Path | None, key: str, score: float | tuple) -> None:
+    """Add a score to those in a file; several runs may do so at once."""
     if path is not None:
         files.check_writable(path)
         with files.lock(path, wait=True):
-            files.write_json(path, _read_scores(path) | {key: score})
+            files.write_json(path, read_scores(path, type(score)) | {key: score})
 
 
-def _read_scores(path: str | Path | None) -> dict[str, float]:
-    """Read the accuracies so far, by what the network was trained on and how."""
+def read_scores(path: str | Path | None, kind: Callable[[Any], S]) -> dict[str, S]:
+    """Read the scores so far, by what the network was trained on and how.
+
+    - path: the file; None or one that is not there: there are none.
+    - kind: what each is: float, an accuracy, or tuple, several numbers.
+    """
     if path is None or not Path(path).exists():
         return {}
     try:
-        return {str(key): float(score) for key, score in json.loads(Path(path).read_text()).items()}
+        return {str(key): kind(score) for key, score in json.loads(Path(path).read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        raise Error(f"{path} is not a file of accuracies: move it away") from None
+        raise Error(f"{path} is not a file of scores: move it away") from None
 
 
 def train(

@@ -450,10 +450,27 @@ def accuracy(
     - labels: (N,), int64.
     - batch: images per forward pass.
     """
-    if network.mixes:  # then no batch may be all of one class, as those of a sorted data set are
-        count = -(-len(labels) // batch)
-        parts = [(images[i::count], labels[i::count]) for i in range(count)]
-    else:
-        parts = list(zip(images.split(batch), labels.split(batch), strict=True))
-    hits = sum((network(theta, x).argmax(1) == y).sum() for x, y in parts)
-    return 100 * int(hits) / len(labels)
+    logits = in_batches(network, lambda x: network(theta, x), images, batch)
+    return 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
+
+
+@torch.no_grad()
+def in_batches(
+    network: Flat, function: Callable[[Tensor], Tensor], images: Tensor, batch: int = 500
+) -> Tensor:
+    """Compute something of each image with a network, a batch at a time: (N, ...), in their order.
+
+    - network: what the function calls.
+    - function: of images (n, C, H, W), with one row for each.
+    - images: (N, C, H, W), preprocessed.
+    - batch: images per forward pass.
+    """
+    if not network.mixes:
+        return torch.cat([function(x) for x in images.split(batch)])
+    # then no batch may be all of one class, as those of a sorted data set are
+    count = -(-len(images) // batch)
+    parts = [function(images[i::count]) for i in range(count)]
+    found = parts[0].new_empty(len(images), *parts[0].shape[1:])
+    for i, part in enumerate(parts):
+        found[i::count] = part
+    return found

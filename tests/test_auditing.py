@@ -12,8 +12,10 @@ import torch
 from conftest import write_npz
 from scipy import stats
 from small import CONFIG, command, contents, load, refused, small_recipe
+from torch import nn
 
 import ddpp
+from ddpp import networks
 from ddpp.cli import main
 from ddpp.evaluating import Protocol
 from ddpp.experiments import Design, audit, auditing, membership, read_audit
@@ -380,3 +382,87 @@ def test_images_that_start_as_noise_are_no_photographs_and_are_another_run(data,
     assert made["noise"].provenance["config"]["init"] == "noise"
     with refused("unknown init 'nose': did you mean 'noise'?"):
         ddpp.distill(data, teachers, replace(CONFIG, init="nose"), progress=False)
+
+
+def own_network(base, network):
+    teachers = replace(base.teachers, network=ddpp.NetworkConfig(network))
+    return replace(base, teachers=teachers)
+
+
+class Plain(nn.Sequential):
+    """No convolution."""
+
+    def __init__(self, channels, classes, image_size):
+        super().__init__(nn.Flatten(), nn.Linear(channels * image_size**2, classes))
+
+
+class Batchwise(nn.Sequential):
+    """Takes the statistics of each batch."""
+
+    def __init__(self, channels, classes, image_size):
+        norm = nn.BatchNorm2d(channels, track_running_stats=False)
+        super().__init__(norm, nn.Flatten(), nn.Linear(channels * image_size**2, classes))
+
+
+def test_models_of_a_network_that_has_changed_since_are_refused(npz, tmp_path, tables):
+    how = {"design": DESIGN, "device": "cpu", "saving": QUIET}
+    base = own_network(small(npz, "random"), Plain)
+    audit(base, tmp_path / "a", **how)
+    networks.ARCHITECTURES["Plain"] = Batchwise  # as in another session, after an edit
+    with refused("holds the audit of another run", "the network Plain has changed"):
+        audit(base, tmp_path / "a", **how)
+    (tmp_path / "a" / "audit.json").unlink()
+    with refused("is of another audit", "the network Plain has changed"):
+        audit(base, tmp_path / "a", **how)
+
+
+def test_a_network_that_reads_its_batch_sees_each_batch_across_all_classes(
+    npz, tmp_path, tables, monkeypatch
+):
+    sizes = []
+    whole = networks.in_batches
+
+    def few(network, function, images, batch=500):
+        def seen(x):
+            sizes.append(len(x))
+            return function(x)
+
+        return whole(network, seen, images, 12)
+
+    monkeypatch.setattr(auditing, "in_batches", few)
+    audit(
+        own_network(small(npz, "random"), Batchwise), tmp_path, DESIGN, device="cpu", saving=QUIET
+    )
+    assert {*sizes} == {12}
+    data = load(npz)
+    flat = data.network(ddpp.NetworkConfig(Batchwise))
+    theta, (images, _) = flat.initial(0), draw_pool(data, DESIGN, 0).data.train
+    found = whole(flat, lambda x: flat(theta, x), images, 12)  # of 24, sorted by class
+    assert torch.equal(found[::2], flat(theta, images[::2]))
+    assert not torch.allclose(found[:12], flat(theta, images[:12]), atol=1e-3)
+
+
+def test_networks_that_diverged_are_no_sign_that_nothing_leaks(npz, tmp_path):
+    base = small(npz, "dm", alpha=1e30)
+    with refused("the networks of model 1 diverged", "learning rate is 1e+30, lower it"):
+        audit(base, tmp_path / "a", DESIGN, device="cpu", saving=QUIET)
+    assert not (tmp_path / "a" / "model00.safetensors").exists()
+
+
+def test_draws_without_a_member_leave_the_intervals_what_they_are():
+    members = torch.zeros(6, 2, dtype=torch.bool)
+    members[:3, 0] = members[3:, 1] = True  # two images: half of the draws have one alone
+    found = leak(normal(6, 2) + 2 * members, members)
+    for low, high in (found.auc_interval, *found.tpr_intervals):
+        assert 0 <= low <= high <= 1
+    found = leak(members.double(), members)  # whatever is drawn, the attack is always right
+    assert found.auc_interval == (1, 1) and found.tpr_intervals == ((1, 1), (1, 1))
+
+
+def test_a_second_call_does_not_claim_to_have_made_the_audit(npz, tmp_path):
+    how = {"design": DESIGN, "device": "cpu", "saving": QUIET}
+    audit(small(npz, "random"), tmp_path, **how)
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "of before"}))
+    audit(small(npz, "random"), tmp_path, **how)
+    assert json.loads(path.read_text())["commit"] == "of before"

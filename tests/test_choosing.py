@@ -157,6 +157,10 @@ def test_the_best_tenth_and_the_regret_by_hand():
     proxy[19], proxy[18] = 18, 19  # the two best in the wrong order
     assert in_best_tenth(truth, proxy) == pytest.approx(-1)
     assert spearman(truth, proxy) > 0.99
+    third = torch.tensor([3.0, 5.0, 1.0, 2.0])  # a tenth of 21 is three
+    assert in_best_tenth(torch.arange(21.0), torch.cat([-torch.arange(17.0), third])) == (
+        pytest.approx(-0.5)
+    )
     assert regret(truth, proxy) == -1 and regret(truth, proxy, keep=2) == 0
     assert regret(truth, -truth) == -19 and regret(truth, -truth, keep=5) == -15
     assert regret(truth, truth) == 0
@@ -369,7 +373,7 @@ def test_searches_that_cannot_work_are_refused():
 
 def test_a_report_that_is_none_is_refused(tmp_path):
     path = tmp_path / choosing.REPORT
-    for text in (None, "[]", "{", '{"found": {}, "networks": []}'):
+    for text in (None, "[]", "{", '{"found": {}, "networks": []}', '{"found": []}'):
         if text:
             path.write_text(text)
         with refused("is no report of ddpp rank"):
@@ -403,3 +407,41 @@ def test_the_figures_show_every_set_and_every_network():
     panels = figures.correlations({"all": found, "some": found.only("width", 8)}).axes
     assert [axis.get_title() for axis in panels] == ["Spearman", "Kendall"]
     assert [len(axis.containers) for axis in panels] == [4, 4]
+
+
+def test_networks_that_cannot_work_are_refused_before_the_first_is_trained(images, tmp_path):
+    for wrong, words in (
+        (Candidate(8, 4), "leave that depth out"),
+        (Candidate(6, 1, "group"), "6"),
+    ):
+        with refused(words):
+            candidates = [*TINY.candidates(), wrong]
+            rank(candidates, sets_of(images), images, tmp_path / "r", QUICK, progress=False)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_part_of_a_grid_has_no_stratified_choice():
+    whole = Grid().candidates()
+    for some in (whole[:20], [*whole, whole[0]]):
+        with refused(f"these {len(some)} networks are no whole grid", "all candidates() of a Grid"):
+            stratified(some, 12)
+
+
+def test_files_of_one_name_in_two_folders_are_two_rows(npz, tmp_path, capsys):
+    data = npz()
+    made = ddpp.load_data(data, zca=False, validation=0.1, device="cpu")
+    files = [tmp_path / name for name in ("a/set-seed0", "a/set-seed1", "b/set-seed0")]
+    files = [path.with_suffix(".safetensors") for path in files]
+    for seed, path in enumerate(files):
+        selection.random(made, 2, {}, seed + 7).save(path)
+    words = f"""--data {data} --out {tmp_path / "out"} --device cpu --width 4 --depth 1
+        --activation relu --pooling max --norm none instance --networks 2 --draws 1
+        --small-epochs 1 --epochs 1"""
+    assert main(["rank", *map(str, files), *words.split()]) == 0
+    found = Ranking.read(tmp_path / "out" / choosing.REPORT).proxies
+    rows = {name: len(row) for name, row in found.items()}
+    assert rows == {
+        str(tmp_path / "a" / "set"): 2,
+        str(tmp_path / "b" / "set"): 1,
+        "random, 2 per class": 1,
+    }

@@ -176,3 +176,17 @@ def test_finished_runs_are_compared_without_their_list():
     assert found.differences[("sign", 0.0)].values == (1.0,)
     with refused("no run is finished"):
         comparison_of([])
+
+
+def test_methods_without_a_rule_and_names_of_no_function_are_refused(tmp_path):
+    with refused("dm has no pruning rule", "the method ddpp"):
+        ddpp.compare("signed", recipe=ddpp.recipe(method="dm"), folder=tmp_path)
+    with refused("the rule os:path is a module: name a function or a class"):
+        ddpp.compare("os:path", folder=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_rule_without_its_name_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--out", str(tmp_path / "c"), "--rule"])
+    assert "--rule" in capsys.readouterr().err and not (tmp_path / "c").exists()

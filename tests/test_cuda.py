@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pretending import gpu
+from small import small_recipe
 from test_compiled import Tape
 
 from ddpp import (
@@ -24,7 +25,9 @@ from ddpp import (
     load_data,
     train_teachers,
 )
+from ddpp.baselines import selection
 from ddpp.data.augmentation import OPERATIONS, Draw, augment
+from ddpp.experiments import Design, Grid, Search, audit, membership, rank, remember
 from ddpp.experiments.methods import METHODS
 from ddpp.foundation.loop import Saving
 from ddpp.pruning import RULES
@@ -213,3 +216,45 @@ def test_the_rules_of_a_gpu_are_kept(cuda):
             mistake()
     with pytest.raises(TypeError, match="cuda"):
         there.numpy()
+
+
+# What is made of sets
+
+
+def both(cuda, make):
+    """What a function of a device returns there, and here."""
+    return make("cuda"), make("cpu")
+
+
+def test_an_audit_is_the_same_there(npz, cuda, tmp_path, monkeypatch):
+    monkeypatch.setattr(membership, "RESAMPLES", 20)
+    base = small_recipe(npz(classes=2, size=8, per_class=12), "mtt", ipc=1, repeats=1)
+    design, quiet = Design(images=12, canaries=12, models=6), Saving(progress=False)
+    there, here = both(cuda, lambda to: audit(base, tmp_path / to, design, device=to, saving=quiet))
+    assert there.all["closer"].auc == pytest.approx(here.all["closer"].auc, abs=0.01)
+    assert there.accuracies == pytest.approx(here.accuracies, abs=9)
+
+
+def test_a_memory_is_the_same_there(npz, cuda, tmp_path):
+    base = small_recipe(npz(classes=4), "dm", ipc=1, repeats=1, steps=2, batch_real=4, iterates=1)
+    how = {"tasks": 2, "saving": Saving(progress=False)}
+    there, here = both(cuda, lambda to: remember(base, tmp_path / to, device=to, **how))
+    assert [task.classes for task in there] == [task.classes for task in here]
+
+
+def test_a_ranking_moves_sets_to_their_data(npz, cuda, tmp_path):
+    path, small = npz(), Search(small_epochs=1, epochs=1, batch=20)
+    grid = Grid(width=(4, 8), depth=(1,), norm=("none",), activation=("relu",), pooling=("max",))
+    here = load_data(path, zca=False, validation=0.2, device="cpu")
+    selection.random(here, 2, {}).save(tmp_path / "set.safetensors")
+    sets = {"random": [DistilledDataset.load(tmp_path / "set.safetensors")]}
+    made = lambda to: rank(
+        grid.candidates(),
+        sets,
+        load_data(path, zca=False, validation=0.2, device=to),
+        tmp_path / to,
+        small,
+        progress=False,
+    )
+    there, here = both(cuda, made)
+    assert torch.allclose(there.truth, here.truth, atol=4)

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from small import refused
+from small import refused, untouched
 from torch import Tensor
 
 import ddpp
@@ -136,3 +136,25 @@ def test_a_card_says_what_was_measured(whitened, tmp_path, capsys):
     assert "](set.png)" in text and "ddpp evaluate set.safetensors" in text
     assert cli.main(["export", str(tmp_path / "set.safetensors"), "--for", "compact"]) == 0
     assert "set-compact/distilled.safetensors" in capsys.readouterr().out
+
+
+def test_the_file_itself_is_not_replaced(distilled, tmp_path, capsys):
+    file = tmp_path / "distilled.safetensors"
+    distilled.save(file)
+    there = ["--out", str(tmp_path)]
+    with untouched(file):
+        for kind in ("compact", "hf"):
+            assert cli.main(["export", str(file), "--for", kind, *there]) == 1
+            assert "would be replaced by what is exported" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == [file.name]
+        assert cli.main(["export", str(file), "--for", "pt", *there]) == 0
+        assert cli.main(["export", str(file), "--for", "compact"]) == 0
+    assert (tmp_path / "distilled-compact" / file.name).exists()
+
+
+def test_a_place_where_nothing_can_be_written_gets_a_sentence(distilled, tmp_path):
+    (tmp_path / "file").touch()
+    for kind in ("webp", "compact", "pt"):
+        for folder in ("file", "file/more"):
+            with refused(f"cannot write {tmp_path / folder}"):
+                ddpp.export(distilled, kind, tmp_path / folder)

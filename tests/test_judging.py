@@ -11,6 +11,7 @@ from torch import Tensor
 
 import ddpp
 from ddpp import cli
+from ddpp.baselines import selection
 from ddpp.experiments.results import write_set
 from ddpp.foundation.seeds import generator
 from ddpp.judging import read_tensors
@@ -291,3 +292,35 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, sample, capsys):
     assert (out / "judged.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main(["judge", str(tmp_path / "nowhere.pt"), "--data", "cifar10-sample"]) == 1
     assert "there is no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+def test_pixels_of_8_bits_are_brought_to_1_whatever_their_type(npz, tmp_path, kind):
+    path = npz(channels=3)
+    raw = np.load(path)["x_train"][::20].transpose(0, 3, 1, 2).copy()
+    torch.save(torch.from_numpy(raw), tmp_path / "bytes.pt")
+    torch.save(torch.from_numpy(raw).to(kind), tmp_path / "numbers.pt")
+    opened = ddpp.open_set(tmp_path / "numbers.pt", path, "raw", device="cpu")
+    expected = ddpp.open_set(tmp_path / "bytes.pt", path, "raw", device="cpu")
+    assert torch.equal(opened.distilled.images, expected.distilled.images)
+    assert "values from 0 to 255: divided by 255" in opened.notes
+
+
+def test_learned_pixels_that_leave_0_to_1_stay_as_they_are(npz, tmp_path):
+    path, images = npz(channels=3), 3 * torch.rand(3, 3, 12, 12) - 1
+    torch.save(images, tmp_path / "wide.pt")
+    opened = ddpp.open_set(tmp_path / "wide.pt", path, "raw", device="cpu")
+    back = opened.data.whitening.invert(opened.distilled.images)
+    assert torch.allclose(back, images, atol=1e-5)
+
+
+def test_folders_of_grey_pictures_and_of_names_with_blanks_are_read(npz, tmp_path):
+    arrays, path = np.load(npz()), tmp_path / "named.npz"
+    np.savez(path, **arrays, classes=np.array(["red fox", "cat", "3 dogs"]))
+    data = ddpp.load_data(path, zca=False, device="cpu")
+    real = selection.random(data, 2, {}, 0)
+    real.export_png(tmp_path / "pictures")
+    opened = ddpp.open_set(tmp_path / "pictures", path, "raw", device="cpu")
+    assert torch.equal(opened.distilled.labels, real.labels)
+    back, given = (data.whitening.invert(x) for x in (opened.distilled.images, real.images))
+    assert torch.allclose(back, given, atol=0.01)

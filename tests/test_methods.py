@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from small import refused
 
 from ddpp import (
     ConvNet,
@@ -650,3 +651,10 @@ def test_a_method_is_not_run_under_the_name_of_another(
     assert main(line) == 1
     assert words in capsys.readouterr().err
     assert not out.parent.exists()
+
+
+@pytest.mark.parametrize("method", ["dm", "tgdd", "bptt"])
+def test_names_of_operations_are_refused_where_they_would_not_be_heard(method):
+    config = METHODS[method].config(augment=("crop",))
+    with refused("augment is ('crop',): this method takes True, for all operations, or False"):
+        METHODS[method].check(config)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import CONFIG, NETWORK, TEACHERS, load, refused, save
+from small import CONFIG, NETWORK, TEACHERS, load, refused, save, small_recipe
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -15,6 +15,8 @@ import ddpp
 from ddpp import cli
 from ddpp.cli import commands
 from ddpp.data.augmentation import OPERATIONS, draw
+from ddpp.experiments import reproduce
+from ddpp.experiments.lists import Run
 from ddpp.experiments.recipes import recipe
 from ddpp.experiments.run import Experiment
 from ddpp.foundation import files
@@ -353,3 +355,16 @@ def test_a_set_as_good_as_its_teachers_is_told_to_find_better_ones(
     lines = list(commands.ceiling(made, mine, {"epoch": 3, "accuracies": [50.0, 52.0]}))
     assert lines[0] == "the teachers that it matches: 51.0 ± 1.4 %, at epoch 3"
     assert ("--max-start-epoch" in lines[-1]) == saturated
+
+
+@pytest.mark.parametrize("where", ["teachers", "protocol"])
+def test_a_result_knows_the_operations_of_teachers_and_of_the_evaluation(tmp_path, tables, where):
+    base = small_recipe(save(tmp_path / "mine.npz"), "mtt", ipc=1, repeats=1, augment=("crop",))
+    base = replace(base, **{where: replace(getattr(base, where), augment=("crop", fade))})
+    how = {"results": tmp_path / "r", "work": tmp_path / "w", "device": "cpu"}
+    how |= {"progress": False, "say": lambda line: None}
+    rows = reproduce([Run("mine/one", base)], **how)
+    assert reproduce([Run("mine/one", base)], **how) == rows
+    OPERATIONS["fade"] = lambda images, u: images * u[:, 1:2, None, None]
+    with refused("is the result of other settings (the augmentation fade has changed)"):
+        reproduce([Run("mine/one", base)], **how)

@@ -43,7 +43,7 @@ def test_a_queue_lists_runs_by_seed_and_from_few_steps_to_many(queue):
     runs = read_queue(queue)
     names = [f"long/mine-{steps}-seed{seed}" for seed in (0, 1) for steps in (2, 4)]
     assert [run.name for run in runs] == names
-    assert [run.continues for run in runs] == [None, names[0], None, names[2]]
+    assert [run.continues for run in runs] == [None, runs[0], None, runs[2]]
     recipe = runs[1].recipe
     assert (recipe.distill.steps, recipe.distill.seed, recipe.repeats) == (4, 0, 1)
     assert (recipe.teachers.network.width, recipe.teachers.lr) == (4, 0.02)
@@ -179,3 +179,64 @@ def test_two_runs_at_a_time_are_usual_on_several_cores(monkeypatch):
     for threads, jobs in ((1, 1), (4, 2)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert usual_jobs("cpu") == jobs
+
+
+def test_a_longer_run_that_is_chosen_alone_goes_on_with_the_shorter_result(queue, tmp_path, capsys):
+    places = ["--results", str(tmp_path / "r"), "--work", str(tmp_path / "w"), "--device", "cpu"]
+    only = lambda name: cli.main(["reproduce", "--queue", str(queue), "--only", name, *places])
+    assert only("long/mine-4-seed0") == 0
+    said = "left out, as long/mine-2-seed0 has no result yet in"
+    assert said in capsys.readouterr().out
+    assert only("long/mine-2-seed0") == only("long/mine-4-seed0") == 0
+    shorter, longer, *_ = read_queue(queue)
+    assert longer.continues == shorter
+    assert list(ddpp.DistilledDataset.load(out_of(longer, tmp_path / "w")).iterates) == [0, 2, 4]
+
+
+def test_a_window_that_grows_does_so_over_the_steps_of_the_run(queue):
+    text = queue.read_text().replace("student_steps", "first_max_start_epoch = 1, student_steps")
+    queue.write_text(text)
+    assert [run.recipe.distill.expand_steps for run in read_queue(queue)] == [4] * 4
+    queue.write_text(text.replace("student_steps", "expand_steps = 7, student_steps"))
+    assert [run.recipe.distill.expand_steps for run in read_queue(queue)] == [7] * 4
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("seeds = 3", "seeds, of a in queue.toml, must be a list of whole numbers"),
+        ("seeds = [0.5]", "seeds, of a in queue.toml, must be a list of whole numbers"),
+        ("steps = [1, 'b']", "steps, of a in queue.toml, must be a whole number, or a list of"),
+        ("each = 3", "each, of a in queue.toml, must be a table of lists"),
+        ("ipc = 'ten'", "ipc, of a in queue.toml, must be a whole number"),
+        ("ipc = true", "ipc, of a in queue.toml, must be a whole number"),
+        ("data = 3", "data, of a in queue.toml, must be text"),
+        ("teachers = 3", "teachers, of a in queue.toml, cannot be 3"),
+        ("distill = 3", "distill, of a in queue.toml, cannot be 3"),
+        ("zca = 'yes'", "zca, of a in queue.toml, cannot be 'yes'"),
+        ("validation = 'x'", "validation, of a in queue.toml, cannot be 'x'"),
+        ("teachers = { augment = 3 }", "augment, of a in queue.toml, cannot be 3"),
+        ("teachers = { network = { width = 'x' } }", "width, of a in queue.toml, cannot be 'x'"),
+        ("distill = { seed = 'x' }", "seed, of a in queue.toml, cannot be 'x'"),
+    ],
+)
+def test_a_setting_of_another_type_gets_a_sentence(line, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "queue.toml"
+    path.write_text(f"[[run]]\nname = 'a'\n{line}")
+    with refused(words):
+        read_queue("queue.toml")
+
+
+@pytest.mark.parametrize("line", ["zca = false", "distill = { leave_out = 'bias', image_lr = 5 }"])
+def test_a_setting_may_be_a_text_for_a_list_of_one_and_whole_for_a_fraction(line, tmp_path):
+    path = tmp_path / "queue.toml"
+    path.write_text(f"[[run]]\nname = 'a'\n{line}")
+    assert len(read_queue(path)) == 1
+
+
+def test_a_table_in_place_of_a_list_of_runs_is_no_queue(tmp_path):
+    path = tmp_path / "queue.toml"
+    path.write_text("[run]\nname = 'a'")
+    with refused("has no [[run]]"):
+        read_queue(path)

@@ -11,9 +11,10 @@ from small import NETWORK, command, contents, refused, small_recipe
 
 import ddpp
 from ddpp.cli import main
+from ddpp.data.augmentation import OPERATIONS
 from ddpp.data.whitening import fit_channels
 from ddpp.evaluating import Protocol
-from ddpp.experiments import class_tasks, remember
+from ddpp.experiments import class_tasks, remember, remembering
 from ddpp.experiments.recipes import recipe
 from ddpp.experiments.remembering import for_tasks, read_memories, union
 from ddpp.experiments.run import Experiment
@@ -251,3 +252,86 @@ def test_the_memories_of_cifar100_are_listed_and_can_work(tmp_path, capsys):
     assert capsys.readouterr().out.count("missing") == 10
     assert memories_main([*results, "--list"]) == 0
     assert capsys.readouterr().out.count("missing") == 55 and not any(tmp_path.iterdir())
+
+
+def test_each_part_of_the_data_is_read_once(four, tmp_path, monkeypatch):
+    read, whole = [], remembering.load_data
+    monkeypatch.setattr(
+        remembering,
+        "load_data",
+        lambda *a, only, **k: read.append(only) or whole(*a, only=only, **k),
+    )
+    run(four, tmp_path / "memory", "random")
+    first, second = class_tasks(4, 2, 1)
+    assert read == [first, second, first + second]
+
+
+def test_a_second_call_that_is_stopped_leaves_the_report_as_it_was(four, tmp_path):
+    run(four, tmp_path / "memory", "random")
+    path = tmp_path / "memory" / "memory.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "of before"}))
+    before = path.read_bytes()
+
+    def stop(line):
+        if line.startswith("task 1 of 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(four, tmp_path / "memory", "random", saving=replace(QUIET, report=stop))
+    assert path.read_bytes() == before
+    run(four, tmp_path / "memory", "random")
+    assert path.read_bytes() == before
+
+
+def test_a_memory_of_an_operation_that_has_changed_since_is_refused(four, tmp_path, tables):
+    base = small(four, "random")
+    base = replace(base, protocol=replace(base.protocol, augment=("crop", fade)))
+    how = {"tasks": 2, "device": "cpu", "saving": QUIET}
+    remember(base, tmp_path, **how)
+    OPERATIONS["fade"] = lambda images, u: images * u[:, 1:2, None, None]
+    with refused("holds the memory of another run", "the augmentation fade has changed"):
+        remember(base, tmp_path, **how)
+
+
+def fade(images, u):
+    return images * (1 - u[:, :1, None, None] / 2)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (
+            {"y_train": np.array(["cat"] * 80)},
+            ["y_train has the type <U3: labels must be integers"],
+        ),
+        (
+            {"x_test": np.zeros((0, 12, 12, 1), np.uint8), "y_test": np.zeros(0, int)},
+            ["x_test", "without a single pixel"],
+        ),
+        ({"y_train": np.arange(3)}, ["x_train has 80 images but y_train has the shape (3,)"]),
+    ],
+    ids=["labels", "images", "length"],
+)
+def test_arrays_that_cannot_be_used_are_refused(tmp_path, changes, words):
+    path = write_npz(tmp_path, classes=4, **changes)
+    with refused(*words):
+        run(path, tmp_path / "memory")
+
+
+def test_labels_that_are_learned_are_refused_before_anything_is_made(four, tmp_path):
+    base = small(four)
+    base = replace(base, distill=replace(base.distill, label_lr=1.0))
+    with refused("a memory needs labels that are classes: leave label_lr out"):
+        remember(base, tmp_path / "memory", tasks=2, device="cpu", saving=QUIET)
+    assert not (tmp_path / "memory").exists()
+
+
+def test_a_larger_set_counts_more_in_the_rate_of_the_memory(four):
+    whole = ddpp.load_data(four, validation=0, zca=False, device="cpu")
+    parts = [ddpp.load_data(four, only=only, validation=0, zca=False) for only in ([0, 1], [2, 3])]
+    draw = lambda i, ipc, rate: ddpp.DistilledDataset.from_tensors(
+        *parts[i].draw(ipc, 0), rate, parts[i]
+    )
+    found = union([draw(0, 1, 0.1), draw(1, 3, 0.2)], whole)
+    assert float(found.alpha) == pytest.approx((2 * 0.1 + 6 * 0.2) / 8)
+    assert found.labels.tolist() == [0, 1, 2, 2, 2, 3, 3, 3]

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from PIL import Image
-from small import NETWORK, refused
+from small import NETWORK, refused, untouched
 
 import ddpp
 from ddpp import cli
@@ -26,6 +26,7 @@ from ddpp.judging import (
 from ddpp.judging.opening import load_set
 from ddpp.judging.storing import store
 from tools import storage
+from tools.commands import resumed
 
 TINY = ddpp.Protocol(epochs=3)
 
@@ -241,7 +242,6 @@ def test_the_tool_measures_each_thing_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(storage, "measurements", lambda: iter(todo))
     monkeypatch.setattr(storage, "OWN", {1: Networks(ddpp.Protocol(epochs=1), 1)})
     monkeypatch.setattr(storage, "LONG", Networks(ddpp.Protocol(epochs=1), 1))
-    monkeypatch.setattr(storage.images, "fit_zca", storage.images.fit_zca)  # put back afterwards
     out = tmp_path / "forms.json"
     line = ["--out", str(out), "--work", str(tmp_path / "work")]
     todo = [("result", 1, 0), ("photographs", 1, 0)]
@@ -289,3 +289,60 @@ def test_the_table_pairs_each_form_with_the_file_of_its_seed():
         "| real | 100 | 168 | 25.0 ± 0.0 | -16.00 |  | 1 |",
         "| all | 100 | 10,200 | 60.0 ± 0.0 |  | 5 | 1 |",
     ]
+
+
+def test_networks_of_another_kind_are_trained_anew(own):
+    data, _ = own
+    one, networks = made(data), Networks(TINY, 1)
+    wider = replace(one, network=asdict(replace(NETWORK, width=8)))
+    soft = replace(one, labels=torch.eye(3)[one.labels])
+    for distilled in (one, wider, soft, replace(soft, loss="squared error")):
+        scores, _ = networks.test(Stored(0, distilled, data), 0)
+        expected = ddpp.evaluate(distilled, data, repeats=1, protocol=TINY, progress=False)
+        assert scores == expected.final
+    assert len(networks.trained) == 4
+
+
+def test_a_quality_that_is_none_and_a_sheet_that_says_too_little_are_refused(own, tmp_path):
+    data, path = own
+    for quality in (-1, 101):
+        with refused(f"the quality is {quality}: it must be at least 0 and at most 100"):
+            write_sheet(made(data), tmp_path / "a.webp", quality)
+    write_sheet(made(data), tmp_path / "a.webp")
+    with Image.open(tmp_path / "a.webp") as picture:
+        known, picture = json.loads(picture.getexif()[270]), picture.copy()
+    for missing in known:
+        less = json.dumps({key: value for key, value in known.items() if key != missing})
+        with refused("is a picture, but holds no set"):
+            open_set(saved(picture, tmp_path / "b.webp", less), path, device="cpu")
+
+
+def test_measurements_are_not_mixed_and_nothing_of_a_users_is_deleted(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(storage, "SEEDS", (0,))
+    monkeypatch.setattr(storage, "measurements", lambda: iter([("result", 1, 0)]))
+    monkeypatch.setattr(storage, "OWN", {1: Networks(ddpp.Protocol(epochs=1), 1)})
+    (tmp_path / "form").mkdir()
+    (tmp_path / "form" / "mine").write_text("hours of work")
+    out, fit = tmp_path / "forms.json", storage.images.fit_zca
+    line = ["--out", str(out), "--work", str(tmp_path)]
+    assert storage.main(line) == 0
+    assert storage.images.fit_zca is fit  # as for everybody else
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["form", "forms.json", "mine"]
+    for change, words in (
+        ({"data": "cifar10"}, "data was 'cifar10' and is"),
+        ({"rows": 3}, "holds no"),
+    ):
+        out.write_text(json.dumps(json.loads(out.read_text()) | change))
+        with untouched(out):
+            assert storage.main(line) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_two_calls_do_not_write_into_one_file_of_measurements(tmp_path):
+    out = tmp_path / "measured.json"
+    with resumed(out, "rows", {}) as rows:
+        assert rows == []
+        with refused("another process is writing"), resumed(out, "rows", {}):
+            pass

@@ -103,3 +103,24 @@ def test_a_start_that_is_not_there_is_refused(data, teachers):
         turns(data, teachers, CONFIG, {"none": mask_of("none", 0.0)}, epoch=2)
     with refused("teacher 2 is not there", "0 to 1"):
         turns(data, teachers, CONFIG, {}, teacher=2)
+
+
+def test_the_window_of_start_epochs_has_no_part_in_it(data, teachers):
+    masks = {"mine": mask_of("signed", 0.5)}
+    window = {"max_start_epoch": 2, "min_start_epoch": 1}
+    growing = {"max_start_epoch": 2, "first_max_start_epoch": 2, "expand_steps": 9}
+    plain = turns(data, teachers, CONFIG, masks, epoch=1)
+    for changes in (window, growing):
+        assert turns(data, teachers, replace(CONFIG, **changes), masks, epoch=1) == plain
+
+
+def test_a_mask_that_keeps_nothing_leaves_no_angle(data, teachers):
+    nothing = lambda student, teacher: torch.zeros_like(student, dtype=torch.bool)
+    (turn,) = turns(data, teachers, CONFIG, {"nothing": nothing}).values()
+    assert turn.kept == 0 and math.isnan(turn.angle) and math.isnan(turn.length)
+
+
+@pytest.mark.parametrize("draws", [0, 1])
+def test_an_average_of_fewer_than_two_is_refused(data, teachers, draws):
+    with refused(f"the average is of {draws} draws: give at least 2"):
+        average_turns(data, teachers, CONFIG, {"none": mask_of("none", 0.0)}, draws=draws)

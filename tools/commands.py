@@ -1,11 +1,16 @@
 """How each tool of this folder runs its command."""
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import tyro
 
-from ddpp.foundation.errors import Error
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error, differences
+from ddpp.foundation.identity import as_in_files
 
 
 def run(command: Callable[..., None], name: str, argv: list[str] | None) -> int:
@@ -16,3 +21,25 @@ def run(command: Callable[..., None], name: str, argv: list[str] | None) -> int:
         print(f"{name}: {e}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def resumed(out: Path, name: str, about: dict) -> Iterator[list]:
+    """Hold a file of measurements against other calls, and give those that it has already.
+
+    - name: under which it has them.
+    - about: what it says of all of them. Raises Error for a file that says something else.
+    """
+    files.check_writable(out)
+    with files.lock(out, wait=False):
+        measured, now = [], as_in_files(about)
+        if out.exists():
+            try:
+                known = dict(json.loads(out.read_text()))
+                measured, then = list(known[name]), {key: known[key] for key in now}
+            except (OSError, ValueError, KeyError, TypeError):
+                raise Error(f"{out} holds no such measurements: choose another file") from None
+            if then != now:
+                what = differences(then, now)
+                raise Error(f"{out} is of other settings ({what}): move it away")
+        yield measured

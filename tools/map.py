@@ -4,7 +4,6 @@ One setting is varied at a time, around the smoke profile's; each point is the m
 and draws. Minutes on two cores; a stopped call resumes.
 """
 
-import json
 import math
 import statistics
 import sys
@@ -15,15 +14,15 @@ from pathlib import Path
 import torch
 
 from ddpp.data import ImageData, Split, from_arrays, load_data
-from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig, distill
 from ddpp.experiments.recipes import recipe
 from ddpp.experiments.run import commit, provenance
 from ddpp.experiments.turning import Mask, Turn, mask_of, masks_by_part, turns
 from ddpp.foundation import files
+from ddpp.foundation.identity import settings
 from ddpp.networks import NetworkConfig
 from ddpp.teachers import Teachers, train_teachers
-from tools.commands import run
+from tools.commands import resumed, run
 
 RULES = (
     ("signed", 0.1),
@@ -108,12 +107,11 @@ class _Stage:
         """The images and alpha that the point's step begins with."""
         if not point.after:
             return None, point.alpha
-        path = self.folder / "run.safetensors"
-        if not path.exists():
-            config = replace(recipe("smoke").distill, rule="none", steps=80, iterates=4)
-            assert isinstance(config, DistillConfig)
-            distill(data, teachers, config, checkpoint=self.folder / "run.checkpoint").save(path)
-        now = DistilledDataset.load(path).at(point.after)
+        config = replace(recipe("smoke").distill, rule="none", steps=80, iterates=4)
+        assert isinstance(config, DistillConfig)
+        # read from its checkpoint, which is refused if it is of other settings
+        made = distill(data, teachers, config, checkpoint=self.folder / "run.checkpoint")
+        now = made.at(point.after)
         return Split(now.images, now.labels), float(now.alpha)
 
 
@@ -185,18 +183,18 @@ def command(
         only: a factor, as 'epsilon'; empty: all
     """
     commit()
-    known = json.loads(out.read_text())["points"] if out.exists() else []
-    there = {(each["factor"], each["value"]) for each in known}
-    stage = _Stage(work)
-    for point in points():
-        if (point.factor, point.value) in there or only not in point.factor:
-            continue
-        rows = measure(point, stage)
-        known.append(asdict(point) | {"rows": rows})
-        content = {"points": known, "teachers": asdict(TEACHERS)}
-        files.write_json(out, content | provenance(torch.device("cpu")))
-        shown = ", ".join(f"{row['mask']} {row['angle']:.1f}" for row in rows[:8])
-        print(f"{point.factor} {point.value:g}: {shown}")
+    stage, about = _Stage(work), {"teachers": settings(TEACHERS)}
+    with resumed(out, "points", about) as known:
+        there = {(each["factor"], each["value"]) for each in known}
+        for point in points():
+            if (point.factor, point.value) in there or only not in point.factor:
+                continue
+            rows = measure(point, stage)
+            known.append(asdict(point) | {"rows": rows})
+            content = {"points": known} | about
+            files.write_json(out, content | provenance(torch.device("cpu")))
+            shown = ", ".join(f"{row['mask']} {row['angle']:.1f}" for row in rows[:8])
+            print(f"{point.factor} {point.value:g}: {shown}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,13 +7,14 @@ resumes.
 """
 
 import hashlib
-import json
-import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ from ddpp.judging import (
     write_sheet,
 )
 from ddpp.networks import NetworkConfig
-from tools.commands import run
+from tools.commands import resumed, run
 
 DATA = "cifar10-sample"
 SETS = {  # images per class: the file of a seed, by the paper's rule
@@ -61,8 +62,8 @@ def measurements() -> Iterator[tuple[str, int, int]]:
     yield from ((what, ipc, seed) for what in later for ipc in (1, 10) for seed in SEEDS)
 
 
-def fit_once() -> None:
-    """Let everything here share the fitted whitenings, which would take most of the time."""
+def fitted_once() -> AbstractContextManager:
+    """Let everything in a block share the fitted whitenings, which would take most of the time."""
     fit, known = images.fit_zca, {}
 
     def fitted(x: Tensor) -> Whitening:
@@ -71,26 +72,26 @@ def fit_once() -> None:
             known[key] = fit(x)
         return known[key]
 
-    images.fit_zca = fitted
+    return patch.object(images, "fit_zca", fitted)
 
 
 def measure(what: str, ipc: int, seed: int, folder: Path) -> dict:
-    """Measure one form of one set, or photographs; return a row."""
+    """Measure one form of one set, or photographs, in an empty folder; return a row."""
     if what == "all photographs":
         return _all(seed)
     path = Path(SETS[ipc].format(seed))
     opened = _opened(path)
     distilled = opened.distilled
     if what == "photographs":
-        real = store(_photographs(opened.data, ipc, seed), "webp", _empty(folder), DATA)
+        real = store(_photographs(opened.data, ipc, seed), "webp", folder, DATA)
         known = read_row(path.with_suffix(".json"))
         made = {"images": len(real.distilled), "bytes": real.bytes}
         epochs = known["recipe"]["protocol"]["epochs"]
         return made | {"accuracies": known["random"]["final"], "epochs": epochs}
     if what == "same bytes":
-        budget = store(distilled, "webp", _empty(folder), DATA).bytes
-        return _same_bytes(opened.data, ipc, seed, budget, folder)
-    stored = store(distilled, what, _empty(folder), DATA)
+        budget = store(distilled, "webp", folder / "set", DATA).bytes
+        return _same_bytes(opened.data, ipc, seed, budget, folder / "distilled.webp")
+    stored = store(distilled, what, folder, DATA)
     row = _row(stored, seed, OWN[ipc])
     alike = stored.distilled.whitening.kind == distilled.whitening.kind
     return row | ({"error": stored.error(distilled)} if alike else {})
@@ -108,18 +109,12 @@ def _row(stored: Stored, seed: int, networks: Networks) -> dict:
     return made | {"epochs": networks.protocol.epochs}
 
 
-def _empty(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
 def _photographs(data: ImageData, ipc: int, seed: int) -> DistilledDataset:
     return selection.random(data, ipc, asdict(NetworkConfig(width=32)), seed)
 
 
-def _same_bytes(data: ImageData, ipc: int, seed: int, budget: int, folder: Path) -> dict:
+def _same_bytes(data: ImageData, ipc: int, seed: int, budget: int, path: Path) -> dict:
     """As many photographs as take the bytes of the set's sheet, compressed with loss."""
-    path = _empty(folder) / "distilled.webp"
 
     def taken(count: int) -> int:
         write_sheet(_photographs(data, count, seed), path, QUALITY)
@@ -154,13 +149,10 @@ def command(
 
     Args:
         out: the file; what it has is not measured again
-        work: folder for the files that are counted
+        work: folder for the files that are counted, which are deleted afterwards
     """
     commit()
-    fit_once()
-    files.check_writable(out)
-    known = json.loads(out.read_text())["rows"] if out.exists() else []
-    there = {(row["form"], row["ipc"], row["seed"]) for row in known}
+    work.mkdir(parents=True, exist_ok=True)
     about = {
         "sets": {
             path: hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -169,13 +161,17 @@ def command(
         "data": DATA,
         "protocol": asdict(Protocol()) | {"epochs": "of each row"},
     }
-    for what, ipc, seed in measurements():
-        if (what, ipc, seed) in there:
-            continue
-        row = measure(what, ipc, seed, work / "form")
-        known.append({"form": what, "ipc": ipc, "seed": seed} | row)
-        files.write_json(out, {"rows": known} | about | provenance(torch.device("cpu")))
-        print(f"{what}, {ipc} per class, seed {seed}: {row['bytes']:,} bytes, {row['accuracies']}")
+    with fitted_once(), resumed(out, "rows", about) as known:
+        there = {(row["form"], row["ipc"], row["seed"]) for row in known}
+        for what, ipc, seed in measurements():
+            if (what, ipc, seed) in there:
+                continue
+            with TemporaryDirectory(dir=work) as empty:
+                row = measure(what, ipc, seed, Path(empty))
+            known.append({"form": what, "ipc": ipc, "seed": seed} | row)
+            files.write_json(out, {"rows": known} | about | provenance(torch.device("cpu")))
+            said = f"{row['bytes']:,} bytes, {row['accuracies']}"
+            print(f"{what}, {ipc} per class, seed {seed}: {said}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -187,3 +187,6 @@ def check(config: Started) -> None:
             "only the matching of trajectories can be shared out by torchrun: start without it"
         )
     choose("init", config.init, STARTS)
+    # where it would not be heard; the trajectories have a check of their own
+    if not isinstance(of := getattr(config, "augment", True), bool):
+        raise Error(f"augment is {of}: this method takes True, for all operations, or False")

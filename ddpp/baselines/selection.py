@@ -15,11 +15,10 @@ from ddpp.foundation.errors import Count, check_bounds
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
-from ddpp.networks import NetworkConfig
+from ddpp.networks import NetworkConfig, in_batches
 from ddpp.teachers import Teachers
 
 LEARNING_RATE = 0.01  # the field's rate for training on a set that does not bring its own alpha
-BATCH = 500  # images at a time through a network
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,8 @@ def herding(
     Source: Welling, 2009; Chen et al., 2010.
     """
     theta = teachers.snapshot(0, config.epochs)
-    with torch.no_grad():
-        features = torch.cat(
-            [teachers.network.features(theta, x) for x in data.train.images.split(BATCH)]
-        )
+    network = teachers.network
+    features = in_batches(network, lambda x: network.features(theta, x), data.train.images)
     chosen = _select(data, config, lambda members: herd(features[members], config.ipc))
     return _set(data, chosen, asdict(teachers.config.network), {"method": "herding"})
 
@@ -178,10 +175,8 @@ def _looks(data: ImageData, teachers: Teachers, config: SelectionConfig, saving:
 
 def _correct(data: ImageData, teachers: Teachers, epoch: int) -> Tensor:
     """Test which training images (N,) the first teacher gets right after so many epochs."""
-    theta = teachers.snapshot(0, epoch)
-    with torch.no_grad():
-        parts = zip(data.train.images.split(BATCH), data.train.labels.split(BATCH), strict=True)
-        return torch.cat([teachers.network(theta, x).argmax(1) == y for x, y in parts])
+    theta, network, (images, labels) = teachers.snapshot(0, epoch), teachers.network, data.train
+    return in_batches(network, lambda x: network(theta, x), images).argmax(1) == labels
 
 
 def _select(data: ImageData, config: SelectionConfig, best: Callable[[Tensor], Tensor]) -> Split:

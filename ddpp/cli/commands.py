@@ -28,6 +28,7 @@ from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.loop import Saving
+from ddpp.judging.exporting import SETS
 from ddpp.judging.opening import SPACES, load_set, open_own
 from ddpp.networks import ARCHITECTURES, accuracy
 from ddpp.pruning import RULES
@@ -380,8 +381,10 @@ def rank(
     if not opened or draws < 1:
         raise Error("there is nothing to compare: name a distilled file, and at least one draw")
     images, sets = opened[0].data, {}
-    for path, one in zip(paths, opened, strict=True):
-        sets.setdefault(re.sub(r"-seed\d+$", "", path.stem), []).append(one.distilled)
+    rows = [path.with_name(re.sub(r"-seed\d+$", "", path.stem)) for path in paths]
+    for row, one in zip(rows, opened, strict=True):
+        alone = {each for each in rows if each.name == row.name} == {row}
+        sets.setdefault(row.name if alone else str(row), []).append(one.distilled)
     for ipc in sorted({one.distilled.ipc for one in opened}):
         real = [selection.random(images, ipc, {}, seed) for seed in range(draws)]
         sets[f"random, {ipc} per class"] = real
@@ -408,6 +411,8 @@ def export(
         out: the folder; None: beside the file
     """
     out = out or file.with_name(f"{file.stem}-{kind}")
+    if file.name == SETS.get(kind) and out.resolve() == file.parent.resolve():
+        raise Error(f"{file} would be replaced by what is exported: choose another folder, --out")
     written, notes = judging.export(load_set(file, root=root), kind, out, read_report(file))
     for path in written:
         print(path)

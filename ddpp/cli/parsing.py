@@ -131,7 +131,8 @@ def _gathered(words: Sequence[str]) -> list[str]:
             rules.append(word.partition("=")[2])
         else:
             others.append(word)
-    return [*others, *(["--rules", *rules] if rules else [])]
+    # a last --rule without a name is refused as it stands
+    return [*others, *(["--rules", *rules] if rules else []), *(["--rule"] if wanted else [])]
 
 
 def say(line: str) -> None:

@@ -193,6 +193,13 @@ def class_names(name: str, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
     return classes
 
 
+def classes_of(name_or_path: str | Path, root: Path) -> tuple[str, ...]:
+    """Name the classes of a data set, after a check of all its arrays."""
+    name, arrays = find(name_or_path, root)
+    check(name, arrays)
+    return class_names(name, arrays)
+
+
 def keep_classes(
     name: str, arrays: dict[str, np.ndarray], labels: Sequence[int]
 ) -> tuple[str, dict[str, np.ndarray]]:

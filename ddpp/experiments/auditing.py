@@ -24,17 +24,16 @@ from ddpp.experiments import membership
 from ddpp.experiments.lists import seeded
 from ddpp.experiments.membership import Leak, leak
 from ddpp.experiments.recipes import Recipe
-from ddpp.experiments.run import Experiment, provenance, refuse_other, teachers_in
+from ddpp.experiments.run import Experiment, refuse_other, teachers_in, write_report
 from ddpp.foundation import files
 from ddpp.foundation.errors import Count, Error, Whole, check_bounds, differences
 from ddpp.foundation.identity import as_in_files
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive
-from ddpp.networks import NetworkConfig, accuracy
+from ddpp.networks import NetworkConfig, accuracy, in_batches
 
 KIND = "audited model"
 REPORT = "audit.json"
-BATCH = 500  # images at a time through a network
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def audit(
     recipe, path = replace(recipe, validation=0.0), Path(folder) / REPORT
     data = load_data(recipe.data, root=root, device=device, zca=recipe.zca, validation=0.0)
     asked = {"recipe": asdict(recipe), "design": asdict(design), "data": data.identity}
-    asked = as_in_files(asked)
+    asked = as_in_files(asked | recipe.marks())
     files.check_writable(path)
     with files.lock(path, wait=False):
         refuse_other(path, asked, f"{folder} holds the audit", "choose another folder")
@@ -165,8 +164,7 @@ def audit(
         numbers = range(design.models)
         models = [_Model(recipe, pool, design, asked, m, *at, saving) for m in numbers]
         found = judge(gather(pool, [model.seen() for model in models]))
-        report = {"asked": asked, "found": asdict(found)}
-        files.write_json(path, report | provenance(data.device))
+        write_report(path, {"asked": asked, "found": asdict(found)}, data.device)
     return found
 
 
@@ -256,8 +254,13 @@ class _Model:
         network = data.network(NetworkConfig(**made.network))
         for number in range(self.recipe.repeats):
             theta = train(network, made, self.recipe.protocol, self.seed, "audit", number)
-            with torch.no_grad():
-                logits = torch.cat([network(theta, x) for x in images.split(BATCH)])
+            logits = in_batches(network, lambda x, at=theta: network(at, x), images)
+            if not logits.isfinite().all():
+                raise Error(
+                    f"the networks of model {self.number + 1} diverged, and would seem to reveal "
+                    f"nothing: their learning rate is {float(made.alpha):.2g}, lower it (alpha0, "
+                    "or alpha)"
+                )
             confidences.append(membership.scaled_confidence(logits, labels))
             scores.append(accuracy(network, theta, *data.test))
         distance, pictures = torch.full_like(confidences[0], torch.inf), made.unfolded()
@@ -266,12 +269,13 @@ class _Model:
             theirs = theirs if theirs.any() else ~theirs  # a half of a few images may lack a class
             distance[mine] = nearest(images[mine], pictures.images[theirs])
         first, _ = made.iterates.get(0, (made.images, made.alpha))
-        return {
+        found = {
             "confidence": torch.stack(confidences).mean(0),
             "distance": distance,
             "start": nearest(images, first) == 0,
             "accuracies": torch.tensor(scores).mean(),
         }
+        return {name: tensor.cpu() for name, tensor in found.items()}  # as they are read
 
 
 def read_audit(path: str | Path) -> Audit:

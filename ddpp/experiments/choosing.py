@@ -5,7 +5,6 @@ held-out images. That gives an order in little time. The truth is the order of t
 after training on all images. Source: the search of DC (Zhao et al., ICLR 2021), with 720 ConvNets.
 """
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,10 @@ from tqdm.auto import tqdm
 
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluating import Protocol, check_pair, train
+from ddpp.evaluating import Protocol, add_score, check_pair, read_scores, train
 from ddpp.experiments.grids import Candidate
 from ddpp.experiments.ranking import TRUTH, Ranking
-from ddpp.experiments.run import commit, provenance, refuse_other
+from ddpp.experiments.run import commit, refuse_other, write_report
 from ddpp.foundation import files
 from ddpp.foundation.errors import Count, Error, check_bounds
 from ddpp.foundation.identity import marks
@@ -76,14 +75,14 @@ def rank(
     """
     commit()  # remembered now: the source tree may move on in the meantime
     candidates, folder = tuple(candidates), Path(folder)
+    sets = {name: tuple(one.to(data.device) for one in several) for name, several in sets.items()}
     _check(candidates, sets, data)
     whole = DistilledDataset.from_tensors(*data.train, search.rates[0], data)
-    jobs = {TRUTH: (whole,) * search.repeats}
-    jobs |= {name: tuple(several) for name, several in sets.items()}
+    jobs = {TRUTH: (whole,) * search.repeats} | sets
     networks = [asdict(one) for one in candidates]
     prints = {name: [_fingerprints(one) for one in several] for name, several in jobs.items()}
     asked = {"networks": networks, "search": asdict(search), "sets": prints}
-    asked |= {"data": data.identity}
+    asked |= {"data": data.identity} | marks(augmentation=search.protocol(TRUTH).augment)
     report = folder / REPORT
     files.check_writable(report)
     with files.lock(report, wait=False):
@@ -99,7 +98,7 @@ def rank(
                 for name, several in jobs.items()
             }
         content = {"asked": asked, "networks": networks, "found": found}
-        files.write_json(report, content | provenance(data.device))
+        write_report(report, content, data.device)
     return Ranking.read(report)
 
 
@@ -146,7 +145,7 @@ class _Trainer(NamedTuple):
         rate: float,
     ) -> tuple[float, float, float]:
         """The accuracies on held-out and test images, and the seconds that the training took."""
-        known = _read_scores(self.scores)
+        known = read_scores(self.scores, tuple)
         if key not in known:
             network, began = candidate.network(self.data), time.process_time()
             protocol, path = self.search.protocol(name), (_role(name), number)
@@ -155,8 +154,8 @@ class _Trainer(NamedTuple):
             seconds = time.process_time() - began
             splits = (self.data.validation, self.data.test)
             found = [accuracy(network, theta, *split) for split in splits if split]
-            known[key] = [*found, round(seconds, 3)]
-            files.write_json(self.scores, known)
+            known[key] = (*found, round(seconds, 3))
+            add_score(self.scores, key, known[key])
         self.bar.update()
         held_out, test, seconds = known[key]
         return held_out, test, seconds
@@ -168,13 +167,6 @@ def _role(name: str) -> str:
 
 def _fingerprints(on: DistilledDataset) -> list:
     return [files.fingerprint(on.images), files.fingerprint(on.labels), on.loss, on.formation]
-
-
-def _read_scores(path: Path) -> dict[str, list[float]]:
-    try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (OSError, ValueError, TypeError):
-        raise Error(f"{path} is not a file of scores: move it away") from None
 
 
 def _check(
@@ -191,7 +183,7 @@ def _check(
         raise Error("ranking needs held-out images: load the data with a validation share")
     for name, several in sets.items():
         for one in several:
-            check_pair(one.to(data.device), data)
+            check_pair(one, data)
             share = one.provenance.get("data", {}).get("validation", data.held_out)
             if share != data.held_out:
                 raise Error(
@@ -199,3 +191,5 @@ def _check(
                     f"{data.held_out}: load the data with that share, or images that are held out "
                     "may be in the set"
                 )
+    for candidate in candidates:
+        candidate.network(data)  # refuses one that cannot work, before the first is trained

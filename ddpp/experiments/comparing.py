@@ -207,6 +207,8 @@ def compare(
     if seeds < 1:
         raise Error(f"seeds is {seeds}: it must be at least 1")
     recipe = recipe or recipe_of()
+    if not hasattr(recipe.distill, "rule"):
+        raise Error(f"{recipe.method} has no pruning rule: compare rules with the method ddpp")
     first, *others = (_setting(one, recipe) for one in (base, *rules))
     settings = list(dict.fromkeys([first, *others]))
     if len(settings) < 2:

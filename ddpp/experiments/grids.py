@@ -117,6 +117,11 @@ def stratified(candidates: Sequence[Candidate], count: int, seed: int = 0) -> li
     16 x 1, none, relu, max
     """
     values = [{getattr(one, field.name) for one in candidates} for field in fields(Candidate)]
+    if len({*candidates}) != math.prod(map(len, values)) or len({*candidates}) < len(candidates):
+        raise Error(
+            f"these {len(candidates)} networks are no whole grid, from which each value could be "
+            "drawn equally often: give all candidates() of a Grid"
+        )
     unit = math.lcm(*map(len, values))
     if count not in range(unit, len(candidates) + 1, unit):
         raise Error(

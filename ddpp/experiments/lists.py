@@ -46,8 +46,8 @@ class Run:
     # the name of the run whose set is evaluated, in `network`; None: the recipe is run
     of: str | None = None
     network: NetworkConfig | None = None
-    # the name of the run with fewer steps that this one goes on with; None: it begins anew
-    continues: str | None = None
+    # the run with fewer steps that this one goes on with; None: it begins anew
+    continues: "Run | None" = None
     sets: bool = True  # whether its images are stored beside its report
 
     def report(self, results: str | Path) -> Path:

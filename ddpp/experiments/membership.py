@@ -174,7 +174,10 @@ def leak(scores: Tensor, positive: Tensor, seed: int = 0) -> Leak:
     rng, drawn = generator(seed, "bootstrap"), []
     for _ in range(RESAMPLES):
         rows, columns = (torch.randint(n, (n,), generator=rng) for n in scores.shape)
-        again = roc(scores[rows][:, columns], positive[rows][:, columns])
+        found = positive[rows][:, columns]
+        if found.all() or not found.any():  # of a few images; such a draw has no curve
+            continue
+        again = roc(scores[rows][:, columns], found)
         drawn.append([area(*again), *(tpr_at(rate, *again) for rate in RATES)])
     ends = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975]), 0).T.tolist()
     intervals = [(low, high) for low, high in ends]

@@ -178,7 +178,7 @@ class Worker:
             if (run.of or run.continues) and not self._base(run):
                 done = read_result(self._origin(run), self.results)
                 why = "has no images in" if done else "has no result yet in"
-                needed = run.of or run.continues
+                needed = self._origin(run).name
                 self.say(f"\n{run.name}: left out, as {needed} {why} {self.results}")
             else:
                 self.say(f"\n{run.name}: running in another process")
@@ -212,7 +212,7 @@ class Worker:
         )
         try:
             if run.continues:
-                self._begin_with_shorter(run, experiment, data)
+                self._begin_with_shorter(run, run.continues, experiment, data)
             distilled, report = experiment.run()
         except Stopped as e:  # pruning too much is a result, too
             row |= {"error": str(e), "recipe": asdict(run.recipe)} | provenance(data.device)
@@ -228,16 +228,18 @@ class Worker:
         files.write_json(path, row)
         return row
 
-    def _begin_with_shorter(self, run: Run, experiment: Experiment, data: ImageData) -> None:
+    def _begin_with_shorter(
+        self, run: Run, before: Run, experiment: Experiment, data: ImageData
+    ) -> None:
         """Give a run the state in which the one with fewer steps has ended, if it has none yet."""
         base = self._base(run)
         if experiment.out.exists() or experiment.checkpoint.exists() or not base:
             return
-        whole = out_of(replace(run, name=str(run.continues)), self.work_folder)
+        whole = out_of(before, self.work_folder)
         shorter = DistilledDataset.load(whole) if whole.exists() else read_set(*base, data)
         if not experiment.extends(shorter):
             raise Error(
-                f"{run.continues} has other settings than fewer steps of {run.name}: it cannot be "
+                f"{before.name} has other settings than fewer steps of {run.name}: it cannot be "
                 "continued"
             )
         shorter.save_checkpoint(experiment.checkpoint, experiment.identity)
@@ -297,9 +299,7 @@ class Worker:
 
     def _origin(self, run: Run) -> Run:
         """Return the run whose set this one evaluates, or resumes."""
-        if run.continues:
-            return next(each for each in self.todo if each.name == run.continues)
-        return replace(run, name=str(run.of), of=None, network=None)
+        return run.continues or replace(run, name=str(run.of), of=None, network=None)
 
 
 def _side_by_side(jobs: int, worker: Worker) -> "Marks":
@@ -399,9 +399,9 @@ def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list
 
 def _left(todo: Sequence[Run], rows: Sequence[dict | None]) -> str:
     """Estimate the time that the missing runs take, in words."""
-    total = {run.name: asdict(run.recipe.distill).get("steps") or 1 for run in todo}
+    total = lambda run: asdict(run.recipe.distill).get("steps") or 1
     # the steps of a run that the run before it has not made
-    steps = {run.name: total[run.name] - total.get(run.continues or "", 0) for run in todo}
+    steps = {run.name: total(run) - (total(run.continues) if run.continues else 0) for run in todo}
     costs: dict[str, tuple[float, float]] = {}  # seconds of a step, and of the evaluation
     missing: list[tuple[str, int]] = []  # kind and steps
     for run, row in zip(todo, rows, strict=True):

@@ -4,14 +4,23 @@ import itertools
 import tomllib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.lists import Run, seeded
 from ddpp.experiments.recipes import recipe
 from ddpp.foundation.errors import Error
 
-OWN = ("name", "profile", "data", "ipc", "method", "steps", "seeds", "each", "sets")
+CHOSEN = ("profile", "data", "ipc", "method")  # by which the recipe is looked up
+OWN = {  # the entries that are no settings of a Recipe: what they must be, also in words
+    **dict.fromkeys(("name", "profile", "data", "method"), (str, "text, in quotes")),
+    "ipc": (int, "a whole number"),
+    "steps": (int | list[int], "a whole number, or a list of them"),
+    "seeds": (list[int], "a list of whole numbers, as [0, 1]"),
+    "each": (dict, "a table of lists"),
+    "sets": (bool, "true or false"),
+}
 
 
 def read_queue(path: str | Path) -> list[Run]:
@@ -36,6 +45,8 @@ def read_queue(path: str | Path) -> list[Run]:
         entries = tomllib.loads(Path(path).read_text()).get("run", [])
     except (OSError, ValueError) as e:
         raise Error(f"the queue {path} cannot be read: {e}") from None
+    if not _fits(entries, list[dict]):
+        entries = []
     found = [run for entry in entries for run in _runs(entry, path)]
     names = [run.name for run in found]
     if not names or len(set(names)) < len(names):
@@ -44,17 +55,18 @@ def read_queue(path: str | Path) -> list[Run]:
 
 
 def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
-    name = str(entry.get("name", ""))
-    if not name:
+    name = entry.get("name", "")
+    if not name or not isinstance(name, str):
         raise Error(f"a [[run]] in {path} has no name")
-    chosen = {key: entry[key] for key in ("profile", "data", "ipc", "method") if key in entry}
-    if not isinstance(sets := entry.get("sets", True), bool):
-        raise Error(f"sets, of {name} in {path}, must be true or false")
-    base = recipe(**chosen)
+    for key, (kind, what) in OWN.items():
+        if key in entry and not _fits(entry[key], kind):
+            raise Error(f"{key}, of {name} in {path}, must be {what}")
+    base = recipe(**{key: entry[key] for key in CHOSEN if key in entry})
     rest = {key: value for key, value in entry.items() if key not in OWN}
-    base = _changed(base, rest, f"{name} in {path}")
-    steps = entry.get("steps")
-    counts = steps if isinstance(steps, list) else [steps]
+    sets = entry.get("sets", True)
+    counts = entry.get("steps", [None])
+    counts = counts if isinstance(counts, list) else [counts]
+    base = _changed(base, _with_steps(rest, counts), f"{name} in {path}")
     if len(counts) > 1 and not sets:
         raise Error(
             f"{name} in {path} stores no sets, and longer runs go on with those of shorter ones: "
@@ -70,9 +82,17 @@ def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
             label = ""
             if count is not None:
                 made, label = _changed(made, {"distill": {"steps": count}}, name), f"-{count}"
-            found.append(Run(f"{full}{label}-seed{seed}", made, continues=before, sets=sets))
-            before = found[-1].name
+            before = Run(f"{full}{label}-seed{seed}", made, continues=before, sets=sets)
+            found.append(before)
     return found
+
+
+def _with_steps(settings: dict[str, Any], counts: list) -> dict[str, Any]:
+    """Add the most steps to the settings of the method: the default of expand_steps follows."""
+    own = settings.get("distill", {})
+    if None in counts or not counts or not isinstance(own, dict):
+        return settings
+    return settings | {"distill": own | {"steps": max(counts)}}
 
 
 def _choices(each: dict[str, Any], where: str) -> list[list[tuple[str, dict[str, Any]]]]:
@@ -94,13 +114,37 @@ def _choice(key: str, value: Any) -> tuple[str, dict[str, Any]]:
 
 def _changed(config: Any, changes: dict[str, Any], where: str) -> Any:
     """Change a config by a table of settings, and of settings of its parts."""
-    names = {f.name for f in fields(config)}
-    if unknown := sorted(changes.keys() - names):
+    hints = get_type_hints(type(config))
+    names = [f.name for f in fields(config)]
+    if unknown := sorted(changes.keys() - {*names}):
         raise Error(f"{where} has an unknown setting, {unknown[0]}: there are {', '.join(names)}")
-    values = {}
+    values, wrong = {}, ""
     for name, value in changes.items():
         part = getattr(config, name)
         if is_dataclass(part) and isinstance(value, dict):
-            value = _changed(part, value, where)
+            values[name] = _changed(part, value, where)
+            continue
         values[name] = tuple(value) if isinstance(value, list) else value
-    return replace(config, **values)
+        if is_dataclass(part) or not _fits(value, hints[name]):
+            wrong = f"{name}, of {where}, cannot be {value!r}: see 'ddpp distill --help' for it"
+    try:
+        made = replace(config, **values)  # its own sentences say more
+    except (TypeError, AttributeError) as e:
+        raise Error(wrong or f"the settings of {where} cannot be used ({e})") from None
+    if wrong:
+        raise Error(wrong)
+    return made
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value of TOML is of a type, as it is annotated."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:  # of one or more: a text stands for itself
+        return isinstance(value, (list, str))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, parts[0]) for each in value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else origin or hint)

@@ -152,7 +152,7 @@ class Ranking:
             candidates = tuple(Candidate(**one) for one in report["networks"])
             again = torch.tensor([row["held_out"] for row in found[TRUTH]])
             return cls(candidates, columns.pop(TRUTH), again, columns, seconds)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise Error(f"{path} is no report of ddpp rank: name its ranking.json") from None
 
     def only(self, factor: str, *values: object) -> "Ranking":

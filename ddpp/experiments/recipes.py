@@ -15,6 +15,7 @@ from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Protocol
 from ddpp.experiments.methods import METHODS, GivenTeachers, MethodConfig, check_settings
 from ddpp.foundation.errors import Count, Error, check_bounds, choose
+from ddpp.foundation.identity import marks, marks_of
 from ddpp.networks import ARCHITECTURES, NetworkConfig
 from ddpp.teachers import TeacherConfig
 
@@ -91,6 +92,17 @@ class Recipe:
 
     def __post_init__(self):
         check_bounds(self, "the evaluation's ")
+
+    def marks(self, network: object = None) -> dict:
+        """Mark all that it names and that is not ddpp's own, see `marks` in foundation/identity.py.
+
+        - network: the name of the one that is evaluated. Default: that of the teachers.
+        """
+        own = marks_of(self.method, self.distill, network or self.teachers.network.name)
+        found = own.get("custom", {})
+        for augment in (self.teachers.augment, self.protocol.augment):
+            found |= marks(augmentation=augment).get("custom", {})
+        return {"custom": found} if found else {}
 
     def stored_teachers(self) -> TeacherConfig:
         """Return the teachers to train: up to epoch I+ - 1 + K, the last that can be drawn.

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from ddpp.data import ImageData, load_data
-from ddpp.data.sources import class_names, find
+from ddpp.data.sources import classes_of
 from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import evaluate
 from ddpp.experiments.recipes import Recipe
-from ddpp.experiments.run import Experiment, provenance, refuse_other
+from ddpp.experiments.run import Experiment, refuse_other, write_report
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving
@@ -109,8 +109,11 @@ def remember(
     if rate is not None and not 0 < rate < math.inf:
         raise Error(f"the rate is {rate}: it must be a positive number")
     recipe, folder = replace(recipe, validation=0.0), Path(folder)
-    arrivals = class_tasks(len(class_names(*find(recipe.data, Path(root)))), tasks, order)
-    asked = {"recipe": asdict(recipe), "tasks": tasks, "order": order}
+    learned = [name for name in ("label_lr", "learn_labels") if getattr(recipe.distill, name, None)]
+    if learned:  # `union` would refuse them, too, but after the first task
+        raise Error(f"a memory needs labels that are classes: leave {learned[0]} out")
+    arrivals = class_tasks(len(classes_of(recipe.data, Path(root))), tasks, order)
+    asked = {"recipe": asdict(recipe), "tasks": tasks, "order": order} | recipe.marks()
     asked |= {} if rate is None else {"rate": rate}  # as reports were before there was a rate
     files.check_writable(folder / REPORT)
     with files.lock(folder / REPORT, wait=False):
@@ -122,7 +125,9 @@ def remember(
             whitening, known = part.whitening, known + labels
             out = folder / f"task{number}.safetensors"
             memory.append(Experiment(recipe, out, given=part, saving=saving).distilled())
-            seen = load_data(recipe.data, only=known, whitening=whitening, **where)
+            seen = part
+            if number:
+                seen = load_data(recipe.data, only=known, whitening=whitening, **where)
             stored = union(memory, seen)
             if rate is not None:
                 stored = replace(stored, alpha=torch.tensor(rate, device=seen.device))
@@ -141,7 +146,7 @@ def remember(
                 f"{len(seen.classes)} classes, from {found[-1].images} images"
             )
             report = {"asked": asked, "found": [asdict(task) for task in found]}
-            files.write_json(folder / REPORT, report | provenance(seen.device))
+            write_report(folder / REPORT, report, seen.device)
     return found
 
 

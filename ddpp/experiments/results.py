@@ -16,7 +16,6 @@ from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import from_dict
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, differences
-from ddpp.foundation.identity import marks_of
 from ddpp.foundation.loop import unpack
 from ddpp.networks import NetworkConfig
 
@@ -190,7 +189,7 @@ def read_result(run: Run, results: str | Path) -> dict | None:
 
 def marks_of_run(run: Run) -> dict:
     """Mark what a run names that is not ddpp's own, see `marks` in foundation/identity.py."""
-    return marks_of(run.recipe.method, run.recipe.distill, network_of(run).name)
+    return run.recipe.marks(network_of(run).name)
 
 
 def network_of(run: Run) -> NetworkConfig:

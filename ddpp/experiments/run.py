@@ -354,13 +354,29 @@ def refuse_other(path: Path, asked: dict, what: str, advice: str) -> None:
     if not path.exists():
         return
     try:
-        known = json.loads(path.read_text())["asked"]
+        known = dict(json.loads(path.read_text())["asked"])
         if "recipe" in known:  # settings that are newer than the report have their defaults
             known |= as_in_files({"recipe": asdict(from_dict(known["recipe"]))})
     except (OSError, ValueError, KeyError, TypeError):  # an Error is a ValueError
         raise Error(f"{path} is where the report belongs, but is another file: move it") from None
     if known != (wanted := as_in_files(asked)):
         raise Error(f"{what} of another run ({differences(known, wanted)}): {advice}")
+
+
+def write_report(path: Path, content: dict, device: torch.device) -> None:
+    """Write a report with its provenance; one that has all of it stays as it is.
+
+    So a second call does not say that it made what the first one did, and a report of tasks does
+    not begin anew.
+
+    - content: what was asked and what was found, under these names, perhaps with more.
+    """
+    found = as_in_files({"found": content["found"]})["found"]
+    known = json.loads(path.read_text()).get("found") if path.exists() else None
+    if isinstance(known, list) and isinstance(found, list):
+        known = known[: len(found)]
+    if known != found:
+        files.write_json(path, content | provenance(device))
 
 
 def provenance(device: torch.device) -> dict:

@@ -20,6 +20,7 @@ from ddpp.pruning import Rule, keep_mask, keep_parts, masked_loss
 from ddpp.teachers import Teachers
 from ddpp.unrolling import unroll
 
+NO_WINDOW = {"first_max_start_epoch": None, "expand_steps": None}
 Mask = Callable[[Tensor, Tensor], Tensor]  # of student and teacher (p,): what is kept (p,), bool
 
 
@@ -28,7 +29,8 @@ class Turn:
     """What one mask did to one step."""
 
     kept: float  # share of the parameters
-    angle: float  # degrees between the gradients of the images with and without the mask
+    # degrees between the gradients of the images with and without the mask; NaN if all is pruned
+    angle: float
     length: float  # of the gradient with the mask, over that without
     loss: float  # share of MTT's squared error that is in the pruned parameters
     opposite: float  # share of the pruned pairs that differ in sign; NaN if none is pruned
@@ -78,13 +80,15 @@ def average_turns(
     """Measure how much of a turn remains in the average over steps.
 
     - data, teachers, config, masks, epoch: as in `turns`.
-    - draws: gradients that are averaged, each with augmentations of its own, by turns with each
-      teacher.
+    - draws: gradients that are averaged, two at least, each with augmentations of its own, by turns
+      with each teacher.
 
     Returns angles in degrees: the mean angle between MTT's gradients of two draws, and for each
     mask two angles between its gradient and MTT's. The first is the mean over the draws, the second
     that of the gradients' averages over the draws.
     """
+    if draws < 2:
+        raise Error(f"the average is of {draws} draws: give at least 2, to compare them")
     bases, found = [], {name: [] for name in masks}
     for step in range(draws):
         teacher = step % len(teachers)
@@ -118,7 +122,9 @@ def _gradients(
     images, labels = start_set or data.draw(config.ipc, config.seed)
     if not 0 <= teacher < len(teachers):
         raise Error(f"teacher {teacher} is not there: choose 0 to {len(teachers) - 1}")
-    *_, updates = draw_piece(step, len(labels), teachers, replace(config, max_start_epoch=1))
+    # only the updates are drawn: the epoch is given, and whichever the config would draw from
+    plain = replace(config, max_start_epoch=1, min_start_epoch=0, **NO_WINDOW)
+    *_, updates = draw_piece(step, len(labels), teachers, plain)
     start = teachers.snapshot(teacher, epoch)
     goal = teachers.snapshot(teacher, epoch + config.expert_epochs)
     rate = torch.tensor(alpha or config.alpha0, dtype=images.dtype, device=images.device)
@@ -145,9 +151,10 @@ def _turn(keep: Tensor, turned: Tensor, base: Tensor, error: Tensor, opposite: T
 
 
 def _angle(a: Tensor, b: Tensor) -> float:
-    """Between two vectors, in degrees."""
+    """Between two vectors, in degrees; NaN where one of them has no direction."""
     cosine = float(a @ b / (a.norm() * b.norm()))
-    return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+    # in this order, as max and min return their first argument where the other is NaN
+    return math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
 
 
 def mask_of(rule: Rule, epsilon: float) -> Mask:

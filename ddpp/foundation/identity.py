@@ -122,12 +122,15 @@ def _imported(kind: str, where: str) -> Any:
     """Import "package.module:name"."""
     module, _, name = where.partition(":")
     try:
-        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as e:
         raise Error(
             f"the {kind} {where} cannot be imported ({e}): write package.module:name, of a module "
             "that Python finds from here"
         ) from None
+    if not callable(found):
+        raise Error(f"the {kind} {where} is a {type(found).__name__}: name a function or a class")
+    return found
 
 
 def marks(**names: Any) -> dict[str, dict[str, str]]:

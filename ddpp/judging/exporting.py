@@ -18,6 +18,8 @@ from ddpp.judging.cards import card
 from ddpp.judging.opening import PUBLISHED
 from ddpp.judging.sheets import ENDING, write_sheet
 
+COMPACT, WEBP = "distilled.safetensors", f"distilled{ENDING}"
+SETS = {"compact": COMPACT, "hf": COMPACT, "webp": WEBP}  # names of sets that a kind writes
 Written = tuple[list[Path], list[str]]  # files, and what to know about them
 
 
@@ -46,7 +48,6 @@ def export(
             "would take for one: export it as compact or webp, or in Python unfolded(), which has "
             "so many times as many images"
         )
-    Path(folder).mkdir(parents=True, exist_ok=True)
     return write(distilled.to("cpu"), Path(folder), report)
 
 
@@ -118,13 +119,13 @@ def _save(value: Tensor, path: Path) -> Path:
 
 
 def _compact(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
-    path = folder / "distilled.safetensors"
+    path = folder / COMPACT
     distilled.save(path, compact=True)
     return [path], ["images and alpha are exact; the whitening is in half precision"]
 
 
 def _webp(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
-    write_sheet(distilled, path := folder / f"distilled{ENDING}")
+    write_sheet(distilled, path := folder / WEBP)
     return [path], ["pixels of 8 bits; the whitening is left out, and fitted anew from the data"]
 
 
@@ -152,8 +153,8 @@ def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Wr
     picture = io.BytesIO()
     distilled.picture().save(picture, "PNG")
     files.write_bytes(folder / "picture.png", picture.getvalue())
-    written = ["train.parquet", "README.md", "distilled.safetensors", "picture.png"]
-    lost = "pictures of 8 bits, cut to 0 to 1; distilled.safetensors beside them is exact"
+    written = ["train.parquet", "README.md", COMPACT, "picture.png"]
+    lost = f"pictures of 8 bits, cut to 0 to 1; {COMPACT} beside them is exact"
     return [folder / name for name in written], [lost, *_notes(distilled)]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpp.data import ImageData, load_data
 from ddpp.data.sources import SHA256
 from ddpp.data.whitening import Whitening
-from ddpp.distilled import KIND, DistilledDataset
+from ddpp.distilled import KIND, DistilledDataset, as_folder
 from ddpp.experiments.results import KIND as RESULT
 from ddpp.experiments.results import rejoin
 from ddpp.foundation import files
@@ -21,6 +21,7 @@ from ddpp.judging.tensors import FOREIGN, Found, read_tensors
 from ddpp.networks import NetworkConfig
 
 SPACES = ("raw", "standardized", "whitened")
+BRIGHTEST = 8  # raw pixels above this are not learned ones that leave 0 to 1, but 0 to 255
 ALPHA = 0.01  # where a set stores no learning rate
 # mean and standard deviation with which the field's code standardizes, of DC's repository
 PUBLISHED = {
@@ -69,7 +70,7 @@ def open_set(
         raise Error(f"{path} does not say what data it stands for: name it with --data")
     # the whitening of all training images, as other codes have it
     plain = load_data(data, root=root, zca=False, device=device, validation=0)
-    found = read_tensors(path, plain.shape[1])
+    found = _scaled(_grey(read_tensors(path, plain.shape[1]), plain), space)
     if tuple(found.images.shape[1:]) != plain.shape:
         size = "x".join(map(str, found.images.shape[1:]))
         raise Error(f"the images in {path} are {size}, those of {plain.name} {plain.shape}")
@@ -203,15 +204,33 @@ def _whitening(
     return plain.whitening
 
 
+def _grey(found: Found, data: ImageData) -> Found:
+    """Take one of three equal channels, as pictures have them, where the data have one."""
+    images = found.images
+    equal = images.shape[1] == 3 and (images == images[:, :1]).all()
+    return replace(found, images=images[:, :1]) if data.shape[0] == 1 and equal else found
+
+
+def _scaled(found: Found, space: str | None) -> Found:
+    """Bring raw pixels to 0 to 1; those of 8 bits may be there as numbers of any type."""
+    images = found.images
+    if space != "raw" or images.dtype == torch.uint8 or images.max() <= BRIGHTEST:
+        return found
+    return found.but("values from 0 to 255: divided by 255", images=images.float() / 255)
+
+
 def _in_order(found: Found, classes: tuple[str, ...]) -> Found:
     """Give folders' labels the order of the data's classes."""
     assert found.classes is not None and found.labels is not None
-    if missing := sorted(set(found.classes) - set(classes)):
+    # by their names, or as folders of `export_png` have them
+    known = {as_folder(name): label for label, name in enumerate(classes)}
+    known |= {name: label for label, name in enumerate(classes)}
+    if missing := sorted(set(found.classes) - set(known)):
         raise Error(
             f"the folder '{missing[0]}' is no class of the data: its classes are "
             f"{', '.join(classes)}"
         )
-    index = torch.tensor([classes.index(name) for name in found.classes])
+    index = torch.tensor([known[name] for name in found.classes])
     return replace(found, labels=index[found.labels])
 
 

@@ -23,6 +23,7 @@ from ddpp.foundation.errors import Error
 
 ENDING = ".webp"
 DESCRIPTION = 270  # EXIF's ImageDescription
+NEEDED = {"alpha", "network", "loss", "formation", "provenance"}  # by `join`
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def write_sheet(distilled: DistilledDataset, path: str | Path, quality: int | No
     - path: the file, ending in .webp.
     - quality: of WebP's lossy compression, 0 to 100. Default: without loss, but for the 8 bits.
     """
+    if quality is not None and not 0 <= quality <= 100:
+        raise Error(f"the quality is {quality}: it must be at least 0 and at most 100")
     if Path(path).suffix != ENDING:
         raise Error(f"the sheet {path} must end in {ENDING}")
     if "data" not in distilled.provenance:
@@ -110,7 +113,7 @@ def read_sheet(path: str | Path) -> Sheet:
     try:
         meta = json.loads(text or "")
         (n, channels, height, width), (low, high) = meta["shape"], meta["range"]
-        if meta["sheet"] != 1 or len(meta["labels"]) != n:
+        if meta["sheet"] != 1 or len(meta["labels"]) != n or not meta.keys() >= NEEDED:
             raise ValueError
         columns = array.shape[1] // width
         tiles = array[..., :channels].unflatten(1, (columns, width)).unflatten(0, (-1, height))

@@ -89,7 +89,7 @@ class Networks:
 
     protocol: Protocol
     repeats: int
-    _known: dict[str, tuple[list[Tensor], float]] = field(
+    trained: dict[str, tuple[list[Tensor], float]] = field(  # and the seconds of one
         default_factory=dict, init=False, repr=False
     )
 
@@ -104,15 +104,16 @@ class Networks:
         distilled, data = stored.distilled.to(stored.data.device).unfolded(), stored.data
         network = data.network(NetworkConfig(**distilled.network))
         parts = (distilled.images, distilled.labels, distilled.alpha)
-        key = files.identity({"set": [*map(files.fingerprint, parts)], "seed": seed})
-        if key not in self._known:
+        of = {"set": [*map(files.fingerprint, parts)], "seed": seed}
+        key = files.identity(of | {"network": distilled.network, "loss": distilled.loss})
+        if key not in self.trained:
             began = time.process_time()
             thetas = [
                 train(network, distilled, self.protocol, seed, "test", number)
                 for number in range(self.repeats)
             ]
-            self._known[key] = thetas, (time.process_time() - began) / self.repeats
-        thetas, seconds = self._known[key]
+            self.trained[key] = thetas, (time.process_time() - began) / self.repeats
+        thetas, seconds = self.trained[key]
         return [accuracy(network, theta, *data.test) for theta in thetas], seconds
 
 
