@@ -457,7 +457,7 @@ def test_the_command_trains_with_noise(npz, tmp_path, capsys):
     more = ("--images", 12), ("--canaries", 12), ("--models", 6), ("--noise", 2), "--whole"
     line = [str(word) for word in command(npz, tmp_path / "a", *more, verb="audit")]
     assert main(line) == 0
-    assert "differential privacy: epsilon " in capsys.readouterr().out
+    assert "differential privacy of the networks: epsilon " in capsys.readouterr().out
     assert json.loads((tmp_path / "a" / "audit.json").read_text())["asked"]["design"]["noise"] == 2
     assert main([word for word in line if word != "--whole"]) == 1
     assert "noise has no meaning without whole" in capsys.readouterr().err

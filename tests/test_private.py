@@ -217,8 +217,8 @@ def test_what_epsilon_allows():
     found = Guarantee(epsilon=math.log(3), delta=0.001)
     assert found.bound(0.01) == pytest.approx(0.031)
     assert found.bound(0.9) == 1 and found.bound(0) == 0.001
-    assert str(found) == (
-        "differential privacy: epsilon 1.10 at delta 0.001, for one image more or less"
+    assert str(found).startswith(
+        "differential privacy of the networks: epsilon 1.10 at delta 0.001"
     )
 
 

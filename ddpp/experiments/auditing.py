@@ -54,9 +54,9 @@ class Design:
     canaries: Whole = 200  # how many of them get a wrong label
     models: Count = 16  # an even number from 6 on
     whole: bool = False  # networks train on the whole half, and nothing is distilled
-    # their learning rate; only with whole
+    # learning rate of networks on the whole half; only with whole
     rate: Positive = field(default=LEARNING_RATE, metadata={"since": 3})
-    # differential privacy: the noise of DP-SGD, in units of max_norm, 0: none; only with whole
+    # differential privacy: the noise of DP-SGD, in units of max_norm; 0: none; only with whole
     noise: NotNegative = field(default=0.0, metadata={"since": 3})
     # to which the gradient of an image is shortened; only with noise
     max_norm: Positive = field(default=1.0, metadata={"since": 3})

@@ -139,7 +139,7 @@ class Guarantee:
 
     def __str__(self) -> str:
         at = f"epsilon {self.epsilon:.2f} at delta {self.delta:.2g}"
-        return f"differential privacy: {at}, for one image more or less"
+        return f"differential privacy of the networks: {at}, for one image more or less"
 
 
 def guarantee(noise: Noise, protocol: Protocol, delta: float, networks: int = 1) -> Guarantee:
