@@ -4,7 +4,9 @@ counting by hand, and audits from nothing to the report.
 
 import json
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from ddpp.experiments.membership import (
     scaled_confidence,
     tpr_at,
 )
+from ddpp.foundation import identity
 from ddpp.foundation.loop import Saving
 
 QUIET = Saving(progress=False)
@@ -363,6 +366,103 @@ def test_the_command_says_what_each_attack_finds(npz, tmp_path, capsys):
     assert len(report["found"]["all"]["lira"]["curve"]) == len(membership.GRID)
     assert main([*line, "--seed", "1"]) == 1
     assert "holds the audit of another run" in capsys.readouterr().err
+
+
+# With a guarantee
+
+PRIVATE = replace(DESIGN, whole=True, noise=1.5, rate=0.1)
+
+
+def test_an_audit_with_noise_has_its_guarantee_and_goes_on_after_a_kill(npz, tmp_path):
+    opacus = pytest.importorskip("opacus.accountants")
+    base = replace(small(npz, "random"), protocol=Protocol(epochs=3, batch=5), repeats=2)
+    whole = audit(base, tmp_path / "whole", PRIVATE, device="cpu", saving=QUIET)
+    accountant = opacus.RDPAccountant()
+    for _ in range(2 * 3 * 3):  # networks, epochs, and 12 images in batches of 5
+        accountant.step(noise_multiplier=1.5, sample_rate=5 / 12)
+    promise = whole.guarantee
+    assert promise.epsilon == pytest.approx(accountant.get_epsilon(1 / 24), rel=1e-9)
+    assert promise.delta == 1 / 24 and whole.lines()[-1] == str(promise)
+
+    def stop(line):
+        if line.startswith("model 3 of 6"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(base, tmp_path / "a", PRIVATE, device="cpu", saving=replace(QUIET, report=stop))
+    assert len(list((tmp_path / "a").glob("model*"))) == 3
+    assert audit(base, tmp_path / "a", PRIVATE, device="cpu", saving=QUIET) == whole
+    for path in (tmp_path / "whole").glob("model*"):
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+    assert read_audit(tmp_path / "a" / "audit.json") == whole
+    for changes in ({"noise": 1.4}, {"max_norm": 2.0}, {"rate": 0.2}):
+        with refused("holds the audit of another run", f"design.{next(iter(changes))}"):
+            audit(base, tmp_path / "a", replace(PRIVATE, **changes), device="cpu", saving=QUIET)
+
+
+def test_networks_with_much_noise_know_nothing_of_their_half(tmp_path):
+    pytest.importorskip("opacus")
+    path = write_npz(tmp_path, classes=2, size=8, per_class=60)
+    base = replace(small(path, "random"), protocol=Protocol(epochs=20, batch=60, augment=False))
+    design = Design(images=60, canaries=60, models=8, whole=True, noise=100.0, rate=0.1)
+    found = audit(base, tmp_path / "audit", design, device="cpu", saving=QUIET)
+    assert found.guarantee.epsilon < 1
+    assert found.all["loss"].auc == pytest.approx(0.5, abs=0.06)
+
+
+def test_reports_and_settings_of_before_have_no_word_of_noise(npz, tmp_path):
+    known = {"images": 100, "canaries": 200, "models": 16, "whole": False}
+    assert identity.settings(Design()) == known
+    for path in (Path(__file__).parents[1] / "results" / "auditing").glob("*.json"):
+        report, found = json.loads(path.read_text()), read_audit(path)
+        new = report["asked"]["design"].keys() - known.keys()
+        assert (found.guarantee is None) == ("guarantee" not in report["found"]) == (not new)
+        assert identity.settings(Design(**report["asked"]["design"])) == report["asked"]["design"]
+    base = small(npz, "random")
+    audit(base, tmp_path / "a", DESIGN, device="cpu", saving=QUIET)
+    report = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert report["asked"]["design"].keys() == known.keys()
+    assert report["found"].keys() == {"accuracies", "all", "canaries", "start"}
+    # the rate was a constant before, and is the default now
+    design = replace(DESIGN, whole=True)
+    assert audit(base, tmp_path / "b", design, device="cpu", saving=QUIET) == audit(
+        base, tmp_path / "c", replace(design, rate=0.01), device="cpu", saving=QUIET
+    )
+
+
+def test_without_the_accountant_an_audit_with_noise_does_not_begin(npz, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "opacus.accountants", None)
+    with refused("needs the package opacus: pip install opacus"):
+        audit(small(npz, "random"), tmp_path / "a", PRIVATE, device="cpu", saving=QUIET)
+    assert not list((tmp_path / "a").glob("model*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"noise": 1.0}, "the audit's noise has no meaning without whole: set whole, or leave"),
+        ({"rate": 0.1}, "the audit's rate has no meaning without whole"),
+        ({"whole": True, "max_norm": 2.0}, "the audit's max_norm has no meaning without noise"),
+        ({"whole": True, "noise": -1.0}, "the audit's noise is -1.0: it must be at least 0"),
+        ({"whole": True, "noise": math.nan}, "the audit's noise is nan"),
+        ({"whole": True, "noise": 1.0, "max_norm": 0.0}, "the audit's max_norm is 0.0"),
+        ({"whole": True, "rate": 0.0}, "the audit's rate is 0.0: it must be positive"),
+    ],
+)
+def test_settings_of_noise_that_cannot_work_are_refused(settings, words):
+    with refused(words):
+        Design(**settings)
+
+
+def test_the_command_trains_with_noise(npz, tmp_path, capsys):
+    pytest.importorskip("opacus")
+    more = ("--images", 12), ("--canaries", 12), ("--models", 6), ("--noise", 2), "--whole"
+    line = [str(word) for word in command(npz, tmp_path / "a", *more, verb="audit")]
+    assert main(line) == 0
+    assert "differential privacy of the networks: epsilon " in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "audit.json").read_text())["asked"]["design"]["noise"] == 2
+    assert main([word for word in line if word != "--whole"]) == 1
+    assert "noise has no meaning without whole" in capsys.readouterr().err
 
 
 # The start from noise

@@ -29,6 +29,10 @@ TEACHERS = TeacherConfig(count=2, epochs=7, lr=0.03, batch=32, network=NETWORK)
 LONG = Protocol(epochs=60, batch=64)  # of networks on the whole half, 500 images
 BRIEF = Protocol(epochs=14, batch=64)  # as long as makes them as accurate as those of MTT's sets
 SHORT = Protocol(epochs=300)  # of networks on 50 images
+NOISY = Protocol(epochs=20, batch=250, augment=False)  # of networks with differential privacy
+SETS, WHOLE = Design(), Design(whole=True)
+WEAK = replace(WHOLE, rate=1.0, noise=1.8)  # epsilon 8.0
+STRONG = replace(WHOLE, rate=1.0, noise=5.25)  # epsilon 2.0
 MATCHING = {
     **{"steps": 20, "student_steps": 10, "max_start_epoch": 6, "iterates": 1},
     **{"image_lr": 100.0, "alpha0": 0.03, "alpha_lr": 1e-5, "engine": "autograd"},
@@ -44,7 +48,7 @@ class Each:
     method: str
     settings: dict
     protocol: Protocol = SHORT
-    whole: bool = False
+    design: Design = SETS
 
     def recipe(self, data: Path) -> Recipe:
         base = recipe("smoke", str(data), ipc=5, method=self.method)
@@ -55,8 +59,8 @@ class Each:
 
 def audits() -> Iterator[Each]:
     """List the audits, the most telling first."""
-    yield Each("whole", "random", {}, LONG, whole=True)
-    yield Each("short", "random", {}, BRIEF, whole=True)
+    yield Each("whole", "random", {}, LONG, WHOLE)
+    yield Each("short", "random", {}, BRIEF, WHOLE)
     yield Each("random", "random", {})
     yield Each("mtt-real", "mtt", MATCHING)
     yield Each("mtt-noise", "mtt", MATCHING | {"init": "noise"})
@@ -64,6 +68,8 @@ def audits() -> Iterator[Each]:
     yield Each("dm-noise", "dm", DM | {"image_lr": 10.0, "init": "noise"})
     yield Each("rule-real", "ddpp", MATCHING)
     yield Each("rule-noise", "ddpp", MATCHING | {"init": "noise"})
+    yield Each("private-weak", "random", {}, NOISY, WEAK)
+    yield Each("private-strong", "random", {}, NOISY, STRONG)
 
 
 def halve(path: Path) -> None:
@@ -97,7 +103,7 @@ def command(
         say = lambda line, name=each.name: print(f"{name}: {line}", flush=True)
         saving = Saving(progress=False, report=say)
         how = {"teachers": work / "teachers", "device": "cpu", "saving": saving}
-        found = audit(each.recipe(work / DATA), work / each.name, Design(whole=each.whole), **how)
+        found = audit(each.recipe(work / DATA), work / each.name, each.design, **how)
         files.write_bytes(path, (work / each.name / REPORT).read_bytes())
         print("\n".join(found.lines()), flush=True)
 

@@ -9,7 +9,7 @@ al., IEEE S&P 2022, with the mislabelled canaries of Aerni, Zhang & Tramer, CCS 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,23 @@ from ddpp.baselines.selection import LEARNING_RATE
 from ddpp.data import ImageData, Split, load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import train
-from ddpp.experiments import membership
+from ddpp.experiments import membership, private
 from ddpp.experiments.lists import seeded
 from ddpp.experiments.membership import Leak, leak
+from ddpp.experiments.private import Guarantee, Noise
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.run import Experiment, refuse_other, teachers_in, write_report
 from ddpp.foundation import files
-from ddpp.foundation.errors import Count, Error, Whole, check_bounds, differences
-from ddpp.foundation.identity import as_in_files
+from ddpp.foundation.errors import (
+    Count,
+    Error,
+    NotNegative,
+    Positive,
+    Whole,
+    check_bounds,
+    differences,
+)
+from ddpp.foundation.identity import as_in_files, settings
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive
 from ddpp.networks import NetworkConfig, accuracy, in_batches
@@ -44,10 +53,22 @@ class Design:
     canaries: Whole = 200  # how many of them get a wrong label
     models: Count = 16  # an even number from 6 on
     whole: bool = False  # networks train on the whole half, and nothing is distilled
+    # learning rate of networks on the whole half; only with whole
+    rate: Positive = field(default=LEARNING_RATE, metadata={"since": 3})
+    # differential privacy: the noise of DP-SGD, in units of max_norm; 0: none; only with whole
+    noise: NotNegative = field(default=0.0, metadata={"since": 3})
+    # to which the gradient of an image is shortened; only with noise
+    max_norm: Positive = field(default=1.0, metadata={"since": 3})
 
     def __post_init__(self):
         check_bounds(self, "the audit's ")
         membership.halves(1, self.models, 0)  # refuses too few
+        for name, needed in (("rate", "whole"), ("noise", "whole"), ("max_norm", "noise")):
+            if getattr(self, name) != getattr(Design, name) and not getattr(self, needed):
+                raise Error(
+                    f"the audit's {name} has no meaning without {needed}: set {needed}, or leave "
+                    f"{name} out"
+                )
 
 
 @dataclass(frozen=True)
@@ -64,6 +85,12 @@ class Pool:
         name = self.data.sha256 + files.fingerprint(images) + files.fingerprint(labels)
         own = hashlib.sha256(name.encode()).hexdigest()
         return replace(self.data, train=Split(images, labels), sha256=own)
+
+    def noise(self, design: Design) -> Noise | None:
+        """The noise of each training; it depends on no half. None where there is none."""
+        if not design.noise:
+            return None
+        return Noise(design.noise, design.max_norm, images=len(self.canaries) // 2)
 
 
 def draw_pool(data: ImageData, design: Design, seed: int) -> Pool:
@@ -113,6 +140,8 @@ class Audit:
     all: dict[str, Leak]
     canaries: dict[str, Leak]
     start: dict[str, Leak]
+    # of networks with noise: what holds for any attack on a model
+    guarantee: Guarantee | None = field(default=None, metadata={"since": 3})
 
     def lines(self) -> list[str]:
         """The leaks as text, one per line."""
@@ -124,7 +153,7 @@ class Audit:
                 rates = ", ".join(f"{100 * rate:.1f} %" for rate in one.tpr)
                 name = f"{group}, {attack}"
                 lines.append(f"{name:21}   {one.auc:.3f} ({low:.3f} to {high:.3f})   {rates}")
-        return lines
+        return lines + ([str(self.guarantee)] if self.guarantee else [])
 
 
 def audit(
@@ -149,23 +178,33 @@ def audit(
     - root, device: as in `load_data`.
     - saving: `report` is called with a line after each model.
 
-    The whitening is that of the whole data set, the same for all models. Raises Error for settings
-    that cannot work, and for a folder of another audit.
+    The whitening is that of the whole data set, the same for all models, and counts as known.
+    Raises Error for settings that cannot work, and for a folder of another audit.
     """
     recipe, path = replace(recipe, validation=0.0), Path(folder) / REPORT
     data = load_data(recipe.data, root=root, device=device, zca=recipe.zca, validation=0.0)
-    asked = {"recipe": asdict(recipe), "design": asdict(design), "data": data.identity}
+    asked = {"recipe": asdict(recipe), "design": settings(design), "data": data.identity}
     asked = as_in_files(asked | recipe.marks())
     files.check_writable(path)
     with files.lock(path, wait=False):
         refuse_other(path, asked, f"{folder} holds the audit", "choose another folder")
         pool = draw_pool(data, design, recipe.distill.seed)
+        promise = _guarantee(recipe, pool, design)
         at = Path(folder), Path(teachers or folder)
         numbers = range(design.models)
         models = [_Model(recipe, pool, design, asked, m, *at, saving) for m in numbers]
         found = judge(gather(pool, [model.seen() for model in models]))
-        write_report(path, {"asked": asked, "found": asdict(found)}, data.device)
+        found = replace(found, guarantee=promise)
+        write_report(path, {"asked": asked, "found": settings(found)}, data.device)
     return found
+
+
+def _guarantee(recipe: Recipe, pool: Pool, design: Design) -> Guarantee | None:
+    """What noise guarantees of a model, whose networks are attacked together."""
+    noise, delta = pool.noise(design), 1 / len(pool.canaries)
+    if noise is None:
+        return None
+    return private.guarantee(noise, recipe.protocol, delta, recipe.repeats)
 
 
 def gather(pool: Pool, models: Sequence[Mapping[str, Tensor]]) -> Seen:
@@ -240,7 +279,7 @@ class _Model:
         half, recipe = self.pool.half(self.number), seeded(self.recipe, self.seed, True)
         config = recipe.stored_teachers()
         if self.design.whole:
-            rate, network = LEARNING_RATE, config.network
+            rate, network = self.design.rate, config.network
             return DistilledDataset.from_tensors(*half.train, rate, half, network=network)
         out = self.folder / f"set{self.number:02d}.safetensors"
         at = teachers_in(self.teachers, config, half)
@@ -251,15 +290,19 @@ class _Model:
         """Train networks on a set; ask them and the set about each audited image."""
         data, confidences, scores = self.pool.data, [], []
         images, labels = data.train
-        network = data.network(NetworkConfig(**made.network))
+        network, noise = data.network(NetworkConfig(**made.network)), self.pool.noise(self.design)
         for number in range(self.recipe.repeats):
-            theta = train(network, made, self.recipe.protocol, self.seed, "audit", number)
+            path = self.seed, "audit", number
+            if noise:
+                theta = private.train(network, made, self.recipe.protocol, noise, *path)
+            else:
+                theta = train(network, made, self.recipe.protocol, *path)
             logits = in_batches(network, lambda x, at=theta: network(at, x), images)
             if not logits.isfinite().all():
+                rate, advice = float(made.alpha), "rate" if noise else "alpha0, or alpha"
                 raise Error(
                     f"the networks of model {self.number + 1} diverged, and would seem to reveal "
-                    f"nothing: their learning rate is {float(made.alpha):.2g}, lower it (alpha0, "
-                    "or alpha)"
+                    f"nothing: their learning rate is {rate:.2g}, lower it ({advice})"
                 )
             confidences.append(membership.scaled_confidence(logits, labels))
             scores.append(accuracy(network, theta, *data.test))
@@ -286,7 +329,9 @@ def read_audit(path: str | Path) -> Audit:
             group: {attack: Leak(**_tuples(one)) for attack, one in found[group].items()}
             for group in ("all", "canaries", "start")
         }
-        return Audit(tuple(found["accuracies"]), **groups)
+        known = found.get("guarantee")
+        promise = Guarantee(**known) if known else None
+        return Audit(tuple(found["accuracies"]), **groups, guarantee=promise)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Error(f"{path} is not the report of an audit: give the path of one") from None
 
