@@ -19,6 +19,7 @@ from torch import nn
 import ddpp
 from ddpp import networks
 from ddpp.cli import main
+from ddpp.data import Split
 from ddpp.evaluating import Protocol
 from ddpp.experiments import Design, audit, auditing, membership, read_audit
 from ddpp.experiments.auditing import draw_pool, judge, nearest
@@ -566,3 +567,31 @@ def test_a_second_call_does_not_claim_to_have_made_the_audit(npz, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "of before"}))
     audit(small(npz, "random"), tmp_path, **how)
     assert json.loads(path.read_text())["commit"] == "of before"
+
+
+def test_intervals_say_how_much_models_differ():
+    members = halves(100, 6, 0)
+    found = leak((2.0 * members - 1) * torch.tensor([1.0, 1, 1, 1, -1, -1])[:, None], members)
+    assert found.aucs == (1, 1, 1, 1, 0, 0)  # each model says the same of all images
+    assert found.auc_interval[0] < 0.35 and found.auc_interval[1] == 1
+
+
+def test_a_half_that_lacks_a_class_is_measured_by_the_other_images(npz, tmp_path):
+    design = Design(images=2, canaries=0, models=6, whole=True)
+    base = small(npz, "random")
+    pool = draw_pool(load(npz), design, 0)
+    assert any(len(pool.half(m).train.labels.unique()) == 1 for m in range(6))
+    audit(base, tmp_path, design, device="cpu", saving=QUIET)
+    assert seen_of(base, tmp_path, design).distance.isfinite().all()
+
+
+def test_every_model_has_a_seed_of_its_own(npz, tmp_path):
+    audit(small(npz), tmp_path, DESIGN, device="cpu", saving=QUIET)
+    sets = [ddpp.DistilledDataset.load(path) for path in tmp_path.glob("set*.safetensors")]
+    for seed in ("config", "teachers"):
+        assert len({one.provenance[seed]["seed"] for one in sets}) == 6
+
+
+def test_noise_is_standard_normal():
+    noise = Split(torch.zeros(50, 3, 8, 8), torch.zeros(50, dtype=torch.int64)).as_noise(1).images
+    assert stats.kstest(noise.flatten().double().numpy(), "norm").pvalue > 0.01

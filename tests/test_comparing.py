@@ -3,8 +3,10 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from scipy import stats
 from small import CONFIG, NETWORK, TEACHERS, load, refused, save
 
@@ -13,7 +15,7 @@ from ddpp import cli
 from ddpp.book import figures
 from ddpp.book.tables import T_95
 from ddpp.experiments import Comparison, Difference
-from ddpp.experiments.comparing import comparison_of, parse_setting
+from ddpp.experiments.comparing import comparison_of, holm, parse_setting
 from ddpp.experiments.recipes import recipe
 
 pytestmark = pytest.mark.usefixtures("tables")
@@ -61,6 +63,21 @@ def test_p_is_corrected_by_holm():
     assert p[MINE] < p[SIGNED]
     right = {MINE: 2 * p[MINE], SIGNED: max(2 * p[MINE], p[SIGNED])}
     assert found.corrected == pytest.approx(right)
+
+
+def test_holm_is_what_its_definition_says():
+    rng = torch.Generator().manual_seed(0)
+    for count in (1, 2, 7):
+        p = dict(enumerate((torch.rand(count, generator=rng) ** 2).tolist())) | {9: None}
+        found = holm({name: SimpleNamespace(p=one) for name, one in p.items()})
+        known = {name: one for name, one in p.items() if one is not None}
+        scaled = {  # by the number of those that are not smaller
+            name: one * sum(other >= one for other in known.values()) for name, one in known.items()
+        }
+        for name, one in known.items():
+            largest = max(scaled[other] for other in known if known[other] <= one)
+            assert found[name] == pytest.approx(min(1, largest))
+        assert found[9] is None
 
 
 def test_a_seed_without_a_result_is_left_out_of_its_pair():

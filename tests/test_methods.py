@@ -658,3 +658,9 @@ def test_names_of_operations_are_refused_where_they_would_not_be_heard(method):
     config = METHODS[method].config(augment=("crop",))
     with refused("augment is ('crop',): this method takes True, for all operations, or False"):
         METHODS[method].check(config)
+
+
+def test_tgdd_draws_every_pair_of_an_epoch_and_a_later_one():
+    drawn = {tgdd.draw_snapshots(2, 3, generator(seed, "pairs")) for seed in range(300)}
+    pairs = [(epoch, later) for epoch in range(3) for later in range(epoch + 1, 4)]
+    assert drawn == {(k, *pair) for k in range(2) for pair in pairs}

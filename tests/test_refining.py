@@ -473,3 +473,20 @@ def test_a_finished_run_with_learned_labels_is_not_begun_anew(npz, tmp_path, cap
 def test_a_rate_of_labels_that_cannot_be_is_refused(run, value):
     with refused("label_lr is", "positive"):
         run(label_lr=value)
+
+
+def test_the_first_step_moves_logits_by_their_own_rate(data, teachers):
+    changes = {"label_lr": 0.5, "image_lr": 2.0, "steps": 1, "iterates": 1}
+    _, (after,) = seen(data, teachers, **changes)
+    config, start_set = replace(CONFIG, **changes), data.draw(CONFIG.ipc, CONFIG.seed)
+    algorithm = Algorithm("ddpp", begin, step)
+    first, _ = learning(begin(start_set, config), start_set, algorithm, teachers, config, "stored")
+    carried = Carried(len(start_set.labels), start_set.images.shape[1:], rate=1.0)
+    _, _, start, goal, updates = draw_piece(0, len(carried), teachers, config)
+    loss = lambda student: matching_loss(student, goal, start, config.epsilon, config.rule)
+    rows, alpha = carried.pack(first.images, first.logits), torch.tensor(config.alpha0)
+    out = unroll(teachers.network, start, rows, carried, alpha, updates, loss, "autograd")
+    of_images, of_logits = carried.split(out.grad_images)
+    assert torch.allclose(after.logits, first.logits - 0.5 * of_logits, atol=1e-6)
+    assert torch.allclose(after.images, first.images - 2.0 * of_images, atol=1e-6)
+    assert not torch.allclose(after.logits, first.logits, atol=1e-5)
