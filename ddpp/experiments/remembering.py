@@ -75,6 +75,7 @@ def for_tasks(recipe: Recipe) -> Recipe:
     teachers = recipe.teachers
     if recipe.distill.ipc >= 10:
         changes |= {"steps": 20, "student_steps": 10, "image_lr": 300.0, "max_start_epoch": 4}
+        changes |= {"iterates": 2}
         teachers = replace(teachers, count=2, epochs=6)
     return replace(recipe, distill=replace(recipe.distill, **changes), teachers=teachers)
 
