@@ -54,6 +54,19 @@ class Protocol:
         check_bounds(self, "the evaluation's ")
         object.__setattr__(self, "augment", as_augmentation(self.augment))
 
+    def update(
+        self, theta: Tensor, velocity: Tensor, gradient: Tensor, rate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Make one step of SGD with momentum and weight decay.
+
+        - theta, velocity, gradient: (p,) each.
+        - rate: the learning rate, a scalar.
+
+        Returns theta and the velocity after it.
+        """
+        velocity = self.momentum * velocity + gradient + self.weight_decay * theta
+        return theta - rate * velocity, velocity
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -303,9 +316,7 @@ def train(
                 x = augment(x, draw(len(index), rng, protocol.augment))
             loss = loss_on(network(theta.requires_grad_(), x), labels[index], distilled.loss)
             (gradient,) = torch.autograd.grad(loss, theta)
-            theta = theta.detach()
-            velocity = protocol.momentum * velocity + gradient + protocol.weight_decay * theta
-            theta = theta - rate * velocity
+            theta, velocity = protocol.update(theta.detach(), velocity, gradient, rate)
     return theta
 
 

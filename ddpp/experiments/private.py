@@ -116,8 +116,7 @@ def train(
         if protocol.augment and len(y):
             x = augment(x, draw(len(y), rng, protocol.augment))
         gradient = noisy_gradient(network, theta, x, y, noise, share * noise.images, rng)
-        velocity = protocol.momentum * velocity + gradient + protocol.weight_decay * theta
-        theta = theta - rate * velocity
+        theta, velocity = protocol.update(theta, velocity, gradient, rate)
     return theta
 
 

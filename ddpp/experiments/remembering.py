@@ -74,8 +74,10 @@ def for_tasks(recipe: Recipe) -> Recipe:
     changes: dict[str, Any] = {"alpha_lr": 1e-7, "steps": 40, "image_lr": 30.0}
     teachers = recipe.teachers
     if recipe.distill.ipc >= 10:
-        changes |= {"steps": 20, "student_steps": 10, "image_lr": 300.0, "max_start_epoch": 4}
-        changes |= {"iterates": 2}
+        changes |= {
+            **{"steps": 20, "student_steps": 10, "max_start_epoch": 4},
+            **{"image_lr": 300.0, "alpha0": 0.03, "iterates": 2},
+        }
         teachers = replace(teachers, count=2, epochs=6)
     return replace(recipe, distill=replace(recipe.distill, **changes), teachers=teachers)
 

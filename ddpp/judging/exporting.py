@@ -18,8 +18,8 @@ from ddpp.judging.cards import card
 from ddpp.judging.opening import PUBLISHED
 from ddpp.judging.sheets import ENDING, write_sheet
 
-COMPACT, WEBP = "distilled.safetensors", f"distilled{ENDING}"
-SETS = {"compact": COMPACT, "hf": COMPACT, "webp": WEBP}  # names of sets that a kind writes
+WHOLE, WEBP = "distilled.safetensors", f"distilled{ENDING}"
+SETS = {"compact": WHOLE, "hf": WHOLE, "webp": WEBP}  # names of sets that a kind writes
 Written = tuple[list[Path], list[str]]  # files, and what to know about them
 
 
@@ -119,7 +119,7 @@ def _save(value: Tensor, path: Path) -> Path:
 
 
 def _compact(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
-    path = folder / COMPACT
+    path = folder / WHOLE
     distilled.save(path, compact=True)
     return [path], ["images and alpha are exact; the whitening is in half precision"]
 
@@ -153,8 +153,8 @@ def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Wr
     picture = io.BytesIO()
     distilled.picture().save(picture, "PNG")
     files.write_bytes(folder / "picture.png", picture.getvalue())
-    written = ["train.parquet", "README.md", COMPACT, "picture.png"]
-    lost = f"pictures of 8 bits, cut to 0 to 1; {COMPACT} beside them is exact"
+    written = ["train.parquet", "README.md", WHOLE, "picture.png"]
+    lost = f"pictures of 8 bits, cut to 0 to 1; {WHOLE} beside them is exact"
     return [folder / name for name in written], [lost, *_notes(distilled)]
 
 

@@ -20,7 +20,7 @@ from ddpp.evaluating import Protocol, train
 from ddpp.experiments.results import write_set
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
-from ddpp.judging.exporting import export
+from ddpp.judging.exporting import WEBP, WHOLE, export
 from ddpp.judging.opening import open_set
 from ddpp.judging.sheets import write_sheet
 from ddpp.networks import NetworkConfig, accuracy
@@ -181,7 +181,6 @@ def _bare(distilled: DistilledDataset) -> DistilledDataset:
     return replace(distilled, iterates={}, history={}, state={})
 
 
-WHOLE, PICTURE = "distilled.safetensors", "distilled.webp"
 FORMS = {
     # as `ddpp distill` writes it, with iterates, history and what the next step needs
     "file": Form(lambda d, folder: d.save(folder / WHOLE), _own(WHOLE)),
@@ -190,9 +189,9 @@ FORMS = {
     # as under results/: float32, without whitening
     "result": Form(lambda d, folder: write_set(folder / WHOLE, _bare(d)), _own(WHOLE)),
     "half": Form(_write_half, _read_half),
-    "webp": Form(lambda d, folder: export(d, "webp", folder), _own(PICTURE)),
-    "webp 90": Form(lambda d, folder: write_sheet(d, folder / PICTURE, 90), _own(PICTURE)),
-    "webp 50": Form(lambda d, folder: write_sheet(d, folder / PICTURE, 50), _own(PICTURE)),
+    "webp": Form(lambda d, folder: export(d, "webp", folder), _own(WEBP)),
+    "webp 90": Form(lambda d, folder: write_sheet(d, folder / WEBP, 90), _own(WEBP)),
+    "webp 50": Form(lambda d, folder: write_sheet(d, folder / WEBP, 50), _own(WEBP)),
     # the pictures that everybody sees, cut to [0, 1]: preprocessed as the set was, or as found
     "png": Form(lambda d, folder: d.export_png(folder), _read_pictures),
     "png, not whitened": Form(lambda d, folder: d.export_png(folder), _read_found),
