@@ -171,7 +171,7 @@ def test_the_command_writes_jobs_beside_the_rows(here, monkeypatch, tmp_path):
         "finished",
         "device",
     }
-    assert [row["engine"] for row in written["rows"]] == ["autograd", "adjoint"]
+    assert [row["engine"] for row in written["rows"]] == ["autograd", "stored", "adjoint"]
     assert written["jobs"]["rows"][0]["of"] == 10
 
 

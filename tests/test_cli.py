@@ -68,6 +68,19 @@ def test_the_command_line_answers_in_one_line_and_writes_nothing(tmp_path, capsy
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [npz]
 
 
+@pytest.mark.parametrize(
+    "more, telling",
+    [(["--formation", "5"], "formation is 5"), (["--formation", "4"], "fewer than the 16 images")],
+)
+def test_pictures_that_do_not_fit_are_refused_before_teachers_are_trained(
+    tmp_path, said, more, telling
+):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "out.safetensors"
+    short = words("distill", ("--data", npz), ("--out", out), ("--device", "cpu"))
+    assert telling in said([*short, "--method", "tgdd", "--epochs", "1", *more])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [npz]
+
+
 def test_words_that_are_no_command_exit_with_2(capsys):
     for argv in ([], ["distil"], ["distill"], ["distill", "--ipc", "two"]):
         with pytest.raises(SystemExit) as caught:

@@ -309,13 +309,19 @@ def test_tgdd_improves_the_pictures_in_each_image(data, teachers, tmp_path):
     real = [problem.real(label, config.batch_real, rng) for label in range(3)]
     pairs = [(real[label], pictures[4 * label : 4 * label + 4]) for label in range(3)]
     network = problem.network
-    loss = tgdd.feature_distance(network, teachers.snapshot(k, epoch), pairs)
+    loss = dm.feature_distance(network, teachers.snapshot(k, epoch), pairs)
     logits = network(teachers.snapshot(k, later), pictures)
     loss = loss + 3 * torch.nn.functional.cross_entropy(logits, photographs.labels)
     (toward,) = torch.autograd.grad(loss, images)
     state = common.State(0, made.at(0).images, made.alpha, torch.zeros_like(images))
     after, _ = tgdd.step(state, problem, teachers)
     assert torch.allclose(after.velocity, toward, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_has_the_scale_of_images_in_any_formation(data, teachers):
+    config = small("tgdd", formation=2, ipc=4, init="noise")
+    made = tgdd.distill(data, teachers, config, Saving(progress=False))
+    assert float(made.at(0).images.std()) == pytest.approx(1, abs=0.05)
 
 
 def test_a_later_snapshot_of_the_same_teacher_is_drawn():

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpp import Error, NetworkConfig, TeacherConfig, evaluate, load_data, networks, train_teachers
-from ddpp.baselines import selection
+from ddpp.baselines import cafe, common, dm, selection
 from ddpp.data.augmentation import OPERATIONS, Draw
 from ddpp.foundation.seeds import generator
 from ddpp.networks import ARCHITECTURES, Flat, accuracy, plain
@@ -318,6 +318,35 @@ def test_batch_statistics_are_taken_over_images_of_all_classes(register, npz):
     mixed = accuracy(network, theta, data.test.images[order], data.test.labels[order], batch=40)
     assert abs(in_order - mixed) < 5
     assert in_order > 90
+
+
+def test_distilled_and_real_features_are_normalized_over_all_classes(register):
+    network = register(BatchStatistics).build(SHAPE[0], CLASSES, SHAPE[1])
+    network.check(SHAPE, CLASSES)
+    theta, rng = network.initial(0), generator(0)
+    # each class has a mean of its own, which the statistics of a batch of one class would remove
+    real = [3 * label + torch.randn(5, *SHAPE, generator=rng) for label in range(CLASSES)]
+    same = [(images, images) for images in real]
+    assert float(dm.feature_distance(network, theta, same)) < 1e-8
+    other = [(images, images.flip(0) + 1) for images in real]
+    by_hand = [network.features(theta, torch.cat(side)) for side in zip(*other, strict=True)]
+    means = [each.unflatten(0, (CLASSES, 5)).mean(1) for each in by_hand]
+    expected = float((means[0] - means[1]).square().sum())
+    assert float(dm.feature_distance(network, theta, other)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cafe_looks_at_images_of_all_classes_at_once(register, npz):
+    data = load_data(
+        npz(classes=CLASSES, size=8, channels=3, per_class=40), device="cpu", zca=False
+    )
+    config = register(BatchStatistics)
+    network, theta = data.network(config), data.network(config).initial(0)
+    for _ in range(60):
+        theta.requires_grad_()
+        loss = F.cross_entropy(network(theta, data.train.images), data.train.labels)
+        theta = (theta - 0.1 * torch.autograd.grad(loss, theta)[0]).detach()
+    problem = common.Problem(data, config, cafe.CAFEConfig(queries=20))
+    assert cafe.look(theta, problem, generator(0)) > 0.9
 
 
 def test_the_module_that_computes_is_the_one_that_is_checked(monkeypatch):

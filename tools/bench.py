@@ -27,7 +27,7 @@ from tools.jobs import JOBS, Job, arithmetic, least_bytes
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
-COMPARED = ("autograd", "adjoint")  # both as PyTorch runs them, not compiled
+COMPARED = ("autograd", "stored", "adjoint")  # as PyTorch runs them, not compiled
 # the jobs, unless others are asked for
 ON_A_CPU = ("step-cifar10-ipc1", "teacher-epoch", "evaluate-cifar10-ipc10")
 
@@ -40,7 +40,7 @@ def bench(
     device: str,
     say: Callable[[str], None] = print,
 ) -> dict:
-    """Measure one distillation step with both engines; print a table and return it.
+    """Measure one distillation step with three engines; print a table and return it.
 
     - steps: numbers of student steps J; each is measured.
     - width: of the ConvNet.
@@ -60,41 +60,42 @@ def bench(
     say(machine)
     say(f"median of {rounds} runs, in turn, each in its own process")
     say("memory: peak above the idle process, and in all\n")
-    say(f"{'J':>3}  {'engine':9} {'s/step':>8} {'MiB':>8} {'in all':>8}   adjoint / autograd")
-    pairs = []
+    say(f"{'J':>3}  {'engine':9} {'s/step':>8} {'MiB':>8} {'in all':>8}   over autograd's")
+    found = []
     for j in steps:
         job = Job("step", 10, images, images, j, "updates", j)
-        pairs.append(_pair(job, width, rounds, device))
-        for line in _pair_lines(*pairs[-1]):
-            say(line)
-    if len(pairs) > 1:
-        say(_growth(pairs[0][1], pairs[-1][1]))
+        found.append(_engines(job, width, rounds, device))
+        for row in found[-1]:
+            say(_engine_line(row, found[-1][0]))
+    if len(found) > 1:
+        say(_growth(found[0][-1], found[-1][-1]))
     about = {"machine": machine, "torch": torch.__version__, "width": width, "images": images}
-    return about | {"rows": [row for pair in pairs for row in pair]}
+    return about | {"rows": [row for rows in found for row in rows]}
 
 
-def _pair(job: Job, width: int, rounds: int, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure both engines in turn; return the rows of autograd and of adjoint."""
+def _engines(job: Job, width: int, rounds: int, device: str) -> list[dict[str, Any]]:
+    """Measure the engines in turn; return a row of each, autograd's first."""
     runs: dict[str, list[dict]] = {engine: [] for engine in COMPARED}
     for _ in range(rounds):
         for engine, measured in runs.items():
             measured.append(_measure(job, engine, width, job.repeats, device))
             if why := measured[-1].get("failed"):
                 raise Error(f"a measurement failed ({why}): try fewer images or a smaller width")
-    autograd, adjoint = (_row(engine, job.repeats, runs[engine]) for engine in COMPARED)
-    # the median of neighbours' ratios, as the machine's speed may drift
-    neighbours = zip(runs["adjoint"], runs["autograd"], strict=True)
-    adjoint["time_ratio"] = statistics.median(a["seconds"] / b["seconds"] for a, b in neighbours)
-    return autograd, adjoint
+    rows = [_row(engine, job.repeats, measured) for engine, measured in runs.items()]
+    for row in rows[1:]:
+        # the median of neighbours' ratios, as the machine's speed may drift
+        neighbours = zip(runs[row["engine"]], runs["autograd"], strict=True)
+        row["time_ratio"] = statistics.median(a["seconds"] / b["seconds"] for a, b in neighbours)
+    return rows
 
 
-def _pair_lines(autograd: dict[str, Any], adjoint: dict[str, Any]) -> Iterator[str]:
-    memory = {key: adjoint[key] / max(autograd[key], 1) for key in ("above", "total")}
-    time, above, total = adjoint["time_ratio"], memory["above"], memory["total"]
-    ratio = f"   time {time:.2f}, memory {above:.2f} ({total:.2f} in all)"
-    for row, more in ((autograd, ""), (adjoint, ratio)):
-        measured = f"{row['seconds']:8.3f} {row['above']:8.0f} {row['total']:8.0f}"
-        yield f"{row['J']:3}  {row['engine']:9} {measured}{more}"
+def _engine_line(row: dict[str, Any], autograd: dict[str, Any]) -> str:
+    line = f"{row['J']:3}  {row['engine']:9} {row['seconds']:8.3f} {row['above']:8.0f}"
+    line += f" {row['total']:8.0f}"
+    if "time_ratio" not in row:
+        return line
+    above, total = (row[key] / max(autograd[key], 1) for key in ("above", "total"))
+    return f"{line}   time {row['time_ratio']:.2f}, memory {above:.2f} ({total:.2f} in all)"
 
 
 def _growth(first: dict, last: dict) -> str:

@@ -20,7 +20,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.foundation.errors import Count, Error, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive, generator
-from ddpp.networks import NetworkConfig
+from ddpp.networks import NetworkConfig, accuracy
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,11 @@ def discrimination_loss(features: Tensor, labels: Tensor, centres: Tensor) -> Te
 
 def look(theta: Tensor, problem: Problem[CAFEConfig], rng: torch.Generator) -> float:
     """Return the network's accuracy, in [0, 1], on equally many real images of each class."""
-    hits = total = 0
-    with torch.no_grad():
-        for label in range(len(problem.members)):
-            real = problem.real(label, problem.config.queries, rng)
-            found = problem.network(theta, real).argmax(1)
-            hits, total = hits + (found == label).sum(), total + len(found)
-    return float(hits / total)
+    queries = problem.config.queries
+    real = [problem.real(label, queries, rng) for label in range(len(problem.members))]
+    labels = torch.repeat_interleave(torch.tensor([len(images) for images in real]))
+    images = torch.cat(real)
+    return accuracy(problem.network, theta, images, labels.to(images.device), queries) / 100
 
 
 def train_until_changed(

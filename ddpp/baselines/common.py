@@ -155,10 +155,11 @@ def distill(
     network = source.config.network if trained else source
     made_from = source.config.made_from(data) if trained else data.made_from(network)
     problem = Problem(data, network, config, formation)
-    start = data.draw(config.ipc * formation**2, config.seed)
-    images = fold(begin(start, config), formation)
+    pictures = data.draw(config.ipc * formation**2, config.seed)
+    start = Split(fold(pictures.images, formation), pictures.labels[:: formation**2])
+    images = begin(start, config)
     state = State(0, images, rate(config.alpha, data), torch.zeros_like(images))
-    about = beside(data, start.labels[:: formation**2], network, formation)
+    about = beside(data, start.labels, network, formation)
     advance = lambda at: step(at, problem)
     iterates, lasting = config.iterates, config.lasting
     method = loop.Method(state, advance, config.steps, iterates, beside=about, lasting=lasting)

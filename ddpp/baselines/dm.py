@@ -16,7 +16,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.foundation.errors import Count, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive, generator
-from ddpp.networks import NetworkConfig
+from ddpp.networks import Flat, NetworkConfig, in_batches
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,28 @@ def step(state: State, problem: Problem) -> tuple[State, dict]:
     rng = generator(problem.config.seed, "dm", state.step)
     theta = problem.network.initial(derive(problem.config.seed, "dm", state.step))
     images = state.images.detach().requires_grad_()
-    real_means, mine = [], []
-    for label in range(len(problem.members)):
-        real, distilled = problem.pair(images, label, rng)
-        with torch.no_grad():
-            real_means.append(problem.network.features(theta, real).mean(0))
-        mine.append(distilled)
-    features = problem.network.features(theta, torch.cat(mine))
-    loss = mean_distance(torch.stack(real_means), features)
+    pairs = [problem.pair(images, label, rng) for label in range(len(problem.members))]
+    loss = feature_distance(problem.network, theta, pairs)
     (gradient,) = torch.autograd.grad(loss, images)
     after = common.descend(state, gradient, problem.config)
-    return replace(after, step=state.step + 1), {"loss": loss.detach() / len(real_means)}
+    return replace(after, step=state.step + 1), {"loss": loss.detach() / len(pairs)}
+
+
+def feature_distance(network: Flat, theta: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum the squared distances between the mean features of real and distilled images. A scalar.
+
+    - theta: the network's parameters, (p,).
+    - pairs: for each class its real images (n, C, H, W) and its distilled ones (m, C, H, W).
+
+    All classes are in one batch where the network normalizes over it, as in the published code.
+    """
+    real, mine = [real for real, _ in pairs], [mine for _, mine in pairs]
+    counts = [len(images) for images in real]
+    features = lambda images: network.features(theta, images)
+    batch = sum(counts) if network.mixes else max(counts)
+    found = in_batches(network, features, torch.cat(real), batch)
+    means = torch.stack([each.mean(0) for each in found.split(counts)])
+    return mean_distance(means, features(torch.cat(mine)))
 
 
 def mean_distance(real: Tensor, features: Tensor) -> Tensor:

@@ -9,17 +9,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ddpp.baselines import common
 from ddpp.baselines.common import Problem, State
-from ddpp.baselines.dm import mean_distance
+from ddpp.baselines.dm import feature_distance
 from ddpp.data import ImageData
-from ddpp.distilled import DistilledDataset, unfold
+from ddpp.distilled import DistilledDataset, check_formation, unfold
 from ddpp.foundation.errors import Count, Error, NotNegative, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
-from ddpp.networks import Flat
 from ddpp.teachers import Teachers
 
 
@@ -64,29 +62,35 @@ def distill(
     return common.distill("tgdd", advance, data, teachers, config, saving, config.formation)
 
 
+def fits(data: ImageData, config: TGDDConfig) -> None:
+    """Raise an Error for a class with too few images, or images that cannot hold the pictures."""
+    check_formation(config.formation, data.train.images)
+    data.draw(config.ipc * config.formation**2, config.seed)
+
+
 def step(state: State, problem: Problem[TGDDConfig], teachers: Teachers) -> tuple[State, dict]:
     """Make one image update, and record the loss, its parts, and the snapshots."""
-    config, rng = problem.config, generator(problem.config.seed, "tgdd", state.step)
+    config = problem.config
+    rng = generator(config.seed, "tgdd", state.step)
     k, epoch, later = draw_snapshots(len(teachers), config.epochs, rng)
     images = state.images.detach().requires_grad_()
     pictures = unfold(images, config.formation)
     pairs = [problem.pair(pictures, label, rng) for label in range(len(problem.members))]
     theta = teachers.snapshot(k, epoch)
     features = feature_distance(problem.network, theta, pairs) / len(pairs)
-    logits = problem.network(teachers.snapshot(k, later), torch.cat([mine for _, mine in pairs]))
+    mine = torch.cat([mine for _, mine in pairs])
+    logits = problem.network(teachers.snapshot(k, later), mine)
     entropy = F.cross_entropy(logits, problem.labels)
-    loss = len(pairs) * (features + config.constraint * entropy)  # the sum over classes
+    # the sum over classes
+    loss = len(pairs) * (features + config.constraint * entropy)
     after = common.descend(state, torch.autograd.grad(loss, images)[0], config)
-    parts = {
+    record = {
         "loss": loss.detach() / len(pairs),
         "features": features.detach(),
         "cross_entropy": entropy.detach(),
     }
-    return replace(after, step=state.step + 1), parts | {
-        "teacher": k,
-        "epoch": epoch,
-        "later": later,
-    }
+    record |= {"teacher": k, "epoch": epoch, "later": later}
+    return replace(after, step=state.step + 1), record
 
 
 def draw_snapshots(count: int, epochs: int, rng: torch.Generator) -> tuple[int, int, int]:
@@ -95,14 +99,3 @@ def draw_snapshots(count: int, epochs: int, rng: torch.Generator) -> tuple[int, 
     epoch = torch.randint(epochs, (), generator=rng)
     later = torch.randint(int(epoch) + 1, epochs + 1, (), generator=rng)
     return int(k), int(epoch), int(later)
-
-
-def feature_distance(network: Flat, theta: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Sum the squared distances between the mean features of real and distilled images. A scalar.
-
-    - theta: the network's parameters, (p,).
-    - pairs: for each class its real images (n, C, H, W) and its distilled ones (m, C, H, W).
-    """
-    with torch.no_grad():
-        means = torch.stack([network.features(theta, real).mean(0) for real, _ in pairs])
-    return mean_distance(means, network.features(theta, torch.cat([mine for _, mine in pairs])))

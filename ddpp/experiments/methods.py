@@ -34,6 +34,11 @@ class GivenTeachers(MethodConfig, Protocol):
     def teacher_epochs(self) -> int: ...  # the last epoch of theirs that it needs
 
 
+def enough_images(data: ImageData, config: MethodConfig) -> None:
+    """Raise an Error if a class has fewer images than the distilled set."""
+    data.draw(config.ipc, config.seed)
+
+
 @dataclass(frozen=True)
 class Method:
     """A method that turns a data set into a few images per class."""
@@ -49,6 +54,8 @@ class Method:
     reach: tuple[str, ...] = ()  # the settings that decide how many epochs the teachers need
     # where they are not the config's defaults
     settings: Mapping[str, object] = field(default_factory=dict)
+    # raises an Error for data that the settings do not fit, before teachers are trained
+    fits: Callable[[ImageData, Any], None] = enough_images
 
 
 _trajectories = partial(
@@ -99,6 +106,7 @@ METHODS = Table(
             common.check,
             teachers=True,
             reach=("epochs",),
+            fits=tgdd.fits,
         ),
         "kip": Method(
             "the labels that a kernel regression predicts", kip.KIPConfig, kip.distill, kip.check

@@ -82,8 +82,9 @@ class Experiment:
             if self._is_shorter():
                 self._begin_extension()
             known = self._known_report()
-            # a class with too few images is refused before the teachers are trained
-            self.data.draw(self.recipe.distill.ipc, self.recipe.distill.seed)
+            self.method.fits(
+                self.data, self.recipe.distill
+            )  # or Error, before teachers are trained
             trained = self.method.teachers and self.folder.exists()
             resumed = self.out.exists() or self.checkpoint.exists() or trained
             if known and not self.out.exists():
