@@ -140,6 +140,22 @@ def test_a_share_is_scaled_to_the_whole_job(monkeypatch):
     }
 
 
+def test_a_step_is_measured_with_the_engines_in_turn_and_its_median_taken(monkeypatch):
+    order, times = [], {"autograd": [5.0, 1.0, 2.0], "stored": [4.0, 9.0, 6.0]}
+
+    def run(engine, **_):
+        order.append(engine)
+        seconds = times.get(engine, [1.0] * 3)[order.count(engine) - 1]
+        return {"seconds": seconds, "above": 0, "total": 0, "kept": 0}
+
+    measured_by(monkeypatch, run)
+    job = Job("step", 3, 6, 4, 2, "updates", share=2)
+    table = bench.bench_jobs({"step": job}, 4, "cpu", lambda line: None, rounds=3)
+    found = {row["engine"]: row["seconds"] for row in table["rows"]}
+    assert found["autograd"] == 2 and found["stored"] == 6
+    assert order == [*bench.ENGINES] * 3
+
+
 def test_on_a_gpu_all_jobs_are_the_default():
     assert list(bench.choose_jobs(None, "cuda")) == list(JOBS)
     assert set(bench.choose_jobs(None, "cpu")) < set(JOBS)

@@ -4,6 +4,7 @@ Each measurement runs in its own process.
 """
 
 import json
+import math
 import platform
 import signal
 import statistics
@@ -111,7 +112,11 @@ def choose_jobs(names: tuple[str, ...] | None, device: str) -> dict[str, Job]:
 
 
 def bench_jobs(
-    jobs: dict[str, Job], width: int, device: str, say: Callable[[str], None] = print
+    jobs: dict[str, Job],
+    width: int,
+    device: str,
+    say: Callable[[str], None] = print,
+    rounds: int = 1,
 ) -> dict:
     """Measure each job, steps with every engine; print a table and return it.
 
@@ -119,6 +124,7 @@ def bench_jobs(
     - width: of the ConvNet.
     - device: cpu or cuda.
     - say: takes each line of the table.
+    - rounds: measurements of a step with each engine, in turn. Other jobs are measured once.
     """
     rate = _child("matmul_rate", device=device)
     say(f"\njobs of a full-scale run: ConvNet width {width}, float32; {_machine(device)}")
@@ -132,20 +138,26 @@ def bench_jobs(
     )
     rows = []
     for name, job in jobs.items():
-        for row in _job_rows(name, job, width, device, rate):
+        for row in _job_rows(name, job, width, device, rate, rounds):
             rows.append(row)
             say(_line(row))
     return {"matmul_flops": rate, "rows": rows}
 
 
-def _job_rows(name: str, job: Job, width: int, device: str, rate: float) -> Iterator[dict]:
+def _job_rows(
+    name: str, job: Job, width: int, device: str, rate: float, rounds: int
+) -> Iterator[dict]:
     """Measure one job, a step with every engine."""
     flop, reference = arithmetic(job, width), None
     count = job.share if device == "cpu" else job.repeats
     about = {"job": name, "measured": count, "of": job.repeats, "unit": job.unit, "flop": flop}
     about |= {"floor_seconds": flop / rate, "least": least_bytes(job, width) / MIB}
-    for engine in ENGINES if job.kind == "step" else ["-"]:
-        run = _measure(job, engine, width, count, device)
+    engines, rounds = (list(ENGINES), rounds) if job.kind == "step" else (["-"], 1)
+    turns = [
+        [_measure(job, engine, width, count, device) for engine in engines] for _ in range(rounds)
+    ]
+    for engine, *runs in zip(engines, *turns, strict=True):
+        run = sorted(runs, key=lambda run: run.get("seconds", math.inf))[rounds // 2]
         row: dict[str, Any] = about | {"engine": engine} | _scaled(run, count, job.repeats)
         if "seconds" in row:
             reference = row["seconds"] if engine == "autograd" else reference
@@ -234,7 +246,7 @@ def command(
         student_steps: J, one measurement for each
         width: of the network
         images: distilled images
-        rounds: runs of each engine, in turn
+        rounds: runs of each engine, in turn; their median is taken
         jobs: jobs to measure; None: three of them on a CPU, all on a GPU
         device: cpu or cuda; None: the GPU if there is one
         out: also write the figures there, as JSON
@@ -247,7 +259,7 @@ def command(
         files.check_writable(out)
     result = bench(student_steps, width, images, rounds, found.type)
     if chosen:
-        result["jobs"] = bench_jobs(chosen, width, found.type)
+        result["jobs"] = bench_jobs(chosen, width, found.type, rounds=rounds)
     if out:
         files.write_json(out, result | provenance(found))
         print(f"written to {out}")
