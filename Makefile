@@ -18,7 +18,7 @@ test: $(READY)  ## the module's tests, then the notebooks' cells against their s
 	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(OPTIONS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
 
-check: lint  ## style, types, and the tests that are not slow: about a minute
+check: lint  ## style, types, and the tests that are not slow: about three minutes on two cores
 	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup -m "not slow" $(OPTIONS)
 
 # An error of oneDNN's overwrites memory on processors without AVX-512; glibc looks at every block that is freed.
