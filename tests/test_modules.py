@@ -298,21 +298,32 @@ def test_the_engines_agree_on_networks_of_ones_own(kind, register):
         assert float((a - b).norm() / b.norm()) < 1e-10
 
 
-def test_batch_statistics_are_taken_over_images_of_all_classes(register, npz):
-    """A test set in the order of its classes has batches of one class: their statistics would say
-    which.
+@pytest.fixture
+def mixing(register, npz):
+    """Data in the order of its classes, a network that normalizes over its batch, and parameters
+    with which it tells them apart.
     """
     data = load_data(
         npz(classes=CLASSES, size=8, channels=3, per_class=40), device="cpu", zca=False
     )
-    network = data.network(register(BatchStatistics))
-    assert network.mixes
-    assert not data.network(NetworkConfig(width=4, depth=2)).mixes
+    config = register(BatchStatistics)
+    network = data.network(config)
     theta, (images, labels) = network.initial(0), data.train
     for _ in range(60):
         theta.requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(network(theta, images), labels), theta)
         theta = (theta - 0.1 * gradient).detach()
+    return data, config, theta
+
+
+def test_batch_statistics_are_taken_over_images_of_all_classes(mixing):
+    """A test set in the order of its classes has batches of one class: their statistics would say
+    which.
+    """
+    data, config, theta = mixing
+    network = data.network(config)
+    assert network.mixes
+    assert not data.network(NetworkConfig(width=4, depth=2)).mixes
     order = torch.randperm(len(data.test.labels), generator=generator(1))
     in_order = accuracy(network, theta, *data.test, batch=40)
     mixed = accuracy(network, theta, data.test.images[order], data.test.labels[order], batch=40)
@@ -335,16 +346,8 @@ def test_distilled_and_real_features_are_normalized_over_all_classes(register):
     assert float(dm.feature_distance(network, theta, other)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_cafe_looks_at_images_of_all_classes_at_once(register, npz):
-    data = load_data(
-        npz(classes=CLASSES, size=8, channels=3, per_class=40), device="cpu", zca=False
-    )
-    config = register(BatchStatistics)
-    network, theta = data.network(config), data.network(config).initial(0)
-    for _ in range(60):
-        theta.requires_grad_()
-        loss = F.cross_entropy(network(theta, data.train.images), data.train.labels)
-        theta = (theta - 0.1 * torch.autograd.grad(loss, theta)[0]).detach()
+def test_cafe_looks_at_images_of_all_classes_at_once(mixing):
+    data, config, theta = mixing
     problem = common.Problem(data, config, cafe.CAFEConfig(queries=20))
     assert cafe.look(theta, problem, generator(0)) > 0.9
 

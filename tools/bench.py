@@ -91,8 +91,8 @@ def _engines(job: Job, width: int, rounds: int, device: str) -> list[dict[str, A
 
 
 def _engine_line(row: dict[str, Any], autograd: dict[str, Any]) -> str:
-    line = f"{row['J']:3}  {row['engine']:9} {row['seconds']:8.3f} {row['above']:8.0f}"
-    line += f" {row['total']:8.0f}"
+    measured = f"{row['seconds']:8.3f} {row['above']:8.0f} {row['total']:8.0f}"
+    line = f"{row['J']:3}  {row['engine']:9} {measured}"
     if "time_ratio" not in row:
         return line
     above, total = (row[key] / max(autograd[key], 1) for key in ("above", "total"))

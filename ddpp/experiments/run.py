@@ -82,9 +82,8 @@ class Experiment:
             if self._is_shorter():
                 self._begin_extension()
             known = self._known_report()
-            self.method.fits(
-                self.data, self.recipe.distill
-            )  # or Error, before teachers are trained
+            # before teachers are trained
+            self.method.fits(self.data, self.recipe.distill)
             trained = self.method.teachers and self.folder.exists()
             resumed = self.out.exists() or self.checkpoint.exists() or trained
             if known and not self.out.exists():
