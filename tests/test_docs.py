@@ -269,8 +269,8 @@ def test_chapter_16_says_what_the_audits_found():
         f"{promise[weak].delta}.",
         f"$\\varepsilon = 2$ allows {allowed[strong]} true ones, and our attacks find "
         f"{most(strong)}",
-        f"$\\varepsilon = 8$ allows {allowed[weak]}, so there it promises nothing. Found are "
-        f"{most(weak)}",
+        f"$\\varepsilon = 8$ allows {allowed[weak]}, so there it promises nothing. Our attacks "
+        f"find {most(weak)}",
         f"it is {' less accurate than MTT from noise '.join(less(weak, 'mtt-noise'))}",
         f"higher, in pairs by {rise['mtt'].mean:.3f} {ends(rise['mtt'].interval)}",
         f"It is {' more accurate than DM from noise '.join(less('dm-noise', weak))}",
