@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddpp.data import STARTS, ImageData, Split
-from ddpp.data.augmentation import Augmentation, as_augmentation
+from ddpp.data.augmentation import Augmentation, as_augmentation, check_operations
 from ddpp.distilled import DistilledDataset, beside
 from ddpp.foundation import loop, processes
 from ddpp.foundation.devices import made_on
@@ -34,6 +34,7 @@ from ddpp.networks import Flat
 from ddpp.pruning import (
     RULES,
     Rule,
+    check_rule,
     keep_mask,
     keep_parts,
     leaving_out,
@@ -96,7 +97,7 @@ class DistillConfig:
         check_bounds(self)
         object.__setattr__(self, "rule", RULES.name_of(self.rule))
         object.__setattr__(self, "augment", as_augmentation(self.augment))
-        parts = [self.leave_out] if isinstance(self.leave_out, str) else self.leave_out
+        parts = [self.leave_out] if isinstance(self.leave_out, str) else self.leave_out or ()
         object.__setattr__(self, "leave_out", tuple(parts))
         if self.first_max_start_epoch and not self.expand_steps:
             # said once: with more steps later, a step still draws from the same epochs
@@ -188,10 +189,17 @@ def distill(
 
 
 def match_trajectories(
-    data: ImageData, teachers: Teachers, config: DistillConfig, saving: loop.Saving
+    data: ImageData,
+    teachers: Teachers,
+    config: DistillConfig,
+    saving: loop.Saving,
+    name: str = "ddpp",
 ) -> DistilledDataset:
-    """Run Algorithm 1: `distill`, with the signature that all methods have."""
-    return run(Algorithm("ddpp", begin, step), data, teachers, config, saving)
+    """Run Algorithm 1: `distill`, with the signature that all methods have.
+
+    - name: of the method, which its files carry.
+    """
+    return run(Algorithm(name, begin, step), data, teachers, config, saving)
 
 
 def run(
@@ -374,6 +382,8 @@ def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
         )
     teachers.check_data(data)
     rule_of(config, teachers.network)
+    check_rule(config.rule, teachers.network.size)
+    check_operations(config.augment, data.shape)
 
 
 def rule_of(config: DistillConfig, network: Flat) -> Rule:

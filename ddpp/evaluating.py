@@ -7,6 +7,7 @@ best on the test set is given beside them, labelled as such.
 """
 
 import json
+import operator
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ddpp.data import ImageData, Split
-from ddpp.data.augmentation import Augmentation, as_augmentation, augment, draw
+from ddpp.data.augmentation import (
+    Augmentation,
+    as_augmentation,
+    augment,
+    check_operations,
+    draw,
+)
 from ddpp.distilled import SQUARED_ERROR, DistilledDataset
 from ddpp.foundation import files
 from ddpp.foundation.errors import Count, Error, Share, check_bounds
@@ -163,6 +170,7 @@ def evaluate(
     """
     if repeats < 1:
         raise Error(f"the evaluation's repeats is {repeats}: it must be at least 1")
+    repeats, seed = operator.index(repeats), operator.index(seed)  # of NumPy's integers, too
     distilled = distilled.to(data.device).unfolded()
     check_pair(distilled, data)
     own = NetworkConfig(**distilled.network)
@@ -304,6 +312,8 @@ def train(
     """
     distilled = distilled.unfolded()
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
+    check_operations(protocol.augment, images.shape[1:])
+    network.check_batches(len(labels), protocol.batch)
     theta = network.initial(derive(seed, *path))
     velocity = torch.zeros_like(theta)
     rng = generator(seed, *path, "batches")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import Count, Error, check_bounds, choose, first_line
 from ddpp.foundation.identity import Table
 from ddpp.foundation.seeds import generator
 
@@ -187,10 +187,11 @@ class NetworkConfig:
     # with those of channels, classes, image_size, width and depth that it has as parameters
     name: str | Callable[..., nn.Module] = "convnet"
     # 128: every layer as wide as published; others in proportion, as 32: a quarter of the channels
-    width: int = 128
-    depth: int = 3  # blocks of the ConvNet; the others have a depth of their own
+    width: Count = 128
+    depth: Count = 3  # blocks of the ConvNet; the others have a depth of their own
 
     def __post_init__(self):
+        check_bounds(self, "the network's ")
         object.__setattr__(self, "name", ARCHITECTURES.name_of(self.name))
 
     def build(
@@ -206,27 +207,25 @@ class NetworkConfig:
         Raises Error for a network that cannot be used here, see `Flat`.
         """
         architecture = ARCHITECTURES[choose("network", self.name, ARCHITECTURES)]
-        for field in ("width", "depth"):
-            if getattr(self, field) < 1:
-                raise Error(
-                    f"the network's {field} is {getattr(self, field)}: it must be at least 1"
-                )
-        return _build(self, architecture, channels, classes, image_size, device)
+        # the class that the name stands for now, and what its code is now
+        now = architecture, *ARCHITECTURES.marks(self.name).values()
+        return _build(self, now, channels, classes, image_size, device)
 
 
 @lru_cache(maxsize=8)  # few and small; runs of one network share it, with what was compiled for it
 def _build(
     config: NetworkConfig,
-    architecture: Callable[..., nn.Module],
+    now: tuple,
     channels: int,
     classes: int,
     image_size: int,
     device: torch.device | str,
 ) -> "Flat":
-    """Build config's network by the class that its name stands for now (a part of the cache's key).
+    """Build config's network. `now` has the class first, and what else the cache's key needs.
 
     More parameters than elsewhere: they are what the cache tells networks apart by.
     """
+    architecture: Callable[..., nn.Module] = now[0]
     sizes = {
         "channels": channels,
         "classes": classes,
@@ -237,6 +236,8 @@ def _build(
     taken = inspect.signature(architecture).parameters
     if not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
         sizes = {name: size for name, size in sizes.items() if name in taken}
+    fixed = getattr(architecture, "keywords", {})  # of a functools.partial
+    sizes = {name: size for name, size in sizes.items() if name not in fixed}
     network = Flat(lambda: architecture(**sizes), device, str(config.name))
     network.check((channels, image_size, image_size), classes)
     return network
@@ -266,7 +267,9 @@ class Flat:
         self.device = device
         self.shapes = {name: p.shape for name, p in self._module.named_parameters()}
         self.size = sum(shape.numel() for shape in self.shapes.values())
-        self.mixes = False  # whether an image's logits depend on its batch; `check` finds out
+        # what `check` finds out: whether an image's logits depend on its batch, and whether it
+        # cannot be alone in one
+        self.mixes = self.needs_company = False
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         return functional_call(self._module, self.unflatten(theta), (plain(images),))
@@ -325,7 +328,7 @@ class Flat:
                 logits, again = module(images), module(given.clone())
             except Exception as e:
                 size = " x ".join(map(str, shape))
-                raise Error(f"{what} cannot take images of {size}: {_first_line(e)}") from e
+                raise Error(f"{what} cannot take images of {size}: {first_line(e)}") from e
         if problem := _problem_of_logits(logits, classes):
             raise Error(f"{what} {problem}")
         if not torch.equal(images, given):
@@ -342,8 +345,21 @@ class Flat:
                 f"{what} gives the same images other logits each time: leave out dropout and "
                 "other randomness"
             )
-        with torch.no_grad():
-            self.mixes = not torch.allclose(module(given[:1]), logits[:1], rtol=1e-3, atol=1e-4)
+        try:
+            with torch.no_grad():
+                alone = module(given[:1])
+        except Exception:  # batch statistics of a single value
+            self.mixes = self.needs_company = True
+        else:
+            self.mixes = not torch.allclose(alone, logits[:1], rtol=1e-3, atol=1e-4)
+
+    def check_batches(self, images: int, batch: int) -> None:
+        """Raise an Error if `images` in batches leave one that is alone, and must not be."""
+        if self.needs_company and (batch == 1 or images % batch == 1):
+            raise Error(
+                f"{images} images in batches of {batch} leave a single one, of which the network "
+                f"'{self.name}' cannot take the statistics: choose another batch size"
+            )
 
     def _fresh(self, seed: int) -> nn.Module:
         """Make another module, initialized by the seed, or raise Error if it cannot be used."""
@@ -355,7 +371,7 @@ class Flat:
             except Error:
                 raise
             except Exception as e:
-                raise Error(f"the network '{self.name}' cannot be made: {_first_line(e)}") from e
+                raise Error(f"the network '{self.name}' cannot be made: {first_line(e)}") from e
         if problem := _problem(module):
             raise Error(f"the network '{self.name}' {problem}")
         return module
@@ -433,10 +449,6 @@ def _problem_of_logits(logits: object, classes: int) -> str:
             f"logits must have the shape (2, {classes})"
         )
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import Error, choose, first_line
 from ddpp.foundation.identity import Table
 from ddpp.foundation.seeds import generator
 
@@ -128,7 +128,33 @@ def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: Rule = "si
     if not 0 <= epsilon < 1:
         raise Error(f"epsilon is {epsilon}: it must be at least 0 and below 1 (the paper uses 0.1)")
     prune = find_rule(rule)
-    return check_mask(prune(student.detach(), teacher.detach(), epsilon), student)
+    # copies, as a rule may work in place
+    student, teacher = student.detach().clone(), teacher.detach().clone()
+    return check_mask(prune(student, teacher, epsilon), student)
+
+
+def check_rule(rule: Rule, size: int) -> None:
+    """Raise an Error for a rule of one's own that cannot be used on vectors (size,).
+
+    It must return a mask, and the same one for equal vectors: a step asks for it more than once.
+    """
+    prune = find_rule(rule)
+    if prune in RULES.built_in.values():
+        return
+    rng = generator(0, "probe")
+    student, teacher = (torch.randn(size, generator=rng, dtype=torch.float32) for _ in range(2))
+    with torch.random.fork_rng(devices=[]):
+        try:
+            one, two = (keep_mask(student, teacher, 0.1, rule) for _ in range(2))
+        except Error:
+            raise
+        except Exception as e:
+            raise Error(f"the rule fails on vectors of {size} parameters: {first_line(e)}") from e
+    if not torch.equal(one, two):
+        raise Error(
+            "the rule gives the same student and teacher another mask each time: take what is "
+            "random from the two vectors, as the rule `random` does"
+        )
 
 
 KINDS = {"vectors": 1, "matrices": 2, "convolutions": 4}  # of parameters, by their dimensions

@@ -17,7 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpp.data import ImageData
-from ddpp.data.augmentation import Augmentation, as_augmentation, augment, draw
+from ddpp.data.augmentation import (
+    Augmentation,
+    as_augmentation,
+    augment,
+    check_operations,
+    draw,
+)
 from ddpp.foundation import files, processes
 from ddpp.foundation.errors import Count, Error, NotNegative, Positive, check_bounds, differences
 from ddpp.foundation.identity import as_in_files, marks, settings
@@ -153,10 +159,13 @@ def train_teachers(
     """
     if folder is None and processes.size() > 1:
         raise Error("several processes share their teachers through a folder: say which")
+    check_operations(config.augment, data.shape)
+    network = data.network(config.network)
+    network.check_batches(len(data.train.labels), config.batch)
     training = _Training(
         data,
         config,
-        network=data.network(config.network),
+        network=network,
         folder=None if folder is None else Path(folder),
         identity=config.identity(data),
     )

@@ -2,15 +2,30 @@
 channels-last images.
 """
 
+import functools
+import json
 import re
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small import refused
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpp import Error, NetworkConfig, TeacherConfig, evaluate, load_data, networks, train_teachers
+from ddpp import (
+    DistillConfig,
+    Error,
+    NetworkConfig,
+    Protocol,
+    TeacherConfig,
+    evaluate,
+    load_data,
+    networks,
+    train_teachers,
+)
 from ddpp.baselines import cafe, common, dm, selection
 from ddpp.data.augmentation import OPERATIONS, Draw
 from ddpp.foundation.seeds import generator
@@ -368,6 +383,69 @@ def test_one_network_is_made_once_and_another_of_its_name_anew(register):
     one = register(PreActivation).build(SHAPE[0], CLASSES, SHAPE[1])
     assert NetworkConfig(width=4).build(1, 2, 8) is NetworkConfig(width=4).build(1, 2, 8)
     assert register(Shared).build(SHAPE[0], CLASSES, SHAPE[1]).shapes != one.shapes
+
+
+ACTIVATION = nn.ReLU
+
+
+def test_a_network_whose_globals_changed_is_made_anew(monkeypatch, register):
+    def mine():
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 5), ACTIVATION(), nn.Linear(5, CLASSES))
+
+    config = register(mine)
+    one = config.build(SHAPE[0], CLASSES, SHAPE[1])
+    assert config.build(SHAPE[0], CLASSES, SHAPE[1]) is one
+    monkeypatch.setitem(globals(), "ACTIVATION", nn.Tanh)
+    theta, images = one.initial(0), torch.randn(2, *SHAPE, generator=generator(0))
+    other = config.build(SHAPE[0], CLASSES, SHAPE[1])
+    assert not torch.equal(other(theta, images), one(theta, images))
+
+
+@pytest.mark.usefixtures("tables")
+def test_settings_that_a_partial_fixes_are_kept():
+    network = NetworkConfig(functools.partial(networks.ConvNet, depth=2), width=4)
+    assert len(network.build(3, 10, 32).shapes) == 2 * 4 + 2
+    network = NetworkConfig(functools.partial(networks.ConvNet, width=8), width=4)
+    assert network.build(3, 10, 32).shapes["0.weight"] == (8, 3, 3, 3)
+
+
+class Features(nn.Sequential):
+    """Normalizes features, of which a single image has no statistics."""
+
+    def __init__(self):
+        norm = nn.BatchNorm1d(5, track_running_stats=False)
+        super().__init__(nn.Flatten(), nn.Linear(192, 5), norm, nn.ReLU(), nn.Linear(5, CLASSES))
+
+
+def test_a_network_that_cannot_take_a_single_image_trains_unless_a_batch_has_one(register, npz):
+    data = load_data(
+        npz(classes=CLASSES, size=8, channels=3, per_class=10), device="cpu", zca=False
+    )
+    config, count = register(Features), len(data.train.labels)
+    assert data.network(config).mixes
+    teachers = TeacherConfig(count=1, epochs=1, batch=count - 2, network=config)
+    assert len(train_teachers(data, teachers, progress=False)) == 1
+    with refused("leave a single one", "choose another batch size"):
+        train_teachers(data, replace(teachers, batch=count - 1), progress=False)
+    real = selection.random(data, 1, asdict(config))
+    with refused("4 images in batches of 3 leave a single one"):
+        evaluate(real, data, protocol=Protocol(epochs=1, batch=3), progress=False)
+
+
+@pytest.mark.parametrize("size", [2.5, "4", 0, float("nan")])
+def test_a_size_that_is_no_count_is_refused(size):
+    for name in ("width", "depth"):
+        with refused(f"the network's {name} is", "it must be"):
+            NetworkConfig(**{name: size})
+    with refused("ipc is", "it must be"):
+        DistillConfig(ipc=size)
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons():
+    config = DistillConfig(ipc=np.int64(2), seed=np.int64(3), epsilon=np.float64(0.1))
+    assert json.dumps(asdict(config)) == json.dumps(asdict(DistillConfig(ipc=2, seed=3)))
+    with refused("seed is 1.5: it must be a whole number"):
+        DistillConfig(seed=1.5)
 
 
 # How images lie in memory

@@ -1,9 +1,10 @@
 """What a researcher brings: data, a rule, a network, an augmentation, a look at each step."""
 
+import functools
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,16 +14,20 @@ from torch.utils.data import TensorDataset
 
 import ddpp
 from ddpp import cli
+from ddpp.baselines import selection
 from ddpp.cli import commands
 from ddpp.data.augmentation import OPERATIONS, draw
 from ddpp.experiments import reproduce
 from ddpp.experiments.lists import Run
+from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import recipe
 from ddpp.experiments.run import Experiment
 from ddpp.foundation import files
+from ddpp.foundation.identity import fingerprint
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 from ddpp.networks import accuracy
+from ddpp.pruning import RULES
 
 pytestmark = pytest.mark.usefixtures("tables")
 
@@ -127,6 +132,93 @@ def test_a_rule_that_returns_no_mask_is_refused(rule, what):
         ddpp.keep_mask(torch.ones(3), torch.ones(3), 0.1, rule)
 
 
+def test_a_rule_that_draws_anew_each_time_or_fails_is_refused(data):
+    def random(student, teacher, epsilon):
+        return torch.rand(len(student)) < 0.5
+
+    def broken(student, teacher, epsilon):
+        return student[teacher] > 0
+
+    teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
+    with refused("the rule gives the same student and teacher another mask each time"):
+        ddpp.distill(data, teachers, replace(CONFIG, rule=random), progress=False)
+    with refused(f"the rule fails on vectors of {teachers.network.size} parameters: IndexError"):
+        ddpp.distill(data, teachers, replace(CONFIG, rule=broken), progress=False)
+
+
+@pytest.mark.parametrize("engine", ["autograd", "stored", "adjoint"])
+def test_a_rule_that_works_in_place_changes_no_teacher(data, engine):
+    def plain(student, teacher, epsilon):
+        return student.abs() > epsilon * teacher.abs()
+
+    def in_place(student, teacher, epsilon):
+        return student.abs_() > epsilon * teacher.abs_()
+
+    teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
+    before = [teachers.snapshot(k, e).clone() for k in range(2) for e in range(4)]
+    make = lambda rule: ddpp.distill(
+        data, teachers, replace(CONFIG, rule=rule, engine=engine), progress=False
+    )
+    same(make(in_place), make(plain))
+    after = [teachers.snapshot(k, e) for k in range(2) for e in range(4)]
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_a_rule_that_was_written_anew_is_resumed_in_the_next_session(data, tmp_path):
+    def make(share):
+        def mine(student, teacher, epsilon):
+            return student.abs() > share * teacher.abs()
+
+        return mine
+
+    teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
+    go = lambda rule, steps: ddpp.distill(
+        data,
+        teachers,
+        replace(CONFIG, rule=rule, steps=steps),
+        checkpoint=tmp_path / "checkpoint",
+        progress=False,
+    )
+    config = [ddpp.DistillConfig(rule=make(share)) for share in (0.1, 0.2)]
+    assert [c.rule for c in config] == ["mine", "mine-2"]
+    first = go("mine-2", 2)
+    assert first.provenance["config"]["rule"] == "mine"
+    assert first.provenance["custom"].keys() == {"rule mine"}
+    with refused("the rule mine has changed"):
+        go("mine", 4)
+    for name in ("mine", "mine-2"):  # as in a new session
+        del RULES[name]
+    assert ddpp.DistillConfig(rule=make(0.2)).rule == "mine"
+    assert go("mine", 4).provenance["config"]["steps"] == 4
+
+
+def test_two_operations_of_one_name_stay_apart_in_files(data):
+    weak, strong = functools.partial(dim, by=0.1), functools.partial(dim, by=0.9)
+    config = replace(TEACHERS, augment=(weak, strong))
+    assert config.identity(data)["augment"] == ["dim", "dim-2"]
+    assert config.identity(data)["custom"].keys() == {"augmentation dim", "augmentation dim-2"}
+    config = replace(TEACHERS, augment=("crop", strong))
+    assert config.identity(data)["augment"] == ["crop", "dim"]
+
+
+def dim(images, u, by):
+    return images * (1 - by)
+
+
+def test_subclasses_do_not_inherit_a_version():
+    class Base(Tiny):
+        pass
+
+    class Other(Base):
+        extra = 1
+
+    class Another(Base):
+        extra = 2
+
+    assert fingerprint(ddpp.custom(Base, version=1)) == "version 1"
+    assert len({fingerprint(one) for one in (Base, Other, Another)}) == 3
+
+
 def test_a_rule_of_a_module_on_the_command_line(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "def every_other(student, teacher, epsilon):\n"
@@ -191,6 +283,64 @@ def test_all_operations_are_the_default_and_files_know_them_as_before(data):
     one = ddpp.distill(data, made, replace(CONFIG, augment=("crop",)), progress=False)
     assert one.provenance["config"]["augment"] == ["crop"]
     assert not torch.equal(one.images, distilled.images)
+
+
+def test_an_operation_of_ones_own_does_not_change_what_all_operations_are(data, tmp_path):
+    first = ddpp.train_teachers(data, TEACHERS, tmp_path, progress=False)
+    names = {draw(2, generator(n), True).operation for n in range(100)}
+    ddpp.TeacherConfig(augment=("crop", fade))
+    assert {draw(2, generator(n), True).operation for n in range(100)} == names
+    again = ddpp.train_teachers(data, replace(TEACHERS, count=3), tmp_path, progress=False)
+    alone = ddpp.train_teachers(data, replace(TEACHERS, count=3), progress=False)
+    assert torch.equal(again.snapshot(0, 3), first.snapshot(0, 3))
+    assert torch.equal(again.snapshot(2, 3), alone.snapshot(2, 3))
+
+
+def noisy(images, u):
+    return images + torch.rand_like(images)
+
+
+def detached(images, u):
+    return images.detach() * 2
+
+
+def in_place(images, u):
+    return images.mul_(2)
+
+
+def smaller(images, u):
+    return images[..., 1:]
+
+
+def wrong(images, u):
+    return images * u[:, 7]
+
+
+@pytest.mark.parametrize(
+    "operation, words",
+    [
+        (noisy, "gives the same images another result each time"),
+        (detached, "is not differentiable"),
+        (in_place, "changes the images or numbers that it is given"),
+        (smaller, "returns torch.float32 (4, 3, 8, 7): it must return images of the same shape"),
+        (wrong, "cannot take images of 4 x 3 x 8 x 8 and numbers of 4 x 3: IndexError"),
+    ],
+)
+@pytest.mark.parametrize("where", ["teachers", "distillation", "evaluation"])
+def test_an_operation_that_is_no_function_of_images_and_numbers_is_refused(
+    data, operation, words, where
+):
+    own = {"augment": ("crop", operation)}
+    before = torch.get_rng_state()
+    with refused(f"the augmentation {operation.__name__} {words}"):
+        if where == "teachers":
+            ddpp.train_teachers(data, replace(TEACHERS, **own), progress=False)
+        teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
+        if where == "distillation":
+            ddpp.distill(data, teachers, replace(CONFIG, **own), progress=False)
+        real = selection.random(data, 1, asdict(NETWORK), 0)
+        ddpp.evaluate(real, data, protocol=ddpp.Protocol(epochs=1, **own), progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_an_unknown_operation_is_refused():
@@ -296,6 +446,48 @@ def test_more_steps_continue_a_finished_file_and_keep_the_shorter_one(tmp_path, 
     assert out.read_bytes() == before
     with refused("holds the result of another run", "config.steps was 7 and is 3"):
         make(3).run()
+
+
+@pytest.mark.parametrize(
+    "method", [n for n, m in METHODS.items() if m.lasting and hasattr(m.config, "steps")]
+)
+def test_every_lasting_method_can_be_given_more_steps(tmp_path, method):
+    npz, saving = save(tmp_path / "mine.npz"), Saving(progress=False)
+    quick = {"batch_real": 4, "inner": 1, "outer": 2, "student_steps": 2, "unroll": 4, "window": 2}
+    quick |= {"epochs": 3}
+
+    def make(steps, out):
+        config = METHODS[method].config
+        settings = {k: v for k, v in quick.items() if k in config.__dataclass_fields__}
+        base = small_recipe(npz, method, 1, 1, steps=steps, iterates=1, **settings)
+        return Experiment(base, tmp_path / out, saving=saving, device="cpu").run()[0]
+
+    make(2, "set.safetensors")
+    longer, whole = make(4, "set.safetensors"), make(4, "whole.safetensors")
+    assert torch.equal(longer.images, whole.images)
+    assert longer.provenance["method"] == method
+
+
+def test_a_repeated_run_reads_its_report_whatever_operations_it_was_tested_with(tmp_path, tables):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "set.safetensors"
+
+    def make(augment):
+        base = small_recipe(npz, "mtt", ipc=1, repeats=1)
+        base = replace(base, protocol=replace(base.protocol, augment=augment))
+        return Experiment(base, out, saving=Saving(progress=False), device="cpu").run()[1][
+            "distilled"
+        ]
+
+    first = make(("crop", "cutout"))
+    assert make(("crop", "cutout")) == first
+    with refused("has another evaluation (protocol.augment was", "move it away"):
+        make(("crop", fade))
+    out.with_suffix(".json").unlink()
+    first = make(("crop", fade))
+    assert make(("crop", fade)) == first
+    OPERATIONS["fade"] = lambda images, u: images * u[:, 1:2, None, None]
+    with refused("has another evaluation (the augmentation fade has changed)"):
+        make(("crop", "fade"))
 
 
 def test_an_extension_that_is_killed_between_its_moves_goes_on(tmp_path):

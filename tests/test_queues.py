@@ -86,7 +86,7 @@ def test_a_queue_may_store_reports_alone(queue, tmp_path):
     with refused("long/mine in", "stores no sets", "give one number of steps"):
         read_queue(queue)
     queue.write_text(one.replace("student_steps = 2", "student_steps = [2, 4]"))
-    with refused("student_steps is (2, 4): it must be a number, at least 1"):
+    with refused("student_steps is (2, 4): it must be a whole number, at least 1"):
         read_queue(queue)
     queue.write_text(one.replace("sets = false", "sets = 'no'"))
     with refused("sets, of long/mine in", "must be true or false"):
@@ -215,9 +215,9 @@ def test_a_window_that_grows_does_so_over_the_steps_of_the_run(queue):
         ("distill = 3", "distill, of a in queue.toml, cannot be 3"),
         ("zca = 'yes'", "zca, of a in queue.toml, cannot be 'yes'"),
         ("validation = 'x'", "validation, of a in queue.toml, cannot be 'x'"),
-        ("teachers = { augment = 3 }", "augment, of a in queue.toml, cannot be 3"),
-        ("teachers = { network = { width = 'x' } }", "width, of a in queue.toml, cannot be 'x'"),
-        ("distill = { seed = 'x' }", "seed, of a in queue.toml, cannot be 'x'"),
+        ("teachers = { augment = 3 }", "augment is 3: it must be True, False, or a list"),
+        ("teachers = { network = { width = 'x' } }", "the network's width is 'x': it must be"),
+        ("distill = { seed = 'x' }", "seed is 'x': it must be a whole number"),
     ],
 )
 def test_a_setting_of_another_type_gets_a_sentence(line, words, tmp_path, monkeypatch):

@@ -21,10 +21,6 @@ from ddpp.teachers import one_epoch, train_teachers
         *[({name: 0}, [f"{name} is 0", "at least 1"]) for name in ("count", "epochs", "batch")],
         *[({"lr": value}, ["lr", "positive"]) for value in (0.0, -1.0, NAN)],
         *[({"rho": value}, ["rho is", "at least 0"]) for value in (-1.0, NAN)],
-        *[
-            ({"network": replace(NETWORK, **{name: 0})}, [f"{name} is 0", "1"])
-            for name in ("width", "depth")
-        ],
         (
             {"network": replace(NETWORK, depth=4)},
             ["depth 4", "8 x 8 pixels", "a depth of at most 3"],

@@ -117,6 +117,7 @@ def train(theta: Tensor, images: Tensor, problem: Problem[Any], rng: torch.Gener
     They are augmented if the method augments. CAFE's settings fit, too.
     """
     config = problem.config
+    problem.network.check_batches(len(images), config.batch)
     for _ in range(config.inner):
         for index in torch.randperm(len(images), generator=rng).split(config.batch):
             x = augment(images[index], draw(len(index), rng)) if config.augment else images[index]

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpp.foundation.errors import choose
+from ddpp.foundation.errors import Error, choose, first_line
 from ddpp.foundation.identity import Table
+from ddpp.foundation.seeds import generator
 
 # DSA's published strengths
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
@@ -26,7 +27,7 @@ ROTATE = 15.0  # degrees
 
 
 Operation = Callable[[Tensor, Tensor], Tensor]
-# True: all in OPERATIONS; False: off; else those of these names, of which one is drawn per batch
+# True: the six; False: off; else those of these names, of which one is drawn per batch
 Augmentation = bool | tuple[str | Operation, ...]
 
 
@@ -42,7 +43,7 @@ def draw(n: int, generator: torch.Generator, augment: Augmentation = True) -> Dr
 
     - n: images in the batch.
     - generator: on the CPU; it advances by one operation and (n, 3) numbers.
-    - augment: the operations to draw from. Default: all in OPERATIONS.
+    - augment: the operations to draw from. Default: DSA's six, whatever else is in OPERATIONS.
 
     >>> from ddpp.data.augmentation import draw
     >>> from ddpp.foundation.seeds import generator
@@ -50,7 +51,7 @@ def draw(n: int, generator: torch.Generator, augment: Augmentation = True) -> Dr
     >>> how.operation, tuple(how.u.shape)
     ('scale', (2, 3))
     """
-    names = tuple(OPERATIONS) if augment is True else augment or ()
+    names = tuple(OPERATIONS.built_in) if augment is True else augment or ()
     operation = names[int(torch.randint(len(names), (), generator=generator))]
     return Draw(str(operation), torch.rand(n, 3, generator=generator, dtype=torch.float64))
 
@@ -133,6 +134,50 @@ def _resample(x: Tensor, linear: Tensor) -> Tensor:
     return F.grid_sample(x, grid, align_corners=True)
 
 
+def check_operations(augment: Augmentation, shape: tuple[int, ...]) -> None:
+    """Raise an Error for an operation of one's own that is not what a run needs.
+
+    - augment: what a config says of its augmentation.
+    - shape: of an image, (C, H, W).
+
+    An operation must be a differentiable function of the images and the numbers alone: it gives
+    equal results for equal arguments, keeps their shape and type, and leaves them as they are. Else
+    engines would disagree silently, or runs end late.
+    """
+    for name in () if isinstance(augment, bool) else augment:
+        operation = OPERATIONS[str(name)]
+        if operation is not OPERATIONS.built_in.get(str(name)):
+            with torch.random.fork_rng(devices=[]):
+                if problem := _problem(operation, shape):
+                    raise Error(f"the augmentation {name} {problem}")
+
+
+def _problem(operation: Operation, shape: tuple[int, ...]) -> str:
+    """Say why an operation cannot be used. Empty if it can."""
+    rng = generator(0, "probe")
+    images = torch.randn(4, *shape, generator=rng, dtype=torch.float32).requires_grad_()
+    u = torch.rand(4, 3, generator=rng, dtype=torch.float32)
+    given, numbers = images.clone(), u.clone()
+    try:
+        made, again = operation(given, numbers), operation(images.clone(), u.clone())
+    except Exception as e:
+        size = " x ".join(map(str, given.shape))
+        return f"cannot take images of {size} and numbers of 4 x 3: {first_line(e)}"
+    if not (torch.equal(given, images) and torch.equal(numbers, u)):
+        return "changes the images or numbers that it is given: make a new tensor instead"
+    if not isinstance(made, Tensor) or (made.shape, made.dtype) != (images.shape, images.dtype):
+        what = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else repr(made)
+        return f"returns {what}: it must return images of the same shape and type"
+    if not torch.equal(made.nan_to_num(), again.nan_to_num()):
+        return (
+            "gives the same images another result each time: take what is random from the numbers "
+            "that it is given, (n, 3) in [0, 1)"
+        )
+    if not made.requires_grad:
+        return "is not differentiable: the gradient must reach the images (no detach, no numpy)"
+    return ""
+
+
 OPERATIONS = Table(
     "augmentation", {f.__name__: f for f in (color, crop, cutout, flip, scale, rotate)}
 )
@@ -141,7 +186,7 @@ OPERATIONS = Table(
 def as_augmentation(augment: bool | str | Iterable[str | Operation]) -> Augmentation:
     """Return what a config says of its augmentation, in the form that files know.
 
-    - augment: True for all in OPERATIONS, False or () for none, or some: names in OPERATIONS,
+    - augment: True for DSA's six, False or () for none, or some: names in OPERATIONS,
       functions of your own of images (n, C, H, W) and numbers (n, 3) in [0, 1), or
       "package.module:name".
 
@@ -149,10 +194,12 @@ def as_augmentation(augment: bool | str | Iterable[str | Operation]) -> Augmenta
     """
     if isinstance(augment, bool):
         return augment
+    if not isinstance(augment, (str, Iterable)):
+        raise Error(f"augment is {augment!r}: it must be True, False, or a list of operations")
     chosen = [augment] if isinstance(augment, str) else list(augment)
     names = tuple(OPERATIONS.name_of(one) for one in chosen)
     for name in names:
         choose("augmentation", name, OPERATIONS)
-    if names == tuple(OPERATIONS):
+    if names == tuple(OPERATIONS.built_in):
         return True
     return names or False

@@ -45,7 +45,7 @@ class Method:
 
     matches: str  # in words, what is made equal
     config: type  # its settings, a dataclass with at least ipc and seed
-    # of teachers or a NetworkConfig, and a config
+    # of teachers or a NetworkConfig, and a config. Its files carry the method's name in METHODS
     run: Callable[[ImageData, Any, Any, Saving], DistilledDataset]
     check: Callable[[Any], None]  # raises an Error for settings that cannot work
     teachers: bool = False  # whether it is given trained teachers, or only the kind of network
@@ -82,7 +82,11 @@ METHODS = Table(
         "ddpp": _trajectories(
             "training trajectories, without the parameters that are difficult to match"
         ),
-        "mtt": _trajectories("training trajectories", settings=FIXED["mtt"]),
+        "mtt": _trajectories(
+            "training trajectories",
+            run=partial(match_trajectories, name="mtt"),
+            settings=FIXED["mtt"],
+        ),
         "iadd": _trajectories(
             "training trajectories, with a learned weight for each parameter",
             config=iadd.IADDConfig,

@@ -23,7 +23,7 @@ from ddpp.experiments.recipes import Recipe, from_dict
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Error, differences
-from ddpp.foundation.identity import as_in_files, of_run, of_state
+from ddpp.foundation.identity import as_in_files, marks, of_run, of_state
 from ddpp.foundation.loop import Saving, read_checkpoint
 from ddpp.networks import accuracy
 from ddpp.teachers import TeacherConfig, Teachers, read_snapshot, train_teachers
@@ -170,8 +170,9 @@ class Experiment:
         known, asked = self._known_report(), self._asked()
         if known and known["asked"] != asked:
             raise Error(
-                f"{report_path(self.out)} has another evaluation: move it away for a new one, or "
-                "use 'ddpp evaluate'"
+                f"{report_path(self.out)} has another evaluation "
+                f"({differences(known['asked'], asked)}): move it away for a new one, or use 'ddpp "
+                "evaluate'"
             )
         if known:
             return known
@@ -257,12 +258,14 @@ class Experiment:
 
     def _asked(self) -> dict:
         """What the report answers: the evaluation of these bytes in this way."""
-        return {
+        protocol = self.recipe.protocol
+        asked = {
             "sha256": hashlib.sha256(self.out.read_bytes()).hexdigest(),
-            "protocol": asdict(self.recipe.protocol),
+            "protocol": asdict(protocol),
             "repeats": self.recipe.repeats,
             "best_on_test": self.best_on_test,
         }
+        return as_in_files(asked | marks(augmentation=protocol.augment))
 
     def _known_report(self) -> dict | None:
         """The report beside `out`, if there is one, or an Error if another file has its name."""

@@ -4,8 +4,10 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Annotated, get_args, get_type_hints
+
+import numpy as np
 
 if TYPE_CHECKING:  # it is nowhere else
     from _typeshed import DataclassInstance
@@ -54,18 +56,25 @@ Share = Annotated[float, Bound(least=0, below=1)]
 
 def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
     """Raise an Error for the first number of a config that its annotation excludes; NaN and
-    infinity are always excluded.
+    infinity are always excluded. NumPy's numbers become Python's, which files can hold.
 
     Call it in `__post_init__`: then no config with such a number exists.
     """
     hints = get_type_hints(type(config), include_extras=True)
     for field in fields(config):
-        bound, value = _bound(hints[field.name]), getattr(config, field.name)
-        if not bound or value is None:
+        hint, value = hints[field.name], getattr(config, field.name)
+        if isinstance(value, np.generic):
+            value = value.item()
+            object.__setattr__(config, field.name, value)
+        bound, kind = _bound(hint), "a whole number" if _is_whole(hint) else "a number"
+        if value is None or not (bound or _is_whole(hint)):
             continue
+        must = f"it must be {kind}, {bound}" if bound else f"it must be {kind}"
         if not isinstance(value, Real):
-            raise Error(f"{whose}{field.name} is {value!r}: it must be a number, {bound}")
-        if bound.broken_by(float(value)):
+            raise Error(f"{whose}{field.name} is {value!r}: {must}")
+        if _is_whole(hint) and math.isfinite(value) and not isinstance(value, Integral):
+            raise Error(f"{whose}{field.name} is {value}: {must}")
+        if bound and bound.broken_by(float(value)):
             number = "" if math.isfinite(value) else "a finite number, "
             raise Error(f"{whose}{field.name} is {value}: it must be {number}{bound}")
 
@@ -78,6 +87,16 @@ def _bound(hint: object) -> Bound | None:
         if found := _bound(part):
             return found
     return None
+
+
+def _is_whole(hint: object) -> bool:
+    """Whether an annotation, such as `Count | None`, is of whole numbers."""
+    return hint is int or any(_is_whole(part) for part in get_args(hint))
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an exception, and the first line of its message, to be quoted."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
 def differences(then: dict, now: dict) -> str:

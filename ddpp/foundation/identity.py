@@ -55,6 +55,8 @@ MADE_BY_DATACLASS = {
 }
 
 TABLES: dict[str, "Table"] = {}  # by kind
+# the own names of functions that have another name in this session, as one of that name was there
+RENAMED: dict[str, str] = {}
 
 
 class Table(dict):
@@ -86,7 +88,8 @@ class Table(dict):
           "package.module:name", which is imported.
 
         A second one of the same name gets another name, so that no config changes its meaning.
-        Raises Error for what cannot be imported, has no name, or cannot be recognized again.
+        Files know it by its own name and its fingerprint (`as_in_files`). Raises Error for what
+        cannot be imported, has no name, or cannot be recognized again.
         """
         if isinstance(thing, str):
             if ":" in thing and thing not in self:
@@ -107,15 +110,9 @@ class Table(dict):
         while name in self and fingerprint(self[name], name) != does:
             count += 1
             name = f"{own}-{count}"
+            RENAMED[name] = own
         self[name] = thing
         return name
-
-    def marks_of_all(self) -> dict[str, str]:
-        """`marks` of the whole table, and its names in order where these are not ddpp's own."""
-        order = (
-            {} if list(self) == list(self.built_in) else {f"list of {self.kind}s": ", ".join(self)}
-        )
-        return self.marks(*self) | order
 
 
 def _imported(kind: str, where: str) -> Any:
@@ -136,7 +133,7 @@ def _imported(kind: str, where: str) -> Any:
 def marks(**names: Any) -> dict[str, dict[str, str]]:
     """Return {"custom": ...}, which an identity carries: a fingerprint of each name not ddpp's own.
 
-    - names: as KIND=NAME. augmentation=True stands for all operations, and a tuple names some.
+    - names: as KIND=NAME. augmentation=True stands for ddpp's operations, and a tuple names some.
 
     Empty, and so no change to the identity, where all of them are ddpp's own.
     """
@@ -145,7 +142,7 @@ def marks(**names: Any) -> dict[str, dict[str, str]]:
         if isinstance(name, tuple):
             found |= TABLES[kind].marks(*name)
         elif kind == "augmentation":
-            found |= TABLES[kind].marks_of_all() if name else {}
+            found |= TABLES[kind].marks(*TABLES[kind].built_in) if name else {}
         elif kind in TABLES:
             found |= TABLES[kind].marks(name)
     return {"custom": found} if found else {}
@@ -170,8 +167,30 @@ def of_state(identity: dict) -> dict:
 
 
 def as_in_files(identity: dict) -> dict:
-    """Return it as a file gives it back: with lists for tuples."""
-    return json.loads(json.dumps(identity))
+    """Return it as a file gives it back: with lists for tuples, and functions by their own names.
+
+    So a run of a function that was written anew in one session resumes in the next one, where no
+    other has its name.
+    """
+    return _own_names(json.loads(json.dumps(identity)))
+
+
+def _own_names(value: Any) -> Any:
+    """Take back names that are only of this session, unless two functions would get one name."""
+    if isinstance(value, dict):
+        return {k: _own_marks(v) if k == "custom" else _own_names(v) for k, v in value.items()}
+    if isinstance(value, list):
+        own = [_own_names(item) for item in value]
+        clash = any(own.count(b) > 1 for a, b in zip(value, own, strict=True) if a != b)
+        return value if clash else own
+    return RENAMED.get(value, value) if isinstance(value, str) else value
+
+
+def _own_marks(marks: dict[str, str]) -> dict[str, str]:
+    split = {key: key.partition(" ") for key in marks}
+    own = {key: f"{kind} {RENAMED.get(name, name)}" for key, (kind, _, name) in split.items()}
+    single = {key: list(own.values()).count(name) == 1 for key, name in own.items()}
+    return {own[key] if single[key] else key: mark for key, mark in marks.items()}
 
 
 def settings(config: "DataclassInstance") -> dict:
@@ -231,7 +250,7 @@ def fingerprint(thing, name: str = "this") -> str:
     Raises Error where something that it uses cannot be seen through, and says how to give it a
     version instead.
     """
-    if (version := getattr(thing, VERSION, None)) is not None:
+    if (version := _version(thing)) is not None:
         return f"version {version}"
     try:
         text = json.dumps(_describe(thing, {}))
@@ -244,6 +263,13 @@ def fingerprint(thing, name: str = "this") -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _version(thing) -> str | None:
+    """The version that `custom` gave to it, or to its class. A class has none from its base."""
+    of = [thing] if isinstance(thing, type) else [thing, type(thing)]
+    own = (getattr(one, "__dict__", {}) for one in of)
+    return next((found[VERSION] for found in own if VERSION in found), None)
+
+
 class _Unseen(Exception):
     """A value whose content has no fingerprint."""
 
@@ -254,7 +280,7 @@ def _describe(value, seen: dict):
         return f"{type(value).__name__} {value!r}"
     if isinstance(value, (Tensor, np.ndarray)):
         return _array(value)
-    if (version := getattr(value, VERSION, None)) is not None:
+    if (version := _version(value)) is not None:
         return f"version {version}"
     if id(value) in seen:  # it contains itself, or is used twice
         return f"number {seen[id(value)][0]}"
