@@ -16,7 +16,7 @@ from ddpp.experiments.results import write_set
 from ddpp.foundation.seeds import generator
 from ddpp.judging import read_tensors
 from ddpp.judging.opening import PUBLISHED, recognize
-from ddpp.judging.verdicts import RATES
+from ddpp.judging.verdicts import HEAD, RATES, report
 
 pytestmark = pytest.mark.usefixtures("tables")
 
@@ -257,7 +257,8 @@ def test_sets_are_judged_beside_as_many_real_images(tmp_path, whitened, sample):
     )
     assert [one.chosen for one in judged] == [False, True]
     assert judged[0].alpha == pytest.approx(0.02)
-    assert round(judged[1].alpha, 6) in RATES
+    assert {round(rate, 6) for rate in (judged[1].alpha, judged[1].random_alpha)} <= {*RATES}
+    assert judged[0].random_alpha == pytest.approx(selection.LEARNING_RATE)
     for one in judged:
         assert list(one.accuracies) == list(one.random) == ["convnet", "alexnet"]
         assert all(len(values) == 2 for values in one.accuracies.values())
@@ -266,6 +267,26 @@ def test_sets_are_judged_beside_as_many_real_images(tmp_path, whitened, sample):
     again = ddpp.judge(mine, folder=tmp_path / "out", **options)
     assert again[0].accuracies["convnet"] == judged[0].accuracies["convnet"]
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == before
+
+
+def test_photographs_gain_nothing_over_photographs_when_a_rate_is_chosen(npz, tmp_path):
+    path = npz(channels=3, per_class=40)
+    data = ddpp.load_data(path, zca=False, device="cpu", validation=0.1)
+    real = selection.random(data, 2, {}, seed=0)  # the draw that `judge` compares with
+    content = {"images": data.whitening.invert(real.images).clamp(0, 1), "labels": real.labels}
+    where = {"data": path, "space": "raw", "width": 4, "repeats": 2, "folder": tmp_path / "out"}
+    protocol = ddpp.Protocol(epochs=12)
+    file = as_saved(content, tmp_path / "real.pt")
+    (one,) = ddpp.judge(file, protocol=protocol, **where, **PLACES)
+    assert one.chosen and one.alpha == one.random_alpha != selection.LEARNING_RATE
+    assert one.accuracies["convnet"] == pytest.approx(one.random["convnet"])
+    (line,), rate = one.lines(), f"{one.alpha:.4g} (chosen)"
+    row = dict(zip(HEAD, line, strict=True))
+    assert row["learning rate"] == row["their learning rate"] == rate and row["gain"] == "+0.0"
+    report([one], tmp_path / "out", torch.device("cpu"))
+    (stored,) = json.loads((tmp_path / "out" / "judged.json").read_text())["sets"]
+    assert stored["random_alpha"] == one.random_alpha
+    assert (tmp_path / "out" / "judged.csv").read_text().count(rate) == 2
 
 
 def test_the_verdict_is_that_of_evaluate(tmp_path, sample):

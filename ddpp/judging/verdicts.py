@@ -32,7 +32,8 @@ class Judged:
     images: int
     space: str  # of the pixels
     alpha: float  # learning rate that networks were trained with
-    chosen: bool  # whether it was chosen on held-out images, as the set brought none
+    random_alpha: float  # learning rate that networks on the random images were trained with
+    chosen: bool  # whether both were chosen on held-out images, as the set brought none
     accuracies: dict[str, list[float]]  # by architecture, one per network
     random: dict[str, list[float]]
     notes: tuple[str, ...]  # what was assumed
@@ -45,17 +46,19 @@ class Judged:
 
     def lines(self) -> list[list[str]]:
         """Rows of the table, one per architecture."""
-        rate = f"{self.alpha:.4g}" + (" (chosen)" if self.chosen else "")
+        chosen = " (chosen)" if self.chosen else ""
+        rate, theirs = (f"{alpha:.4g}{chosen}" for alpha in (self.alpha, self.random_alpha))
         about = [self.name, self.data, str(len(self.distilled)), self.space, rate]
         lines = []
         for name, values in self.accuracies.items():
             gain = statistics.fmean(values) - statistics.fmean(self.random[name])
-            lines.append([*about, name, _show(values), _show(self.random[name]), f"{gain:+.1f}"])
+            real = [_show(self.random[name]), theirs]
+            lines.append([*about, name, _show(values), *real, f"{gain:+.1f}"])
         return lines
 
 
 HEAD = ["set", "data", "images", "pixels", "learning rate", "network", "accuracy (%)"]
-HEAD += ["random real images (%)", "gain"]
+HEAD += ["random real images (%)", "their learning rate", "gain"]
 
 
 def judge(
@@ -86,8 +89,9 @@ def judge(
     - progress, say: whether progress bars are shown, and what hears every line.
 
     Returns one verdict per path. Where a set brings no learning rate, the best of four is chosen on
-    held-out images with one ConvNet each. Raises Error for what cannot be read or tested. Sets
-    before it have been tested by then, and are not tested again.
+    held-out images with one ConvNet each, and the random images get the best of four, too. Else
+    theirs is 0.01. Raises Error for what cannot be read or tested. Sets before it have been tested
+    by then, and are not tested again.
     """
     if not paths:
         raise Error("there is nothing to judge: name a file or folder")
@@ -142,10 +146,10 @@ def _judge(
     path: str | Path, one: Opened, architectures: Sequence[str], repeats: int, test: _Test
 ) -> Judged:
     distilled, data = one.distilled, one.data
-    if not one.rated:
-        distilled = _rated(distilled, data, test)
     network = NetworkConfig(**distilled.network)
     real = selection.random(data, distilled.ipc, asdict(network), test.seed)
+    if not one.rated:
+        distilled, real = _rated(distilled, data, test), _rated(real, data, test)
     each = lambda on: {name: test(on, data, name, repeats, "scores.json") for name in architectures}
     return Judged(
         path=str(path),
@@ -153,6 +157,7 @@ def _judge(
         images=len(distilled),
         space=one.space,
         alpha=float(distilled.alpha),
+        random_alpha=float(real.alpha),
         chosen=not one.rated,
         accuracies=each(distilled),
         random=each(real),
