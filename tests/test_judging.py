@@ -161,7 +161,12 @@ def test_the_space_of_real_images_is_recognized(sample, whitened):
     images = sample[0]
     assert recognize((images * 255).byte())[0] == recognize(images)[0] == "raw"
     assert recognize(whitened)[0] == "whitened"
-    assert recognize((images - images.mean()) / images.std())[0] == "standardized"
+    standard = (images - images.mean()) / images.std()
+    assert recognize(standard)[0] == recognize(3 * standard)[0] == "standardized"
+    # no space has such values: learned ones of 0 to 255 that leave it, and 16 bits
+    for strange in (60 * standard, 257 * (255 * images).round()):
+        with refused("not certain what the pixels are", "--space raw"):
+            recognize(strange)
 
 
 class Hostile:
@@ -315,14 +320,16 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, sample, capsys):
     assert "there is no file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
-def test_pixels_of_8_bits_are_brought_to_1_whatever_their_type(npz, tmp_path, kind):
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("space", ["raw", None])
+def test_pixels_of_8_bits_are_brought_to_1_whatever_their_type(npz, tmp_path, kind, space):
     path = npz(channels=3)
     raw = np.load(path)["x_train"][::20].transpose(0, 3, 1, 2).copy()
     torch.save(torch.from_numpy(raw), tmp_path / "bytes.pt")
     torch.save(torch.from_numpy(raw).to(kind), tmp_path / "numbers.pt")
-    opened = ddpp.open_set(tmp_path / "numbers.pt", path, "raw", device="cpu")
+    opened = ddpp.open_set(tmp_path / "numbers.pt", path, space, device="cpu")
     expected = ddpp.open_set(tmp_path / "bytes.pt", path, "raw", device="cpu")
+    assert opened.space == "raw"
     assert torch.equal(opened.distilled.images, expected.distilled.images)
     assert "values from 0 to 255: divided by 255" in opened.notes
 

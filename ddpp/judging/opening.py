@@ -22,6 +22,7 @@ from ddpp.networks import NetworkConfig
 
 SPACES = ("raw", "standardized", "whitened")
 BRIGHTEST = 8  # raw pixels above this are not learned ones that leave 0 to 1, but 0 to 255
+WIDEST = 5  # deviation that standardized pixels do not reach, not even learned ones
 ALPHA = 0.01  # where a set stores no learning rate
 # mean and standard deviation with which the field's code standardizes, of DC's repository
 PUBLISHED = {
@@ -70,7 +71,7 @@ def open_set(
         raise Error(f"{path} does not say what data it stands for: name it with --data")
     # the whitening of all training images, as other codes have it
     plain = load_data(data, root=root, zca=False, device=device, validation=0)
-    found = _scaled(_grey(read_tensors(path, plain.shape[1]), plain), space)
+    found = _grey(read_tensors(path, plain.shape[1]), plain)
     if tuple(found.images.shape[1:]) != plain.shape:
         size = "x".join(map(str, found.images.shape[1:]))
         raise Error(f"the images in {path} are {size}, those of {plain.name} {plain.shape}")
@@ -79,6 +80,7 @@ def open_set(
     if space is None:
         space, why = recognize(found.images)
         found = found.but(f"{space}: {why}")
+    found = _scaled(found, space)
     whitening = _whitening(space, plain, data, root, device)
     images_of = load_data(data, root=root, whitening=whitening, device=device)
     labels, notes = _labels(found, len(images_of.classes), path)
@@ -108,22 +110,25 @@ def load_set(path: str | Path, root: str | Path = "data") -> DistilledDataset:
 def recognize(images: Tensor) -> tuple[str, str]:
     """Tell the space of the pixels from their statistics, and return it and the reason.
 
-    - images: (N, C, H, W).
+    - images: (N, C, H, W), of any type.
 
-    Real images have a deviation of 1 when standardized and of about 0.26 when whitened with MTT's
-    ZCA, and neighbouring pixels correlate with 0.93 and 0.68. Distilled ones reach 0.9 to 2.3 and
-    0.4 to 1.2. Raises Error where these leave it open.
+    Numbers from 0 to 1, or from 0 to 255, are raw pixels. Real images have a deviation of 1 when
+    standardized and of about 0.26 when whitened with MTT's ZCA, and neighbouring pixels correlate
+    with 0.93 and 0.68. Distilled ones reach 0.9 to 2.3 and 0.4 to 1.2. Raises Error where these
+    leave it open.
     """
     if images.dtype == torch.uint8:
         return "raw", "whole numbers from 0 to 255"
     x = images.float()
     if x.min() >= 0 and x.max() <= 1:
         return "raw", "all values are in 0 to 1"
+    if x.min() >= 0 and BRIGHTEST < x.max() <= 255:
+        return "raw", "all values are in 0 to 255"
     deviation, near = float(x.std(correction=0)), _neighbours(x)
     numbers = f"deviation {deviation:.2f}, neighbouring pixels correlate with {near:.2f}"
     if deviation < 0.7 and abs(float(x.mean())) < 0.3:
         return "whitened", numbers
-    if deviation > 0.8 and near > 0.7:
+    if 0.8 < deviation < WIDEST and near > 0.7:
         return "standardized", numbers
     raise Error(
         f"it is not certain what the pixels are ({numbers}): say --space raw, standardized or "
@@ -211,7 +216,7 @@ def _grey(found: Found, data: ImageData) -> Found:
     return replace(found, images=images[:, :1]) if data.shape[0] == 1 and equal else found
 
 
-def _scaled(found: Found, space: str | None) -> Found:
+def _scaled(found: Found, space: str) -> Found:
     """Bring raw pixels to 0 to 1; those of 8 bits may be there as numbers of any type."""
     images = found.images
     if space != "raw" or images.dtype == torch.uint8 or images.max() <= BRIGHTEST:
