@@ -83,6 +83,16 @@ def test_parquet_holds_pictures_and_names_of_classes(whitened, tmp_path):
     )
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_of_other_channels_are_no_pictures(channels, npz, tmp_path):
+    data = ddpp.load_data(npz(channels=channels), device="cpu")
+    made = ddpp.DistilledDataset.from_tensors(*data.draw(1, 0), 0.02, data)
+    for kind in ("hf", "webp"):
+        with refused(f"images of {channels} channels are no pictures", "as compact"):
+            ddpp.export(made, kind, tmp_path / kind)
+        assert not (tmp_path / kind).exists()
+
+
 def test_a_compact_file_is_a_quarter_and_as_good(whitened, tmp_path):
     whitened.save(tmp_path / "whole.safetensors")
     whitened.save(tmp_path / "compact.safetensors", compact=True)

@@ -16,7 +16,7 @@ from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.judging.cards import card
 from ddpp.judging.opening import PUBLISHED
-from ddpp.judging.sheets import ENDING, write_sheet
+from ddpp.judging.sheets import ENDING, check_pictures, write_sheet
 
 WHOLE, WEBP = "distilled.safetensors", f"distilled{ENDING}"
 SETS = {"compact": WHOLE, "hf": WHOLE, "webp": WEBP}  # names of sets that a kind writes
@@ -130,6 +130,7 @@ def _webp(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> 
 
 
 def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
+    check_pictures(distilled)
     try:
         import pyarrow  # pyright: ignore[reportMissingImports]
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
