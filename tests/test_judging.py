@@ -231,6 +231,23 @@ def test_what_is_no_set_gets_a_sentence(content, words, tmp_path):
         open_sample(path)
 
 
+@pytest.mark.parametrize(
+    "kind, word",
+    [
+        (Tensor.to_sparse, "torch.float32, torch.sparse_coo"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8), "torch.quint8"),
+        (lambda x: x.to("meta"), "on the device meta"),
+        (lambda x: x + 1j, "torch.complex64"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch has several about these
+def test_tensors_that_are_no_arrays_of_numbers_get_a_sentence(kind, word, tmp_path):
+    labels = torch.eye(10)
+    for content, what in (((kind(X), labels), "images"), ((X, kind(labels)), "labels")):
+        with refused(f"the {what} in", word, "save real numbers as a dense tensor"):
+            read_tensors(as_saved(content, tmp_path / "mine.pt"))
+
+
 def test_a_path_or_folder_that_is_none_gets_a_sentence(tmp_path, sample):
     for name in ("nowhere.pt", "nowhere.safetensors"):
         with refused("there is no file", "check the path"):
