@@ -42,6 +42,18 @@ def test_the_validation_split_is_disjoint_and_the_same_each_time(sample):
     assert load_data(device="cpu", zca=False, validation=0).validation is None
 
 
+def test_each_class_may_give_another_number_of_images(sample):
+    even, uneven = sample.draw(3, 0), sample.draw([3, 0, *[1] * 8], 0)
+    assert uneven.labels.bincount(minlength=10).tolist() == [3, 0, *[1] * 8]
+    assert torch.equal(uneven.images[:3], even.images[:3])
+    assert torch.equal(sample.draw([3] * 10, 0).images, even.images)
+    with refused("2 numbers are given for 10 classes"):
+        sample.draw([1, 1], 0)
+    for wrong in (0, [0] * 10, [-1, *[1] * 9]):
+        with refused("images per class cannot be drawn"):
+            sample.draw(wrong, 0)
+
+
 def test_zca_makes_the_covariance_nearly_white_and_inverts():
     # neighbours depend on one another
     images = torch.rand(400, 3, 6, 6, generator=generator(0)).cumsum(3) / 6

@@ -223,6 +223,7 @@ X, Y = torch.rand(10, 3, 32, 32, generator=generator(1)), torch.arange(10)
         ([X, Y, X, Y], ["a list of 4 things"]),
         ("hello", ["holds a str"]),
         ({"images": X, "labels": Y, "lr": -1.0}, ["alpha is", "one positive number"]),
+        ({"images": X, "labels": Y, "lr": 0}, ["alpha is 0", "one positive number"]),
     ],
 )
 def test_what_is_no_set_gets_a_sentence(content, words, tmp_path):
@@ -309,6 +310,36 @@ def test_photographs_gain_nothing_over_photographs_when_a_rate_is_chosen(npz, tm
     (stored,) = json.loads((tmp_path / "out" / "judged.json").read_text())["sets"]
     assert stored["random_alpha"] == one.random_alpha
     assert (tmp_path / "out" / "judged.csv").read_text().count(rate) == 2
+
+
+def test_of_each_class_as_many_real_images_are_drawn_as_the_set_has(npz, tmp_path, monkeypatch):
+    path = npz(channels=3)
+    drawn, draw = [], ddpp.ImageData.draw
+
+    def noted(*asked):
+        drawn.append(draw(*asked))
+        return drawn[-1]
+
+    monkeypatch.setattr(ddpp.ImageData, "draw", noted)
+    options = {"data": path, "space": "raw", "width": 4, "repeats": 1, "protocol": QUICK}
+    images, labels = torch.rand(5, 3, 12, 12), torch.tensor([2, 0, 0, 0, 2])
+    soft = torch.eye(3)[torch.tensor([0, 0, 0, 1, 0])]  # of five images the labels say too little
+    for given, counts in ((labels, [3, 0, 2]), (soft, [2, 2, 1])):
+        content = {"images": images, "labels": given, "lr": 0.02}
+        file = as_saved(content, tmp_path / "uneven.pt")
+        ddpp.judge(file, folder=tmp_path / "out", **options, **PLACES)
+        assert drawn[-1].labels.bincount(minlength=3).tolist() == counts
+
+
+def test_without_held_out_images_no_learning_rate_is_chosen(npz, tmp_path):
+    path = npz(channels=3, per_class=5)
+    said, content = [], {"images": torch.rand(3, 3, 12, 12), "labels": torch.arange(3)}
+    options = {"data": path, "space": "raw", "width": 4, "repeats": 1, "protocol": QUICK}
+    where = {"folder": tmp_path / "out", **options, **PLACES, "say": said.append}
+    (one,) = ddpp.judge(as_saved(content, tmp_path / "few.pt"), **where)
+    assert not one.chosen and one.lines()[0][4] == one.lines()[0][8] == "0.01"
+    assert one.notes[-1] == "no learning rate, and no held-out images to choose it on: 0.01"
+    assert any(one.notes[-1] in line for line in said)
 
 
 def test_the_verdict_is_that_of_evaluate(tmp_path, sample):

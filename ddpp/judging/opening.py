@@ -87,7 +87,7 @@ def open_set(
     distilled = DistilledDataset.from_tensors(
         found.images,
         labels,
-        found.alpha or ALPHA,
+        ALPHA if found.alpha is None else found.alpha,
         images_of,
         network=network or NetworkConfig(),
         raw=space == "raw",
