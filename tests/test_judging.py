@@ -11,8 +11,9 @@ from torch import Tensor
 
 import ddpp
 from ddpp import cli
-from ddpp.baselines import selection
+from ddpp.baselines import bptt, dm, selection, tgdd
 from ddpp.experiments.results import write_set
+from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 from ddpp.judging import read_tensors
 from ddpp.judging.opening import PUBLISHED, recognize
@@ -131,6 +132,38 @@ def test_files_of_ddpp_are_opened_with_the_data_that_they_name(tmp_path):
         assert opened.distilled.network == made.network
         assert opened.distilled.whitening.equals(data.whitening)
         assert opened.rated and opened.data.name == "cifar10-sample"
+
+
+@pytest.mark.parametrize("method", ["tgdd", "dm", "bptt"])
+def test_a_result_says_again_what_it_began_with(method, npz, tmp_path):
+    path, quiet = npz(channels=3), Saving(progress=False)
+    data = ddpp.load_data(path, zca=False, device="cpu")
+    teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
+    few = {"steps": 2, "iterates": 1, "alpha": 0.05}
+    folded = tgdd.TGDDConfig(formation=2, batch_real=8, epochs=3, init="real", **few)
+    made = {
+        "tgdd": lambda: tgdd.distill(data, teachers, folded, quiet),
+        "dm": lambda: dm.distill(data, NETWORK, dm.DMConfig(batch_real=8, **few), quiet),
+        "bptt": lambda: bptt.distill(
+            data, NETWORK, bptt.BPTTConfig(window=2, max_updates=4, target=9, **few), quiet
+        ),
+    }[method]()
+    write_set(tmp_path / "result.safetensors", made)
+    again = ddpp.open_set(tmp_path / "result.safetensors", path, device="cpu").distilled
+    assert list(again.iterates) == list(made.iterates) == [0, 2]
+    for step, (images, alpha) in made.iterates.items():
+        assert torch.equal(again.iterates[step][0], images)
+        assert torch.equal(again.iterates[step][1], alpha)
+
+
+def test_a_result_of_a_stopped_run_ends_where_it_was_stopped(npz, tmp_path):
+    path = npz(channels=3)
+    data = ddpp.load_data(path, zca=False, device="cpu")
+    teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
+    made = ddpp.distill(data, teachers, CONFIG, progress=False, on_step=lambda run: True)
+    write_set(tmp_path / "result.safetensors", made)
+    again = ddpp.open_set(tmp_path / "result.safetensors", path, device="cpu").distilled
+    assert list(again.iterates) == list(made.iterates) == [0, 1]
 
 
 def test_a_set_of_data_of_ones_own_asks_where_they_are(tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpp.data import ImageData, load_data
 from ddpp.data.sources import SHA256
 from ddpp.data.whitening import Whitening
-from ddpp.distilled import KIND, DistilledDataset, as_folder
+from ddpp.distilled import KIND, DistilledDataset, as_folder, fold
 from ddpp.experiments.results import KIND as RESULT
 from ddpp.experiments.results import rejoin
 from ddpp.foundation import files
@@ -188,11 +188,12 @@ def _rejoined(file: files.Lazy, data: ImageData) -> DistilledDataset:
     provenance = file.meta["provenance"]
     made_from, config = provenance.get("teachers", provenance), provenance.get("config", {})
     found = rejoin(file, data, made_from.get("network", asdict(NetworkConfig())))
-    if "steps" in config and config.get("init", "real") == "real":  # where it began is known
-        start = data.draw(config["ipc"], config["seed"]).images.to("cpu")
-        began = start, torch.tensor(config.get("alpha0", ALPHA))
-        ended = found.images, found.alpha
-        return replace(found, iterates={0: began, config["steps"]: ended})
+    done = provenance.get("stopped_at", config.get("steps"))
+    if done and config.get("init", "real") == "real":  # where it began is known
+        n = found.formation
+        start = fold(data.draw(config["ipc"] * n**2, config["seed"]).images, n).to("cpu")
+        began = start, torch.tensor(config.get("alpha0", config.get("alpha", ALPHA)))
+        return replace(found, iterates={0: began, done: (found.images, found.alpha)})
     return found
 
 
