@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,56 @@ def test_beard_reads_images_and_labels_as_it_standardizes_its_own(whitened, tmp_
     assert torch.allclose(images * std + mean, whitened.natural(), atol=1e-4)
     assert torch.equal(labels, whitened.labels)
     assert {path.name for path in tmp_path.iterdir()} == {"images_best.pt", "labels_best.pt"}
+
+
+def learned(distilled, kind):
+    """The set with learned labels: distributions, some of whose entries are 0, or targets."""
+    soft = torch.eye(10)[distilled.labels] * 0.7
+    soft[:, :3] += 0.1
+    return replace(distilled, labels=soft if kind == "cross-entropy" else soft - 0.1, loss=kind)
+
+
+def test_soft_labels_go_as_logits_and_come_back(whitened, tmp_path):
+    soft = learned(whitened, "cross-entropy")
+    _, notes = ddpp.export(soft, "pt", tmp_path)
+    logits = load(tmp_path / "labels_best.pt")
+    assert logits.isfinite().all() and (soft.labels == 0).any()
+    assert torch.allclose(logits.softmax(1), soft.labels, atol=1e-6)  # as DATM's code does
+    assert any("holds logits" in note for note in notes)
+    opened = ddpp.open_set(tmp_path / "images_best.pt", "cifar10-sample", "raw", device="cpu")
+    assert torch.allclose(opened.distilled.labels, soft.labels, atol=1e-6)
+
+
+def test_the_benchmarks_get_hard_labels(whitened, tmp_path):
+    _, notes = ddpp.export(learned(whitened, "cross-entropy"), "beard", tmp_path)
+    assert torch.equal(load(tmp_path / "labels_best.pt"), whitened.labels)
+    assert any("the soft ones are left out" in note for note in notes)
+    _, notes = ddpp.export(learned(whitened, "squared error"), "eccv", tmp_path)
+    assert any("the learned ones are left out" in note for note in notes)
+
+
+def test_targets_of_a_regression_are_never_taken_for_soft_labels(whitened, tmp_path):
+    targets = learned(whitened, "squared error")
+    for kind in ("pt", "beard"):
+        with refused("targets of a regression", "export it as compact, webp or hf"):
+            ddpp.export(targets, kind, tmp_path / kind)
+        assert not (tmp_path / kind).exists()
+    parquet = pytest.importorskip("pyarrow.parquet")
+    _, notes = ddpp.export(targets, "hf", tmp_path)
+    assert any("'target' holds the learned labels, for the squared error" in n for n in notes)
+    table = parquet.read_table(tmp_path / "train.parquet")
+    assert "soft_label" not in table.column_names
+    assert torch.allclose(torch.tensor(table.column("target").to_pylist()), targets.labels)
+    text = (tmp_path / "README.md").read_text()
+    assert "targets of a regression, for the squared error" in text and "soft" not in text
+    kept = ddpp.DistilledDataset.load(tmp_path / "distilled.safetensors")
+    assert kept.loss == "squared error" and torch.equal(kept.labels, targets.labels)
+
+
+def test_a_card_says_what_the_labels_are(whitened):
+    assert "hard labels" in card(whitened)
+    assert "soft labels" in card(learned(whitened, "cross-entropy"))
+    assert "for the squared error" in card(learned(whitened, "squared error"))
 
 
 def test_the_challenge_reads_one_tensor_sorted_by_class(whitened, tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ddpp.distilled import DistilledDataset
+from ddpp.distilled import SQUARED_ERROR, DistilledDataset
 from ddpp.evaluating import Evaluation
 
 LICENCES = {
@@ -46,7 +46,7 @@ def _what(distilled: DistilledDataset, data: str) -> str:
     shape = "x".join(map(str, distilled.images.shape[1:]))
     each = {len(members) for members in distilled.by_class()}
     per_class = f"{each.pop()} per class" if len(each) == 1 else "unequally many per class"
-    labels = "soft labels" if distilled.labels.is_floating_point() else "hard labels"
+    labels = _labels(distilled)
     kind = "whitened with ZCA" if distilled.whitening.kind == "zca" else "standardized by channel"
     return (
         f"These {len(distilled)} images ({shape}, {per_class}, {labels}) were optimized so that a "
@@ -55,6 +55,12 @@ def _what(distilled: DistilledDataset, data: str) -> str:
         f"{float(distilled.alpha):.4f}, the whitening, the names of the "
         f"{len(distilled.classes)} classes, and all settings of the run."
     )
+
+
+def _labels(distilled: DistilledDataset) -> str:
+    if distilled.loss == SQUARED_ERROR:
+        return "labels that are targets of a regression, for the squared error"
+    return "soft labels" if distilled.labels.is_floating_point() else "hard labels"
 
 
 def _use(file: str, data: str) -> str:
