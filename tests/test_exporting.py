@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,8 +16,10 @@ from torch import Tensor
 import ddpp
 from ddpp import cli
 from ddpp.data.whitening import Whitening
+from ddpp.distilled import fold
 from ddpp.experiments.results import write_set
 from ddpp.judging import card
+from ddpp.judging.cards import YOURS
 from ddpp.judging.opening import PUBLISHED
 
 
@@ -166,16 +169,43 @@ def test_data_whose_constants_are_not_known_say_so(distilled, tmp_path):
         ddpp.export(distilled, "zip", tmp_path)
 
 
-def test_the_lines_on_a_card_run(whitened, tmp_path):
-    whitened.save(tmp_path / "distilled.safetensors")
-    text = card(whitened)
-    code = text.partition("```python\n")[2].partition("```")[0]
+def run_lines(text: str, folder, path="") -> str:
+    """Run the lines on a card, with the data at `path`, and then print what they left."""
+    code = text.partition("```python\n")[2].partition("```")[0].replace(YOURS, str(path))
     code = code.replace("repeats=1", "repeats=1, width=2, protocol=ddpp.Protocol(epochs=1)")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+    code += "\nprint(len(images), len(labels))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "% of the test images are right" in done.stdout
+    return done.stdout
+
+
+def test_the_lines_on_a_card_run(whitened, tmp_path):
+    write_set(tmp_path / "result.safetensors", whitened)
+    out = run_lines(card(whitened, file="result.safetensors"), tmp_path)
+    assert "% of the test images are right" in out and "100 100" in out
+
+
+def test_the_instructions_for_data_of_ones_own_work(npz, tmp_path, capsys):
+    path = npz(channels=3)
+    data = ddpp.load_data(path, device="cpu")
+    real = data.draw(4, 0)
+    made = ddpp.DistilledDataset.from_tensors(fold(real.images, 2), real.labels[::4], 0.02, data)
+    made = replace(made, formation=2)
+    made.save(tmp_path / "distilled.safetensors")
+    text = card(made)
+    assert YOURS in text and "1 per class, each of 4 pictures" in text
+    assert "12 12" in run_lines(text, tmp_path, path)
+    words = re.search(r"`ddpp (evaluate .*?)`", text)[1].replace(YOURS, str(path)).split()
+    words[1] = str(tmp_path / words[1])
+    assert cli.main([*words, "--repeats", "1", "--width", "2", "--protocol.epochs", "1"]) == 0
+
+
+@pytest.mark.parametrize("size, category", [(999, "n<1K"), (1200, "1K<n<10K")])
+def test_a_card_says_how_many_images_there_are(size, category, data):
+    images = torch.rand(size, *data.shape)
+    labels = torch.arange(size) % 2
+    made = ddpp.DistilledDataset.from_tensors(images, labels, 0.02, data)
+    assert f"size_categories:\n- {category}\n---" in card(made)
 
 
 def test_a_card_says_what_was_measured(whitened, tmp_path, capsys):
