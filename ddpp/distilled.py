@@ -23,6 +23,7 @@ from ddpp.foundation.loop import Beside, Run, pack, unpack
 from ddpp.networks import NetworkConfig
 
 KIND = "distilled dataset"
+BRIGHTEST = 8  # raw pixels above this are not learned ones that leave 0 to 1, but 0 to 255
 CROSS_ENTROPY, SQUARED_ERROR = "cross-entropy", "squared error"  # losses to train with
 
 
@@ -116,12 +117,13 @@ class DistilledDataset(Dataset):
     ) -> "DistilledDataset":
         """Make a set of images, labels and a learning rate from anywhere.
 
-        - images: (N, C, H, W), preprocessed as `data` is, or raw ones, see there.
+        - images: (N, C, H, W), preprocessed as `data` is, or raw ones. Whole numbers are raw.
         - labels: classes (N,), or soft labels (N, classes).
         - alpha: the learning rate to train with, positive.
         - data: what the set stands for. It gives the preprocessing and the names of the classes.
         - network: to train on it. Default: the ConvNet.
         - raw: whether the images are pixels, uint8 or floats in [0, 1], yet to be preprocessed.
+          Learned pixels may leave [0, 1] a little.
         - loss: see the field `loss`.
 
         Raises Error for shapes, types and values that do not fit.
@@ -132,11 +134,12 @@ class DistilledDataset(Dataset):
         >>> ddpp.DistilledDataset.from_tensors(*real, 0.02, data)
         10 distilled images of 10 classes, 3x32x32; alpha 0.0200
         """
+        raw = raw or not images.is_floating_point()
         if images.dtype == torch.uint8:
             images = images.float() / 255
         images = images.detach().to(data.device, torch.float32).contiguous()
         if raw:
-            images = data.whitening.apply(images)
+            images = data.whitening.apply(_checked_pixels(images))
         return cls(
             images=images,
             labels=labels.to(data.device),
@@ -511,6 +514,15 @@ def _check_images(images: Tensor, whitening: Whitening) -> None:
             f"{tuple(whitening.mean.shape)}: give the whitening of the data that the images "
             "belong to"
         )
+
+
+def _checked_pixels(images: Tensor) -> Tensor:
+    if images.numel() and (high := float(images.max())) > BRIGHTEST:
+        raise Error(
+            f"the raw images go up to {high:g}: give floats from 0 to 1, or bytes from 0 to 255 as "
+            "uint8"
+        )
+    return images
 
 
 def _check_labels(

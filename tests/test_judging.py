@@ -415,6 +415,14 @@ def test_pixels_of_8_bits_are_brought_to_1_whatever_their_type(npz, tmp_path, ki
     assert "values from 0 to 255: divided by 255" in opened.notes
 
 
+def test_bytes_are_neither_standardized_nor_whitened(npz, tmp_path):
+    path = npz(channels=3)
+    raw = np.load(path)["x_train"][::20].transpose(0, 3, 1, 2).copy()
+    torch.save(torch.from_numpy(raw), tmp_path / "bytes.pt")
+    with refused("are bytes, which are raw, not whitened", "--space raw"):
+        ddpp.open_set(tmp_path / "bytes.pt", path, "whitened", device="cpu")
+
+
 def test_learned_pixels_that_leave_0_to_1_stay_as_they_are(npz, tmp_path):
     path, images = npz(channels=3), 3 * torch.rand(3, 3, 12, 12) - 1
     torch.save(images, tmp_path / "wide.pt")

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpp.data import ImageData, load_data
 from ddpp.data.sources import SHA256
 from ddpp.data.whitening import Whitening
-from ddpp.distilled import KIND, DistilledDataset, as_folder, fold
+from ddpp.distilled import BRIGHTEST, KIND, DistilledDataset, as_folder, fold
 from ddpp.experiments.results import KIND as RESULT
 from ddpp.experiments.results import rejoin
 from ddpp.foundation import files
@@ -21,7 +21,6 @@ from ddpp.judging.tensors import FOREIGN, Found, read_tensors
 from ddpp.networks import NetworkConfig
 
 SPACES = ("raw", "standardized", "whitened")
-BRIGHTEST = 8  # raw pixels above this are not learned ones that leave 0 to 1, but 0 to 255
 WIDEST = 5  # deviation that standardized pixels do not reach, not even learned ones
 ALPHA = 0.01  # where a set stores no learning rate
 # mean and standard deviation with which the field's code standardizes, of DC's repository
@@ -77,6 +76,8 @@ def open_set(
         raise Error(f"the images in {path} are {size}, those of {plain.name} {plain.shape}")
     if found.classes is not None:
         found = _in_order(found, plain.classes)
+    if found.images.dtype == torch.uint8 and space not in (None, "raw"):
+        raise Error(f"the images in {path} are bytes, which are raw, not {space}: say --space raw")
     if space is None:
         space, why = recognize(found.images)
         found = found.but(f"{space}: {why}")
