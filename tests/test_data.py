@@ -379,6 +379,16 @@ def test_data_from_memory_are_those_from_a_file(tmp_path, channels):
         assert found.train.images.stride() == want.train.images.stride()
 
 
+def test_pictures_with_a_palette_have_its_colours():
+    rng, y = np.random.default_rng(0), np.arange(20) % 2
+    colours = np.uint8(255 * rng.integers(0, 2, (20, 8, 8, 3)))  # of 8, which a palette holds
+    pictures = [Image.fromarray(x).quantize(8) for x in colours]
+    assert {picture.mode for picture in pictures} == {"P"}
+    pairs = list(zip(pictures, y, strict=True))
+    found = from_datasets(pairs, pairs, device="cpu")
+    assert found.identity == from_arrays(colours, y, colours, y, device="cpu").identity
+
+
 class Named(list):
     classes = ("a", "b")
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ddpp.data.sources import ARRAYS, check, class_names, find, keep_classes, sha256
@@ -215,7 +216,8 @@ def from_datasets(
     """Take a data set from two datasets of torch or torchvision, all of it, and preprocess it.
 
     - train, test: they yield (image, label). An image is a PIL image, an array (S, S) or (S, S, C),
-      or a tensor (C, S, S). All have one size, and are not normalized yet.
+      or a tensor (C, S, S). All have one size, and are not normalized yet. Images with a palette
+      become RGB.
     - classes: their names. Default: the attribute `classes` of `train`, else the numbers.
     - zca, validation, device: as in `load_data`.
 
@@ -238,6 +240,8 @@ def _stacked(name: str, dataset: Iterable) -> tuple[np.ndarray, np.ndarray]:
     """Stack all images and labels of a dataset."""
     images, labels = [], []
     for image, label in dataset:
+        if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
+            image = image.convert("RGB")  # its values are indices into a palette
         array = _array(image[None])[0] if isinstance(image, Tensor) else np.asarray(image)
         images.append(array)
         labels.append(int(label))
