@@ -206,9 +206,12 @@ class DistilledDataset(Dataset):
         )
 
     def at(self, step: int) -> "DistilledDataset":
-        """Return the set as it was after a distillation step.
+        """Return the set as it was after a distillation step, as of a run that was stopped there.
 
         - step: one of `iterates`, else Error. Step 0 has the real images at the start.
+
+        No run can resume from an earlier step than the last one, as what the next step would read
+        is not kept. Learned labels stay those of the last step.
 
         >>> import ddpp, torch
         >>> from ddpp.data.whitening import fit_channels
@@ -228,7 +231,15 @@ class DistilledDataset(Dataset):
             )
         images, alpha = self.iterates[step]
         until = {at: iterate for at, iterate in self.iterates.items() if at <= step}
-        return dataclasses.replace(self, images=images, alpha=alpha, iterates=until)
+        then = dataclasses.replace(self, images=images, alpha=alpha, iterates=until)
+        if step == max(self.iterates):
+            return then
+        return dataclasses.replace(
+            then,
+            history={name: column[:step] for name, column in self.history.items()},
+            provenance=self.provenance | {"stopped_at": step},
+            state={},
+        )
 
     def to(self, device: torch.device | str) -> "DistilledDataset":
         """Move all tensors but the history to a device."""
@@ -283,8 +294,9 @@ class DistilledDataset(Dataset):
         """
         if not self.state:
             raise Error(
-                "this set does not hold what its next step needs: it was not made by a run, or by "
-                "one of an earlier version of ddpp. Run all steps anew, into another output"
+                "this set does not hold what its next step needs: it was not made by a run, it is "
+                "an earlier step of one, or an earlier version of ddpp made it. Run all steps "
+                "anew, into another output"
             )
         about = {"data": {"data": self.provenance["data"]}, "network": self.network}
         meta = {k: v for k, v in self.state.items() if not isinstance(v, Tensor)}
