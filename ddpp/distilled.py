@@ -23,6 +23,7 @@ from ddpp.foundation.loop import Beside, Run, pack, unpack
 from ddpp.networks import NetworkConfig
 
 KIND = "distilled dataset"
+BRIGHTEST = 8  # raw pixels above this are not learned ones that leave 0 to 1, but 0 to 255
 CROSS_ENTROPY, SQUARED_ERROR = "cross-entropy", "squared error"  # losses to train with
 
 
@@ -116,12 +117,13 @@ class DistilledDataset(Dataset):
     ) -> "DistilledDataset":
         """Make a set of images, labels and a learning rate from anywhere.
 
-        - images: (N, C, H, W), preprocessed as `data` is, or raw ones, see there.
+        - images: (N, C, H, W), preprocessed as `data` is, or raw ones. Whole numbers are raw.
         - labels: classes (N,), or soft labels (N, classes).
         - alpha: the learning rate to train with, positive.
         - data: what the set stands for. It gives the preprocessing and the names of the classes.
         - network: to train on it. Default: the ConvNet.
         - raw: whether the images are pixels, uint8 or floats in [0, 1], yet to be preprocessed.
+          Learned pixels may leave [0, 1] a little.
         - loss: see the field `loss`.
 
         Raises Error for shapes, types and values that do not fit.
@@ -132,11 +134,12 @@ class DistilledDataset(Dataset):
         >>> ddpp.DistilledDataset.from_tensors(*real, 0.02, data)
         10 distilled images of 10 classes, 3x32x32; alpha 0.0200
         """
+        raw = raw or not images.is_floating_point()
         if images.dtype == torch.uint8:
             images = images.float() / 255
         images = images.detach().to(data.device, torch.float32).contiguous()
         if raw:
-            images = data.whitening.apply(images)
+            images = data.whitening.apply(_checked_pixels(images))
         return cls(
             images=images,
             labels=labels.to(data.device),
@@ -203,9 +206,12 @@ class DistilledDataset(Dataset):
         )
 
     def at(self, step: int) -> "DistilledDataset":
-        """Return the set as it was after a distillation step.
+        """Return the set as it was after a distillation step, as of a run that was stopped there.
 
         - step: one of `iterates`, else Error. Step 0 has the real images at the start.
+
+        No run can resume from an earlier step than the last one, as what the next step would read
+        is not kept. Learned labels stay those of the last step.
 
         >>> import ddpp, torch
         >>> from ddpp.data.whitening import fit_channels
@@ -225,7 +231,15 @@ class DistilledDataset(Dataset):
             )
         images, alpha = self.iterates[step]
         until = {at: iterate for at, iterate in self.iterates.items() if at <= step}
-        return dataclasses.replace(self, images=images, alpha=alpha, iterates=until)
+        then = dataclasses.replace(self, images=images, alpha=alpha, iterates=until)
+        if step == max(self.iterates):
+            return then
+        return dataclasses.replace(
+            then,
+            history={name: column[:step] for name, column in self.history.items()},
+            provenance=self.provenance | {"stopped_at": step},
+            state={},
+        )
 
     def to(self, device: torch.device | str) -> "DistilledDataset":
         """Move all tensors but the history to a device."""
@@ -280,8 +294,9 @@ class DistilledDataset(Dataset):
         """
         if not self.state:
             raise Error(
-                "this set does not hold what its next step needs: it was not made by a run, or by "
-                "one of an earlier version of ddpp. Run all steps anew, into another output"
+                "this set does not hold what its next step needs: it was not made by a run, it is "
+                "an earlier step of one, or an earlier version of ddpp made it. Run all steps "
+                "anew, into another output"
             )
         about = {"data": {"data": self.provenance["data"]}, "network": self.network}
         meta = {k: v for k, v in self.state.items() if not isinstance(v, Tensor)}
@@ -511,6 +526,15 @@ def _check_images(images: Tensor, whitening: Whitening) -> None:
             f"{tuple(whitening.mean.shape)}: give the whitening of the data that the images "
             "belong to"
         )
+
+
+def _checked_pixels(images: Tensor) -> Tensor:
+    if images.numel() and (high := float(images.max())) > BRIGHTEST:
+        raise Error(
+            f"the raw images go up to {high:g}: give floats from 0 to 1, or bytes from 0 to 255 as "
+            "uint8"
+        )
+    return images
 
 
 def _check_labels(

@@ -235,6 +235,17 @@ def test_a_part_of_the_networks_is_a_ranking_of_its_own():
         found.only("norm", "batch")
 
 
+def test_a_factor_or_set_that_is_not_there_gets_a_sentence():
+    found = ranked()
+    for ask in (lambda: found.only("with", 8), lambda: found.shifts("good", "with")):
+        with refused("unknown factor 'with': did you mean 'width'?", "depth, norm"):
+            ask()
+    sets = (lambda: found.estimate("god", spearman), lambda: found.estimate("bad", spearman, "god"))
+    for ask in (*sets, lambda: found.shifts("god", "norm")):
+        with refused("unknown set 'god': did you mean 'good'?"):
+            ask()
+
+
 def test_the_table_has_a_row_for_each_set_and_the_minutes_of_all():
     table = ranked().markdown().splitlines()
     assert table[0].count("|") == len(STATISTICS) + 3

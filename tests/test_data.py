@@ -42,6 +42,18 @@ def test_the_validation_split_is_disjoint_and_the_same_each_time(sample):
     assert load_data(device="cpu", zca=False, validation=0).validation is None
 
 
+def test_each_class_may_give_another_number_of_images(sample):
+    even, uneven = sample.draw(3, 0), sample.draw([3, 0, *[1] * 8], 0)
+    assert uneven.labels.bincount(minlength=10).tolist() == [3, 0, *[1] * 8]
+    assert torch.equal(uneven.images[:3], even.images[:3])
+    assert torch.equal(sample.draw([3] * 10, 0).images, even.images)
+    with refused("2 numbers are given for 10 classes"):
+        sample.draw([1, 1], 0)
+    for wrong in (0, [0] * 10, [-1, *[1] * 9]):
+        with refused("images per class cannot be drawn"):
+            sample.draw(wrong, 0)
+
+
 def test_zca_makes_the_covariance_nearly_white_and_inverts():
     # neighbours depend on one another
     images = torch.rand(400, 3, 6, 6, generator=generator(0)).cumsum(3) / 6
@@ -365,6 +377,16 @@ def test_data_from_memory_are_those_from_a_file(tmp_path, channels):
         assert torch.equal(found.train.images, want.train.images)
         assert torch.equal(found.test.labels, want.test.labels)
         assert found.train.images.stride() == want.train.images.stride()
+
+
+def test_pictures_with_a_palette_have_its_colours():
+    rng, y = np.random.default_rng(0), np.arange(20) % 2
+    colours = np.uint8(255 * rng.integers(0, 2, (20, 8, 8, 3)))  # of 8, which a palette holds
+    pictures = [Image.fromarray(x).quantize(8) for x in colours]
+    assert {picture.mode for picture in pictures} == {"P"}
+    pairs = list(zip(pictures, y, strict=True))
+    found = from_datasets(pairs, pairs, device="cpu")
+    assert found.identity == from_arrays(colours, y, colours, y, device="cpu").identity
 
 
 class Named(list):

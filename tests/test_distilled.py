@@ -111,6 +111,27 @@ def test_a_set_made_by_hand_can_be_saved_shown_and_evaluated(make, data, npz, tm
         assert "it was not distilled" in capsys.readouterr().err
 
 
+def test_bytes_are_raw_pixels_whatever_is_said(data):
+    bytes_ = torch.randint(256, (3, *data.shape), generator=generator(0)).to(torch.uint8)
+    of = lambda images, **how: DistilledDataset.from_tensors(
+        images, torch.arange(3), 0.01, data, **how
+    )
+    expected = data.whitening.apply(bytes_ / 255)
+    for made in (of(bytes_), of(bytes_, raw=True), of(bytes_ / 255, raw=True)):
+        assert torch.equal(made.images, expected)
+    assert torch.equal(of(expected).images, expected)  # preprocessed already
+
+
+def test_raw_pixels_go_up_to_1(data):
+    numbers = torch.randint(256, (3, *data.shape), generator=generator(0))
+    for images, how in ((numbers.float(), {"raw": True}), (numbers, {})):
+        with pytest.raises(Error, match="raw images go up to 255: give floats from 0 to 1, or"):
+            DistilledDataset.from_tensors(images, torch.arange(3), 0.01, data, **how)
+    learned = numbers / 100 - 0.5  # pixels that were optimized may leave 0 to 1
+    made = DistilledDataset.from_tensors(learned, torch.arange(3), 0.01, data, raw=True)
+    assert torch.allclose(data.whitening.invert(made.images), learned, atol=1e-4)
+
+
 def test_pictures_go_by_the_labels(make, tmp_path):
     made = make([2, 0, 2, 0, 0])
     assert made.by_class() == [[1, 3, 4], [], [0, 2]]

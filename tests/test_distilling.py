@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import CONFIG, NAN, SHORT, arrays, load, moving, refused, save, untouched
 
-from ddpp.distilling import MAX_SKIPPED
+from ddpp.distilling import MAX_SKIPPED, distill
 from ddpp.foundation import files
 
 
@@ -93,6 +93,23 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(run, tmp_path)
 def test_an_iterate_that_was_not_kept(distilled):
     with refused("step 3 was not kept", "the choices are 0, 2, 4"):
         distilled.at(3)
+
+
+def test_an_earlier_iterate_is_the_set_of_a_run_stopped_there(data, teachers, distilled, tmp_path):
+    at_2 = lambda run: run.state.step == 2
+    stopped = distill(data, teachers, CONFIG, progress=False, on_step=at_2)
+    early = distilled.at(2)
+    assert torch.equal(early.images, stopped.images) and torch.equal(early.alpha, stopped.alpha)
+    assert list(early.iterates) == list(stopped.iterates) == [0, 2]
+    assert early.provenance == stopped.provenance and early.provenance["stopped_at"] == 2
+    for name, column in stopped.history.items():
+        assert torch.equal(early.history[name], column)
+    # the state of step 4 is not that of step 2
+    with refused("does not hold what its next step needs", "an earlier step"):
+        early.save_checkpoint(tmp_path / "checkpoint", {})
+    last = distilled.at(4)
+    assert last.state.keys() == distilled.state.keys() != set()
+    assert "stopped_at" not in last.provenance and len(last.history["loss"]) == 4
 
 
 def test_a_run_in_which_everything_is_pruned_ends_with_advice(run, data):

@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +16,10 @@ from torch import Tensor
 import ddpp
 from ddpp import cli
 from ddpp.data.whitening import Whitening
+from ddpp.distilled import fold
 from ddpp.experiments.results import write_set
 from ddpp.judging import card
+from ddpp.judging.cards import YOURS
 from ddpp.judging.opening import PUBLISHED
 
 
@@ -53,6 +57,56 @@ def test_beard_reads_images_and_labels_as_it_standardizes_its_own(whitened, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"images_best.pt", "labels_best.pt"}
 
 
+def learned(distilled, kind):
+    """The set with learned labels: distributions, some of whose entries are 0, or targets."""
+    soft = torch.eye(10)[distilled.labels] * 0.7
+    soft[:, :3] += 0.1
+    return replace(distilled, labels=soft if kind == "cross-entropy" else soft - 0.1, loss=kind)
+
+
+def test_soft_labels_go_as_logits_and_come_back(whitened, tmp_path):
+    soft = learned(whitened, "cross-entropy")
+    _, notes = ddpp.export(soft, "pt", tmp_path)
+    logits = load(tmp_path / "labels_best.pt")
+    assert logits.isfinite().all() and (soft.labels == 0).any()
+    assert torch.allclose(logits.softmax(1), soft.labels, atol=1e-6)  # as DATM's code does
+    assert any("holds logits" in note for note in notes)
+    opened = ddpp.open_set(tmp_path / "images_best.pt", "cifar10-sample", "raw", device="cpu")
+    assert torch.allclose(opened.distilled.labels, soft.labels, atol=1e-6)
+
+
+def test_the_benchmarks_get_hard_labels(whitened, tmp_path):
+    _, notes = ddpp.export(learned(whitened, "cross-entropy"), "beard", tmp_path)
+    assert torch.equal(load(tmp_path / "labels_best.pt"), whitened.labels)
+    assert any("the soft ones are left out" in note for note in notes)
+    _, notes = ddpp.export(learned(whitened, "squared error"), "eccv", tmp_path)
+    assert any("the learned ones are left out" in note for note in notes)
+
+
+def test_targets_of_a_regression_are_never_taken_for_soft_labels(whitened, tmp_path):
+    targets = learned(whitened, "squared error")
+    for kind in ("pt", "beard"):
+        with refused("targets of a regression", "export it as compact, webp or hf"):
+            ddpp.export(targets, kind, tmp_path / kind)
+        assert not (tmp_path / kind).exists()
+    parquet = pytest.importorskip("pyarrow.parquet")
+    _, notes = ddpp.export(targets, "hf", tmp_path)
+    assert any("'target' holds the learned labels, for the squared error" in n for n in notes)
+    table = parquet.read_table(tmp_path / "train.parquet")
+    assert "soft_label" not in table.column_names
+    assert torch.allclose(torch.tensor(table.column("target").to_pylist()), targets.labels)
+    text = (tmp_path / "README.md").read_text()
+    assert "targets of a regression, for the squared error" in text and "soft" not in text
+    kept = ddpp.DistilledDataset.load(tmp_path / "distilled.safetensors")
+    assert kept.loss == "squared error" and torch.equal(kept.labels, targets.labels)
+
+
+def test_a_card_says_what_the_labels_are(whitened):
+    assert "hard labels" in card(whitened)
+    assert "soft labels" in card(learned(whitened, "cross-entropy"))
+    assert "for the squared error" in card(learned(whitened, "squared error"))
+
+
 def test_the_challenge_reads_one_tensor_sorted_by_class(whitened, tmp_path):
     (path,), notes = ddpp.export(whitened, "eccv", tmp_path)
     images = load(path)
@@ -83,6 +137,16 @@ def test_parquet_holds_pictures_and_names_of_classes(whitened, tmp_path):
     )
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_of_other_channels_are_no_pictures(channels, npz, tmp_path):
+    data = ddpp.load_data(npz(channels=channels), device="cpu")
+    made = ddpp.DistilledDataset.from_tensors(*data.draw(1, 0), 0.02, data)
+    for kind in ("hf", "webp"):
+        with refused(f"images of {channels} channels are no pictures", "as compact"):
+            ddpp.export(made, kind, tmp_path / kind)
+        assert not (tmp_path / kind).exists()
+
+
 def test_a_compact_file_is_a_quarter_and_as_good(whitened, tmp_path):
     whitened.save(tmp_path / "whole.safetensors")
     whitened.save(tmp_path / "compact.safetensors", compact=True)
@@ -105,16 +169,43 @@ def test_data_whose_constants_are_not_known_say_so(distilled, tmp_path):
         ddpp.export(distilled, "zip", tmp_path)
 
 
-def test_the_lines_on_a_card_run(whitened, tmp_path):
-    whitened.save(tmp_path / "distilled.safetensors")
-    text = card(whitened)
-    code = text.partition("```python\n")[2].partition("```")[0]
+def run_lines(text: str, folder, path="") -> str:
+    """Run the lines on a card, with the data at `path`, and then print what they left."""
+    code = text.partition("```python\n")[2].partition("```")[0].replace(YOURS, str(path))
     code = code.replace("repeats=1", "repeats=1, width=2, protocol=ddpp.Protocol(epochs=1)")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+    code += "\nprint(len(images), len(labels))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "% of the test images are right" in done.stdout
+    return done.stdout
+
+
+def test_the_lines_on_a_card_run(whitened, tmp_path):
+    write_set(tmp_path / "result.safetensors", whitened)
+    out = run_lines(card(whitened, file="result.safetensors"), tmp_path)
+    assert "% of the test images are right" in out and "100 100" in out
+
+
+def test_the_instructions_for_data_of_ones_own_work(npz, tmp_path, capsys):
+    path = npz(channels=3)
+    data = ddpp.load_data(path, device="cpu")
+    real = data.draw(4, 0)
+    made = ddpp.DistilledDataset.from_tensors(fold(real.images, 2), real.labels[::4], 0.02, data)
+    made = replace(made, formation=2)
+    made.save(tmp_path / "distilled.safetensors")
+    text = card(made)
+    assert YOURS in text and "1 per class, each of 4 pictures" in text
+    assert "12 12" in run_lines(text, tmp_path, path)
+    words = re.search(r"`ddpp (evaluate .*?)`", text)[1].replace(YOURS, str(path)).split()
+    words[1] = str(tmp_path / words[1])
+    assert cli.main([*words, "--repeats", "1", "--width", "2", "--protocol.epochs", "1"]) == 0
+
+
+@pytest.mark.parametrize("size, category", [(999, "n<1K"), (1200, "1K<n<10K")])
+def test_a_card_says_how_many_images_there_are(size, category, data):
+    images = torch.rand(size, *data.shape)
+    labels = torch.arange(size) % 2
+    made = ddpp.DistilledDataset.from_tensors(images, labels, 0.02, data)
+    assert f"size_categories:\n- {category}\n---" in card(made)
 
 
 def test_a_card_says_what_was_measured(whitened, tmp_path, capsys):

@@ -11,12 +11,13 @@ from torch import Tensor
 
 import ddpp
 from ddpp import cli
-from ddpp.baselines import selection
+from ddpp.baselines import bptt, dm, selection, tgdd
 from ddpp.experiments.results import write_set
+from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 from ddpp.judging import read_tensors
 from ddpp.judging.opening import PUBLISHED, recognize
-from ddpp.judging.verdicts import RATES
+from ddpp.judging.verdicts import HEAD, RATES, report
 
 pytestmark = pytest.mark.usefixtures("tables")
 
@@ -133,6 +134,38 @@ def test_files_of_ddpp_are_opened_with_the_data_that_they_name(tmp_path):
         assert opened.rated and opened.data.name == "cifar10-sample"
 
 
+@pytest.mark.parametrize("method", ["tgdd", "dm", "bptt"])
+def test_a_result_says_again_what_it_began_with(method, npz, tmp_path):
+    path, quiet = npz(channels=3), Saving(progress=False)
+    data = ddpp.load_data(path, zca=False, device="cpu")
+    teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
+    few = {"steps": 2, "iterates": 1, "alpha": 0.05}
+    folded = tgdd.TGDDConfig(formation=2, batch_real=8, epochs=3, init="real", **few)
+    made = {
+        "tgdd": lambda: tgdd.distill(data, teachers, folded, quiet),
+        "dm": lambda: dm.distill(data, NETWORK, dm.DMConfig(batch_real=8, **few), quiet),
+        "bptt": lambda: bptt.distill(
+            data, NETWORK, bptt.BPTTConfig(window=2, max_updates=4, target=9, **few), quiet
+        ),
+    }[method]()
+    write_set(tmp_path / "result.safetensors", made)
+    again = ddpp.open_set(tmp_path / "result.safetensors", path, device="cpu").distilled
+    assert list(again.iterates) == list(made.iterates) == [0, 2]
+    for step, (images, alpha) in made.iterates.items():
+        assert torch.equal(again.iterates[step][0], images)
+        assert torch.equal(again.iterates[step][1], alpha)
+
+
+def test_a_result_of_a_stopped_run_ends_where_it_was_stopped(npz, tmp_path):
+    path = npz(channels=3)
+    data = ddpp.load_data(path, zca=False, device="cpu")
+    teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
+    made = ddpp.distill(data, teachers, CONFIG, progress=False, on_step=lambda run: True)
+    write_set(tmp_path / "result.safetensors", made)
+    again = ddpp.open_set(tmp_path / "result.safetensors", path, device="cpu").distilled
+    assert list(again.iterates) == list(made.iterates) == [0, 1]
+
+
 def test_a_set_of_data_of_ones_own_asks_where_they_are(tmp_path):
     data = load(save(tmp_path / "mine.npz"))
     teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
@@ -161,7 +194,12 @@ def test_the_space_of_real_images_is_recognized(sample, whitened):
     images = sample[0]
     assert recognize((images * 255).byte())[0] == recognize(images)[0] == "raw"
     assert recognize(whitened)[0] == "whitened"
-    assert recognize((images - images.mean()) / images.std())[0] == "standardized"
+    standard = (images - images.mean()) / images.std()
+    assert recognize(standard)[0] == recognize(3 * standard)[0] == "standardized"
+    # no space has such values: learned ones of 0 to 255 that leave it, and 16 bits
+    for strange in (60 * standard, 257 * (255 * images).round()):
+        with refused("not certain what the pixels are", "--space raw"):
+            recognize(strange)
 
 
 class Hostile:
@@ -218,12 +256,30 @@ X, Y = torch.rand(10, 3, 32, 32, generator=generator(1)), torch.arange(10)
         ([X, Y, X, Y], ["a list of 4 things"]),
         ("hello", ["holds a str"]),
         ({"images": X, "labels": Y, "lr": -1.0}, ["alpha is", "one positive number"]),
+        ({"images": X, "labels": Y, "lr": 0}, ["alpha is 0", "one positive number"]),
     ],
 )
 def test_what_is_no_set_gets_a_sentence(content, words, tmp_path):
     path = as_saved(content, tmp_path / "mine.pt")
     with refused(*words):
         open_sample(path)
+
+
+@pytest.mark.parametrize(
+    "kind, word",
+    [
+        (Tensor.to_sparse, "torch.float32, torch.sparse_coo"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8), "torch.quint8"),
+        (lambda x: x.to("meta"), "on the device meta"),
+        (lambda x: x + 1j, "torch.complex64"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch has several about these
+def test_tensors_that_are_no_arrays_of_numbers_get_a_sentence(kind, word, tmp_path):
+    labels = torch.eye(10)
+    for content, what in (((kind(X), labels), "images"), ((X, kind(labels)), "labels")):
+        with refused(f"the {what} in", word, "save real numbers as a dense tensor"):
+            read_tensors(as_saved(content, tmp_path / "mine.pt"))
 
 
 def test_a_path_or_folder_that_is_none_gets_a_sentence(tmp_path, sample):
@@ -257,7 +313,8 @@ def test_sets_are_judged_beside_as_many_real_images(tmp_path, whitened, sample):
     )
     assert [one.chosen for one in judged] == [False, True]
     assert judged[0].alpha == pytest.approx(0.02)
-    assert round(judged[1].alpha, 6) in RATES
+    assert {round(rate, 6) for rate in (judged[1].alpha, judged[1].random_alpha)} <= {*RATES}
+    assert judged[0].random_alpha == pytest.approx(selection.LEARNING_RATE)
     for one in judged:
         assert list(one.accuracies) == list(one.random) == ["convnet", "alexnet"]
         assert all(len(values) == 2 for values in one.accuracies.values())
@@ -266,6 +323,56 @@ def test_sets_are_judged_beside_as_many_real_images(tmp_path, whitened, sample):
     again = ddpp.judge(mine, folder=tmp_path / "out", **options)
     assert again[0].accuracies["convnet"] == judged[0].accuracies["convnet"]
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == before
+
+
+def test_photographs_gain_nothing_over_photographs_when_a_rate_is_chosen(npz, tmp_path):
+    path = npz(channels=3, per_class=40)
+    data = ddpp.load_data(path, zca=False, device="cpu", validation=0.1)
+    real = selection.random(data, 2, {}, seed=0)  # the draw that `judge` compares with
+    content = {"images": data.whitening.invert(real.images).clamp(0, 1), "labels": real.labels}
+    where = {"data": path, "space": "raw", "width": 4, "repeats": 2, "folder": tmp_path / "out"}
+    protocol = ddpp.Protocol(epochs=12)
+    file = as_saved(content, tmp_path / "real.pt")
+    (one,) = ddpp.judge(file, protocol=protocol, **where, **PLACES)
+    assert one.chosen and one.alpha == one.random_alpha != selection.LEARNING_RATE
+    assert one.accuracies["convnet"] == pytest.approx(one.random["convnet"])
+    (line,), rate = one.lines(), f"{one.alpha:.4g} (chosen)"
+    row = dict(zip(HEAD, line, strict=True))
+    assert row["learning rate"] == row["their learning rate"] == rate and row["gain"] == "+0.0"
+    report([one], tmp_path / "out", torch.device("cpu"))
+    (stored,) = json.loads((tmp_path / "out" / "judged.json").read_text())["sets"]
+    assert stored["random_alpha"] == one.random_alpha
+    assert (tmp_path / "out" / "judged.csv").read_text().count(rate) == 2
+
+
+def test_of_each_class_as_many_real_images_are_drawn_as_the_set_has(npz, tmp_path, monkeypatch):
+    path = npz(channels=3)
+    drawn, draw = [], ddpp.ImageData.draw
+
+    def noted(*asked):
+        drawn.append(draw(*asked))
+        return drawn[-1]
+
+    monkeypatch.setattr(ddpp.ImageData, "draw", noted)
+    options = {"data": path, "space": "raw", "width": 4, "repeats": 1, "protocol": QUICK}
+    images, labels = torch.rand(5, 3, 12, 12), torch.tensor([2, 0, 0, 0, 2])
+    soft = torch.eye(3)[torch.tensor([0, 0, 0, 1, 0])]  # of five images the labels say too little
+    for given, counts in ((labels, [3, 0, 2]), (soft, [2, 2, 1])):
+        content = {"images": images, "labels": given, "lr": 0.02}
+        file = as_saved(content, tmp_path / "uneven.pt")
+        ddpp.judge(file, folder=tmp_path / "out", **options, **PLACES)
+        assert drawn[-1].labels.bincount(minlength=3).tolist() == counts
+
+
+def test_without_held_out_images_no_learning_rate_is_chosen(npz, tmp_path):
+    path = npz(channels=3, per_class=5)
+    said, content = [], {"images": torch.rand(3, 3, 12, 12), "labels": torch.arange(3)}
+    options = {"data": path, "space": "raw", "width": 4, "repeats": 1, "protocol": QUICK}
+    where = {"folder": tmp_path / "out", **options, **PLACES, "say": said.append}
+    (one,) = ddpp.judge(as_saved(content, tmp_path / "few.pt"), **where)
+    assert not one.chosen and one.lines()[0][4] == one.lines()[0][8] == "0.01"
+    assert one.notes[-1] == "no learning rate, and no held-out images to choose it on: 0.01"
+    assert any(one.notes[-1] in line for line in said)
 
 
 def test_the_verdict_is_that_of_evaluate(tmp_path, sample):
@@ -294,16 +401,26 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, sample, capsys):
     assert "there is no file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
-def test_pixels_of_8_bits_are_brought_to_1_whatever_their_type(npz, tmp_path, kind):
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("space", ["raw", None])
+def test_pixels_of_8_bits_are_brought_to_1_whatever_their_type(npz, tmp_path, kind, space):
     path = npz(channels=3)
     raw = np.load(path)["x_train"][::20].transpose(0, 3, 1, 2).copy()
     torch.save(torch.from_numpy(raw), tmp_path / "bytes.pt")
     torch.save(torch.from_numpy(raw).to(kind), tmp_path / "numbers.pt")
-    opened = ddpp.open_set(tmp_path / "numbers.pt", path, "raw", device="cpu")
+    opened = ddpp.open_set(tmp_path / "numbers.pt", path, space, device="cpu")
     expected = ddpp.open_set(tmp_path / "bytes.pt", path, "raw", device="cpu")
+    assert opened.space == "raw"
     assert torch.equal(opened.distilled.images, expected.distilled.images)
     assert "values from 0 to 255: divided by 255" in opened.notes
+
+
+def test_bytes_are_neither_standardized_nor_whitened(npz, tmp_path):
+    path = npz(channels=3)
+    raw = np.load(path)["x_train"][::20].transpose(0, 3, 1, 2).copy()
+    torch.save(torch.from_numpy(raw), tmp_path / "bytes.pt")
+    with refused("are bytes, which are raw, not whitened", "--space raw"):
+        ddpp.open_set(tmp_path / "bytes.pt", path, "whitened", device="cpu")
 
 
 def test_learned_pixels_that_leave_0_to_1_stay_as_they_are(npz, tmp_path):

@@ -1,6 +1,6 @@
 """Sets of real images that a distilled set has to beat: random, or chosen by a trained network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,11 +38,13 @@ class SelectionConfig:
         return self.epochs
 
 
-def random(data: ImageData, ipc: int, network: dict, seed: int = 0) -> DistilledDataset:
+def random(
+    data: ImageData, ipc: int | Sequence[int], network: dict, seed: int = 0
+) -> DistilledDataset:
     """Draw `ipc` random real training images per class.
 
     - data: the images to draw from, preprocessed.
-    - ipc: images per class.
+    - ipc: images per class, or one number for each class.
     - network: what to train on the set, the fields of a NetworkConfig. Missing ones have their
       defaults.
     - seed: of the draw. With the seed of a run, they are the images that it starts from.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ddpp.data.sources import ARRAYS, check, class_names, find, keep_classes, sha256
@@ -102,25 +103,28 @@ class ImageData:
         """Build the network of a NetworkConfig for these images and classes, on their device."""
         return config.build(self.shape[0], len(self.classes), self.shape[1], self.device)
 
-    def draw(self, ipc: int, seed: int) -> Split:
+    def draw(self, ipc: int | Sequence[int], seed: int) -> Split:
         """Draw random training images of each class, class by class.
 
-        - ipc: images per class, at least 1.
+        - ipc: images per class, at least 1; or one number for each class, which may be 0.
         - seed: equal seeds draw equal images.
 
-        Returns a Split of ipc * classes images. Raises Error if a class has fewer than `ipc`.
+        Returns a Split of all that are asked for. Raises Error if a class has fewer.
         """
-        if ipc < 1:
+        counts = list(ipc) if isinstance(ipc, Sequence) else [ipc] * len(self.classes)
+        if len(counts) != len(self.classes):
+            raise Error(f"{len(counts)} numbers are given for {len(self.classes)} classes")
+        if max(counts) < 1 or min(counts) < 0:
             raise Error(f"{ipc} images per class cannot be drawn: ask for at least 1")
-        rng, picks = generator(seed, "draw", ipc), []
-        for label, name in enumerate(self.classes):
+        rng, picks = generator(seed, "draw", max(counts)), []
+        for label, (name, count) in enumerate(zip(self.classes, counts, strict=True)):
             members = (self.train.labels == label).nonzero().flatten().cpu()
-            if len(members) < ipc:
+            if len(members) < count:
                 raise Error(
-                    f"class '{name}' has {len(members)} training images, fewer than the {ipc} "
+                    f"class '{name}' has {len(members)} training images, fewer than the {count} "
                     "images per class asked for: lower the images per class"
                 )
-            picks.append(members[torch.randperm(len(members), generator=rng)[:ipc]])
+            picks.append(members[torch.randperm(len(members), generator=rng)[:count]])
         index = torch.cat(picks).to(self.device)
         return Split(self.train.images[index], self.train.labels[index])
 
@@ -212,7 +216,8 @@ def from_datasets(
     """Take a data set from two datasets of torch or torchvision, all of it, and preprocess it.
 
     - train, test: they yield (image, label). An image is a PIL image, an array (S, S) or (S, S, C),
-      or a tensor (C, S, S). All have one size, and are not normalized yet.
+      or a tensor (C, S, S). All have one size, and are not normalized yet. Images with a palette
+      become RGB.
     - classes: their names. Default: the attribute `classes` of `train`, else the numbers.
     - zca, validation, device: as in `load_data`.
 
@@ -235,6 +240,8 @@ def _stacked(name: str, dataset: Iterable) -> tuple[np.ndarray, np.ndarray]:
     """Stack all images and labels of a dataset."""
     images, labels = [], []
     for image, label in dataset:
+        if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
+            image = image.convert("RGB")  # its values are indices into a palette
         array = _array(image[None])[0] if isinstance(image, Tensor) else np.asarray(image)
         images.append(array)
         labels.append(int(label))

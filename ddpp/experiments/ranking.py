@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ddpp.experiments.comparing import aligned, in_markdown
 from ddpp.experiments.grids import Candidate
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.seeds import generator
 
 TRUTH = "all images"  # what this row of a report was trained on
 RESAMPLES = 1000
+FACTORS = tuple(f.name for f in fields(Candidate))  # of which networks have one value each
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -158,8 +159,9 @@ class Ranking:
     def only(self, factor: str, *values: object) -> "Ranking":
         """The networks that have one of these values of a factor, a field of Candidate.
 
-        Raises Error if fewer than two have.
+        Raises Error if there is no such factor, or if fewer than two networks have these values.
         """
+        choose("factor", factor, FACTORS)
         kept = [i for i, one in enumerate(self.candidates) if getattr(one, factor) in values]
         if len(kept) < 2:
             raise Error(f"fewer than two networks have {factor} {values}: name more values")
@@ -177,7 +179,11 @@ class Ranking:
         - name: of the set; or TRUTH, for how well one training on all images predicts another.
         - statistic: one of STATISTICS.
         - base: another set, whose mean is subtracted, over the same networks. Default: none.
+
+        Raises Error for a set that is not there.
         """
+        for of in (name, base) if base else (name,):
+            choose("set", of, [*self.proxies, TRUTH])
 
         def mean(of: str, index: Tensor) -> float:
             pairs = self._pairs(of)
@@ -207,8 +213,11 @@ class Ranking:
         - name: of the set.
         - factor: a field of Candidate.
 
-        Returns means over networks and draws: positive where the set ranks too high.
+        Returns means over networks and draws: positive where the set ranks too high. Raises Error
+        for a set or factor that is not there.
         """
+        choose("set", name, self.proxies)
+        choose("factor", factor, FACTORS)
         true = ranks(self.truth.mean(0))
         shift = torch.stack([ranks(row) - true for row in self.proxies[name]]).mean(0)
         values = [getattr(one, factor) for one in self.candidates]

@@ -1,10 +1,14 @@
 """A page that goes with a distilled set, fit for the Hugging Face Hub."""
 
+import math
 from collections.abc import Mapping
 
-from ddpp.distilled import DistilledDataset
+from ddpp.data.sources import SHA256
+from ddpp.distilled import SQUARED_ERROR, DistilledDataset
 from ddpp.evaluating import Evaluation
 
+SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", math.inf: "100K<n<1M"}  # the Hub's
+YOURS = "PATH/TO/DATA.npz"  # where the data are, if they are somebody's own
 LICENCES = {
     "cifar10": "CIFAR-10 (A. Krizhevsky, 2009)",
     "cifar100": "CIFAR-100 (A. Krizhevsky, 2009)",
@@ -27,18 +31,22 @@ def card(
     made = distilled.provenance
     data = made.get("data", {}).get("name", "an unnamed data set")
     title = f"{len(distilled)} images distilled from {data}"
-    parts = [_head(title, data), f"# {title}", f"![{title}]({picture})", _what(distilled, data)]
-    parts += ["## Train on it", _use(file, data)]
-    parts += ["## What to expect", _expected(report, file)]
+    known = data in SHA256
+    parts = [_head(title, len(distilled)), f"# {title}", f"![{title}]({picture})"]
+    parts += [_what(distilled, data)]
+    parts += ["## Train on it", _use(distilled, file, known)]
+    parts += ["## What to expect", _expected(report, file, known)]
     parts += ["## How it was made", _made(made)]
     parts += ["## Licence and privacy", _licence(data)]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(title: str, data: str) -> str:
+def _head(title: str, size: int) -> str:
+    category = next(name for below, name in SIZES.items() if size < below)
     lines = ["---", f"pretty_name: {title}", "license: other", "tags:"]
     lines += ["- dataset-distillation", "- image-classification"]
-    lines += ["task_categories:", "- image-classification", "size_categories:", "- n<1K", "---"]
+    lines += ["task_categories:", "- image-classification"]
+    lines += ["size_categories:", f"- {category}", "---"]
     return "\n".join(lines)
 
 
@@ -46,7 +54,9 @@ def _what(distilled: DistilledDataset, data: str) -> str:
     shape = "x".join(map(str, distilled.images.shape[1:]))
     each = {len(members) for members in distilled.by_class()}
     per_class = f"{each.pop()} per class" if len(each) == 1 else "unequally many per class"
-    labels = "soft labels" if distilled.labels.is_floating_point() else "hard labels"
+    if distilled.formation > 1:
+        per_class += f", each of {distilled.formation**2} pictures"
+    labels = _labels(distilled)
     kind = "whitened with ZCA" if distilled.whitening.kind == "zca" else "standardized by channel"
     return (
         f"These {len(distilled)} images ({shape}, {per_class}, {labels}) were optimized so that a "
@@ -57,20 +67,31 @@ def _what(distilled: DistilledDataset, data: str) -> str:
     )
 
 
-def _use(file: str, data: str) -> str:
-    return f"""```python
+def _labels(distilled: DistilledDataset) -> str:
+    if distilled.loss == SQUARED_ERROR:
+        return "labels that are targets of a regression, for the squared error"
+    return "soft labels" if distilled.labels.is_floating_point() else "hard labels"
+
+
+def _use(distilled: DistilledDataset, file: str, known: bool) -> str:
+    arguments = f'"{file}"' if known else f'"{file}", "{YOURS}"'
+    code = f"""```python
 import ddpp
 
-distilled = ddpp.DistilledDataset.load("{file}")
-data = ddpp.load_data("{data}", whitening=distilled.whitening)
+opened = ddpp.open_set({arguments})
+distilled, data = opened.distilled, opened.data
 result = ddpp.evaluate(distilled, data, repeats=1)  # trains a network, tests it on real images
 print(result.mean, "% of the test images are right")
-images, labels = distilled.images, distilled.labels  # or train your own way, with distilled.alpha
-```"""
+"""
+    if distilled.formation > 1:
+        code += "distilled = distilled.unfolded()  # the pictures in each image, enlarged\n"
+    code += "images, labels = distilled.images, distilled.labels"
+    code += "  # or train your own way, with distilled.alpha\n```"
+    return code if known else f"For `{YOURS}` give the file of the data.\n\n{code}"
 
 
-def _expected(report: Mapping | None, file: str) -> str:
-    test = f"Test yourself: `ddpp evaluate {file}`"
+def _expected(report: Mapping | None, file: str, known: bool) -> str:
+    test = f"Test yourself: `ddpp evaluate {file}" + ("`" if known else f" --data {YOURS}`")
     if not report:
         return f"Nobody wrote down an accuracy for this file. {test}."
     ours, real = (Evaluation(**report[which]) for which in ("distilled", "random"))

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpp.distilled import DistilledDataset
+from ddpp.distilled import SQUARED_ERROR, DistilledDataset
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.judging.cards import card
 from ddpp.judging.opening import PUBLISHED
-from ddpp.judging.sheets import ENDING, write_sheet
+from ddpp.judging.sheets import ENDING, check_pictures, write_sheet
 
 WHOLE, WEBP = "distilled.safetensors", f"distilled{ENDING}"
 SETS = {"compact": WHOLE, "hf": WHOLE, "webp": WEBP}  # names of sets that a kind writes
@@ -30,11 +30,12 @@ def export(
 
     - distilled: the set.
     - kind: "pt": images_best.pt, labels_best.pt and lr_best.pt, named as by MTT and DATM, of pixels
-      in natural colours. "beard": for the benchmark BEARD, images_best.pt and labels_best.pt,
-      standardized by channel. "eccv": for the ECCV 2024 challenge, one tensor, sorted by class,
-      standardized. "hf": train.parquet for Hugging Face's `datasets`, with a README.md, the compact
-      set and its picture. "compact": distilled.safetensors in a quarter of the bytes. "webp":
-      distilled.webp, one picture of 8 bits, without the whitening.
+      in natural colours; soft labels as logits. "beard": for the benchmark BEARD, images_best.pt
+      and labels_best.pt, standardized by channel, with hard labels. "eccv": for the ECCV 2024
+      challenge, one tensor, sorted by class, standardized. "hf": train.parquet for Hugging Face's
+      `datasets`, with a README.md, the compact set and its picture. "compact":
+      distilled.safetensors in a quarter of the bytes. "webp": distilled.webp, one picture of 8
+      bits, without the whitening.
     - report: what `ddpp distill` wrote beside the set, for the README.md.
     - folder: existing files of these names are replaced.
 
@@ -80,13 +81,22 @@ def _notes(distilled: DistilledDataset) -> list[str]:
 
 
 def _pt(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
+    _check_labels(distilled)
     images, note = pixels(distilled), "pixels in natural colours, float32, mostly in 0 to 1"
-    return _tensors(distilled, images, folder, rate=True), [note, *_notes(distilled)]
+    labels, notes = distilled.labels, [note, *_notes(distilled)]
+    if labels.is_floating_point():
+        labels = labels.clamp(min=torch.finfo(labels.dtype).tiny).log()
+        notes.append("labels_best.pt holds logits, as of DATM: the softmax gives the soft labels")
+    return _tensors(folder, images=images, labels=labels, lr=distilled.alpha), notes
 
 
 def _beard(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
+    _check_labels(distilled)
     images, note = standardized(distilled)
-    return _tensors(distilled, images, folder, rate=False), [note, *_notes(distilled)]
+    notes = [note, *_notes(distilled)]
+    if distilled.labels.is_floating_point():
+        notes.append("the benchmark trains with hard labels: the soft ones are left out")
+    return _tensors(folder, images=images, labels=distilled.hard_labels), notes
 
 
 def _eccv(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
@@ -99,15 +109,22 @@ def _eccv(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> 
     if counts != {10}:
         notes.append(f"the challenge takes 10 images per class, and this set has {counts.pop()}")
     if distilled.labels.is_floating_point():
-        notes.append("the challenge trains with hard labels: the soft ones are left out")
+        notes.append("the challenge trains with hard labels: the learned ones are left out")
     name = str(distilled.provenance.get("data", {}).get("name", "set")).removesuffix("-sample")
     order = [i for members in classes for i in members]
     return [_save(images[order].clone(), folder / f"{name}.pt")], notes
 
 
-def _tensors(distilled: DistilledDataset, images: Tensor, folder: Path, rate: bool) -> list[Path]:
-    parts = {"images": images, "labels": distilled.labels}
-    parts |= {"lr": distilled.alpha} if rate else {}
+def _check_labels(distilled: DistilledDataset) -> None:
+    """Refuse labels that a reader would take for logits, or for classes."""
+    if distilled.loss == SQUARED_ERROR:
+        raise Error(
+            "the labels of this set are targets of a regression, to train on with the squared "
+            "error, and this form cannot say so: export it as compact, webp or hf"
+        )
+
+
+def _tensors(folder: Path, **parts: Tensor) -> list[Path]:
     return [_save(x.detach().clone(), folder / f"{name}_best.pt") for name, x in parts.items()]
 
 
@@ -130,6 +147,7 @@ def _webp(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> 
 
 
 def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
+    check_pictures(distilled)
     try:
         import pyarrow  # pyright: ignore[reportMissingImports]
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
@@ -139,10 +157,13 @@ def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Wr
     columns: dict[str, Any] = {"image": images, "label": distilled.hard_labels.tolist()}
     label = {"names": list(distilled.classes), "_type": "ClassLabel"}
     features: dict[str, Any] = {"image": {"_type": "Image"}, "label": label}
+    notes = _notes(distilled)
     if distilled.labels.is_floating_point():
-        columns["soft_label"] = distilled.labels.tolist()
+        name = "target" if distilled.loss == SQUARED_ERROR else "soft_label"
+        columns[name] = distilled.labels.tolist()
         value = {"dtype": "float32", "_type": "Value"}
-        features["soft_label"] = {"feature": value, "_type": "Sequence"}
+        features[name] = {"feature": value, "_type": "Sequence"}
+        notes.append(f"the column '{name}' holds the learned labels, for the {distilled.loss}")
     table = pyarrow.table(columns)
     about = {"huggingface": json.dumps({"info": {"features": features}})}
     stream = io.BytesIO()
@@ -155,7 +176,7 @@ def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Wr
     files.write_bytes(folder / "picture.png", picture.getvalue())
     written = ["train.parquet", "README.md", WHOLE, "picture.png"]
     lost = f"pictures of 8 bits, cut to 0 to 1; {WHOLE} beside them is exact"
-    return [folder / name for name in written], [lost, *_notes(distilled)]
+    return [folder / name for name in written], [lost, *notes]
 
 
 def _png(image: Tensor) -> bytes:

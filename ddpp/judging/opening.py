@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpp.data import ImageData, load_data
 from ddpp.data.sources import SHA256
 from ddpp.data.whitening import Whitening
-from ddpp.distilled import KIND, DistilledDataset, as_folder
+from ddpp.distilled import BRIGHTEST, KIND, DistilledDataset, as_folder, fold
 from ddpp.experiments.results import KIND as RESULT
 from ddpp.experiments.results import rejoin
 from ddpp.foundation import files
@@ -21,7 +21,7 @@ from ddpp.judging.tensors import FOREIGN, Found, read_tensors
 from ddpp.networks import NetworkConfig
 
 SPACES = ("raw", "standardized", "whitened")
-BRIGHTEST = 8  # raw pixels above this are not learned ones that leave 0 to 1, but 0 to 255
+WIDEST = 5  # deviation that standardized pixels do not reach, not even learned ones
 ALPHA = 0.01  # where a set stores no learning rate
 # mean and standard deviation with which the field's code standardizes, of DC's repository
 PUBLISHED = {
@@ -70,22 +70,25 @@ def open_set(
         raise Error(f"{path} does not say what data it stands for: name it with --data")
     # the whitening of all training images, as other codes have it
     plain = load_data(data, root=root, zca=False, device=device, validation=0)
-    found = _scaled(_grey(read_tensors(path, plain.shape[1]), plain), space)
+    found = _grey(read_tensors(path, plain.shape[1]), plain)
     if tuple(found.images.shape[1:]) != plain.shape:
         size = "x".join(map(str, found.images.shape[1:]))
         raise Error(f"the images in {path} are {size}, those of {plain.name} {plain.shape}")
     if found.classes is not None:
         found = _in_order(found, plain.classes)
+    if found.images.dtype == torch.uint8 and space not in (None, "raw"):
+        raise Error(f"the images in {path} are bytes, which are raw, not {space}: say --space raw")
     if space is None:
         space, why = recognize(found.images)
         found = found.but(f"{space}: {why}")
+    found = _scaled(found, space)
     whitening = _whitening(space, plain, data, root, device)
     images_of = load_data(data, root=root, whitening=whitening, device=device)
     labels, notes = _labels(found, len(images_of.classes), path)
     distilled = DistilledDataset.from_tensors(
         found.images,
         labels,
-        found.alpha or ALPHA,
+        ALPHA if found.alpha is None else found.alpha,
         images_of,
         network=network or NetworkConfig(),
         raw=space == "raw",
@@ -108,22 +111,25 @@ def load_set(path: str | Path, root: str | Path = "data") -> DistilledDataset:
 def recognize(images: Tensor) -> tuple[str, str]:
     """Tell the space of the pixels from their statistics, and return it and the reason.
 
-    - images: (N, C, H, W).
+    - images: (N, C, H, W), of any type.
 
-    Real images have a deviation of 1 when standardized and of about 0.26 when whitened with MTT's
-    ZCA, and neighbouring pixels correlate with 0.93 and 0.68. Distilled ones reach 0.9 to 2.3 and
-    0.4 to 1.2. Raises Error where these leave it open.
+    Numbers from 0 to 1, or from 0 to 255, are raw pixels. Real images have a deviation of 1 when
+    standardized and of about 0.26 when whitened with MTT's ZCA, and neighbouring pixels correlate
+    with 0.93 and 0.68. Distilled ones reach 0.9 to 2.3 and 0.4 to 1.2. Raises Error where these
+    leave it open.
     """
     if images.dtype == torch.uint8:
         return "raw", "whole numbers from 0 to 255"
     x = images.float()
     if x.min() >= 0 and x.max() <= 1:
         return "raw", "all values are in 0 to 1"
+    if x.min() >= 0 and BRIGHTEST < x.max() <= 255:
+        return "raw", "all values are in 0 to 255"
     deviation, near = float(x.std(correction=0)), _neighbours(x)
     numbers = f"deviation {deviation:.2f}, neighbouring pixels correlate with {near:.2f}"
     if deviation < 0.7 and abs(float(x.mean())) < 0.3:
         return "whitened", numbers
-    if deviation > 0.8 and near > 0.7:
+    if 0.8 < deviation < WIDEST and near > 0.7:
         return "standardized", numbers
     raise Error(
         f"it is not certain what the pixels are ({numbers}): say --space raw, standardized or "
@@ -183,11 +189,12 @@ def _rejoined(file: files.Lazy, data: ImageData) -> DistilledDataset:
     provenance = file.meta["provenance"]
     made_from, config = provenance.get("teachers", provenance), provenance.get("config", {})
     found = rejoin(file, data, made_from.get("network", asdict(NetworkConfig())))
-    if "steps" in config and config.get("init", "real") == "real":  # where it began is known
-        start = data.draw(config["ipc"], config["seed"]).images.to("cpu")
-        began = start, torch.tensor(config.get("alpha0", ALPHA))
-        ended = found.images, found.alpha
-        return replace(found, iterates={0: began, config["steps"]: ended})
+    done = provenance.get("stopped_at", config.get("steps"))
+    if done and config.get("init", "real") == "real":  # where it began is known
+        n = found.formation
+        start = fold(data.draw(config["ipc"] * n**2, config["seed"]).images, n).to("cpu")
+        began = start, torch.tensor(config.get("alpha0", config.get("alpha", ALPHA)))
+        return replace(found, iterates={0: began, done: (found.images, found.alpha)})
     return found
 
 
@@ -211,7 +218,7 @@ def _grey(found: Found, data: ImageData) -> Found:
     return replace(found, images=images[:, :1]) if data.shape[0] == 1 and equal else found
 
 
-def _scaled(found: Found, space: str | None) -> Found:
+def _scaled(found: Found, space: str) -> Found:
     """Bring raw pixels to 0 to 1; those of 8 bits may be there as numbers of any type."""
     images = found.images
     if space != "raw" or images.dtype == torch.uint8 or images.max() <= BRIGHTEST:

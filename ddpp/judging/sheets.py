@@ -71,8 +71,7 @@ def write_sheet(distilled: DistilledDataset, path: str | Path, quality: int | No
             "the set does not say what data it stands for, and a sheet leaves the whitening to the "
             "data: make it with DistilledDataset.from_tensors"
         )
-    if (channels := distilled.images.shape[1]) not in (1, 3):
-        raise Error(f"images of {channels} channels are no pictures: export the set as compact")
+    check_pictures(distilled)
     pixels = distilled.whitening.invert(distilled.images).cpu()
     low, high = float(pixels.min()), float(pixels.max())
     meta = {
@@ -96,6 +95,12 @@ def write_sheet(distilled: DistilledDataset, path: str | Path, quality: int | No
     except ValueError as e:
         raise Error(f"{len(distilled)} images do not fit into a picture ({e})") from None
     files.write_bytes(path, stream.getvalue())
+
+
+def check_pictures(distilled: DistilledDataset) -> None:
+    """Raise an Error for images that are neither grey nor RGB."""
+    if (channels := distilled.images.shape[1]) not in (1, 3):
+        raise Error(f"images of {channels} channels are no pictures: export the set as compact")
 
 
 def read_sheet(path: str | Path) -> Sheet:

@@ -169,6 +169,7 @@ def _number(value: Any, path: Path) -> float:
 def _checked(found: Found, path: Path) -> Found:
     """Refuse what are no images; give grey ones their channel, and channels their place."""
     images, labels = found.images, found.labels
+    _check_dense(images, "images", path)
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
@@ -185,4 +186,17 @@ def _checked(found: Found, path: Path) -> Found:
         raise Error(
             f"{path} has {len(images)} images and labels {what}: there must be one for each"
         )
+    if labels is not None:
+        _check_dense(labels, "labels", path)
     return replace(found, images=images.detach())
+
+
+def _check_dense(tensor: Tensor, what: str, path: Path) -> None:
+    """Refuse a tensor that is not simply an array of real numbers."""
+    strange = tensor.is_quantized or tensor.is_complex() or tensor.is_meta
+    if strange or tensor.layout != torch.strided:
+        kind = " on the device meta" if tensor.is_meta else f", {tensor.layout}"
+        raise Error(
+            f"the {what} in {path} are a tensor of {tensor.dtype}{kind}: save real numbers as a "
+            "dense tensor, see Tensor.to_dense and Tensor.dequantize"
+        )

@@ -25,14 +25,17 @@ RATES = (0.003, 0.01, 0.03, 0.1)  # tried on held-out images where a set brings 
 
 @dataclass(frozen=True)
 class Judged:
-    """Accuracies in percent of a set, and of as many random real images, in each architecture."""
+    """Accuracies in percent of a set, and of as many random real images of each class, in each
+    architecture.
+    """
 
     path: str
     data: str
     images: int
     space: str  # of the pixels
     alpha: float  # learning rate that networks were trained with
-    chosen: bool  # whether it was chosen on held-out images, as the set brought none
+    random_alpha: float  # learning rate that networks on the random images were trained with
+    chosen: bool  # whether both were chosen on held-out images, as the set brought none
     accuracies: dict[str, list[float]]  # by architecture, one per network
     random: dict[str, list[float]]
     notes: tuple[str, ...]  # what was assumed
@@ -45,17 +48,19 @@ class Judged:
 
     def lines(self) -> list[list[str]]:
         """Rows of the table, one per architecture."""
-        rate = f"{self.alpha:.4g}" + (" (chosen)" if self.chosen else "")
+        chosen = " (chosen)" if self.chosen else ""
+        rate, theirs = (f"{alpha:.4g}{chosen}" for alpha in (self.alpha, self.random_alpha))
         about = [self.name, self.data, str(len(self.distilled)), self.space, rate]
         lines = []
         for name, values in self.accuracies.items():
             gain = statistics.fmean(values) - statistics.fmean(self.random[name])
-            lines.append([*about, name, _show(values), _show(self.random[name]), f"{gain:+.1f}"])
+            real = [_show(self.random[name]), theirs]
+            lines.append([*about, name, _show(values), *real, f"{gain:+.1f}"])
         return lines
 
 
 HEAD = ["set", "data", "images", "pixels", "learning rate", "network", "accuracy (%)"]
-HEAD += ["random real images (%)", "gain"]
+HEAD += ["random real images (%)", "their learning rate", "gain"]
 
 
 def judge(
@@ -86,8 +91,9 @@ def judge(
     - progress, say: whether progress bars are shown, and what hears every line.
 
     Returns one verdict per path. Where a set brings no learning rate, the best of four is chosen on
-    held-out images with one ConvNet each. Raises Error for what cannot be read or tested. Sets
-    before it have been tested by then, and are not tested again.
+    held-out images with one ConvNet each, and the random images get the best of four, too. Else
+    theirs is 0.01. Raises Error for what cannot be read or tested. Sets before it have been tested
+    by then, and are not tested again.
     """
     if not paths:
         raise Error("there is nothing to judge: name a file or folder")
@@ -107,6 +113,8 @@ def judge(
             one = replace(one, distilled=replace(one.distilled, network=wider))
         test = _Test(protocol, seed, progress, folder)
         judged.append(_judge(path, one, architectures, repeats, test))
+        for note in judged[-1].notes[len(one.notes) :]:
+            say(f"  {note}")
         for line in judged[-1].lines():
             say(f"  {line[5]}: {line[6]} %, random real images {line[7]} %")
     return judged
@@ -141,11 +149,14 @@ class _Test:
 def _judge(
     path: str | Path, one: Opened, architectures: Sequence[str], repeats: int, test: _Test
 ) -> Judged:
-    distilled, data = one.distilled, one.data
-    if not one.rated:
-        distilled = _rated(distilled, data, test)
+    distilled, data, notes, chosen = one.distilled, one.data, one.notes, False
     network = NetworkConfig(**distilled.network)
-    real = selection.random(data, distilled.ipc, asdict(network), test.seed)
+    real = selection.random(data, _counts(distilled), asdict(network), test.seed)
+    if not one.rated:
+        (distilled, chosen), (real, _) = (_rated(x, data, test) for x in (distilled, real))
+        if not chosen:
+            rate = f"{float(distilled.alpha):.4g}"
+            notes = (*notes, f"no learning rate, and no held-out images to choose it on: {rate}")
     each = lambda on: {name: test(on, data, name, repeats, "scores.json") for name in architectures}
     return Judged(
         path=str(path),
@@ -153,18 +164,32 @@ def _judge(
         images=len(distilled),
         space=one.space,
         alpha=float(distilled.alpha),
-        chosen=not one.rated,
+        random_alpha=float(real.alpha),
+        chosen=chosen,
         accuracies=each(distilled),
         random=each(real),
-        notes=one.notes,
+        notes=notes,
         distilled=distilled,
     )
 
 
-def _rated(distilled: DistilledDataset, data: ImageData, test: _Test) -> DistilledDataset:
-    """Give a set the learning rate that does best on held-out images."""
+def _counts(distilled: DistilledDataset) -> list[int]:
+    """How many random images of each class a set is compared with: as many as it has itself."""
+    if not distilled.labels.is_floating_point():
+        return [len(members) for members in distilled.by_class()]
+    # the largest entry of a learned label need not be the class: so evenly
+    each, more = divmod(len(distilled), len(distilled.classes))
+    return [each + (label < more) for label in range(len(distilled.classes))]
+
+
+def _rated(
+    distilled: DistilledDataset, data: ImageData, test: _Test
+) -> tuple[DistilledDataset, bool]:
+    """Give a set the learning rate that does best on held-out images, and return whether there are
+    any.
+    """
     if data.validation is None:
-        return distilled
+        return distilled, False
     held_out = replace(data, test=data.validation, validation=None)
     rated = [
         replace(distilled, alpha=torch.tensor(rate).to(distilled.alpha), iterates={})
@@ -172,7 +197,7 @@ def _rated(distilled: DistilledDataset, data: ImageData, test: _Test) -> Distill
     ]
     # scores of their own: these are not of test images
     scores = [test(one, held_out, "convnet", 1, "held-out-scores.json")[0] for one in rated]
-    return rated[scores.index(max(scores))]
+    return rated[scores.index(max(scores))], True
 
 
 def report(judged: Sequence[Judged], folder: str | Path, device: torch.device) -> str:
