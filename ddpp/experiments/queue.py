@@ -260,9 +260,8 @@ class Worker:
             found = evaluate(
                 read_set(*base, data),
                 data,
-                network.name,
+                network,
                 recipe.repeats,
-                width=network.width,
                 protocol=recipe.protocol,
                 seed=recipe.distill.seed,
                 scores=self._scores(run),
