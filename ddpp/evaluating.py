@@ -130,7 +130,7 @@ def spread(values: Sequence[float]) -> float:
 def evaluate(
     distilled: DistilledDataset,
     data: ImageData,
-    architecture: str | Callable[..., nn.Module] | None = None,
+    architecture: str | Callable[..., nn.Module] | NetworkConfig | None = None,
     repeats: int = 5,
     *,
     width: int | None = None,
@@ -147,8 +147,8 @@ def evaluate(
 
     - distilled: the set, with its iterates.
     - data: the images it was distilled from, preprocessed with the set's own whitening.
-    - architecture, width: of the networks, a name or a class of your own, see `NetworkConfig`.
-      Default: as the set was distilled with.
+    - architecture, width: of the networks, a name or a class of your own, see `NetworkConfig`, or
+      such a config. Default: as the set was distilled with.
     - repeats: networks per tested iterate.
     - protocol: how they are trained. Default: 1,000 epochs, as published.
     - best_on_test: whether the best iterate on data.test is reported, too, as papers do.
@@ -173,10 +173,13 @@ def evaluate(
     repeats, seed = operator.index(repeats), operator.index(seed)  # of NumPy's integers, too
     distilled = distilled.to(data.device).unfolded()
     check_pair(distilled, data)
-    own = NetworkConfig(**distilled.network)
-    config = replace(
-        own, name=architecture or own.name, width=own.width if width is None else width
-    )
+    config = NetworkConfig(**distilled.network)
+    if isinstance(architecture, NetworkConfig):
+        config = architecture
+    elif architecture:
+        config = replace(config, name=architecture)
+    if width is not None:
+        config = replace(config, width=width)
     with tqdm(desc="evaluate", unit="network", disable=not progress) as bar:
         scorer = _Scorer(data, config, protocol or Protocol(), seed, scores, bar)
         return _judge(distilled, data, repeats, best_on_test, scorer)

@@ -25,6 +25,7 @@ from ddpp.experiments import Design, audit, auditing, membership, read_audit
 from ddpp.experiments.auditing import draw_pool, judge, nearest
 from ddpp.experiments.membership import (
     area,
+    balanced,
     closer,
     halves,
     leak,
@@ -36,6 +37,7 @@ from ddpp.experiments.membership import (
 )
 from ddpp.foundation import identity
 from ddpp.foundation.loop import Saving
+from ddpp.foundation.seeds import generator
 
 QUIET = Saving(progress=False)
 
@@ -107,10 +109,11 @@ def test_the_likelihood_ratio_is_that_of_gaussians_fitted_to_the_other_models_on
     found = lira(scores, members)
     for target in range(8):
         others = [m for m in range(8) if m != target]
+        chosen = balanced(members[others], generator(0, "shadows", target))
         fits = {}
-        for inside in (True, False):
+        for inside, one in zip((True, False), chosen, strict=True):
             values = [
-                [float(scores[m, i]) for m in others if bool(members[m, i]) == inside]
+                [float(scores[m, i]) for m, row in zip(others, one, strict=True) if row[i]]
                 for i in range(20)
             ]
             squares = sum(sum((v - np.mean(one)) ** 2 for v in one) for one in values)
@@ -121,6 +124,25 @@ def test_the_likelihood_ratio_is_that_of_gaussians_fitted_to_the_other_models_on
                 scores[target, i]
             )
             assert float(found[target, i]) == pytest.approx(ratio)
+
+
+def test_shadow_models_with_an_image_and_without_it_are_equally_many():
+    inside = halves(300, 8, 0)[1:]
+    ins, outs = balanced(inside, generator(0))
+    assert (ins.sum(0) == 3).all() and (outs.sum(0) == 3).all()
+    assert (ins <= inside).all() and (outs <= ~inside).all()
+    left_out = ~(ins | outs)
+    assert (left_out.sum(0) == 1).all() and (left_out.sum(1) > 20).all()  # any of them, at random
+
+
+@pytest.mark.parametrize("models", [6, 16])
+def test_the_likelihood_ratio_of_noise_is_a_guess(models):
+    areas = []
+    for seed in range(12):
+        scores, members = normal(models, 1000, seed=seed), halves(1000, models, seed)
+        areas.append(area(*roc(lira(scores, members), members)))
+    error = np.std(areas, ddof=1) / math.sqrt(12)
+    assert error < 0.003 and abs(np.mean(areas) - 0.5) < 2.5 * error
 
 
 def test_no_model_is_attacked_with_what_is_known_of_itself():

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from small import listed
 
-from ddpp import Error, NetworkConfig, Protocol, load_data, recipe, train_teachers
+from ddpp import Error, NetworkConfig, Protocol, evaluate, load_data, recipe, train_teachers
 from ddpp.baselines.selection import SelectionConfig
 from ddpp.book.tables import (
     TABLE_1,
@@ -443,6 +443,29 @@ def test_a_set_is_evaluated_elsewhere_once_it_is_there(npz, places, quiet):
         if "ResNet18" in line
     ]
     assert "–" in table[0]  # of MTT nothing has been run
+
+
+def test_each_network_elsewhere_has_a_name_and_a_result_of_its_own(npz, places, quiet):
+    base = replace(tiny_runs(npz(size=16))[1], name="table1/signed-seed0")
+    own = base.recipe.teachers.network
+    networks = [replace(own, depth=2), replace(own, depth=4), NetworkConfig("alexnet", width=16)]
+    todo = elsewhere(base, "e", [*networks, replace(networks[2], width=8), own])
+    assert [run.name for run in todo] == [
+        f"e/signed-{which}-seed0"
+        for which in ("depth2", "depth4", "alexnet-width16", "alexnet", "width8")
+    ]
+    done, shallow, deep = reproduce([base, *todo[:2]], **quiet)
+    assert (shallow["network"]["depth"], deep["network"]["depth"]) == (2, 4)
+    data = load_data(npz(size=16), device="cpu")
+    made = results.read_set(base.report(places["results"]), done, data)
+    for row, network in ((shallow, networks[0]), (deep, networks[1])):
+        again = evaluate(made, data, network, 2, protocol=base.recipe.protocol, progress=False)
+        assert again.final == row["distilled"]["final"]
+    assert shallow["distilled"]["final"] != deep["distilled"]["final"]
+    path = todo[0].report(places["results"])
+    path.write_text(json.dumps(shallow | {"network": deep["network"]}))
+    with pytest.raises(Error, match=r"other settings \(network.depth was 4 and is 2\)"):
+        read_result(todo[0], places["results"])
 
 
 def test_real_images_are_not_copied_into_the_results(npz, places, quiet):

@@ -102,6 +102,14 @@ def test_equal_code_with_equal_values_is_the_same():
     assert fingerprint(space[0]["f"]) == fingerprint(space[1]["f"])
 
 
+def test_the_order_of_a_set_in_the_code_does_not_count():
+    one, other, third = (
+        eval(f"lambda x: x in {names}") for names in ("{0, 8}", "{8, 0}", "{0, 9}")
+    )
+    assert repr(one.__code__.co_consts) != repr(other.__code__.co_consts)  # as in two processes
+    assert fingerprint(one) == fingerprint(other) != fingerprint(third)
+
+
 @pytest.mark.parametrize(
     "one, other",
     [

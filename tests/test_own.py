@@ -1,6 +1,7 @@
 """What a researcher brings: data, a rule, a network, an augmentation, a look at each step."""
 
 import functools
+import importlib
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from ddpp.data.augmentation import OPERATIONS, draw
 from ddpp.experiments import reproduce
 from ddpp.experiments.lists import Run
 from ddpp.experiments.methods import METHODS
+from ddpp.experiments.queue import pack_runs, usual_jobs
 from ddpp.experiments.recipes import recipe
 from ddpp.experiments.run import Experiment
 from ddpp.foundation import files
@@ -248,9 +250,9 @@ def test_the_present_folder_is_looked_into_only_where_a_module_is_named(tmp_path
     for words in (["--version"], ["show", "data:1"], ["show", "https://a.b"]):
         cli.main(words)
         assert str(tmp_path) not in sys.path
-    for words in (["--rule", "mine:rule"], ["--rule=mine:rule@0.3"]):
+    for words in (["--rule", "mine:rule"], ["--rule=mine:rule@0.3"], ["--queue", "mine.toml"]):
         with pytest.raises(SystemExit):
-            cli.main(["compare", *words, "--help"])
+            cli.main(["reproduce" if "--queue" in words else "compare", *words, "--help"])
         assert sys.path.pop() == str(tmp_path)
 
 
@@ -560,3 +562,107 @@ def test_a_result_knows_the_operations_of_teachers_and_of_the_evaluation(tmp_pat
     OPERATIONS["fade"] = lambda images, u: images * u[:, 1:2, None, None]
     with refused("is the result of other settings (the augmentation fade has changed)"):
         reproduce([Run("mine/one", base)], **how)
+
+
+# several processes
+
+MODULE = """
+import torch
+from torch import nn
+from ddpp.experiments.methods import METHODS, Method
+
+def half(student, teacher, epsilon):
+    return student.new_ones(len(student)).cumsum(0) % 2 == 0
+
+third = (lambda share: lambda student, teacher, epsilon: student.abs() < share)(1 / 3)
+
+def fade(images, u):
+    return images * (1 - u[:, :1, None, None] / 2)
+
+class Net(nn.Sequential):
+    def __init__(self, channels, classes, image_size):
+        super().__init__(nn.Flatten(), nn.Linear(channels * image_size**2, classes))
+
+def chosen(data, network, config, saving):
+    return METHODS["random"].run(data, network, config, saving)
+
+def check(config):
+    pass
+
+method = Method("nothing", METHODS["random"].config, chosen, check)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of a user's own, which other processes find, too."""
+    (tmp_path / "own_things.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("own_things")
+    del sys.modules["own_things"]
+
+
+def places(tmp_path):
+    how = {"results": tmp_path / "r", "work": tmp_path / "w", "device": "cpu"}
+    return how | {"progress": False, "say": lambda line: None}
+
+
+def of_rule(tmp_path, rule):
+    base = small_recipe(save(tmp_path / "mine.npz"), "ddpp", ipc=1, repeats=1)
+    return Run(f"own/{rule}", replace(base, distill=replace(base.distill, rule=rule)))
+
+
+@pytest.mark.slow
+def test_what_is_of_ones_own_works_with_several_jobs(tmp_path, module, monkeypatch):
+    monkeypatch.setitem(METHODS, "own", module.method)
+    RULES["unused"] = lambda student, teacher, epsilon: student > 0  # no run needs it
+    named, given = (of_rule(tmp_path, rule) for rule in ("own_things:third", module.half))
+    base, fade = named.recipe, ddpp.custom(module.fade, version=3)
+    network = replace(base.teachers, network=ddpp.NetworkConfig(module.Net))
+    distill = replace(base.distill, rule="signed", augment=(fade,))
+    marked = Run("own/marked", replace(base, distill=distill, teachers=network))
+    base = small_recipe(named.recipe.data, "random", ipc=1, repeats=1)
+    todo = [named, given, marked, Run("own/method", replace(base, method="own"))]
+    rows = reproduce(todo, jobs=2, **places(tmp_path))
+    assert [row["name"] for row in rows] == [run.name for run in todo]
+    names = {name for row in rows for name in row["custom"]}
+    assert {"rule own_things:third", "rule half", "network Net", "method own"} < names
+    assert rows[2]["custom"]["augmentation fade"] == "version 3"
+    alone = reproduce(todo, **places(tmp_path / "alone"))
+    assert [row["distilled"] for row in alone] == [row["distilled"] for row in rows]
+
+
+def test_what_another_process_cannot_import_needs_a_single_job(tmp_path, monkeypatch, module):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    RULES["half"] = module.half
+    assert usual_jobs("cpu") == 2
+
+    def local(student, teacher, epsilon):
+        return student > 0
+
+    run = of_rule(tmp_path, local)
+    assert usual_jobs("cpu") == 1
+    with refused("cannot import what these runs use (rule local)", "--jobs 1", "a module"):
+        reproduce([run], jobs=2, **places(tmp_path))
+    assert len(reproduce([run], **places(tmp_path))) == 1
+
+
+@pytest.mark.slow
+def test_what_a_notebook_defines_needs_a_single_job(tmp_path, monkeypatch, module):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(module.half, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "half", module.half, raising=False)
+    run = of_rule(tmp_path, module.half)
+    assert usual_jobs("cpu") == 1
+    with refused("cannot import what these runs use (rule half)", "--jobs 1"):
+        reproduce([run], jobs=2, **places(tmp_path))
+    assert len(reproduce([run], **places(tmp_path))) == 1
+
+
+def test_a_module_that_has_changed_meanwhile_is_not_taken_for_what_it_was(tmp_path, module):
+    run = of_rule(tmp_path, module.half)
+    packed = pack_runs((run,))
+    assert packed.unpack() == (run,)
+    assert RULES["half"] is module.half
+    module.half = module.third
+    assert packed.unpack() is None

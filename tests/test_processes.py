@@ -10,7 +10,15 @@ import psutil
 import pytest
 import torch
 
-from ddpp import DistillConfig, Error, NetworkConfig, TeacherConfig, load_data, train_teachers
+from ddpp import (
+    DistillConfig,
+    DistilledDataset,
+    Error,
+    NetworkConfig,
+    TeacherConfig,
+    load_data,
+    train_teachers,
+)
 from ddpp.cli import main
 from ddpp.distilling import State, check_config, match, step
 from ddpp.foundation import processes
@@ -46,6 +54,20 @@ def test_two_ranks_distil_the_same_images_as_one_process(alone, tmp_path):
     assert done.stdout.count("distillation gains") == 1  # one rank speaks
     assert len(list(out.parent.glob("teachers-*/teacher_*.safetensors"))) == 3
     assert out.with_suffix(".json").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_continue_a_finished_run_with_more_steps(alone, tmp_path):
+    data, _ = alone
+    out = tmp_path / "two" / "set.safetensors"
+    for steps in ("20", "40"):
+        line = [*TORCHRUN, "-m", "ddpp.cli", *command(data, out), "--steps", steps]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "the set of 20 steps is in" in done.stdout and "another run" not in done.stderr
+    assert out.with_name("set-20-steps.safetensors").exists()
+    whole = DistilledDataset.load(tmp_path / "alone" / "set.safetensors")
+    assert torch.equal(DistilledDataset.load(out).images, whole.images)
 
 
 @pytest.mark.slow

@@ -217,7 +217,7 @@ def test_a_window_that_grows_does_so_over_the_steps_of_the_run(queue):
         ("validation = 'x'", "validation, of a in queue.toml, cannot be 'x'"),
         ("teachers = { augment = 3 }", "augment is 3: it must be True, False, or a list"),
         ("teachers = { network = { width = 'x' } }", "the network's width is 'x': it must be"),
-        ("distill = { seed = 'x' }", "seed is 'x': it must be a whole number"),
+        ("distill = { normalize = 'x' }", "normalize, of a in queue.toml, cannot be 'x'"),
     ],
 )
 def test_a_setting_of_another_type_gets_a_sentence(line, words, tmp_path, monkeypatch):
@@ -226,6 +226,39 @@ def test_a_setting_of_another_type_gets_a_sentence(line, words, tmp_path, monkey
     path.write_text(f"[[run]]\nname = 'a'\n{line}")
     with refused(words):
         read_queue("queue.toml")
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("each = { seed = [0, 1, 2] }", "seed, of a in queue.toml, cannot be in each: write seeds"),
+        ("distill = { seed = 5 }", "seed, of a in queue.toml, cannot be in distill: write seeds"),
+        ("teachers = { seed = 7 }", "seed, of a in queue.toml, cannot be in teachers: write seeds"),
+        (
+            "each = { ipc = [1, 10] }",
+            "ipc, of a in queue.toml, cannot be in each: write one [[run]]",
+        ),
+        ("distill = { ipc = 10 }", "ipc, of a in queue.toml, cannot be in distill: write one"),
+        ("each = { steps = [1, 2] }", "steps, of a in queue.toml, cannot be in each: write steps"),
+        ("distill = { steps = 3 }", "steps, of a in queue.toml, cannot be in distill: write steps"),
+        (
+            "each = { rule = ['none', 'signed@0.1'], epsilon = [0.2] }",
+            "has epsilon twice: leave it",
+        ),
+    ],
+)
+def test_what_a_table_says_is_never_overwritten(line, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "queue.toml").write_text(f"[[run]]\nname = 'a'\n{line}")
+    with refused(words):
+        read_queue("queue.toml")
+
+
+def test_teachers_that_all_seeds_share_may_have_a_seed_of_their_own(tmp_path):
+    path = tmp_path / "queue.toml"
+    run = "[[run]]\nname = 'a'\nprofile = 'paper'\nseeds = [0, 1]\nteachers = { seed = 7 }"
+    path.write_text(run)
+    assert [run.recipe.teachers.seed for run in read_queue(path)] == [7, 7]
 
 
 @pytest.mark.parametrize("line", ["zca = false", "distill = { leave_out = 'bias', image_lr = 5 }"])

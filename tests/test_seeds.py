@@ -41,6 +41,7 @@ PATHS = {
     "generator(_, 'labels')",
     "generator(_, 'networks')",
     "generator(_, 'noise')",
+    "generator(_, 'shadows', _)",
     "generator(_, 'step', _, *)",  # and the trajectory's number, but not that of the first
     "generator(_, 'teacher', _, _)",
     "generator(_, 'tgdd', _)",

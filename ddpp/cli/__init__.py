@@ -28,8 +28,9 @@ NAMED = re.compile(r"(--[\w.-]+=)?[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@[\d.]+)?")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 or its own, 1 for an Error, 130 after Ctrl-C."""
     name, *words = (sys.argv[1:] if argv is None else argv) or [""]
-    if any(map(NAMED.fullmatch, words)) and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, and only where a module is named
+    named = any(NAMED.fullmatch(word) or word.endswith(".toml") for word in words)
+    if named and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, and only where a module is named; a queue may name one
     if name == "--version":
         print(f"ddpp {ddpp.__version__}")
         return 0

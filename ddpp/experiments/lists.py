@@ -4,6 +4,7 @@ A run is a recipe with a name, EXPERIMENT/NAME, or the evaluation of another run
 network.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -175,17 +176,31 @@ def elsewhere(base: Run, experiment: str, networks: Sequence[NetworkConfig]) -> 
 
     - base: the run that makes the set.
     - experiment: the first part of the new names.
-    - networks: one evaluation for each.
+    - networks: one evaluation for each. Its name says in what the network differs from the set's.
+
+    >>> from dataclasses import replace
+    >>> from ddpp.experiments import elsewhere, runs
+    >>> base = runs("paper")[0]
+    >>> own = base.recipe.teachers.network
+    >>> elsewhere(base, "deep", [replace(own, depth=4)])[0].name
+    'deep/cifar10-ipc10-none-depth4-seed0'
     """
     own = base.recipe.teachers.network
     name, _, seed = base.name.partition("/")[2].rpartition("-seed")
-    found = []
-    for network in networks:
-        which = network.name if network.name != own.name else f"width{network.width}"
-        found.append(
-            Run(f"{experiment}/{name}-{which}-seed{seed}", base.recipe, base.name, network)
-        )
-    return found
+    names = [f"{experiment}/{name}-{_which(network, own)}-seed{seed}" for network in networks]
+    return [
+        Run(name, base.recipe, base.name, network)
+        for name, network in zip(names, networks, strict=True)
+    ]
+
+
+def _which(network: NetworkConfig, own: NetworkConfig) -> str:
+    """Say in what a network differs from another one; the width, where it does not differ."""
+    found = [re.sub(r"[^\w.-]", "-", str(network.name))] if network.name != own.name else []
+    for size in ("width", "depth"):
+        if getattr(network, size) != getattr(own, size):
+            found.append(f"{size}{getattr(network, size)}")
+    return "-".join(found) or f"width{network.width}"
 
 
 def home(profile: str) -> tuple[str, int]:

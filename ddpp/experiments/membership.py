@@ -69,11 +69,12 @@ def scaled_confidence(logits: Tensor, labels: Tensor) -> Tensor:
     return own.flatten() - others.logsumexp(1)
 
 
-def lira(scores: Tensor, members: Tensor) -> Tensor:
+def lira(scores: Tensor, members: Tensor, seed: int = 0) -> Tensor:
     """Attack each model with the likelihood ratio, the others being its shadow models.
 
     - scores: of each model and image, as `scaled_confidence`, (M, N).
     - members: which images each model was made from, (M, N).
+    - seed: of the shadow models that are left out, see `balanced`.
 
     Returns the log-likelihood ratio of "in" to "out", (M, N). Source: the online attack of Carlini
     et al., IEEE S&P 2022, with one variance for all images, as there are few shadow models.
@@ -82,11 +83,31 @@ def lira(scores: Tensor, members: Tensor) -> Tensor:
     for target in range(len(scores)):
         shadows = torch.arange(len(scores)) != target
         theirs, inside = scores[shadows], members[shadows]
-        mean_in, variance_in = gaussians(theirs, inside)
-        mean_out, variance_out = gaussians(theirs, ~inside)
+        ins, outs = balanced(inside, generator(seed, "shadows", target))
+        mean_in, variance_in = gaussians(theirs, ins)
+        mean_out, variance_out = gaussians(theirs, outs)
         ratio = log_density(scores[target], mean_in, variance_in)
         found.append(ratio - log_density(scores[target], mean_out, variance_out))
     return torch.stack(found)
+
+
+def balanced(inside: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Choose for each image as many models that have it as models that lack it, at random.
+
+    Each image is in half of the models. So among the shadow models of a member one "in" is missing,
+    and among those of another image one "out". The mean of fewer scores has the larger error, and
+    where nothing leaks a comparison of both means would err more often than a guess.
+
+    - inside: which models have the image, (M, N).
+    - rng: what is drawn from.
+
+    Returns which models count as "in", and which as "out", (M, N) each.
+    """
+    least = torch.minimum(inside.sum(0), (~inside).sum(0))
+    draws = torch.rand(inside.shape, generator=rng).to(inside.device)
+    ins = (draws + ~inside).argsort(0).argsort(0) < least
+    outs = (draws + inside).argsort(0).argsort(0) < least
+    return ins, outs
 
 
 def gaussians(scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -40,11 +41,14 @@ from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import KIND as CHECKPOINT
 from ddpp.foundation.loop import Saving, Stopped
+from ddpp.foundation.spawning import Packed, all_spawn, pack_tables, unpack_tables
 
 if TYPE_CHECKING:  # a class that takes no subscript when the program runs
     from multiprocessing.sharedctypes import SynchronizedArray
 
     Marks = bytearray | SynchronizedArray[int]  # for each run of a list, whether it has failed
+
+CANNOT_IMPORT = 3  # exit code of a process that cannot import what its runs use
 
 
 def reproduce(
@@ -78,11 +82,12 @@ def reproduce(
 
     Several calls may work at one list at the same time: each skips the runs that another is doing.
     A script that calls this with several jobs needs the line `if __name__ == "__main__":`, because
-    each process imports it.
+    each process imports it. Rules, networks, augmentations and methods of your own must be in a
+    module, or in the script above that line: what stands in a notebook works with one job.
 
-    Raises Error at once for a result that is damaged or belongs to other settings, and for whatever
-    would stop all runs. If single runs fail, the others are still done. Then an Error names those
-    that failed.
+    Raises Error at once for a result that is damaged or belongs to other settings, for what another
+    process cannot import, and for whatever would stop all runs. If single runs fail, the others are
+    still done. Then an Error names those that failed.
     """
     worker = Worker(tuple(todo), Path(results), Path(work), root, device, given, progress, say)
     _check_jobs(jobs)
@@ -111,9 +116,12 @@ def reproduce(
 
 
 def usual_jobs(device: str | None) -> int:
-    """Return how many runs at a time are fast on a device: two on a CPU with several cores."""
+    """Return how many runs at a time are fast on a device: two on a CPU with several cores.
+
+    One where other processes may be unable to import a rule, say, of the user's own.
+    """
     several = hasattr(os, "setsid") and torch.get_num_threads() > 1
-    return 2 if find_device(device).type == "cpu" and several else 1
+    return 2 if find_device(device).type == "cpu" and several and all_spawn() else 1
 
 
 def _check_jobs(jobs: int) -> None:
@@ -252,9 +260,8 @@ class Worker:
             found = evaluate(
                 read_set(*base, data),
                 data,
-                network.name,
+                network,
                 recipe.repeats,
-                width=network.width,
                 protocol=recipe.protocol,
                 seed=recipe.distill.seed,
                 scores=self._scores(run),
@@ -309,12 +316,13 @@ def _side_by_side(jobs: int, worker: Worker) -> "Marks":
     """
     spawn = multiprocessing.get_context("spawn")
     failed, started = spawn.Array("b", len(worker.todo)), []
-    worker = replace(worker, progress=False, say=_print_at_once)
+    todo, count = pack_runs(worker.todo), min(jobs, len(worker.todo))
+    worker = replace(worker, todo=(), progress=False, say=_print_at_once)
     # not fewer processes for a shorter list: the number of threads decides the bits
     threads = max(1, torch.get_num_threads() // jobs)
     try:
-        for _ in range(min(jobs, len(worker.todo))):
-            process = spawn.Process(target=_job, args=(threads, worker, failed))
+        for _ in range(count):
+            process = spawn.Process(target=_job, args=(threads, worker, todo, failed))
             with _interrupts_blocked():  # in the child, too, until it can take one
                 process.start()
                 started.append(process)
@@ -323,11 +331,58 @@ def _side_by_side(jobs: int, worker: Worker) -> "Marks":
     except BaseException:
         _stop(started)
         raise
-    if any(process.exitcode for process in started):
+    codes = {process.exitcode for process in started}
+    if CANNOT_IMPORT in codes:
+        raise _cannot_import(todo.used)
+    if any(codes):
         raise Error(
             "not all processes came to the end; the reasons are above, and what was done is saved"
         )
     return bytearray(failed[:])
+
+
+@dataclass(frozen=True)
+class PackedRuns:
+    """Runs for another process, with the tables in which it looks up what they name."""
+
+    tables: Packed
+    runs: bytes  # pickled: a config of the user's own may be among them
+    marks: list[dict]  # of each run, see `marks_of_run`
+
+    @property
+    def used(self) -> list[str]:
+        """What the runs use that is not ddpp's own, as "KIND NAME"."""
+        names = {name for marks in self.marks for name in marks.get("custom", {})}
+        return sorted(name for name in names if not name.startswith("list of "))
+
+    def unpack(self) -> tuple[Run, ...] | None:
+        """Return the runs, or None where this process cannot import just what they use."""
+        unpack_tables(self.tables)
+        try:
+            found = pickle.loads(self.runs)
+        except Exception:  # whatever a module of the user's raises
+            return None
+        return found if [marks_of_run(run) for run in found] == self.marks else None
+
+
+def pack_runs(todo: tuple[Run, ...]) -> PackedRuns:
+    """Pack runs for another process. Raises Error for what it cannot be given."""
+    tables, marks = pack_tables(), [marks_of_run(run) for run in todo]
+    try:
+        packed = PackedRuns(tables, pickle.dumps(todo), marks)
+    except Exception:  # of a config of the user's own
+        raise _cannot_import(PackedRuns(tables, b"", marks).used) from None
+    given = {f"{kind} {name}" for kind, things in tables.items() for name in things}
+    if missing := [name for name in packed.used if name not in given]:
+        raise _cannot_import(missing)
+    return packed
+
+
+def _cannot_import(names: Sequence[str]) -> Error:
+    return Error(
+        f"another process cannot import what these runs use ({', '.join(names)}): do one run at a "
+        "time (--jobs 1, or jobs=1), or write it at the top level of a module, with def or class"
+    )
 
 
 def _stop(started: list) -> None:
@@ -350,7 +405,7 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def _job(threads: int, worker: Worker, failed: "SynchronizedArray[int]") -> None:
+def _job(threads: int, worker: Worker, todo: PackedRuns, failed: "SynchronizedArray[int]") -> None:
     # also where a shell started it in the background, with Ctrl-C ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()  # a Ctrl-C at the terminal goes to the parent, which passes it on, once
@@ -358,7 +413,9 @@ def _job(threads: int, worker: Worker, failed: "SynchronizedArray[int]") -> None
     torch.set_num_threads(threads)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        worker.work(failed)
+        if (runs := todo.unpack()) is None:
+            sys.exit(CANNOT_IMPORT)
+        replace(worker, todo=runs).work(failed)
     except KeyboardInterrupt:
         sys.exit(130)
     except Error as e:

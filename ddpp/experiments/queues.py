@@ -21,6 +21,11 @@ OWN = {  # the entries that are no settings of a Recipe: what they must be, also
     "each": (dict, "a table of lists"),
     "sets": (bool, "true or false"),
 }
+ABOVE = {  # settings of a method that a [[run]] has as entries of its own: how they are written
+    "seed": "write seeds = [0, 1]",
+    "ipc": "write one [[run]] for each number, with ipc = 10",  # the recipe depends on it
+    "steps": "write steps = [500, 1000]",
+}
 
 
 def read_queue(path: str | Path) -> list[Run]:
@@ -33,7 +38,8 @@ def read_queue(path: str | Path) -> list[Run]:
     - seeds: a list. Each is a run of its own. Default [0]. In the smoke profile each has teachers
       of its own.
     - each: a table of lists of settings of the method. Each combination is a run of its own. A rule
-      may have its epsilon with it, as `signed@0.1`.
+      may have its epsilon with it, as `signed@0.1`. Seeds, images per class and steps have the
+      entries above, and are not in the tables.
     - sets: false stores the reports alone, without the images. Default true.
     - the tables teachers, distill and protocol, and all other settings of a Recipe.
 
@@ -62,6 +68,7 @@ def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
         if key in entry and not _fits(entry[key], kind):
             raise Error(f"{key}, of {name} in {path}, must be {what}")
     base = recipe(**{key: entry[key] for key in CHOSEN if key in entry})
+    _check_tables(entry, base.profile, f"{name} in {path}")
     rest = {key: value for key, value in entry.items() if key not in OWN}
     sets = entry.get("sets", True)
     counts = entry.get("steps", [None])
@@ -87,6 +94,17 @@ def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
     return found
 
 
+def _check_tables(entry: dict[str, Any], profile: str, where: str) -> None:
+    """Raise Error for settings in the tables that other entries of the [[run]] would overwrite."""
+    refused = [(table, key) for table in ("distill", "each") for key in ABOVE]
+    if profile == "smoke":  # teachers have the seed of their run
+        refused.append(("teachers", "seed"))
+    for table, key in refused:
+        found = entry.get(table)
+        if isinstance(found, dict) and key in found:
+            raise Error(f"{key}, of {where}, cannot be in {table}: {ABOVE[key]} beside its name")
+
+
 def _with_steps(settings: dict[str, Any], counts: list) -> dict[str, Any]:
     """Add the most steps to the settings of the method: the default of expand_steps follows."""
     own = settings.get("distill", {})
@@ -99,6 +117,8 @@ def _choices(each: dict[str, Any], where: str) -> list[list[tuple[str, dict[str,
     """For each setting that is varied: what each value adds to the name, and to the settings."""
     if not all(isinstance(values, list) and values for values in each.values()):
         raise Error(f"each, of {where}, must have a list of values for each setting")
+    if "epsilon" in each and any("@" in str(rule) for rule in each.get("rule", [])):
+        raise Error(f"each, of {where}, has epsilon twice: leave it out, or write rules without @")
     return [[_choice(key, value) for value in values] for key, values in each.items()]
 
 

@@ -172,10 +172,14 @@ def read_result(run: Run, results: str | Path) -> dict | None:
     if not path.exists():
         return None
     row = read_row(path)
-    now = {"recipe": asdict(run.recipe)} | ({"of": run.of} if run.of else {}) | marks_of_run(run)
+    now = {"recipe": asdict(run.recipe)} | marks_of_run(run)
+    if run.of:
+        now |= {"of": run.of, "network": asdict(network_of(run))}
     try:
         then = {"recipe": asdict(from_dict(row["recipe"]))}
         then |= {key: row[key] for key in ("of", "custom") if key in row}
+        if "network" in row:
+            then["network"] = asdict(NetworkConfig(**row["network"]))
         other = differences(then, now)
     except (Error, TypeError):
         other = "which this version of ddpp cannot read"

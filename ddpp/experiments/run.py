@@ -73,26 +73,36 @@ class Experiment:
             raise Error(f"the output {self.out} must end in .safetensors")
         if processes.rank():
             with self.clock:
+                _ = self.data
+                with processes.in_turn():  # rank 0 has made way for this run
+                    pass
                 return self.distilled(), {}
         files.check_writable(self.out)
         # after a restart by torchrun, the rank 0 before this one may still be about to end
         restarted = processes.size() > 1
         with files.lock(self.out, wait=restarted), self.clock:
             self._say(str(self.data))
-            if self._is_shorter():
-                self._begin_extension()
-            known = self._known_report()
-            # before teachers are trained
-            self.method.fits(self.data, self.recipe.distill)
-            trained = self.method.teachers and self.folder.exists()
-            resumed = self.out.exists() or self.checkpoint.exists() or trained
-            if known and not self.out.exists():
-                raise Error(
-                    f"{report_path(self.out)} reports on a set that is gone: move it away, or "
-                    "choose another output"
-                )
+            with processes.in_turn():
+                resumed = self._make_way()
             distilled = self.distilled()
             return distilled, self.report(distilled, resumed)
+
+    def _make_way(self) -> bool:
+        """Check what is on disk, and move a shorter run's files aside. Returns whether some of this
+        run is there already.
+        """
+        if self._is_shorter():
+            self._begin_extension()
+        known = self._known_report()
+        # before teachers are trained
+        self.method.fits(self.data, self.recipe.distill)
+        trained = self.method.teachers and self.folder.exists()
+        if known and not self.out.exists():
+            raise Error(
+                f"{report_path(self.out)} reports on a set that is gone: move it away, or choose "
+                "another output"
+            )
+        return self.out.exists() or self.checkpoint.exists() or trained
 
     @property
     def method(self) -> Method:

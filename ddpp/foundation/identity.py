@@ -387,15 +387,22 @@ def _with_attributes(value, names: tuple[str, ...], seen: dict):
 
 def _code(code: types.CodeType) -> list:
     """What a code object does, without where it stands and what its text looks like."""
-    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
     return [
         code.co_code.hex(),
-        constants,
+        [_constant(c) for c in code.co_consts],
         code.co_names,
         code.co_varnames,
         code.co_freevars,
         code.co_cellvars,
     ]
+
+
+def _constant(value):
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    if isinstance(value, frozenset):  # as in `x in {"a", "b"}`; its order changes between processes
+        return ["set", *sorted(map(repr, value))]
+    return repr(value)
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
