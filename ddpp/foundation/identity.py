@@ -55,8 +55,6 @@ MADE_BY_DATACLASS = {
 }
 
 TABLES: dict[str, "Table"] = {}  # by kind
-# the own names of functions that have another name in this session, as one of that name was there
-RENAMED: dict[str, str] = {}
 
 
 class Table(dict):
@@ -100,7 +98,7 @@ class Table(dict):
             return known
         if not callable(thing):
             raise Error(f"the {self.kind} is {thing!r}: give a name, a function or a class")
-        own = str(getattr(getattr(thing, "func", thing), "__name__", ""))
+        own = _name_in_code(thing)
         if not own.isidentifier():
             raise Error(
                 f"the {self.kind} {own or thing!r} has no name of its own, by which files would "
@@ -110,7 +108,6 @@ class Table(dict):
         while name in self and fingerprint(self[name], name) != does:
             count += 1
             name = f"{own}-{count}"
-            RENAMED[name] = own
         self[name] = thing
         return name
 
@@ -183,12 +180,27 @@ def _own_names(value: Any) -> Any:
         own = [_own_names(item) for item in value]
         clash = any(own.count(b) > 1 for a, b in zip(value, own, strict=True) if a != b)
         return value if clash else own
-    return RENAMED.get(value, value) if isinstance(value, str) else value
+    return _own_name(value) if isinstance(value, str) else value
+
+
+def _own_name(name: str) -> str:
+    """The own name of a function that `Table.name_of` gave another one."""
+    for table in TABLES.values():
+        if name in table and name not in table.built_in:
+            own = _name_in_code(table[name])
+            if re.fullmatch(rf"{re.escape(own)}-\d+", name):
+                return own
+    return name
+
+
+def _name_in_code(thing: Any) -> str:
+    """The name of a function or class, also of one in a functools.partial."""
+    return str(getattr(getattr(thing, "func", thing), "__name__", ""))
 
 
 def _own_marks(marks: dict[str, str]) -> dict[str, str]:
     split = {key: key.partition(" ") for key in marks}
-    own = {key: f"{kind} {RENAMED.get(name, name)}" for key, (kind, _, name) in split.items()}
+    own = {key: f"{kind} {_own_name(name)}" for key, (kind, _, name) in split.items()}
     single = {key: list(own.values()).count(name) == 1 for key, name in own.items()}
     return {own[key] if single[key] else key: mark for key, mark in marks.items()}
 
@@ -250,7 +262,7 @@ def fingerprint(thing, name: str = "this") -> str:
     Raises Error where something that it uses cannot be seen through, and says how to give it a
     version instead.
     """
-    if (version := _version(thing)) is not None:
+    if (version := version_of(thing)) is not None:
         return f"version {version}"
     try:
         text = json.dumps(_describe(thing, {}))
@@ -263,7 +275,7 @@ def fingerprint(thing, name: str = "this") -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _version(thing) -> str | None:
+def version_of(thing: Any) -> str | None:
     """The version that `custom` gave to it, or to its class. A class has none from its base."""
     of = [thing] if isinstance(thing, type) else [thing, type(thing)]
     own = (getattr(one, "__dict__", {}) for one in of)
@@ -280,7 +292,7 @@ def _describe(value, seen: dict):
         return f"{type(value).__name__} {value!r}"
     if isinstance(value, (Tensor, np.ndarray)):
         return _array(value)
-    if (version := _version(value)) is not None:
+    if (version := version_of(value)) is not None:
         return f"version {version}"
     if id(value) in seen:  # it contains itself, or is used twice
         return f"number {seen[id(value)][0]}"

@@ -7,7 +7,7 @@ import contextlib
 import pickle
 from typing import Any
 
-from ddpp.foundation.identity import TABLES, VERSION, Table, custom
+from ddpp.foundation.identity import TABLES, Table, custom, version_of
 
 # by kind and name; None: what ddpp itself put there, or what the name says where to import
 Packed = dict[str, dict[str, bytes | None]]
@@ -52,7 +52,7 @@ def all_spawn() -> bool:
 def _pickled(thing: Any) -> bytes | None:
     """Return None for what other processes cannot be given."""
     try:
-        return pickle.dumps((thing, getattr(thing, VERSION, None)))
+        return pickle.dumps((thing, version_of(thing)))
     except Exception:  # PicklingError, AttributeError, TypeError, or what a user's class raises
         return None
 
