@@ -6,6 +6,7 @@ which are tapes here (see test_compiled); the tests there that need a GPU are fo
 """
 
 import contextlib
+import copy
 import importlib
 from dataclasses import replace
 
@@ -166,6 +167,12 @@ def numbers_on_the_cpu(operation):
     return lambda images, u: operation(images, u.cpu())
 
 
+def with_numbers_on_the_cpu(table):
+    for name, operation in list(table.items()):
+        table[name] = numbers_on_the_cpu(operation)
+    return table
+
+
 LEFT = {  # what is left on the CPU: the function that makes it, and another in its place
     "a teacher": ("teachers", "Teachers.snapshot", lambda f: lambda *args: f(*args).cpu()),
     "the start of a network": ("networks", "Flat.initial", lambda f: lambda *args: f(*args).cpu()),
@@ -178,7 +185,7 @@ LEFT = {  # what is left on the CPU: the function that makes it, and another in 
     "the numbers of an augmentation": (
         "data.augmentation",
         "OPERATIONS",
-        lambda table: {name: numbers_on_the_cpu(f) for name, f in table.items()},
+        lambda table: with_numbers_on_the_cpu(copy.copy(table)),
     ),
     "a mask": ("distilling", "keep_mask", lambda f: lambda *args: f(*args).cpu()),
 }

@@ -1,9 +1,37 @@
-"""An evaluation of a set on other data, or of no network, is refused."""
+"""Evaluations train as torch's optimizer does, and are refused on other data or with no network."""
 
 import numpy as np
-from small import arrays, load, refused, save
+import pytest
+import torch
+import torch.nn.functional as F
+from small import NETWORK, arrays, load, refused, save
+from torch import nn
 
-from ddpp.evaluating import Protocol, evaluate
+from ddpp.evaluating import Protocol, evaluate, train
+from ddpp.foundation.seeds import derive, generator
+from ddpp.networks import ConvNet
+
+
+@pytest.mark.parametrize("changes", [{}, {"momentum": 0.0}, {"weight_decay": 0.1}])
+def test_networks_are_trained_as_by_torchs_sgd(data, distilled, changes):
+    protocol = Protocol(epochs=7, batch=1, augment=False, **changes)
+    network = data.network(NETWORK)
+    theta = train(network, distilled, protocol, 3, "network", 0)
+
+    module = ConvNet(channels=3, classes=2, width=4, depth=1, image_size=8)
+    nn.utils.vector_to_parameters(network.initial(derive(3, "network", 0)), module.parameters())
+    rate, about = float(distilled.alpha), {"momentum": 0.9, "weight_decay": 5e-4} | changes
+    optimizer = torch.optim.SGD(module.parameters(), rate, **about)
+    rng = generator(3, "network", 0, "batches")
+    for epoch in range(7):
+        if epoch == 4:  # half of them are done
+            optimizer.param_groups[0]["lr"] = rate / 10
+        for index in torch.randperm(len(distilled.labels), generator=rng).split(1):
+            optimizer.zero_grad()
+            F.cross_entropy(module(distilled.images[index]), distilled.labels[index]).backward()
+            optimizer.step()
+    expected = nn.utils.parameters_to_vector(module.parameters()).detach()
+    assert torch.allclose(theta, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_distilled_file_is_for_its_own_classes_and_preprocessing(tmp_path, distilled):
