@@ -21,13 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ddpp.data import ImageData, Split
-from ddpp.data.augmentation import (
-    Augmentation,
-    as_augmentation,
-    augment,
-    check_operations,
-    draw,
-)
+from ddpp.data.augmentation import Augmentation, as_augmentation, augment, check_operations, draw
 from ddpp.distilled import SQUARED_ERROR, DistilledDataset
 from ddpp.foundation import files
 from ddpp.foundation.errors import Count, Error, Share, check_bounds

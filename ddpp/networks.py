@@ -207,25 +207,25 @@ class NetworkConfig:
         Raises Error for a network that cannot be used here, see `Flat`.
         """
         architecture = ARCHITECTURES[choose("network", self.name, ARCHITECTURES)]
-        # the class that the name stands for now, and what its code is now
-        now = architecture, *ARCHITECTURES.marks(self.name).values()
-        return _build(self, now, channels, classes, image_size, device)
+        mark = "".join(ARCHITECTURES.marks(self.name).values())
+        return _build(self, architecture, mark, channels, classes, image_size, device)
 
 
 @lru_cache(maxsize=8)  # few and small; runs of one network share it, with what was compiled for it
 def _build(
     config: NetworkConfig,
-    now: tuple,
+    architecture: Callable[..., nn.Module],
+    mark: str,
     channels: int,
     classes: int,
     image_size: int,
     device: torch.device | str,
 ) -> "Flat":
-    """Build config's network. `now` has the class first, and what else the cache's key needs.
+    """Build config's network by the class that its name stands for now.
 
-    More parameters than elsewhere: they are what the cache tells networks apart by.
+    More parameters than elsewhere: they are what the cache tells networks apart by. `mark` is the
+    class's fingerprint, which changes with what its code uses.
     """
-    architecture: Callable[..., nn.Module] = now[0]
     sizes = {
         "channels": channels,
         "classes": classes,

@@ -17,13 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpp.data import ImageData
-from ddpp.data.augmentation import (
-    Augmentation,
-    as_augmentation,
-    augment,
-    check_operations,
-    draw,
-)
+from ddpp.data.augmentation import Augmentation, as_augmentation, augment, check_operations, draw
 from ddpp.foundation import files, processes
 from ddpp.foundation.errors import Count, Error, NotNegative, Positive, check_bounds, differences
 from ddpp.foundation.identity import as_in_files, marks, settings

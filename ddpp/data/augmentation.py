@@ -145,10 +145,9 @@ def check_operations(augment: Augmentation, shape: tuple[int, ...]) -> None:
     engines would disagree silently, or runs end late.
     """
     for name in () if isinstance(augment, bool) else augment:
-        operation = OPERATIONS[str(name)]
-        if operation is not OPERATIONS.built_in.get(str(name)):
+        if OPERATIONS.is_brought(name):
             with torch.random.fork_rng(devices=[]):
-                if problem := _problem(operation, shape):
+                if problem := _problem(OPERATIONS[str(name)], shape):
                     raise Error(f"the augmentation {name} {problem}")
 
 

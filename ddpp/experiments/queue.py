@@ -352,8 +352,7 @@ class PackedRuns:
     @property
     def used(self) -> list[str]:
         """What the runs use that is not ddpp's own, as "KIND NAME"."""
-        names = {name for marks in self.marks for name in marks.get("custom", {})}
-        return sorted(name for name in names if not name.startswith("list of "))
+        return sorted({name for marks in self.marks for name in marks.get("custom", {})})
 
     def unpack(self) -> tuple[Run, ...] | None:
         """Return the runs, or None where this process cannot import just what they use."""

@@ -66,13 +66,14 @@ def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
         if isinstance(value, np.generic):
             value = value.item()
             object.__setattr__(config, field.name, value)
-        bound, kind = _bound(hint), "a whole number" if _is_whole(hint) else "a number"
-        if value is None or not (bound or _is_whole(hint)):
+        bound, whole = _bound(hint), _is_whole(hint)
+        if value is None or not (bound or whole):
             continue
-        must = f"it must be {kind}, {bound}" if bound else f"it must be {kind}"
+        must = f"it must be {'a whole number' if whole else 'a number'}"
+        must += f", {bound}" if bound else ""
         if not isinstance(value, Real):
             raise Error(f"{whose}{field.name} is {value!r}: {must}")
-        if _is_whole(hint) and math.isfinite(value) and not isinstance(value, Integral):
+        if whole and math.isfinite(value) and not isinstance(value, Integral):
             raise Error(f"{whose}{field.name} is {value}: {must}")
         if bound and bound.broken_by(float(value)):
             number = "" if math.isfinite(value) else "a finite number, "

@@ -71,13 +71,12 @@ class Table(dict):
         """{"KIND NAME": fingerprint} of those of the names that are not ddpp's own; empty for all
         that are.
         """
-        found = {f"{self.kind} {name}": self[name] for name in names if name in self}
-        own = {f"{self.kind} {name}": thing for name, thing in self.built_in.items()}
-        return {
-            name: fingerprint(thing, name)
-            for name, thing in found.items()
-            if thing is not own.get(name)
-        }
+        brought = {f"{self.kind} {name}": self[name] for name in names if self.is_brought(name)}
+        return {name: fingerprint(thing, name) for name, thing in brought.items()}
+
+    def is_brought(self, name: object) -> bool:
+        """Whether a name stands for something here that is not ddpp's own."""
+        return name in self and self[name] is not self.built_in.get(name)
 
     def name_of(self, thing: Any) -> str:
         """Return the name of a thing. A function or class that is not here yet is put here.
@@ -186,7 +185,7 @@ def _own_names(value: Any) -> Any:
 def _own_name(name: str) -> str:
     """The own name of a function that `Table.name_of` gave another one."""
     for table in TABLES.values():
-        if name in table and name not in table.built_in:
+        if table.is_brought(name):
             own = _name_in_code(table[name])
             if re.fullmatch(rf"{re.escape(own)}-\d+", name):
                 return own
@@ -198,11 +197,11 @@ def _name_in_code(thing: Any) -> str:
     return str(getattr(getattr(thing, "func", thing), "__name__", ""))
 
 
-def _own_marks(marks: dict[str, str]) -> dict[str, str]:
-    split = {key: key.partition(" ") for key in marks}
+def _own_marks(found: dict[str, str]) -> dict[str, str]:
+    split = {key: key.partition(" ") for key in found}
     own = {key: f"{kind} {_own_name(name)}" for key, (kind, _, name) in split.items()}
     single = {key: list(own.values()).count(name) == 1 for key, name in own.items()}
-    return {own[key] if single[key] else key: mark for key, mark in marks.items()}
+    return {own[key] if single[key] else key: mark for key, mark in found.items()}
 
 
 def settings(config: "DataclassInstance") -> dict:

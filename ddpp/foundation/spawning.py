@@ -19,7 +19,7 @@ def pack_tables() -> Packed:
     for kind, table in TABLES.items():
         packed[kind] = {}
         for name, thing in table.items():
-            if thing is table.built_in.get(name):
+            if not table.is_brought(name):
                 packed[kind][name] = None
             elif (content := _pickled(thing)) or ":" in name:
                 packed[kind][name] = content
