@@ -20,11 +20,9 @@ import pytest
 import torch
 from small import CONFIG, TEACHERS, load, save
 
-from ddpp.data.augmentation import OPERATIONS
 from ddpp.distilling import distill
 from ddpp.foundation import files
-from ddpp.networks import ARCHITECTURES
-from ddpp.pruning import RULES
+from ddpp.foundation.identity import TABLES
 from ddpp.teachers import train_teachers
 
 matplotlib.use("Agg")
@@ -69,17 +67,13 @@ def write_npz(folder, classes=3, size=12, channels=1, per_class=20, name="mine",
     return path
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def tables():
-    """Only the rules, operations and networks of ddpp, before the test and after it."""
-    before = [(table, dict(table)) for table in (RULES, OPERATIONS, ARCHITECTURES)]
-    for table, things in before:
-        for name in set(things) - set(table.built_in):
-            del table[name]
+    """Only what ddpp itself has in its tables of rules, networks and the like, in every test."""
     yield
-    for table, things in before:
+    for table in TABLES.values():
         table.clear()
-        table.update(things)
+        table.update(table.built_in)
 
 
 @pytest.fixture

@@ -527,7 +527,7 @@ class Batchwise(nn.Sequential):
         super().__init__(norm, nn.Flatten(), nn.Linear(channels * image_size**2, classes))
 
 
-def test_models_of_a_network_that_has_changed_since_are_refused(npz, tmp_path, tables):
+def test_models_of_a_network_that_has_changed_since_are_refused(npz, tmp_path):
     how = {"design": DESIGN, "device": "cpu", "saving": QUIET}
     base = own_network(small(npz, "random"), Plain)
     audit(base, tmp_path / "a", **how)
@@ -540,7 +540,7 @@ def test_models_of_a_network_that_has_changed_since_are_refused(npz, tmp_path, t
 
 
 def test_a_network_that_reads_its_batch_sees_each_batch_across_all_classes(
-    npz, tmp_path, tables, monkeypatch
+    npz, tmp_path, monkeypatch
 ):
     sizes = []
     whole = networks.in_batches

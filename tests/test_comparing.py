@@ -18,8 +18,6 @@ from ddpp.experiments import Comparison, Difference
 from ddpp.experiments.comparing import comparison_of, holm, parse_setting
 from ddpp.experiments.recipes import recipe
 
-pytestmark = pytest.mark.usefixtures("tables")
-
 NONE, MINE, SIGNED = ("none", 0.0), ("mine", 0.1), ("signed", 0.1)
 BASE = (30.0, 31.0, 29.0, 30.5, 28.0)
 BETTER = (31.0, 32.5, 29.5, 31.0, 30.0)

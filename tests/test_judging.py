@@ -19,8 +19,6 @@ from ddpp.judging import read_tensors
 from ddpp.judging.opening import PUBLISHED, recognize
 from ddpp.judging.verdicts import HEAD, RATES, report
 
-pytestmark = pytest.mark.usefixtures("tables")
-
 QUICK = ddpp.Protocol(epochs=2)
 PLACES = {"device": "cpu", "progress": False, "say": lambda line: None}
 

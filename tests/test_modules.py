@@ -401,7 +401,6 @@ def test_a_network_whose_globals_changed_is_made_anew(monkeypatch, register):
     assert not torch.equal(other(theta, images), one(theta, images))
 
 
-@pytest.mark.usefixtures("tables")
 def test_settings_that_a_partial_fixes_are_kept():
     network = NetworkConfig(functools.partial(networks.ConvNet, depth=2), width=4)
     assert len(network.build(3, 10, 32).shapes) == 2 * 4 + 2

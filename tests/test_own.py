@@ -31,8 +31,6 @@ from ddpp.foundation.seeds import generator
 from ddpp.networks import accuracy
 from ddpp.pruning import RULES
 
-pytestmark = pytest.mark.usefixtures("tables")
-
 
 @pytest.fixture
 def data(tmp_path):
@@ -470,7 +468,7 @@ def test_every_lasting_method_can_be_given_more_steps(tmp_path, method):
     assert longer.provenance["method"] == method
 
 
-def test_a_repeated_run_reads_its_report_whatever_operations_it_was_tested_with(tmp_path, tables):
+def test_a_repeated_run_reads_its_report_whatever_operations_it_was_tested_with(tmp_path):
     npz, out = save(tmp_path / "mine.npz"), tmp_path / "set.safetensors"
 
     def make(augment):
@@ -552,7 +550,7 @@ def test_a_set_as_good_as_its_teachers_is_told_to_find_better_ones(
 
 
 @pytest.mark.parametrize("where", ["teachers", "protocol"])
-def test_a_result_knows_the_operations_of_teachers_and_of_the_evaluation(tmp_path, tables, where):
+def test_a_result_knows_the_operations_of_teachers_and_of_the_evaluation(tmp_path, where):
     base = small_recipe(save(tmp_path / "mine.npz"), "mtt", ipc=1, repeats=1, augment=("crop",))
     base = replace(base, **{where: replace(getattr(base, where), augment=("crop", fade))})
     how = {"results": tmp_path / "r", "work": tmp_path / "w", "device": "cpu"}

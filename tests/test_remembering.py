@@ -283,7 +283,7 @@ def test_a_second_call_that_is_stopped_leaves_the_report_as_it_was(four, tmp_pat
     assert path.read_bytes() == before
 
 
-def test_a_memory_of_an_operation_that_has_changed_since_is_refused(four, tmp_path, tables):
+def test_a_memory_of_an_operation_that_has_changed_since_is_refused(four, tmp_path):
     base = small(four, "random")
     base = replace(base, protocol=replace(base.protocol, augment=("crop", fade)))
     how = {"tasks": 2, "device": "cpu", "saving": QUIET}
