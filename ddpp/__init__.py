@@ -10,7 +10,7 @@ from ddpp.evaluating import Evaluation, Protocol, evaluate
 from ddpp.experiments.comparing import compare
 from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.foundation.errors import Error
-from ddpp.foundation.identity import custom
+from ddpp.foundation.fingerprints import custom
 from ddpp.judging import export, judge, open_set
 from ddpp.networks import VGG11, AlexNet, ConvNet, NetworkConfig, ResNet18
 from ddpp.pruning import keep_mask, matching_loss, similarity

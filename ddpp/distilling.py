@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ddpp.data import STARTS, ImageData, Split
 from ddpp.data.augmentation import Augmentation, as_augmentation, check_operations
-from ddpp.distilled import DistilledDataset, beside
+from ddpp.distilled import DistilledDataset
+from ddpp.distilled.format import beside
 from ddpp.foundation import loop, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import (

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 
 from ddpp.data import ImageData, Split
 from ddpp.data.augmentation import Augmentation, as_augmentation, augment, check_operations, draw
-from ddpp.distilled import SQUARED_ERROR, DistilledDataset
+from ddpp.distilled import DistilledDataset
+from ddpp.distilled.checks import SQUARED_ERROR
 from ddpp.foundation import files
 from ddpp.foundation.errors import Count, Error, Share, check_bounds
 from ddpp.foundation.identity import marks

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from test_experiments import tiny_runs
 
-from ddpp.experiments.queue import read_result, reproduce
+from ddpp.experiments import read_result, reproduce
 
 data, folder, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 todo, rng, finished = tiny_runs(data, steps=40), random.Random(0), set()

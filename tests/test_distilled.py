@@ -20,7 +20,7 @@ from ddpp import DistilledDataset, Error, NetworkConfig, Protocol, evaluate, loa
 from ddpp.book import figures
 from ddpp.cli import main
 from ddpp.data.whitening import Whitening
-from ddpp.distilled import fold, unfold
+from ddpp.distilled.formation import fold, unfold
 from ddpp.evaluating import loss_on
 from ddpp.foundation.seeds import generator
 from ddpp.judging import export

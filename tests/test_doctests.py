@@ -18,9 +18,9 @@ SHOWN = """
     data.images.ImageData data.images.load_data data.folder.pack_folder data.whitening.fit_zca
     data.augmentation.draw data.augmentation.augment
     networks.ConvNet networks.NetworkConfig teachers.TeacherConfig teachers.Teachers
-    distilled.DistilledDataset distilled.DistilledDataset.save distilled.DistilledDataset.load
-    distilled.DistilledDataset.natural distilled.DistilledDataset.at
-    distilled.DistilledDataset.picture
+    distilled.dataset.DistilledDataset distilled.dataset.DistilledDataset.save
+    distilled.dataset.DistilledDataset.load distilled.dataset.DistilledDataset.natural
+    distilled.dataset.DistilledDataset.at distilled.dataset.DistilledDataset.picture
     teachers.train_teachers unrolling.unroll unrolling.updates.draw_updates
     pruning.similarity pruning.keep_mask pruning.matching_loss
 """.split()

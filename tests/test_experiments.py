@@ -43,9 +43,9 @@ from ddpp.experiments import (
     select,
 )
 from ddpp.experiments.methods import METHODS
-from ddpp.experiments.queue import out_of
 from ddpp.experiments.recipes import PROFILES, from_dict
 from ddpp.experiments.run import beside
+from ddpp.experiments.worker import out_of
 from ddpp.foundation import files
 from ddpp.networks import accuracy
 

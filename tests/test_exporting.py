@@ -16,8 +16,8 @@ from torch import Tensor
 import ddpp
 from ddpp import cli
 from ddpp.data.whitening import Whitening
-from ddpp.distilled import fold
-from ddpp.experiments.results import write_set
+from ddpp.distilled.bare import write_set
+from ddpp.distilled.formation import fold
 from ddpp.judging import card
 from ddpp.judging.cards import YOURS
 from ddpp.judging.opening import PUBLISHED

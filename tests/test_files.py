@@ -22,11 +22,11 @@ from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, selection, tg
 from ddpp.baselines.ntk import KERNELS
 from ddpp.data.augmentation import OPERATIONS
 from ddpp.distilled import DistilledDataset
+from ddpp.distilled.bare import write_set
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Evaluation, Protocol, evaluate
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PROFILES, Recipe
-from ddpp.experiments.results import write_set
 from ddpp.foundation import files
 from ddpp.foundation.identity import TABLES
 from ddpp.foundation.loop import Saving

@@ -19,11 +19,12 @@ from ddpp import DistillConfig, Error, NetworkConfig, Protocol, TeacherConfig, e
 from ddpp.baselines import selection
 from ddpp.cli import main
 from ddpp.data.augmentation import OPERATIONS
+from ddpp.experiments import Run, read_result, reproduce
 from ddpp.experiments.methods import METHODS
-from ddpp.experiments.queue import Run, read_result, reproduce
 from ddpp.experiments.recipes import recipe
 from ddpp.experiments.run import Experiment
-from ddpp.foundation.identity import TABLES, fingerprint, marks
+from ddpp.foundation.fingerprints import fingerprint
+from ddpp.foundation.identity import TABLES, marks
 from ddpp.foundation.loop import Saving
 from ddpp.networks import ARCHITECTURES
 from ddpp.pruning import RULES
@@ -155,8 +156,8 @@ def test_functions_of_a_module_of_ones_own_count(tmp_path, monkeypatch):
     for text in ("def f(x): return x", "def f(x): return 2 * x"):
         (tmp_path / "mylib.py").write_text(text)
         code = (
-            "import mylib, ddpp.foundation.identity\ndef rule(x): return "
-            "mylib.f(x)\nprint(ddpp.foundation.identity.fingerprint(rule))"
+            "import mylib, ddpp.foundation.fingerprints\ndef rule(x): return "
+            "mylib.f(x)\nprint(ddpp.foundation.fingerprints.fingerprint(rule))"
         )
         run = [sys.executable, "-B", "-c", code]
         found.append(

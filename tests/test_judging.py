@@ -12,7 +12,7 @@ from torch import Tensor
 import ddpp
 from ddpp import cli
 from ddpp.baselines import bptt, dm, selection, tgdd
-from ddpp.experiments.results import write_set
+from ddpp.distilled.bare import write_set
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 from ddpp.judging import read_tensors

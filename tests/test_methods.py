@@ -26,7 +26,7 @@ from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, tgdd
 from ddpp.baselines.selection import forgetting_events, herd
 from ddpp.cli import main
 from ddpp.data.augmentation import augment
-from ddpp.distilled import fold
+from ddpp.distilled.formation import fold
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PROFILES, from_dict, recipe
 from ddpp.foundation.loop import Saving, Stopped

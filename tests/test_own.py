@@ -21,11 +21,12 @@ from ddpp.data.augmentation import OPERATIONS, draw
 from ddpp.experiments import reproduce
 from ddpp.experiments.lists import Run
 from ddpp.experiments.methods import METHODS
-from ddpp.experiments.queue import pack_runs, usual_jobs
 from ddpp.experiments.recipes import recipe
+from ddpp.experiments.reproducing import usual_jobs
 from ddpp.experiments.run import Experiment
+from ddpp.experiments.side_by_side import pack_runs
 from ddpp.foundation import files
-from ddpp.foundation.identity import fingerprint
+from ddpp.foundation.fingerprints import fingerprint
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 from ddpp.networks import accuracy

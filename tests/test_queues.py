@@ -11,7 +11,8 @@ from small import refused, save
 import ddpp
 from ddpp import cli
 from ddpp.experiments import overview, read_queue, reproduce
-from ddpp.experiments.queue import out_of, usual_jobs
+from ddpp.experiments.reproducing import usual_jobs
+from ddpp.experiments.worker import out_of
 
 QUEUE = """
 [[run]]

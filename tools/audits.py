@@ -16,9 +16,9 @@ from ddpp.evaluating import Protocol
 from ddpp.experiments import Design, audit
 from ddpp.experiments.auditing import REPORT
 from ddpp.experiments.recipes import Recipe, recipe
-from ddpp.experiments.run import commit
 from ddpp.foundation import files
 from ddpp.foundation.loop import Saving
+from ddpp.foundation.provenance import commit
 from ddpp.networks import NetworkConfig
 from ddpp.teachers import TeacherConfig
 from tools.commands import run

@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from ddpp.experiments.run import commit, provenance
 from ddpp.foundation import files
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.provenance import commit, provenance
 from ddpp.unrolling import ENGINES
 from tools.commands import run
 from tools.jobs import JOBS, Job, arithmetic, least_bytes

@@ -19,9 +19,9 @@ from ddpp.experiments import remember
 from ddpp.experiments.lists import seeded
 from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.experiments.remembering import REPORT, for_tasks
-from ddpp.experiments.run import commit
 from ddpp.foundation import files
 from ddpp.foundation.loop import Saving
+from ddpp.foundation.provenance import commit
 from tools.commands import run
 
 ORDERS, REPEATS = range(5), 3

@@ -19,9 +19,9 @@ from ddpp.book import figures
 from ddpp.data import ImageData, load_data
 from ddpp.distilling import DistillConfig
 from ddpp.experiments.recipes import recipe
-from ddpp.experiments.run import commit, provenance
 from ddpp.experiments.turning import mask_of, turns
 from ddpp.foundation import files
+from ddpp.foundation.provenance import commit, provenance
 from ddpp.networks import Flat
 from ddpp.teachers import Teachers, train_teachers
 from tools.commands import run

@@ -25,8 +25,8 @@ from ddpp.data.whitening import Whitening
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol
 from ddpp.experiments.results import read_row
-from ddpp.experiments.run import commit, provenance
 from ddpp.foundation import files
+from ddpp.foundation.provenance import commit, provenance
 from ddpp.judging import (
     FORMS,
     Networks,

@@ -14,7 +14,8 @@ from torch import Tensor
 from ddpp.baselines import common
 from ddpp.data import ImageData, Split
 from ddpp.data.augmentation import augment, draw
-from ddpp.distilled import DistilledDataset, beside
+from ddpp.distilled import DistilledDataset
+from ddpp.distilled.format import beside
 from ddpp.foundation import loop
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Count, Error, Positive, check_bounds, choose

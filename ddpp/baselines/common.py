@@ -10,7 +10,9 @@ from torch import Tensor
 from ddpp.baselines.selection import LEARNING_RATE
 from ddpp.data import STARTS, ImageData, Split
 from ddpp.data.augmentation import Draw, augment, draw
-from ddpp.distilled import DistilledDataset, beside, fold
+from ddpp.distilled import DistilledDataset
+from ddpp.distilled.format import beside
+from ddpp.distilled.formation import fold
 from ddpp.foundation import loop, processes
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Count, Error, Positive, Share, check_bounds, choose

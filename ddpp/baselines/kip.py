@@ -16,7 +16,8 @@ from ddpp.baselines import common
 from ddpp.baselines.ntk import KERNELS, REG, bytes_needed, predict
 from ddpp.baselines.selection import LEARNING_RATE
 from ddpp.data import ImageData
-from ddpp.distilled import DistilledDataset, beside
+from ddpp.distilled import DistilledDataset
+from ddpp.distilled.format import beside
 from ddpp.foundation import loop
 from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Count, Error, Positive, check_bounds, choose

@@ -14,7 +14,8 @@ from ddpp.baselines import common
 from ddpp.baselines.common import Problem, State
 from ddpp.baselines.dm import feature_distance
 from ddpp.data import ImageData
-from ddpp.distilled import DistilledDataset, check_formation, unfold
+from ddpp.distilled import DistilledDataset
+from ddpp.distilled.formation import check_formation, unfold
 from ddpp.foundation.errors import Count, Error, NotNegative, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ddpp.evaluating import spread
 from ddpp.experiments.auditing import Audit
-from ddpp.experiments.comparing import Difference, holm, in_markdown, show_p
+from ddpp.experiments.comparing import Difference, holm
 from ddpp.experiments.membership import Leak
 from ddpp.experiments.methods import METHODS
+from ddpp.foundation.text import in_markdown, show_p
 
 # of Table I; rule none is MTT
 _METHODS = ("random", "forgetting", "herding", "dsa", "dm", "cafe", "none", "signed")

@@ -21,9 +21,10 @@ from ddpp.experiments.auditing import Design
 from ddpp.experiments.choosing import Search
 from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.grids import Grid
-from ddpp.experiments.queue import usual_jobs
 from ddpp.experiments.recipes import PROFILES
-from ddpp.experiments.run import Experiment, report_path, teachers_in
+from ddpp.experiments.reports import report_path
+from ddpp.experiments.reproducing import usual_jobs
+from ddpp.experiments.run import Experiment, teachers_in
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, choose

@@ -5,10 +5,11 @@ from ddpp.experiments.choosing import Search, rank
 from ddpp.experiments.comparing import Comparison, Difference, compare, comparison_of, holm
 from ddpp.experiments.grids import Candidate, Grid, stratified
 from ddpp.experiments.lists import Run, elsewhere, home, runs, select, settings
-from ddpp.experiments.queue import overview, reproduce
+from ddpp.experiments.overview import overview
 from ddpp.experiments.queues import read_queue
 from ddpp.experiments.ranking import Ranking
 from ddpp.experiments.remembering import class_tasks, read_memories, remember
+from ddpp.experiments.reproducing import reproduce
 from ddpp.experiments.results import read, read_result, read_row
 
 __all__ = [

@@ -25,7 +25,8 @@ from ddpp.experiments.lists import seeded
 from ddpp.experiments.membership import Leak, leak
 from ddpp.experiments.private import Guarantee, Noise
 from ddpp.experiments.recipes import Recipe
-from ddpp.experiments.run import Experiment, refuse_other, teachers_in, write_report
+from ddpp.experiments.reports import refuse_other, write_report
+from ddpp.experiments.run import Experiment, teachers_in
 from ddpp.foundation import files
 from ddpp.foundation.errors import (
     Count,

@@ -11,10 +11,11 @@ from typing import TypeVar
 from ddpp.data import ImageData
 from ddpp.evaluating import spread
 from ddpp.experiments.lists import Run, seeded
-from ddpp.experiments.queue import reproduce
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.recipes import recipe as recipe_of
+from ddpp.experiments.reproducing import reproduce
 from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.text import aligned, in_markdown, show_p
 from ddpp.pruning import RULES, Rule
 
 Setting = tuple[str, float]  # a rule and its epsilon
@@ -246,23 +247,6 @@ def parse_setting(text: str) -> str | tuple[str, float]:
         return rule, float(epsilon)
     except ValueError:
         raise Error(f"{text} is no rule with an epsilon: write signed@0.1, say") from None
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lay out a table as text, its columns below one another."""
-    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, wide)).rstrip() for line in lines)
-
-
-def in_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lay out a table in Markdown, its head first."""
-    head, *others = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *others])
-
-
-def show_p(p: float) -> str:
-    """Write a probability as text."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _signed(points: float) -> str:

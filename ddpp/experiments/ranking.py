@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpp.experiments.comparing import aligned, in_markdown
 from ddpp.experiments.grids import Candidate
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.seeds import generator
+from ddpp.foundation.text import aligned, in_markdown
 
 TRUTH = "all images"  # what this row of a report was trained on
 RESAMPLES = 1000

@@ -22,7 +22,8 @@ from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import evaluate
 from ddpp.experiments.recipes import Recipe
-from ddpp.experiments.run import Experiment, refuse_other, write_report
+from ddpp.experiments.reports import refuse_other, write_report
+from ddpp.experiments.run import Experiment
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving

@@ -10,19 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ddpp.data import ImageData
-from ddpp.distilled import DistilledDataset, how_to_read, loss_in, state_in, state_parts
+from ddpp.distilled import DistilledDataset
+from ddpp.distilled.bare import KIND, rejoin
 from ddpp.experiments.lists import Run, home, runs, settings
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import from_dict
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, differences
-from ddpp.foundation.loop import unpack
 from ddpp.networks import NetworkConfig
 
-KIND = "result"
 LAST = 20  # distillation steps over which the final loss is averaged
-# bytes of images that a result may hold; larger sets stay where they were distilled
-LARGEST = 16 * 2**20
 
 
 def summary(distilled: DistilledDataset, report: dict) -> dict:
@@ -43,22 +40,6 @@ def summary(distilled: DistilledDataset, report: dict) -> dict:
     return found
 
 
-def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
-    """Write the final images, labels, alpha and the history, and return their file and its SHA-256.
-
-    Returns None, and writes nothing, if the images take more than 16 MiB.
-    """
-    images = distilled.images
-    if images.numel() * images.element_size() > LARGEST:
-        return None
-    tensors = {"images": images, "labels": distilled.labels, "alpha": distilled.alpha}
-    tensors |= {f"history.{name}": column for name, column in distilled.history.items()}
-    state, numbers = state_parts(distilled)
-    meta = {"provenance": distilled.provenance} | how_to_read(distilled)
-    files.write(path, KIND, tensors | state, meta | numbers)
-    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
 def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
     """Read the images beside a report, and join them with their preprocessing.
 
@@ -70,44 +51,6 @@ def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
     """
     file = files.Lazy(path.with_name(row["set"]["file"]), KIND)
     return rejoin(file, data, row["recipe"]["teachers"]["network"]).to(data.device)
-
-
-def rejoin(file: files.Lazy, data: ImageData, network: dict) -> DistilledDataset:
-    """Join the images of a result with their preprocessing, as a set on the CPU.
-
-    - file: of the images.
-    - data: the images they were made from.
-    - network: the fields of the NetworkConfig that they were distilled with.
-
-    Raises Error for other data or other preprocessing.
-    """
-    tensors, meta = dict(file), file.meta
-    check_source(file.path, meta["provenance"], data)
-    return DistilledDataset(
-        images=tensors["images"],
-        labels=tensors["labels"],
-        alpha=tensors["alpha"],
-        whitening=data.whitening.to("cpu"),
-        classes=data.classes,
-        network=network,
-        history=unpack(tensors)[1],
-        provenance=meta["provenance"],
-        loss=loss_in(tensors, meta),
-        formation=meta.get("formation", 1),
-        state=state_in(tensors, meta),
-    )
-
-
-def check_source(path: Path, provenance: dict, data: ImageData) -> None:
-    """Raise an Error if a file without preprocessing was not made from this data.
-
-    - path, provenance: of the file.
-    """
-    made_from = provenance["data"]
-    if {key: made_from.get(key) for key in data.identity} != data.identity:
-        raise Error(
-            f"{path} was made from {made_from['name']}, or from other preprocessing: load that data"
-        )
 
 
 def read_row(path: Path) -> dict:

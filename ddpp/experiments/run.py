@@ -1,30 +1,27 @@
 """One run of a recipe, from nothing to a distilled file with a report beside it."""
 
 import contextlib
-import datetime
 import hashlib
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
-
-import torch
 
 from ddpp.baselines import selection
 from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import evaluate
 from ddpp.experiments.methods import METHODS, GivenTeachers, Method
-from ddpp.experiments.recipes import Recipe, from_dict
+from ddpp.experiments.recipes import Recipe
+from ddpp.experiments.reports import report_path
 from ddpp.foundation import files, processes
-from ddpp.foundation.devices import made_on
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import as_in_files, marks, of_run, of_state
 from ddpp.foundation.loop import Saving, read_checkpoint
+from ddpp.foundation.provenance import commit, provenance
 from ddpp.networks import accuracy
 from ddpp.teachers import TeacherConfig, Teachers, read_snapshot, train_teachers
 
@@ -347,77 +344,8 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(f"{out.name}.{ending}")
 
 
-def report_path(out: Path) -> Path:
-    return out.with_suffix(".json")
-
-
 def teachers_in(folder: Path, config: TeacherConfig, data: ImageData) -> Path:
     """The folder for these teachers in `folder`: shared by runs with equal teachers, and by no
     others.
     """
     return folder / f"teachers-{files.identity(config.identity(data))[:8]}"
-
-
-def refuse_other(path: Path, asked: dict, what: str, advice: str) -> None:
-    """Raise an Error if the report at `path` is there and is that of another run.
-
-    - asked: all settings. The report has them under this name.
-    - what, advice: what is of another run, and what to do then, for the message.
-    """
-    if not path.exists():
-        return
-    try:
-        known = dict(json.loads(path.read_text())["asked"])
-        if "recipe" in known:  # settings that are newer than the report have their defaults
-            known |= as_in_files({"recipe": asdict(from_dict(known["recipe"]))})
-    except (OSError, ValueError, KeyError, TypeError):  # an Error is a ValueError
-        raise Error(f"{path} is where the report belongs, but is another file: move it") from None
-    if known != (wanted := as_in_files(asked)):
-        raise Error(f"{what} of another run ({differences(known, wanted)}): {advice}")
-
-
-def write_report(path: Path, content: dict, device: torch.device) -> None:
-    """Write a report with its provenance; one that has all of it stays as it is.
-
-    So a second call does not say that it made what the first one did, and a report of tasks does
-    not begin anew.
-
-    - content: what was asked and what was found, under these names, perhaps with more.
-    """
-    found = as_in_files({"found": content["found"]})["found"]
-    known = json.loads(path.read_text()).get("found") if path.exists() else None
-    if isinstance(known, list) and isinstance(found, list):
-        known = known[: len(found)]
-    if known != found:
-        files.write_json(path, content | provenance(device))
-
-
-def provenance(device: torch.device) -> dict:
-    """When, on what, and with which code and versions a run was made."""
-    return {
-        "finished": f"{datetime.datetime.now(datetime.UTC):%F %R UTC}",
-        "commit": commit(),
-        **made_on(device),
-    }
-
-
-@cache
-def commit() -> str | None:
-    """The commit of this source tree, with + for uncommitted changes; None for an installed copy.
-
-    Asked for when a run begins: it is the code that runs, also if the tree moves on meanwhile.
-    """
-    here = Path(__file__)
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=here.parent, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", here.name)
-        changed = "+" if git("status", "--porcelain", "--", "..") else ""
-        return git("rev-parse", "--short=12", "HEAD") + changed
-    except (OSError, subprocess.CalledProcessError):
-        return None

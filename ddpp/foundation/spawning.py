@@ -7,7 +7,8 @@ import contextlib
 import pickle
 from typing import Any
 
-from ddpp.foundation.identity import TABLES, Table, custom, version_of
+from ddpp.foundation.fingerprints import custom, version_of
+from ddpp.foundation.identity import TABLES, Table
 
 # by kind and name; None: what ddpp itself put there, or what the name says where to import
 Packed = dict[str, dict[str, bytes | None]]

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 
 from ddpp.data.sources import SHA256
-from ddpp.distilled import SQUARED_ERROR, DistilledDataset
+from ddpp.distilled import DistilledDataset
+from ddpp.distilled.checks import SQUARED_ERROR
 from ddpp.evaluating import Evaluation
 
 SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", math.inf: "100K<n<1M"}  # the Hub's

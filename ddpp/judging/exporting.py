@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpp.distilled import SQUARED_ERROR, DistilledDataset
+from ddpp.distilled import DistilledDataset
+from ddpp.distilled.checks import SQUARED_ERROR
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.judging.cards import card

@@ -10,9 +10,13 @@ from torch import Tensor
 from ddpp.data import ImageData, load_data
 from ddpp.data.sources import SHA256
 from ddpp.data.whitening import Whitening
-from ddpp.distilled import BRIGHTEST, KIND, DistilledDataset, as_folder, fold
-from ddpp.experiments.results import KIND as RESULT
-from ddpp.experiments.results import rejoin
+from ddpp.distilled import DistilledDataset
+from ddpp.distilled.bare import KIND as RESULT
+from ddpp.distilled.bare import rejoin
+from ddpp.distilled.checks import BRIGHTEST
+from ddpp.distilled.dataset import KIND
+from ddpp.distilled.formation import fold
+from ddpp.distilled.pictures import as_folder
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.loop import KIND as CHECKPOINT

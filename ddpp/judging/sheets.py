@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.experiments.results import check_source
+from ddpp.distilled.bare import check_source
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
+from ddpp.distilled.bare import write_set
 from ddpp.evaluating import Protocol, train
-from ddpp.experiments.results import write_set
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.judging.exporting import WEBP, WHOLE, export

@@ -13,10 +13,10 @@ from ddpp.baselines import selection
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol, evaluate, spread
-from ddpp.experiments.comparing import aligned
-from ddpp.experiments.run import provenance
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.provenance import provenance
+from ddpp.foundation.text import aligned
 from ddpp.judging.opening import Opened, open_set
 from ddpp.networks import ARCHITECTURES, NetworkConfig
 

@@ -1,30 +1,28 @@
 """A distilled dataset: the result of stage C, in one file with all that training on it needs."""
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddpp.data import ImageData
 from ddpp.data.whitening import Whitening
+from ddpp.distilled.checks import check_alpha, check_images, check_labels, checked_pixels
+from ddpp.distilled.format import how_to_read, loss_in, parts_of, state_in, state_parts
+from ddpp.distilled.formation import check_formation, unfold
+from ddpp.distilled.pictures import as_folder, grid, pil
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import KIND as CHECKPOINT
 from ddpp.foundation.loop import Beside, Run, pack, unpack
 from ddpp.networks import NetworkConfig
 
 KIND = "distilled dataset"
-BRIGHTEST = 8  # raw pixels above this are not learned ones that leave 0 to 1, but 0 to 255
-CROSS_ENTROPY, SQUARED_ERROR = "cross-entropy", "squared error"  # losses to train with
 
 
 @dataclass(repr=False)
@@ -72,17 +70,17 @@ class DistilledDataset(Dataset):
             self.alpha = torch.tensor(float(self.alpha), dtype=torch.float32)
         if dataclasses.is_dataclass(self.network):
             self.network = dataclasses.asdict(self.network)
-        _check_images(self.images, self.whitening)
+        check_images(self.images, self.whitening)
         check_formation(self.formation, self.images)
-        self.loss = _check_labels(self.labels, self.images, self.classes, self.loss)
-        _check_alpha(self.alpha, "alpha")
+        self.loss = check_labels(self.labels, self.images, self.classes, self.loss)
+        check_alpha(self.alpha, "alpha")
         for step, (images, alpha) in self.iterates.items():
             if images.shape != self.images.shape or not images.isfinite().all():
                 raise Error(
                     f"the images of step {step} have another shape than the last ones, or are "
                     "not all finite"
                 )
-            _check_alpha(alpha, f"the alpha of step {step}")
+            check_alpha(alpha, f"the alpha of step {step}")
 
     @classmethod
     def from_run(cls, run: Run, beside: Beside, identity: dict) -> "DistilledDataset":
@@ -97,7 +95,7 @@ class DistilledDataset(Dataset):
         stopped = {"stopped_at": run.state.step} if run.stopped else {}
         made_on = {"made_on": list(run.machines)}
         return cls(
-            **_parts(values, beside, whitening),
+            **parts_of(values, beside, whitening),
             iterates=run.iterates,
             history=run.history,
             provenance=identity | beside.meta["data"] | made_on | stopped,
@@ -139,7 +137,7 @@ class DistilledDataset(Dataset):
             images = images.float() / 255
         images = images.detach().to(data.device, torch.float32).contiguous()
         if raw:
-            images = data.whitening.apply(_checked_pixels(images))
+            images = data.whitening.apply(checked_pixels(images))
         return cls(
             images=images,
             labels=labels.to(data.device),
@@ -381,7 +379,7 @@ class DistilledDataset(Dataset):
         ranks = zip_longest(*self.by_class())
         by_rank = [i for rank in ranks for i in rank if i is not None]
         big = self.natural()[by_rank].repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-        return _pil(_grid(big, columns=min(len(self.classes), 20), line=zoom))
+        return pil(grid(big, columns=min(len(self.classes), 20), line=zoom))
 
     def _repr_png_(self) -> bytes | None:
         return self.picture()._repr_png_()
@@ -400,91 +398,10 @@ class DistilledDataset(Dataset):
                 path = Path(folder) / f"{label}_{name}" / f"{rank:03d}.png"
                 try:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    _pil(images[i]).save(path)
+                    pil(images[i]).save(path)
                 except OSError as e:
                     raise Error(f"cannot write {path}: {e.strerror}; choose another folder") from e
         return len(self)
-
-
-def as_folder(name: str) -> str:
-    """Write the name of a class as a folder may be called."""
-    return re.sub(r"[^\w.-]", "_", name)
-
-
-def fold(pictures: Tensor, formation: int) -> Tensor:
-    """Shrink pictures (N n^2, C, H, W), and put each n^2 of them into one image: (N, C, H, W).
-
-    - formation: n. It must divide H and W, else Error.
-    """
-    check_formation(formation, pictures)
-    if formation == 1:
-        return pictures
-    n, (height, width) = formation, pictures.shape[2:]
-    small = F.avg_pool2d(pictures, n).unflatten(0, (-1, n, n))  # (N, n, n, C, H/n, W/n)
-    return small.permute(0, 3, 1, 4, 2, 5).reshape(-1, pictures.shape[1], height, width)
-
-
-def unfold(images: Tensor, formation: int) -> Tensor:
-    """Enlarge the n x n pictures in each image (N, C, H, W), bilinearly: (N n^2, C, H, W).
-
-    They stand in the order of rows. Source: multi-formation (Kim et al., ICML 2022).
-
-    >>> import torch
-    >>> from ddpp.distilled import fold, unfold
-    >>> pictures = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 1, 8, 8)  # each of one grey
-    >>> torch.equal(unfold(fold(pictures, 2), 2), pictures)
-    True
-    """
-    if formation == 1:
-        return images
-    n, size = formation, images.shape[2:]
-    tiles = images.unflatten(3, (n, -1)).unflatten(2, (n, -1))  # (N, C, n, H/n, n, W/n)
-    tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-    return F.interpolate(tiles, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def check_formation(formation: int, images: Tensor) -> None:
-    """Raise an Error if images (N, C, H, W) cannot be divided into n x n pictures."""
-    height, width = images.shape[2:]
-    if formation < 1 or height % formation or width % formation:
-        raise Error(
-            f"formation is {formation}: images of {height} x {width} pixels must be divisible into "
-            "so many by so many pictures; 1 leaves them whole"
-        )
-
-
-def beside(data: ImageData, labels: Tensor, network: NetworkConfig, formation: int = 1) -> Beside:
-    """Return what belongs to a set and does not change in its run.
-
-    - data: what is distilled.
-    - labels: (N,), of the images.
-    - network: of the run.
-    - formation: of the set.
-    """
-    tensors = {"labels": labels} | data.whitening.tensors()
-    meta = {"classes": list(data.classes), "network": dataclasses.asdict(network)}
-    meta |= {"formation": formation} if formation > 1 else {}
-    return Beside(tensors, meta | {"data": data.provenance})
-
-
-def _parts(values: dict, beside: Beside, whitening: Whitening) -> dict[str, Any]:
-    """Return what a set is made of, from the values of a state and what belongs beside it."""
-    own = {"images", "labels", "alpha"}
-    labels = values.get("labels", beside.tensors["labels"])
-    loss = SQUARED_ERROR if labels.is_floating_point() else None
-    if (logits := values.get("logits")) is not None:
-        labels, loss = logits.softmax(1), CROSS_ENTROPY
-    return {
-        "images": values["images"],
-        "labels": labels,
-        "loss": loss,
-        "alpha": values["alpha"],
-        "whitening": whitening,
-        "classes": tuple(beside.meta["classes"]),
-        "network": beside.meta["network"],
-        "formation": beside.meta.get("formation", 1),
-        "state": {k: v for k, v in values.items() if k not in own and v is not None},
-    }
 
 
 def _from_checkpoint(tensors: dict, meta: dict, path: str | Path) -> DistilledDataset:
@@ -501,145 +418,8 @@ def _from_checkpoint(tensors: dict, meta: dict, path: str | Path) -> DistilledDa
     values |= {k: v for k, v in meta.items() if k not in ("identity", "made_on", "set")}
     provenance = meta["identity"] | about.meta["data"] | {"made_on": meta["made_on"]}
     return DistilledDataset(
-        **_parts(values, about, whitening),
+        **parts_of(values, about, whitening),
         iterates=iterates | {now: (values["images"], values["alpha"])},
         history={name: column[:now] for name, column in history.items()},
         provenance=provenance | {"stopped_at": now},
     )
-
-
-def _check_images(images: Tensor, whitening: Whitening) -> None:
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.dtype != torch.float32:
-        what = (
-            f"{images.dtype} {tuple(images.shape)}"
-            if isinstance(images, Tensor)
-            else f"a {type(images).__name__}"
-        )
-        raise Error(f"the images are {what}: they must be a float32 tensor (N, C, H, W)")
-    if not len(images):
-        raise Error("there are no images: a set needs at least one")
-    if not images.isfinite().all():
-        raise Error("the images hold values that are not finite: the run has no result")
-    if images.shape[1:] != whitening.mean.shape:
-        raise Error(
-            f"the images are {tuple(images.shape[1:])}, but the preprocessing is for "
-            f"{tuple(whitening.mean.shape)}: give the whitening of the data that the images "
-            "belong to"
-        )
-
-
-def _checked_pixels(images: Tensor) -> Tensor:
-    if images.numel() and (high := float(images.max())) > BRIGHTEST:
-        raise Error(
-            f"the raw images go up to {high:g}: give floats from 0 to 1, or bytes from 0 to 255 as "
-            "uint8"
-        )
-    return images
-
-
-def _check_labels(
-    labels: Tensor, images: Tensor, classes: tuple[str, ...], loss: str | None
-) -> str:
-    """Choose the loss that goes with the labels, or raise an Error if the labels cannot be used."""
-    if loss is not None:
-        choose("loss", loss, (CROSS_ENTROPY, SQUARED_ERROR))
-    n, soft = len(images), (len(images), len(classes))
-    if not isinstance(labels, Tensor) or tuple(labels.shape) not in ((n,), soft):
-        what = (
-            f"have the shape {tuple(labels.shape)}"
-            if isinstance(labels, Tensor)
-            else f"are {type(labels).__name__}"
-        )
-        raise Error(
-            f"the labels {what}: for {n} images of {soft[1]} classes give (N,) = ({n},), or "
-            "(N, classes)"
-        )
-    if labels.ndim == 1:
-        _check_hard_labels(labels, len(classes), loss)
-        return CROSS_ENTROPY
-    if labels.dtype != torch.float32 or not labels.isfinite().all():
-        raise Error("labels (N, classes) must be float32 and finite")
-    sums = labels.sum(1)
-    distributions = (labels >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-    if loss != SQUARED_ERROR and not distributions:
-        raise Error(
-            "the labels (N, classes) are no distributions, as some are negative or do not add up "
-            "to 1: take their softmax for soft labels, or say loss='squared error' for targets of "
-            "a regression"
-        )
-    return loss or CROSS_ENTROPY
-
-
-def _check_hard_labels(labels: Tensor, classes: int, loss: str | None) -> None:
-    if labels.dtype != torch.int64:
-        raise Error(
-            f"the labels are {labels.dtype}: classes must be int64, from 0 to {classes - 1}"
-        )
-    if labels.min() < 0 or labels.max() >= classes:
-        raise Error(
-            f"the labels go from {labels.min()} to {labels.max()}: there are {classes} classes, "
-            "from 0"
-        )
-    if loss == SQUARED_ERROR:
-        raise Error("the squared error needs labels (N, classes), float32: these are classes")
-
-
-def _check_alpha(alpha: Tensor, name: str) -> None:
-    if not isinstance(alpha, Tensor) or alpha.numel() != 1 or not 0 < float(alpha) < float("inf"):
-        raise Error(
-            f"{name} is {alpha}: it must be one positive number, the learning rate to train with"
-        )
-
-
-def how_to_read(distilled: DistilledDataset) -> dict:
-    """Name for a file what its images and labels mean, where it is not the usual."""
-    meta: dict[str, Any] = {"loss": distilled.loss} if distilled.labels.is_floating_point() else {}
-    return meta | ({"formation": distilled.formation} if distilled.formation > 1 else {})
-
-
-def state_parts(distilled: DistilledDataset) -> tuple[dict[str, Tensor], dict]:
-    """Name the tensors of a set's state for a file, and its numbers for the metadata."""
-    state = distilled.state.items()
-    numbers = {name: value for name, value in state if not isinstance(value, Tensor)}
-    tensors = {f"state.{name}": value for name, value in state if isinstance(value, Tensor)}
-    return tensors, {"state": numbers} if numbers else {}
-
-
-def state_in(tensors: dict[str, Tensor], meta: dict) -> dict[str, Tensor | int]:
-    """Read the state that `state_parts` named. It is empty in files of earlier versions."""
-    named = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
-    return named | meta.get("state", {})
-
-
-def loss_in(tensors: dict[str, Tensor], meta: dict) -> str:
-    """Read the loss that goes with a file's labels.
-
-    The first files did not name it. Their learned labels are all targets of regressions.
-    """
-    learned = tensors["labels"].is_floating_point()
-    return meta.get("loss", SQUARED_ERROR if learned else CROSS_ENTROPY)
-
-
-def _grid(images: Tensor, columns: int, line: int) -> Tensor:
-    """Lay images (N, C, H, W) in rows with white lines around each. A single image gets none.
-
-    Grey images become RGB.
-    """
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-    n, channels, height, width = images.shape
-    if n == 1:
-        return images[0]
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    tall, wide = height + line, width + line
-    grid = images.new_ones(channels, rows * tall + line, columns * wide + line)
-    for i, image in enumerate(images):
-        top, left = i // columns * tall + line, i % columns * wide + line
-        grid[:, top : top + height, left : left + width] = image
-    return grid
-
-
-def _pil(image: Tensor) -> Image.Image:
-    """Make a PIL image of (C, H, W) in [0, 1]: grey, RGB, or the first three channels."""
-    pixels = (image[:3] if len(image) >= 3 else image[:1]).mul(255).round().byte()
-    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy().squeeze()))

@@ -1,0 +1,275 @@
+"""What a function or class does, as a short text: equal for equal code, and for equal values and
+functions that this code uses.
+"""
+
+import dataclasses
+import dis
+import functools
+import hashlib
+import json
+import re
+import sys
+import sysconfig
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpp.foundation.errors import Error
+
+T = TypeVar("T")
+VERSION = "__ddpp_version__"
+LIBRARIES = tuple(
+    str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("stdlib", "purelib", "platlib")
+)
+PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...))
+PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype, np.generic)
+SHOWN = (
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+    types.GenericAlias,
+    re.Pattern,
+    Path,
+)
+NOT_CODE = {
+    *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"),
+    *("__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__"),
+    *("__parameters__", "__dataclass_params__", "__match_args__", "__slots__"),
+    *("_abc_impl", "__abstractmethods__"),
+}
+MADE_BY_DATACLASS = {
+    f"__{name}__" for name in "init repr eq hash lt le gt ge setattr delattr replace".split()
+}
+
+
+def custom(thing: T, version: str | int | None = None) -> T:
+    """Return a rule, augmentation operation or network of your own, ready to be used in a config.
+
+    - thing: the function or class. Give it to a config where a name would stand, as in
+      `DistillConfig(rule=my_rule)`, `TeacherConfig(augment=("crop", my_operation))` or
+      `NetworkConfig(MyNetwork)`.
+    - version: needed only where the code uses what ddpp cannot see through. Then files recognize
+      the thing by this version. Change it whenever the thing changes. Default: it is recognized by
+      its code, and by the values and functions that its code uses.
+
+    Files carry what recognizes the thing: those made with another version of it are refused. Raises
+    Error for what cannot be recognized.
+
+    >>> import ddpp
+    >>> def half(student, teacher, epsilon):
+    ...     return student.abs() > teacher.abs() / 2
+    >>> ddpp.DistillConfig(rule=ddpp.custom(half)).rule
+    'half'
+    """
+    if version is None:
+        fingerprint(thing, getattr(thing, "__name__", "thing"))
+        return thing
+    marked: Any = thing
+    try:
+        setattr(marked, VERSION, str(version))
+    except (AttributeError, TypeError):  # a C function takes no attributes
+        marked = functools.partial(marked)
+        setattr(marked, VERSION, str(version))
+    return marked
+
+
+def fingerprint(thing, name: str = "this") -> str:
+    """Return a short name for what a function or class does: equal for equal code and values.
+
+    Raises Error where something that it uses cannot be seen through, and says how to give it a
+    version instead.
+    """
+    if (version := version_of(thing)) is not None:
+        return f"version {version}"
+    try:
+        text = json.dumps(_describe(thing, {}))
+    except _Unseen as e:
+        raise Error(
+            f"the {name} uses {e}, of which ddpp cannot tell whether it has changed: say which "
+            "version it is, with "
+            "ddpp.custom(..., version=1), and give it another number whenever it changes"
+        ) from None
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def version_of(thing: Any) -> str | None:
+    """The version that `custom` gave to it, or to its class. A class has none from its base."""
+    of = [thing] if isinstance(thing, type) else [thing, type(thing)]
+    own = (getattr(one, "__dict__", {}) for one in of)
+    return next((found[VERSION] for found in own if VERSION in found), None)
+
+
+class _Unseen(Exception):
+    """A value whose content has no fingerprint."""
+
+
+def _describe(value, seen: dict):
+    """Return a value in terms of JSON, by its content; `seen` numbers what was met before."""
+    if isinstance(value, PLAIN):
+        return f"{type(value).__name__} {value!r}"
+    if isinstance(value, (Tensor, np.ndarray)):
+        return _array(value)
+    if (version := version_of(value)) is not None:
+        return f"version {version}"
+    if id(value) in seen:  # it contains itself, or is used twice
+        return f"number {seen[id(value)][0]}"
+    seen[id(value)] = len(seen), value  # kept, or another value could get its id
+    if isinstance(value, types.ModuleType):
+        return f"module {value.__name__}"
+    if isinstance(value, (set, frozenset)):
+        return ["set", *sorted(json.dumps(_describe(item, seen)) for item in value)]
+    if isinstance(value, (dict, types.MappingProxyType)):
+        return ["dict", *([_describe(k, seen), _describe(v, seen)] for k, v in value.items())]
+    if not isinstance(value, (list, tuple)):
+        if _is_library(value):
+            return f"{value.__module__}.{value.__qualname__}"
+        if isinstance(value, types.FunctionType):
+            return _function(value, seen)
+        if isinstance(value, type):
+            bases = [_describe(base, seen) for base in value.__bases__]
+            return ["class", bases, _describe(_own(value), seen)]
+        if isinstance(value, SHOWN) and not hasattr(value, "__wrapped__"):
+            return repr(value)
+    names, parts = _take_apart(value)
+    return [*names, *(_describe(part, seen) for part in parts)]
+
+
+def _take_apart(value) -> tuple[list[str], Iterable]:
+    """Return what a value is called, and the values it is made of."""
+    kind = type(value).__name__
+    if isinstance(value, (list, tuple)):
+        return [kind], value
+    if isinstance(value, dataclasses.Field):
+        return ["field", value.name], (value.default, value.default_factory)
+    if isinstance(value, (functools.cached_property, functools.partialmethod)):
+        return [kind], (value.func,)
+    if hasattr(value, "__wrapped__"):  # such as a function with a cache
+        return ["wrapped"], (value.__wrapped__,)
+    if isinstance(value, (staticmethod, classmethod, types.MethodType)):
+        return [], (value.__func__, getattr(value, "__self__", None))
+    if isinstance(value, property):
+        return ["property"], (value.fget, value.fset, value.fdel)
+    if isinstance(value, functools.partial):
+        return ["partial"], (value.func, value.args, value.keywords)
+    own = type(value).__module__ != "builtins" and hasattr(value, "__dict__")
+    if own or dataclasses.is_dataclass(value):
+        return ["object"], (type(value), vars(value))
+    raise _Unseen(f"{getattr(value, '__name__', 'a value')}, a {kind}")
+
+
+def _array(value: Tensor | np.ndarray) -> list:
+    array = value.detach().cpu().resolve_conj().numpy() if isinstance(value, Tensor) else value
+    if array.dtype == object:
+        raise _Unseen("an array of Python objects")
+    content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return [str(array.dtype), array.shape, content]
+
+
+def _own(kind: type) -> dict:
+    """What a class defines itself, without what Python or `dataclass` adds to it."""
+    own = {key: item for key, item in vars(kind).items() if key not in NOT_CODE}
+    if "__dataclass_fields__" not in own:
+        return own
+    made = {key for key in MADE_BY_DATACLASS & own.keys() if _written_by_dataclass(own[key])}
+    return {key: item for key, item in own.items() if key not in made}
+
+
+def _written_by_dataclass(method) -> bool:
+    while hasattr(method, "__wrapped__"):
+        method = method.__wrapped__
+    return (
+        method is None
+        or getattr(getattr(method, "__code__", None), "co_filename", "") == "<string>"
+    )
+
+
+def _function(function: types.FunctionType, seen: dict):
+    used = {}
+    for code in _codes(function.__code__):
+        for name in dict.fromkeys(
+            i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"
+        ):
+            if name in function.__globals__:
+                used[name] = _with_attributes(function.__globals__[name], code.co_names, seen)
+    closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    return [
+        "function",
+        _code(function.__code__),
+        _describe([function.__defaults__, function.__kwdefaults__], seen),
+        [
+            [name, _describe(cell.cell_contents, seen) if _filled(cell) else "empty"]
+            for name, cell in closure.items()
+        ],
+        sorted(used.items()),
+    ]
+
+
+def _with_attributes(value, names: tuple[str, ...], seen: dict):
+    """A global value; of a user's own module also what the code may take from it."""
+    if isinstance(value, types.ModuleType) and not _in_library(value):
+        return [
+            _describe(value, seen),
+            [[n, _describe(getattr(value, n), seen)] for n in names if hasattr(value, n)],
+        ]
+    return _describe(value, seen)
+
+
+def _code(code: types.CodeType) -> list:
+    """What a code object does, without where it stands and what its text looks like."""
+    return [
+        code.co_code.hex(),
+        [_constant(c) for c in code.co_consts],
+        code.co_names,
+        code.co_varnames,
+        code.co_freevars,
+        code.co_cellvars,
+    ]
+
+
+def _constant(value):
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    if isinstance(value, frozenset):  # as in `x in {"a", "b"}`; its order changes between processes
+        return ["set", *sorted(map(repr, value))]
+    return repr(value)
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Return a code object, and the code objects of the functions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _is_library(value) -> bool:
+    """Whether it is a function or class of the standard library, of ddpp, or of an installed
+    package.
+    """
+    if not (hasattr(value, "__module__") and hasattr(value, "__qualname__")):
+        return False
+    return value.__module__ is not None and _in_library(sys.modules.get(value.__module__))
+
+
+@functools.cache
+def _in_library(module: types.ModuleType | None) -> bool:
+    if module is None:
+        return False
+    top = module.__name__.partition(".")[0]
+    file = getattr(module, "__file__", None)
+    if top in ("ddpp", "ddpp_course", "builtins") or (
+        top != "__main__" and top in sys.stdlib_module_names
+    ):
+        return True
+    return file is not None and str(Path(file).resolve()).startswith(LIBRARIES)

@@ -1,0 +1,20 @@
+"""Tables and numbers as text."""
+
+from collections.abc import Sequence
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lay out a table as text, its columns below one another."""
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, wide)).rstrip() for line in lines)
+
+
+def in_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Lay out a table in Markdown, its head first."""
+    head, *others = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *others])
+
+
+def show_p(p: float) -> str:
+    """Write a probability as text."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
