@@ -21,9 +21,12 @@ from ddpp import networks
 from ddpp.cli import main
 from ddpp.data import Split
 from ddpp.evaluating import Protocol
-from ddpp.experiments import Design, audit, auditing, membership, read_audit
-from ddpp.experiments.auditing import draw_pool, judge, nearest
-from ddpp.experiments.membership import (
+from ddpp.foundation import identity
+from ddpp.foundation.loop import Saving
+from ddpp.foundation.seeds import generator
+from ddpp.studies import Design, audit, auditing, membership, read_audit
+from ddpp.studies.auditing import draw_pool, judge, nearest
+from ddpp.studies.membership import (
     area,
     balanced,
     closer,
@@ -35,9 +38,6 @@ from ddpp.experiments.membership import (
     scaled_confidence,
     tpr_at,
 )
-from ddpp.foundation import identity
-from ddpp.foundation.loop import Saving
-from ddpp.foundation.seeds import generator
 
 QUIET = Saving(progress=False)
 

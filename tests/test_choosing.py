@@ -16,8 +16,9 @@ import ddpp
 from ddpp.baselines import selection
 from ddpp.book import figures
 from ddpp.cli import main
-from ddpp.experiments import Candidate, Grid, Ranking, Search, choosing, rank, stratified
-from ddpp.experiments.ranking import (
+from ddpp.networks import NetworkConfig
+from ddpp.studies import Candidate, Grid, Ranking, Search, choosing, rank, stratified
+from ddpp.studies.ranking import (
     STATISTICS,
     TRUTH,
     bootstrap,
@@ -27,7 +28,6 @@ from ddpp.experiments.ranking import (
     regret,
     spearman,
 )
-from ddpp.networks import NetworkConfig
 
 TINY = Grid(width=(4, 8), depth=(1,), activation=("relu",), pooling=("max",))
 QUICK = Search(small_epochs=2, epochs=2, batch=8, rates=(0.03, 0.1), repeats=2)

@@ -28,10 +28,10 @@ from ddpp import (
 )
 from ddpp.baselines import selection
 from ddpp.data.augmentation import OPERATIONS, Draw, augment
-from ddpp.experiments import Design, Grid, Search, audit, membership, rank, remember
 from ddpp.experiments.methods import METHODS
 from ddpp.foundation.loop import Saving
 from ddpp.pruning import RULES
+from ddpp.studies import Design, Grid, Search, audit, membership, rank, remember
 from ddpp.unrolling import ENGINES, compiled
 
 TEACHERS = TeacherConfig(

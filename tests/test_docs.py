@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from ddpp import experiments
+from ddpp import experiments, studies
 from ddpp.experiments.methods import METHODS
-from ddpp.experiments.ranking import TRUTH, Ranking, regret, spearman
 from ddpp.experiments.recipes import PAPER, from_dict
+from ddpp.studies.ranking import TRUTH, Ranking, regret, spearman
 from tools.memories import memories
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +208,7 @@ def test_chapter_16_says_what_the_audits_found():
     pages = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     text = " ".join(" ".join(pages).split())
     folder = ROOT / "results" / "auditing"
-    found = {path.stem: experiments.read_audit(path) for path in folder.glob("*.json")}
+    found = {path.stem: studies.read_audit(path) for path in folder.glob("*.json")}
     assert len(found) == 11
     leak = lambda name, attack, group="all": getattr(found[name], group)[attack]
     area = lambda *which: f"{leak(*which).auc:.3f}"
@@ -296,7 +296,7 @@ def test_chapter_14_says_what_the_memories_reached():
     cells = json.loads((ROOT / "notebooks" / "14_remembering.ipynb").read_text())["cells"]
     pages = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     text = " ".join(" ".join(pages).split())
-    rows = experiments.read_memories(ROOT / "results" / "memory")
+    rows = studies.read_memories(ROOT / "results" / "memory")
     asked = [memory.recipe for memory in memories()]
     stored = [json.loads(path.read_text()) for path in (ROOT / "results/memory").glob("*.json")]
     made = {from_dict(report["asked"]["recipe"]) for report in stored}

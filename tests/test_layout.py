@@ -24,6 +24,7 @@ FLOORS = (
     ("distilling", "evaluating"),
     ("baselines",),
     ("experiments", "judging"),
+    ("studies",),
     ("ddpp",),
     ("book",),
     ("cli",),

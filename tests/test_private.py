@@ -16,9 +16,9 @@ from small import INF, NAN, NETWORK, load, refused, save
 from ddpp import evaluating
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol
-from ddpp.experiments import private
-from ddpp.experiments.private import Guarantee, Noise, clipped_sum, guarantee
 from ddpp.networks import NetworkConfig
+from ddpp.studies import private
+from ddpp.studies.private import Guarantee, Noise, clipped_sum, guarantee
 
 PLAIN = Protocol(epochs=6, batch=12, augment=False)
 

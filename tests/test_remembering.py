@@ -14,11 +14,11 @@ from ddpp.cli import main
 from ddpp.data.augmentation import OPERATIONS
 from ddpp.data.whitening import fit_channels
 from ddpp.evaluating import Protocol
-from ddpp.experiments import class_tasks, remember, remembering
 from ddpp.experiments.recipes import recipe
-from ddpp.experiments.remembering import for_tasks, read_memories, union
 from ddpp.experiments.run import Experiment
 from ddpp.foundation.loop import Saving
+from ddpp.studies import class_tasks, remember, remembering
+from ddpp.studies.remembering import for_tasks, read_memories, union
 from tools.memories import main as memories_main
 from tools.memories import memories_of_cifar100
 

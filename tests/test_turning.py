@@ -8,8 +8,8 @@ import torch
 from small import CONFIG, refused
 
 from ddpp.distilling import draw_piece
-from ddpp.experiments.turning import average_turns, mask_of, masks_by_part, turns
 from ddpp.pruning import keep_mask, masked_loss
+from ddpp.studies.turning import average_turns, mask_of, masks_by_part, turns
 from ddpp.unrolling import unroll
 
 

@@ -13,13 +13,13 @@ import numpy as np
 
 from ddpp.data.sources import find
 from ddpp.evaluating import Protocol
-from ddpp.experiments import Design, audit
-from ddpp.experiments.auditing import REPORT
 from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.foundation import files
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.provenance import commit
 from ddpp.networks import NetworkConfig
+from ddpp.studies import Design, audit
+from ddpp.studies.auditing import REPORT
 from ddpp.teachers import TeacherConfig
 from tools.commands import run
 

@@ -16,11 +16,11 @@ import torch
 from ddpp.data import ImageData, Split, from_arrays, load_data
 from ddpp.distilling import DistillConfig, distill
 from ddpp.experiments.recipes import recipe
-from ddpp.experiments.turning import Mask, Turn, mask_of, masks_by_part, turns
 from ddpp.foundation import files
 from ddpp.foundation.identity import settings
 from ddpp.foundation.provenance import commit, provenance
 from ddpp.networks import NetworkConfig
+from ddpp.studies.turning import Mask, Turn, mask_of, masks_by_part, turns
 from ddpp.teachers import Teachers, train_teachers
 from tools.commands import resumed, run
 

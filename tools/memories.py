@@ -15,13 +15,13 @@ from typing import Annotated, NamedTuple
 from tyro.conf import arg
 
 from ddpp.evaluating import Protocol
-from ddpp.experiments import remember
 from ddpp.experiments.lists import seeded
 from ddpp.experiments.recipes import Recipe, recipe
-from ddpp.experiments.remembering import REPORT, for_tasks
 from ddpp.foundation import files
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.provenance import commit
+from ddpp.studies import remember
+from ddpp.studies.remembering import REPORT, for_tasks
 from tools.commands import run
 
 ORDERS, REPEATS = range(5), 3

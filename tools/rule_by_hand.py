@@ -19,10 +19,10 @@ from ddpp.book import figures
 from ddpp.data import ImageData, load_data
 from ddpp.distilling import DistillConfig
 from ddpp.experiments.recipes import recipe
-from ddpp.experiments.turning import mask_of, turns
 from ddpp.foundation import files
 from ddpp.foundation.provenance import commit, provenance
 from ddpp.networks import Flat
+from ddpp.studies.turning import mask_of, turns
 from ddpp.teachers import Teachers, train_teachers
 from tools.commands import run
 

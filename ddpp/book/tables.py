@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from ddpp.evaluating import spread
-from ddpp.experiments.auditing import Audit
 from ddpp.experiments.comparing import Difference, holm
-from ddpp.experiments.membership import Leak
 from ddpp.experiments.methods import METHODS
 from ddpp.foundation.text import in_markdown, show_p
+from ddpp.studies.auditing import Audit
+from ddpp.studies.membership import Leak
 
 # of Table I; rule none is MTT
 _METHODS = ("random", "forgetting", "herding", "dsa", "dm", "cafe", "none", "signed")

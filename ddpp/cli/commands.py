@@ -9,18 +9,14 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from ddpp import evaluating, experiments, judging
+from ddpp import evaluating, experiments, judging, studies
 from ddpp.baselines import selection
 from ddpp.cli.options import DATA, OWN_NAME, Device, Root, Settings, listing
 from ddpp.data import load_data
 from ddpp.data.folder import pack_folder
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Evaluation, Protocol, spread
-from ddpp.experiments.auditing import REPORT as AUDIT
-from ddpp.experiments.auditing import Design
-from ddpp.experiments.choosing import Search
 from ddpp.experiments.comparing import parse_setting
-from ddpp.experiments.grids import Grid
 from ddpp.experiments.recipes import PROFILES
 from ddpp.experiments.reports import report_path
 from ddpp.experiments.reproducing import usual_jobs
@@ -33,6 +29,10 @@ from ddpp.judging.exporting import SETS
 from ddpp.judging.opening import SPACES, load_set, open_own
 from ddpp.networks import ARCHITECTURES, accuracy
 from ddpp.pruning import RULES
+from ddpp.studies.auditing import REPORT as AUDIT
+from ddpp.studies.auditing import Design
+from ddpp.studies.choosing import Search
+from ddpp.studies.grids import Grid
 from ddpp.teachers import train_teachers
 
 Command = Callable[..., int | None]
@@ -326,7 +326,7 @@ def remember(
         out: folder of the memory, of its teachers and of the report
     """
     where = {"root": root, "device": device, "saving": Saving(report=print)}
-    found = experiments.remember(recipe, out, tasks=tasks, order=order, rate=rate, **where)
+    found = studies.remember(recipe, out, tasks=tasks, order=order, rate=rate, **where)
     last = found[-1].accuracies
     print(f"in the end: {sum(last) / len(last):.1f} ± {spread(last):.1f} %")
     print(f"written: {out} (the memory, task by task, and its report)")
@@ -349,7 +349,7 @@ def audit(
         teachers_dir: folder in which the teachers are, for audits to share; None: the output
     """
     where = {"root": root, "device": device, "saving": Saving(report=print)}
-    found = experiments.audit(recipe, out, design, teachers=teachers_dir, **where)
+    found = studies.audit(recipe, out, design, teachers=teachers_dir, **where)
     print("\n".join(found.lines()))
     print(f"written: {out / AUDIT}")
 
@@ -377,7 +377,7 @@ def rank(
         data: None: the data set that they were distilled from
         out: folder of the report, of the figure, and of what a stopped call resumes
     """
-    chosen = experiments.stratified(grid.candidates(), networks, search.seed)
+    chosen = studies.stratified(grid.candidates(), networks, search.seed)
     opened = [open_own(path, data, root=root, device=device) for path in paths]
     if not opened or draws < 1:
         raise Error("there is nothing to compare: name a distilled file, and at least one draw")
@@ -390,7 +390,7 @@ def rank(
         real = [selection.random(images, ipc, {}, seed) for seed in range(draws)]
         sets[f"random, {ipc} per class"] = real
     print(images)
-    found = experiments.rank(chosen, sets, images, out, search)
+    found = studies.rank(chosen, sets, images, out, search)
     print(f"\n{found}")
     save_figure("ranking", found, out / "ranking.png")
     print(f"written: {out / 'ranking.json'} and {out / 'ranking.png'}")

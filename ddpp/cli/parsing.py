@@ -20,8 +20,8 @@ from ddpp.data.augmentation import OPERATIONS
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Protocol
 from ddpp.experiments.recipes import Recipe, recipe
-from ddpp.experiments.remembering import for_tasks
 from ddpp.foundation.errors import Error
+from ddpp.studies.remembering import for_tasks
 
 
 def parse(command: Command, words: Sequence[str], prog: str) -> Callable[[], int | None]:

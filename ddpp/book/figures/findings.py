@@ -12,11 +12,11 @@ from torch import Tensor
 from ddpp.book.figures.charts import WIDTH
 from ddpp.book.figures.sets import pictures
 from ddpp.evaluating import spread
-from ddpp.experiments.auditing import Audit
 from ddpp.experiments.comparing import Comparison, Difference
-from ddpp.experiments.membership import GRID, Leak, gaussians
-from ddpp.experiments.ranking import STATISTICS, TRUTH, Ranking
 from ddpp.judging import Judged
+from ddpp.studies.auditing import Audit
+from ddpp.studies.membership import GRID, Leak, gaussians
+from ddpp.studies.ranking import STATISTICS, TRUTH, Ranking
 
 
 def ablation(lines: Sequence[dict]) -> Figure:
@@ -227,7 +227,7 @@ def rocs(audits: Mapping[str, Audit], attack: str = "lira") -> Figure:
 def ranking(found: Ranking, names: Sequence[str] = (), factor: str = "norm") -> Figure:
     """Plot what each network learns from a small set against what it learns from all images.
 
-    - found: by `experiments.rank`.
+    - found: by `studies.rank`.
     - names: of the sets, one panel each, one below the other. Default: all.
     - factor: the field of Candidate that colours and markers show.
     """

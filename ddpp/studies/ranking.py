@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpp.experiments.grids import Candidate
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.seeds import generator
 from ddpp.foundation.text import aligned, in_markdown
+from ddpp.studies.grids import Candidate
 
 TRUTH = "all images"  # what this row of a report was trained on
 RESAMPLES = 1000
@@ -25,7 +25,7 @@ def ranks(values: Tensor) -> Tensor:
     """Rank values (n,) from 1; equal ones share the mean of their ranks.
 
     >>> import torch
-    >>> from ddpp.experiments.ranking import ranks
+    >>> from ddpp.studies.ranking import ranks
     >>> ranks(torch.tensor([0.3, 0.1, 0.3])).tolist()
     [2.5, 1.0, 2.5]
     """

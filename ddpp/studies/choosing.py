@@ -18,14 +18,14 @@ from tqdm.auto import tqdm
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol, add_score, check_pair, read_scores, train
-from ddpp.experiments.grids import Candidate
-from ddpp.experiments.ranking import TRUTH, Ranking
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.foundation import files
 from ddpp.foundation.errors import Count, Error, check_bounds
 from ddpp.foundation.identity import marks
 from ddpp.foundation.provenance import commit
 from ddpp.networks import accuracy
+from ddpp.studies.grids import Candidate
+from ddpp.studies.ranking import TRUTH, Ranking
 
 REPORT, SCORES = "ranking.json", "ranking.scores"
 

@@ -20,10 +20,7 @@ from ddpp.baselines.selection import LEARNING_RATE
 from ddpp.data import ImageData, Split, load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import train
-from ddpp.experiments import membership, private
 from ddpp.experiments.lists import seeded
-from ddpp.experiments.membership import Leak, leak
-from ddpp.experiments.private import Guarantee, Noise
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.experiments.run import Experiment, teachers_in
@@ -41,6 +38,9 @@ from ddpp.foundation.identity import as_in_files, settings
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive
 from ddpp.networks import NetworkConfig, accuracy, in_batches
+from ddpp.studies import membership, private
+from ddpp.studies.membership import Leak, leak
+from ddpp.studies.private import Guarantee, Noise
 
 KIND = "audited model"
 REPORT = "audit.json"

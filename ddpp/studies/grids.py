@@ -31,7 +31,7 @@ POOLINGS = {"none": nn.Identity, "max": lambda: nn.MaxPool2d(2), "average": lamb
 class Candidate:
     """A ConvNet whose parts can be chosen. With the last three at their defaults it is ours.
 
-    >>> from ddpp.experiments.grids import Candidate
+    >>> from ddpp.studies.grids import Candidate
     >>> str(Candidate(16, 2, norm="group"))
     '16 x 2, group, relu, average'
     """
@@ -109,7 +109,7 @@ def stratified(candidates: Sequence[Candidate], count: int, seed: int = 0) -> li
 
     Raises Error for a count with which that is not possible.
 
-    >>> from ddpp.experiments.grids import Grid, stratified
+    >>> from ddpp.studies.grids import Grid, stratified
     >>> grid = Grid(width=(8, 16), depth=(1, 2), norm=("none",), activation=("relu",))
     >>> for one in stratified(grid.candidates(), count=2):
     ...     print(one)

@@ -25,7 +25,7 @@ def halves(images: int, models: int, seed: int) -> Tensor:
     Raises Error for a number of models that is odd, or below six: then an image would be left with
     a single other model that has it, or that lacks it.
 
-    >>> from ddpp.experiments.membership import halves
+    >>> from ddpp.studies.membership import halves
     >>> halves(images=3, models=6, seed=0).sum(0)
     tensor([3, 3, 3])
     """

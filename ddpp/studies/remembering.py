@@ -48,7 +48,7 @@ def class_tasks(classes: int, tasks: int, seed: int) -> list[list[int]]:
 
     Raises Error for a number of tasks that does not divide the classes.
 
-    >>> from ddpp.experiments.remembering import class_tasks
+    >>> from ddpp.studies.remembering import class_tasks
     >>> class_tasks(classes=6, tasks=3, seed=0)
     [[3, 4], [0, 2], [1, 5]]
     """
