@@ -37,12 +37,18 @@ from ddpp.pruning import (
     Rule,
     check_rule,
     keep_mask,
-    keep_parts,
-    leaving_out,
     masked_loss,
     matching_loss,
 )
-from ddpp.refining import Step, averaged, limited, logits_of, start_epochs
+from ddpp.refining import (
+    Step,
+    averaged,
+    keep_parts,
+    leaving_out,
+    limited,
+    logits_of,
+    start_epochs,
+)
 from ddpp.teachers import Teachers
 from ddpp.unrolling import ENGINES, Carried, Updates, choose_engine, draw_updates, unroll
 
@@ -59,8 +65,8 @@ class DistillConfig:
     expert_epochs: Count = 2  # K, epochs of the teacher that J updates are to match
     max_start_epoch: Count = 2  # I+, start epochs are drawn from 0 ... I+ - 1
     epsilon: Share = 0.1  # similarity below which a parameter is difficult to match
-    # how similarity is read: signed or magnitude; none (= MTT); random, largest, smallest: as many
-    # pruned, but others; or a function of your own of student, teacher and epsilon
+    # which parameters are pruned: a name in RULES, such as signed (the paper's), magnitude or none
+    # (= MTT); or a function of your own of student, teacher and epsilon
     rule: Rule = "signed"
     image_lr: Positive = 100.0  # learning rate of the images
     alpha0: Positive = 0.01  # initial learning rate of the student

@@ -11,7 +11,7 @@ paper's rule, but others. `sign` is the part of the paper's rule that has no thr
 prunes what PAD and EDF prune.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -154,51 +154,6 @@ def check_rule(rule: Rule, size: int) -> None:
             "the rule gives the same student and teacher another mask each time: take what is "
             "random from the two vectors, as the rule `random` does"
         )
-
-
-KINDS = {"vectors": 1, "matrices": 2, "convolutions": 4}  # of parameters, by their dimensions
-
-
-def keep_parts(shapes: Mapping[str, torch.Size], names: Iterable[str]) -> Tensor:
-    """Mark all parameters but whole parts of a network: layers, or kinds of parameters.
-
-    - shapes: of the parameters by name, as `Flat.shapes`.
-    - names: of parameters, what such names begin or end with at a dot ("0" is a layer, "bias" are
-      all biases), or kinds in KINDS. Without "vectors", matrices and convolutions are left.
-
-    Returns a mask (p,), bool. Raises Error for a name that no parameter has, and if nothing is
-    left. Source: PAD (Li et al., 2024), whose paper leaves out shallow layers.
-
-    >>> import ddpp
-    >>> from ddpp.pruning import keep_parts
-    >>> shapes = ddpp.NetworkConfig(width=2, depth=1).build(1, 2, 8).shapes
-    >>> keep_parts(shapes, ["vectors"]).sum()  # 2 filters of 3 x 3, and a matrix of 2 x 32
-    tensor(82)
-    """
-    left = dict.fromkeys(shapes, True)
-    for part in names:
-        chosen = [n for n, shape in shapes.items() if _is_in(part, n, shape)]
-        if not chosen:
-            choices = ", ".join([*KINDS, *shapes])
-            raise Error(f"no parameter is named {part}: kinds and names are {choices}")
-        left |= dict.fromkeys(chosen, False)
-    if not any(left.values()):
-        raise Error("no parameter is left to match: leave out fewer of them")
-    return torch.cat([torch.full((shapes[n].numel(),), keep) for n, keep in left.items()])
-
-
-def _is_in(part: str, name: str, shape: torch.Size) -> bool:
-    """Whether a parameter belongs to a part of the network."""
-    within = name == part or name.startswith(f"{part}.") or name.endswith(f".{part}")
-    return within or len(shape) == KINDS.get(part)
-
-
-def leaving_out(rule: Rule, parts: Tensor) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """Return a rule that keeps what `rule` keeps, and nothing outside of `parts` (p,), bool."""
-    prune = find_rule(rule)
-    return lambda student, teacher, epsilon: (
-        check_mask(prune(student, teacher, epsilon), student) & parts
-    )
 
 
 def find_rule(rule: Rule) -> Callable[[Tensor, Tensor, float], Tensor]:

@@ -1,11 +1,12 @@
 """Refinements of a step that later methods have brought, each a small function and off by default.
 
 `start_epochs` is the window from which a step draws its start, `logits_of` where soft labels begin,
-`limited` what is left of a gradient. `averaged` takes a step and returns a refined one. (A step
-takes a state to the next one, and returns that with what to record.)
+`limited` what is left of a gradient, and `keep_parts` which parts of a network are matched.
+`averaged` takes a step and returns a refined one. (A step takes a state to the next one, and
+returns that with what to record.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ddpp.foundation import loop
+from ddpp.foundation.errors import Error
 from ddpp.networks import Flat
+from ddpp.pruning import Rule, check_mask, find_rule
 
 
 class State(loop.State, Protocol):
@@ -117,3 +120,48 @@ def normalized(gradient: Tensor) -> Tensor:
     """
     norm = gradient.norm()
     return torch.where(norm > 0, gradient / norm, gradient)
+
+
+KINDS = {"vectors": 1, "matrices": 2, "convolutions": 4}  # of parameters, by their dimensions
+
+
+def keep_parts(shapes: Mapping[str, torch.Size], names: Iterable[str]) -> Tensor:
+    """Mark all parameters but whole parts of a network: layers, or kinds of parameters.
+
+    - shapes: of the parameters by name, as `Flat.shapes`.
+    - names: of parameters, what such names begin or end with at a dot ("0" is a layer, "bias" are
+      all biases), or kinds in KINDS. Without "vectors", matrices and convolutions are left.
+
+    Returns a mask (p,), bool. Raises Error for a name that no parameter has, and if nothing is
+    left. Source: PAD (Li et al., 2024), whose paper leaves out shallow layers.
+
+    >>> import ddpp
+    >>> from ddpp.refining import keep_parts
+    >>> shapes = ddpp.NetworkConfig(width=2, depth=1).build(1, 2, 8).shapes
+    >>> keep_parts(shapes, ["vectors"]).sum()  # 2 filters of 3 x 3, and a matrix of 2 x 32
+    tensor(82)
+    """
+    left = dict.fromkeys(shapes, True)
+    for part in names:
+        chosen = [n for n, shape in shapes.items() if _is_in(part, n, shape)]
+        if not chosen:
+            choices = ", ".join([*KINDS, *shapes])
+            raise Error(f"no parameter is named {part}: kinds and names are {choices}")
+        left |= dict.fromkeys(chosen, False)
+    if not any(left.values()):
+        raise Error("no parameter is left to match: leave out fewer of them")
+    return torch.cat([torch.full((shapes[n].numel(),), keep) for n, keep in left.items()])
+
+
+def _is_in(part: str, name: str, shape: torch.Size) -> bool:
+    """Whether a parameter belongs to a part of the network."""
+    within = name == part or name.startswith(f"{part}.") or name.endswith(f".{part}")
+    return within or len(shape) == KINDS.get(part)
+
+
+def leaving_out(rule: Rule, parts: Tensor) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Return a rule that keeps what `rule` keeps, and nothing outside of `parts` (p,), bool."""
+    prune = find_rule(rule)
+    return lambda student, teacher, epsilon: (
+        check_mask(prune(student, teacher, epsilon), student) & parts
+    )

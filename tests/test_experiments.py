@@ -44,7 +44,7 @@ from ddpp.experiments import (
 )
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PROFILES, from_dict
-from ddpp.experiments.run import beside
+from ddpp.experiments.run import working_file
 from ddpp.experiments.worker import out_of
 from ddpp.foundation import files
 from ddpp.networks import accuracy
@@ -247,7 +247,7 @@ def test_it_stops_when_the_minutes_are_over(npz, places, quiet):
     assert lines[-1] == "0 of 2 runs are finished"
     assert "begun: " in lines[0]
     assert " of 400 steps" in lines[0]
-    beside(out_of(todo[0], places["work"]), "checkpoint").rename(places["work"] / "kept")
+    working_file(out_of(todo[0], places["work"]), "checkpoint").rename(places["work"] / "kept")
     assert overview(todo, *places.values())[0].endswith("missing")
     for minutes in (0, math.inf):
         with pytest.raises(Error, match="it must be positive and below a million"):
@@ -337,7 +337,7 @@ def test_what_would_stop_all_runs_stops_at_once(places, capfd):
 
 def test_what_another_process_is_at_is_left_to_it(npz, places, quiet):
     todo, said = tiny_runs(npz()), []
-    claim = beside(out_of(todo[0], places["work"]), "claim")
+    claim = working_file(out_of(todo[0], places["work"]), "claim")
     files.check_writable(claim)
     with files.lock(claim, wait=False):
         rows = reproduce(todo, **quiet | {"say": said.append})
@@ -383,7 +383,7 @@ reproduce(runs, **places, device="cpu", jobs=2, minutes={minutes})
     lines = overview(tiny_runs(data, steps=steps), *places.values())
     assert [line.split()[1] for line in lines[:2]] == ["begun:", "begun:"]
     for each in tiny_runs(data, steps=steps):  # nobody holds them any more
-        with files.lock(beside(out_of(each, places["work"]), "claim"), wait=False):
+        with files.lock(working_file(out_of(each, places["work"]), "claim"), wait=False):
             pass
 
 

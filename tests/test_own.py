@@ -450,7 +450,12 @@ def test_more_steps_continue_a_finished_file_and_keep_the_shorter_one(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "method", [n for n, m in METHODS.items() if m.lasting and hasattr(m.config, "steps")]
+    "method",
+    [
+        n
+        for n, m in METHODS.items()
+        if getattr(m.config, "lasting", True) and hasattr(m.config, "steps")
+    ],
 )
 def test_every_lasting_method_can_be_given_more_steps(tmp_path, method):
     npz, saving = save(tmp_path / "mine.npz"), Saving(progress=False)

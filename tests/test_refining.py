@@ -24,8 +24,8 @@ from ddpp.distilling import (
 )
 from ddpp.foundation.seeds import generator
 from ddpp.networks import NetworkConfig
-from ddpp.pruning import RULES, keep_mask, keep_parts, masked_loss, matching_loss
-from ddpp.refining import logits_of, normalized, shortened, start_epochs
+from ddpp.pruning import RULES, keep_mask, masked_loss, matching_loss
+from ddpp.refining import keep_parts, logits_of, normalized, shortened, start_epochs
 from ddpp.unrolling import Carried, draw_updates, unroll
 
 REFINED = {

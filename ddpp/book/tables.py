@@ -1,7 +1,7 @@
 """Make the tables of the book from rows of results (see `experiments.read`)."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ddpp.evaluating import spread
 from ddpp.experiments.comparing import Difference, holm
@@ -196,19 +196,19 @@ def rivals(rows: Sequence[dict]) -> str:
     head = ["method", "matches", "accuracy (%)", *gains_head, "seconds", "seeds"]
     lines = [head]
     rows = [row for row in rows if not row["error"]]
-    chance = {row["seed"]: row["accuracy"] for row in rows if row["method"] == "random"}
+    chance = _by_seed([row for row in rows if row["method"] == "random"])
     for key in dict.fromkeys(_key(row)[2] for row in rows):
         group = [row for row in rows if _key(row)[2] == key]
         name = {"none": "mtt", "signed": "ddpp"}.get(key, key)
-        gains = [row["accuracy"] - chance[row["seed"]] for row in group if row["seed"] in chance]
+        gains = Difference.paired(_by_seed(group), chance)
         spent = statistics.fmean(
             row["seconds"].get("teachers", 0) + row["seconds"].get("distill", 0) for row in group
         )
         accuracy = _accuracy([row["distilled"]["final"] for row in group])
         gain = ["", ""]
         if gains and key != "random":
-            mean = _show(statistics.fmean(gains), spread(gains) or None, "+")
-            gain = [mean, f"{min(gains):+.1f}"]
+            mean = _show(gains.mean, spread(gains.values) or None, "+")
+            gain = [mean, f"{min(gains.values):+.1f}"]
         line = [NAMES.get(key, key), METHODS[name].matches, accuracy, *gain]
         lines.append([*line, f"{spent:.0f}", str(len(group))])
     return _markdown(lines)
@@ -235,10 +235,11 @@ def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
         if setting in groups and not row["error"]:
             groups[setting][row["seed"]] = row
     groups = {name: group for name, group in groups.items() if group}
+    first = _by_seed(groups.get(base, {}).values())
     differences = {
-        name: Difference(tuple(group[s]["accuracy"] - groups[base][s]["accuracy"] for s in both))
+        name: difference
         for name, group in groups.items()
-        if name != base and (both := [s for s in group if s in groups.get(base, {})])
+        if name != base and (difference := Difference.paired(_by_seed(group.values()), first))
     }
     corrected, lines = holm(differences), [head]
     for name, group in groups.items():
@@ -295,19 +296,18 @@ def forms(rows: Sequence[dict], ipc: int, names: Mapping[str, str]) -> str:
         if row["ipc"] in (ipc, 0):
             of = means.setdefault(row["form"], {})
             of[row["seed"]] = row | {"mean": statistics.fmean(row["accuracies"])}
-    base = means.get("file", {})
+    base = _by_seed(means.get("file", {}).values(), "mean")
     for form, name in names.items():
         if not (of := means.get(form)):
             continue
-        values = [row["mean"] for row in of.values()]
-        both = [seed for seed in of if seed in base and form not in ("file", "all photographs")]
-        gain = tuple(of[s]["mean"] - base[s]["mean"] for s in both)
+        values = _by_seed(of.values(), "mean")
+        gain = None if form in ("file", "all photographs") else Difference.paired(values, base)
         middle = lambda key, of=of: statistics.median(row[key] for row in of.values())
         spent = f"{middle('seconds'):.0f}" if all("seconds" in row for row in of.values()) else ""
         line = [name, f"{middle('images'):.0f}", f"{middle('bytes') / 1000:,.0f}"]
         line += [
-            _show(statistics.fmean(values), spread(values)),
-            Difference(gain).text() if gain else "",
+            _show(statistics.fmean(values.values()), spread([*values.values()])),
+            gain.text() if gain else "",
         ]
         lines.append([*line, spent, str(len(of))])
     return _markdown(lines)
@@ -379,16 +379,12 @@ def paired(rows: Sequence[dict], value: str = "accuracy") -> tuple[float | None,
     >>> paired([mtt, pruned])
     (0.5, None, 1)
     """
-    by = {(row.get("rule"), row["seed"]): row[value] for row in rows if not row["error"]}
-    gains = [
-        by["signed", seed] - by["none", seed]
-        for rule, seed in by
-        if rule == "signed" and ("none", seed) in by
-    ]
-    if not gains:
-        return None, None, 0
-    difference = Difference(tuple(gains))
-    return difference.mean, difference.half, len(gains)
+    pruned, mtt = (
+        _by_seed([row for row in rows if row.get("rule") == rule and not row["error"]], value)
+        for rule in ("signed", "none")
+    )
+    gains = Difference.paired(pruned, mtt)
+    return (gains.mean, gains.half, len(gains.values)) if gains else (None, None, 0)
 
 
 def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TABLE_1)) -> str:
@@ -428,32 +424,32 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
     (46.0, None, 1)
     """
     lines = []
-    base = {row["seed"]: row[value] for row in rows if row["rule"] == "none" and not row["error"]}
+    base = _by_seed([r for r in rows if r["rule"] == "none" and not r["error"]], value)
     for rule, epsilon in dict.fromkeys((row["rule"], row["epsilon"]) for row in rows):
         group = {
             row["seed"]: row for row in rows if (row["rule"], row["epsilon"]) == (rule, epsilon)
         }
         finished = {seed: row for seed, row in group.items() if not row["error"]}
-        values = [row[value] for row in finished.values()]
-        gains = [
-            row[value] - base[seed]
-            for seed, row in finished.items()
-            if seed in base and rule != "none"
-        ]
+        values = _by_seed(finished.values(), value)
+        gains = None if rule == "none" else Difference.paired(values, base)
         lines.append(
             {
                 "rule": rule,
                 "epsilon": epsilon,
                 "runs": len(group),
                 "stopped": len(group) - len(finished),
-                "mean": _mean(values),
-                "std": spread(values) if len(values) > 1 else None,
+                "mean": _mean([*values.values()]),
+                "std": spread([*values.values()]) if len(values) > 1 else None,
                 "kept": _mean([row["kept"] for row in finished.values()]),
                 "unmasked": _mean([row["unmasked"] for row in finished.values()]),
-                "gains": gains,
+                "gains": [*gains.values] if gains else [],
             }
         )
     return lines
+
+
+def _by_seed(rows: Iterable[dict], value: str = "accuracy") -> dict[int, float]:
+    return {row["seed"]: row[value] for row in rows}
 
 
 def _mean(values: list[float]) -> float | None:

@@ -94,7 +94,3 @@ def bench(words: list[str]) -> int:
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     command = [sys.executable, "-m", "tools.bench", *words]
     return subprocess.run(command, env=environment).returncode
-
-
-if __name__ == "__main__":
-    sys.exit(main())

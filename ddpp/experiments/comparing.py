@@ -28,6 +28,15 @@ class Difference:
 
     values: tuple[float, ...]
 
+    @classmethod
+    def paired(cls, values: Mapping[int, float], base: Mapping[int, float]) -> "Difference | None":
+        """Of the seeds that both have; None if there are none.
+
+        - values, base: accuracies by seed.
+        """
+        gains = tuple(value - base[seed] for seed, value in values.items() if seed in base)
+        return cls(gains) if gains else None
+
     @property
     def mean(self) -> float:
         return statistics.fmean(self.values)

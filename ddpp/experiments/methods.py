@@ -49,7 +49,6 @@ class Method:
     run: Callable[[ImageData, Any, Any, Saving], DistilledDataset]
     check: Callable[[Any], None]  # raises an Error for settings that cannot work
     teachers: bool = False  # whether it is given trained teachers, or only the kind of network
-    lasting: bool = True  # whether a finished run can be given more steps
     first: bool = False  # whether the first teacher is all it needs
     reach: tuple[str, ...] = ()  # the settings that decide how many epochs the teachers need
     # where they are not the config's defaults
@@ -101,7 +100,6 @@ METHODS = Table(
             cafe.CAFEConfig,
             cafe.distill,
             common.check,
-            lasting=False,
         ),
         "tgdd": Method(
             "mean features along the teachers' trajectories, and their predictions",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddpp.experiments.lists import Run
 from ddpp.experiments.results import describe, read_result
-from ddpp.experiments.run import beside
+from ddpp.experiments.run import working_file
 from ddpp.experiments.worker import out_of
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
@@ -69,7 +69,7 @@ def _kind(run: Run) -> str:
 def _progress(run: Run, work: str | Path) -> str:
     """Describe how far a run without a result has come."""
     out = out_of(run, work)
-    checkpoint = beside(out, "checkpoint")
+    checkpoint = working_file(out, "checkpoint")
     if out.exists():
         return "distilled, not yet evaluated"
     if not checkpoint.exists():

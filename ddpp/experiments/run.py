@@ -135,7 +135,7 @@ class Experiment:
 
     @property
     def checkpoint(self) -> Path:
-        return beside(self.out, "checkpoint")
+        return working_file(self.out, "checkpoint")
 
     @property
     def identity(self) -> dict:
@@ -183,7 +183,7 @@ class Experiment:
             )
         if known:
             return known
-        own_scores = beside(self.out, "scores")
+        own_scores = working_file(self.out, "scores")
         with self.clock.stage("evaluate"):
             accuracies = self._accuracies(distilled, self.scores or own_scores)
             accuracies |= self._ceiling(distilled)
@@ -225,7 +225,7 @@ class Experiment:
         kept, asked = self._kept(shorter), self.identity
         if kept.keys() != asked.keys() or "steps" not in asked["config"]:
             return False
-        lasting = self.method.lasting and getattr(self.recipe.distill, "lasting", True)
+        lasting = getattr(self.recipe.distill, "lasting", True)
         return lasting and of_state(kept) == of_state(asked) and _steps(kept) < _steps(asked)
 
     def _begin_extension(self) -> None:
@@ -312,7 +312,7 @@ class Clock:
     """The seconds of each stage. A run that is stopped leaves them in a file for the next one."""
 
     def __init__(self, out: Path):
-        self.path, self.seconds = beside(out, "seconds"), {}
+        self.path, self.seconds = working_file(out, "seconds"), {}
 
     def __enter__(self) -> "Clock":
         with contextlib.suppress(OSError, ValueError, TypeError):  # lost or damaged: only a clock
@@ -339,7 +339,7 @@ class Clock:
             self.seconds[name] = round(self.seconds.get(name, 0) + taken, 1)
 
 
-def beside(out: Path, ending: str) -> Path:
+def working_file(out: Path, ending: str) -> Path:
     """The file that a run of `out` works with: its checkpoint, scores or seconds."""
     return out.with_name(f"{out.name}.{ending}")
 

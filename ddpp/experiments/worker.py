@@ -25,7 +25,7 @@ from ddpp.experiments.results import (
     read_set,
     summary,
 )
-from ddpp.experiments.run import Clock, Experiment, beside
+from ddpp.experiments.run import Clock, Experiment, working_file
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving, Stopped
@@ -72,7 +72,7 @@ class Worker:
                 base = self._base(run)
                 if (run.of or run.continues) and not base:  # perhaps in the next round
                     continue
-                claim = beside(out_of(run, self.work_folder), "claim")
+                claim = working_file(out_of(run, self.work_folder), "claim")
                 files.check_writable(claim)
                 with contextlib.suppress(files.Busy), files.lock(claim, wait=False):
                     # another process may have been faster

@@ -16,7 +16,8 @@ from torch import Tensor
 from ddpp.data import ImageData, Split
 from ddpp.distilling import DistillConfig, draw_piece
 from ddpp.foundation.errors import Error
-from ddpp.pruning import Rule, keep_mask, keep_parts, masked_loss
+from ddpp.pruning import Rule, keep_mask, masked_loss
+from ddpp.refining import keep_parts
 from ddpp.teachers import Teachers
 from ddpp.unrolling import unroll
 
@@ -166,7 +167,7 @@ def masks_by_part(teachers: Teachers, kinds: Mapping[str, Sequence[str]]) -> dic
     """Return masks that leave out whole parts of the network.
 
     - teachers: of the network.
-    - kinds: {name: parts}, as {"scales": ["1.weight"]}, see `keep_parts` in ddpp/pruning.py.
+    - kinds: {name: parts}, as {"scales": ["1.weight"]}, see `keep_parts` in ddpp/refining.py.
     """
 
     def without(names: Sequence[str]) -> Mask:
