@@ -16,7 +16,11 @@ from ddpp.foundation.loop import Saving
 
 
 class MethodConfig(Protocol):
-    """The settings of a method: a frozen dataclass with at least these."""
+    """The settings of a method: a frozen dataclass with at least these.
+
+    One with `lasting = False` is of a method whose steps depend on their number: a finished run of
+    it cannot be given more.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
