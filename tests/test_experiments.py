@@ -559,6 +559,15 @@ def test_table_1_shows_the_best_there_is_and_no_dash():
     ]
     one, _, line = best_1(rows[1:2]).replace("\N{NO-BREAK SPACE}", " ").splitlines()
     assert "scale" not in one and line == "| CIFAR-10, 10 | pruned | 65.5 ± 0.3 | 61.0 ± 1.4 | 1 |"
+    of = rows[1]["recipe"] | {"teachers": {"count": 3}}
+    short, long = (
+        rows[1] | {"recipe": of | {"distill": {"ipc": 10, "steps": steps}}} for steps in (500, 1000)
+    )
+    mtt = rows[1] | {"rule": "none", "recipe": short["recipe"]}
+    long = long | {"distilled": final(64.0, 66.0)}
+    _, _, one, other = best_1([short, long, mtt]).replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    assert one.endswith("| 61.0 ± 1.4 | 1 | 3 teachers, 500 steps |")
+    assert other.endswith("| 65.0 ± 1.4 | 1 | 3 teachers, 1,000 steps |")
     missing = missing_1(rows)
     assert "- CIFAR-10, 10: Random, Forgetting, Herding, DSA, DM, CAFE. `ddpp reproduce" in missing
     assert missing.count("\n") == len(TABLE_1) - 1

@@ -112,22 +112,33 @@ SCALES = {  # from the largest on, as the tables call them
 def best_1(rows: Sequence[dict]) -> str:
     """Return the paper's Table I in Markdown, with the best that there is here for each cell.
 
-    - rows: of experiment table1 at all scales, see `experiments.read`. Of a cell the largest scale
-      is shown, and named if there are several. Cells that nothing was run for are left out, see
-      `missing_1`.
+    - rows: of experiment table1 at all scales, see `experiments.read`, and of longer runs of its
+      cells. Of a cell the largest scale is shown, and there the runs with the most steps. Cells
+      that nothing was run for are left out, see `missing_1`.
+
+    The column `run` has teachers and steps where trajectories were matched; a column in which all
+    cells are equal is left out.
     """
-    lines = [("data, images per class", "method", "paper", "here", "seeds", "scale")]
+    head = ("data, images per class", "method", "paper", "here", "seeds", "run", "scale")
+    lines: list[tuple[str, ...]] = [head]
     for data, ipc in TABLE_1:
         for method, (mean, std) in TABLE_1[data, ipc].items():
             if found := _largest(rows, data, ipc, method):
                 group = [row["distilled"]["final"] for row in found]
-                scale = SCALES[found[0]["recipe"]["profile"]]
-                theirs, seeds = f"{mean} ± {std}", str(len(group))
-                line = (_name(data, ipc), NAMES[method], theirs, _accuracy(group), seeds, scale)
-                lines.append(line)
-    if len({scale for *_, scale in lines[1:]}) < 2:
-        lines = [line[:-1] for line in lines]
-    return _markdown(lines)
+                made = (_accuracy(group), str(len(group)), _length(found[0]))
+                cell = (_name(data, ipc), NAMES[method], f"{mean} ± {std}")
+                lines.append((*cell, *made, SCALES[_scale(found[0])]))
+    told = [len({line[i] for line in lines[1:]}) > 1 for i in (5, 6)]
+    columns = [*range(5), *(i for i, several in zip((5, 6), told, strict=True) if several)]
+    return _markdown([[line[i] for i in columns] for line in lines])
+
+
+def _length(row: dict) -> str:
+    """Describe a run that matched trajectories by its teachers and steps; "" for another."""
+    recipe = row["recipe"]
+    if "rule" not in row or "steps" not in recipe["distill"]:
+        return ""
+    return f"{recipe['teachers']['count']} teachers, {recipe['distill']['steps']:,} steps"
 
 
 def missing_1(rows: Sequence[dict]) -> str:
@@ -174,13 +185,20 @@ def _scale(row: dict) -> str:
 
 
 def _largest(rows: Sequence[dict], data: str, ipc: int, method: str) -> list[dict]:
-    """Return the rows of a cell of Table I at the largest scale at which there are any."""
+    """Return the rows of a cell of Table I at the largest scale at which there are any, and of
+    these the ones with the most steps and teachers.
+    """
+    length = lambda row: (
+        row["recipe"]["distill"].get("steps", 0),
+        row["recipe"].get("teachers", {}).get("count", 0),
+    )
     here = [row for row in rows if not row["error"] and "of" not in row]
     for scale in SCALES:
         name = f"{data}-sample" if scale == "smoke" else data
         chosen = [row for row in here if _scale(row) == scale and _key(row) == (name, ipc, method)]
         if chosen:
-            return chosen
+            most = max(map(length, chosen))
+            return [row for row in chosen if length(row) == most]
     return []
 
 
