@@ -340,6 +340,16 @@ class Flat:
             raise Error(
                 f"{what} changes its buffers when it is called: here they must be constants"
             )
+        # the one that evaluations make later must be the same function
+        first, second = (
+            [*made.named_parameters(), *made.named_buffers()] for made in (module, self._fresh(0))
+        )
+        for (name, one), (_, other) in zip(first, second, strict=True):
+            if not ((one == other) | ((one != one) & (other != other))).all():
+                raise Error(
+                    f"{what} draws {name} anew each time it is made, whatever the seed: draw from "
+                    "torch, or give the numbers as constants"
+                )
         if not torch.equal(logits.nan_to_num(), again.nan_to_num()):
             raise Error(
                 f"{what} gives the same images other logits each time: leave out dropout and "

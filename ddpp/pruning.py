@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ddpp.foundation.errors import Error, choose, first_line
+from ddpp.foundation.fingerprints import fingerprint
 from ddpp.foundation.identity import Table
 from ddpp.foundation.seeds import generator
 
@@ -140,6 +141,7 @@ def check_rule(rule: Rule, size: int) -> None:
     """
     if isinstance(rule, str) and not RULES.is_brought(rule):
         return
+    name, before = str(rule), fingerprint(find_rule(rule), "rule")
     rng = generator(0, "probe")
     student, teacher = (torch.randn(size, generator=rng, dtype=torch.float32) for _ in range(2))
     with torch.random.fork_rng(devices=[]):
@@ -149,6 +151,11 @@ def check_rule(rule: Rule, size: int) -> None:
             raise
         except Exception as e:
             raise Error(f"the rule fails on vectors of {size} parameters: {first_line(e)}") from e
+    if fingerprint(find_rule(rule), "rule") != before:
+        raise Error(
+            f"the rule {name} changes a value that it reads, so files could not recognize it: "
+            "write it without, or say which version it is, with ddpp.custom(..., version=1)"
+        )
     if not torch.equal(one, two):
         raise Error(
             "the rule gives the same student and teacher another mask each time: take what is "

@@ -205,3 +205,11 @@ def test_a_rule_without_its_name_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["compare", "--out", str(tmp_path / "c"), "--rule"])
     assert "--rule" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
+def test_data_that_was_preprocessed_in_another_way_is_not_mistaken(small, tmp_path):
+    path = save(tmp_path / "mine.npz")
+    quiet = {"folder": tmp_path, "progress": False, "say": lambda line: None, "seeds": 1}
+    ddpp.compare("signed", recipe=small, data=load(path), **quiet)
+    with refused("is the result of other images, or of another preprocessing"):
+        ddpp.compare("signed", recipe=small, data=load(path, zca=True, validation=0.3), **quiet)

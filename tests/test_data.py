@@ -412,3 +412,15 @@ def test_data_from_memory_that_cannot_be_used_are_refused():
         from_datasets([(np.zeros((8, 8)), 0), (np.zeros((9, 9)), 1)], [])
     with refused("yields nothing"):
         from_datasets([(np.zeros((8, 8)), 0)], [])
+
+
+def test_data_with_a_whitening_of_other_images_has_another_identity(tmp_path):
+    path = save(tmp_path / "mine.npz")
+    other = load(save(tmp_path / "other.npz", x_train=arrays()["x_train"] // 2))
+    for zca in (True, False):
+        data = load(path, zca=zca)
+        same = load(path, zca=zca, whitening=data.whitening)
+        assert same.identity == data.identity and "given" not in data.identity
+    given = load(path, whitening=other.whitening)
+    assert given.identity != data.identity
+    assert load(path, whitening=other.whitening).identity == given.identity

@@ -2,6 +2,8 @@
 for its own.
 """
 
+import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from ddpp.foundation.loop import Saving
 from ddpp.networks import ARCHITECTURES
 from ddpp.pruning import RULES
 
+ROOT = Path(ddpp.__file__).parents[1]
 SCALE, TABLE = 2.0, torch.arange(3.0)
 
 
@@ -369,3 +372,80 @@ def test_files_made_before_there_were_fingerprints_are_the_same_runs_now(npz, tm
     learned = ddpp.DistilledDataset.load(folder / "kip.safetensors")
     assert learned.loss == "squared error"
     assert learned.labels.shape == (3, 3)
+
+
+def test_a_wrapper_has_not_the_version_of_what_it_wraps():
+    def rule(student):
+        return student > 0
+
+    marked = ddpp.custom(rule, version=1)
+
+    def wrapper(limit):
+        @functools.wraps(marked)
+        def inner(student):
+            return marked(student) & (student < limit)
+
+        return inner
+
+    assert fingerprint(wrapper(1)) != fingerprint(wrapper(2))
+    assert fingerprint(wrapper(1)) != fingerprint(marked) == "version 1"
+    assert fingerprint(ddpp.custom(wrapper(1), version=2)) == "version 2"
+
+
+class Scaled:
+    """A rule as an object, which calls itself a function's wrapper."""
+
+    def __init__(self, rule, factor):
+        functools.update_wrapper(self, rule)
+        self.factor = factor
+
+    def __call__(self, student):
+        return self.__wrapped__(student * self.factor)
+
+
+def test_an_object_is_known_by_its_class_and_values_whatever_it_wraps():
+    assert fingerprint(Scaled(helper, 1.0)) == fingerprint(Scaled(helper, 1.0))
+    found = {fingerprint(Scaled(helper, 1.0)), fingerprint(Scaled(helper, 2.0))}
+    assert len(found | {fingerprint(helper)}) == 3
+
+
+def test_values_that_are_attributes_of_a_function_are_seen():
+    def share(x):
+        return x * share.limit
+
+    share.limit = 1.0
+    one = fingerprint(share)
+    share.limit = 2.0
+    assert fingerprint(share) != one
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("import {0}.masks", "return {0}.masks.keep(x)"),
+        ("", "import {0}.masks\n    return {0}.masks.keep(x)"),
+        ("", "import {0}.masks as m\n    return m.keep(x)"),
+        ("", "from {0}.masks import keep\n    return keep(x)"),
+        ("", "from {0} import masks\n    return masks.keep(x)"),
+    ],
+)
+def test_code_of_ones_own_modules_is_seen_however_it_is_imported(tmp_path, monkeypatch, lines):
+    above, body = (line.format("tools_of_mine") for line in lines)
+    package = tmp_path / "tools_of_mine"
+    package.mkdir()
+    package.joinpath("__init__.py").touch()
+    tmp_path.joinpath("rules_of_mine.py").write_text(f"{above}\ndef rule(x):\n    {body}\n")
+    ask = (
+        "import rules_of_mine, ddpp.foundation.fingerprints as f\n"
+        "print(f.fingerprint(rules_of_mine.rule))"
+    )
+    found = []
+    for limit in (1, 1, 2):
+        package.joinpath("masks.py").write_text(f"def keep(x):\n    return x > {limit}\n")
+        environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        done = subprocess.run(
+            [sys.executable, "-c", ask], capture_output=True, text=True, env=environment
+        )
+        found.append(done.stdout.strip())
+    assert found[0] and found[0] == found[1] != found[2]

@@ -4,6 +4,7 @@ channels-last images.
 
 import functools
 import json
+import math
 import re
 from dataclasses import asdict, replace
 
@@ -375,8 +376,31 @@ def test_the_module_that_computes_is_the_one_that_is_checked(monkeypatch):
         return made[-1]
 
     monkeypatch.setitem(ARCHITECTURES, "mine", make)
-    NetworkConfig("mine").build(SHAPE[0], CLASSES, SHAPE[1])
-    assert len(made) == 1
+    network = NetworkConfig("mine").build(SHAPE[0], CLASSES, SHAPE[1])
+    called = []
+    for module in made:
+        module.register_forward_hook(lambda module, *_: called.append(module))
+    network(network.initial(0), torch.zeros(1, *SHAPE))
+    assert called == [made[0]]
+
+
+@pytest.mark.parametrize("kind", ["buffer", "parameter"])
+def test_a_network_that_is_another_one_each_time_it_is_made_is_refused(register, kind):
+    class Drawn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            drawn = torch.tensor(np.random.default_rng().normal(size=SHAPE), dtype=torch.float32)
+            if kind == "buffer":
+                self.register_buffer("drawn", drawn)
+            else:
+                self.drawn = nn.Parameter(drawn)
+            self.head = nn.Linear(math.prod(SHAPE), CLASSES)
+
+        def forward(self, x):
+            return self.head((x * self.drawn).flatten(1))
+
+    with refused("draws drawn anew each time it is made", "draw from torch"):
+        register(Drawn).build(SHAPE[0], CLASSES, SHAPE[1])
 
 
 def test_one_network_is_made_once_and_another_of_its_name_anew(register):

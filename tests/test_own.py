@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from small import CONFIG, NETWORK, TEACHERS, load, refused, save, small_recipe
+from small import CONFIG, NETWORK, TEACHERS, load, refused, save, small_recipe, untouched
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -452,9 +452,9 @@ def test_more_steps_continue_a_finished_file_and_keep_the_shorter_one(tmp_path, 
 @pytest.mark.parametrize(
     "method",
     [
-        n
-        for n, m in METHODS.items()
-        if getattr(m.config, "lasting", True) and hasattr(m.config, "steps")
+        name
+        for name, method in METHODS.items()
+        if hasattr(method.config, "steps") and getattr(method.config, "lasting", True)
     ],
 )
 def test_every_lasting_method_can_be_given_more_steps(tmp_path, method):
@@ -670,3 +670,74 @@ def test_a_module_that_has_changed_meanwhile_is_not_taken_for_what_it_was(tmp_pa
     assert RULES["half"] is module.half
     module.half = module.third
     assert packed.unpack() is None
+
+
+def test_a_run_that_is_stopped_on_its_way_has_no_result_and_resumes(tmp_path):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "set.safetensors"
+    lines: list[str] = []
+    base = small_recipe(npz, "mtt", ipc=1, repeats=1, steps=4)
+
+    def make(out, **how):
+        saving = Saving(progress=False, report=lines.append, **how)
+        return Experiment(base, out, saving=saving, device="cpu").run()
+
+    stopped, report = make(out, on_step=lambda run: run.state.step == 2)
+    assert stopped.provenance["stopped_at"] == 2 and report == {}
+    assert not out.exists() and lines[-1] == "to resume, run the same command again"
+    resumed, report = make(out)
+    assert report["distilled"] and torch.equal(
+        resumed.images, make(tmp_path / "whole.safetensors")[0].images
+    )
+
+
+def test_reading_a_finished_set_leaves_the_checkpoint_of_a_longer_run(tmp_path):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "set.safetensors"
+
+    def make(steps, **how):
+        base = small_recipe(npz, "mtt", ipc=1, repeats=1, steps=steps)
+        saving = Saving(progress=False, **how)
+        return Experiment(base, out, saving=saving, device="cpu").run()
+
+    make(2)
+    make(6, on_step=lambda run: run.state.step == 5)
+    longer = out.with_name("set.safetensors.checkpoint")
+    for end in (".safetensors", ".json"):
+        tmp_path.joinpath(f"set-2-steps{end}").rename(out.with_suffix(end))
+    with untouched(longer, out):
+        make(2)
+
+
+def test_an_iterate_is_chosen_among_those_of_a_run_of_all_steps(tmp_path):
+    npz, lines = save(tmp_path / "mine.npz"), []
+
+    def make(steps, out):
+        base = small_recipe(npz, "mtt", ipc=1, repeats=1, steps=steps, iterates=3)
+        base = replace(base, validation=0.3)
+        saving = Saving(progress=False, report=lines.append)
+        return Experiment(base, tmp_path / out, saving=saving, device="cpu").run()
+
+    make(3, "set.safetensors")
+    longer, report = make(6, "set.safetensors")
+    assert list(longer.iterates) == [0, 1, 2, 3, 4, 6]
+    _, whole = make(6, "whole.safetensors")
+    assert [*report["distilled"]["validation"]] == [*whole["distilled"]["validation"]] == [2, 4, 6]
+    assert report["distilled"] == whole["distilled"]
+    _, other = make(7, "set.safetensors")  # 5 was not kept
+    assert other["distilled"]["selected"] is None
+    assert any("no iterate is chosen" in line for line in lines)
+
+
+CALLS = {}
+
+
+def test_a_rule_that_changes_what_it_reads_is_refused(data):
+    def remembering(student, teacher, epsilon):
+        mean = CALLS.setdefault(len(student), student.abs().mean() * 0)
+        return student.abs() >= mean
+
+    CALLS.clear()
+    teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
+    with refused("the rule remembering changes a value that it reads", "ddpp.custom"):
+        ddpp.distill(data, teachers, replace(CONFIG, rule=remembering), progress=False)
+    marked = ddpp.custom(remembering, version=1)
+    ddpp.distill(data, teachers, replace(CONFIG, rule=marked), progress=False)

@@ -4,9 +4,11 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from small import refused, save
+from test_experiments import tiny_runs
 
 import ddpp
 from ddpp import cli
@@ -274,3 +276,13 @@ def test_a_table_in_place_of_a_list_of_runs_is_no_queue(tmp_path):
     path.write_text("[run]\nname = 'a'")
     with refused("has no [[run]]"):
         read_queue(path)
+
+
+def test_results_of_other_images_are_not_taken(tmp_path):
+    path = save(tmp_path / "mine.npz")
+    todo = tiny_runs(path)
+    rows = work(todo, tmp_path)
+    assert work(todo, tmp_path) == rows
+    path = save(path, x_train=255 - np.load(path)["x_train"])
+    with refused("table1/none.json is the result of other images", "move it away"):
+        work(todo, tmp_path)

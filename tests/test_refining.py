@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from small import CONFIG, NAN, SHORT, command, contents, moving, refused
+from small import CONFIG, NAN, SHORT, command, contents, moving, refused, untouched
 
 from ddpp.cli import main
 from ddpp.data import Split
@@ -490,3 +490,19 @@ def test_the_first_step_moves_logits_by_their_own_rate(data, teachers):
     assert torch.allclose(after.logits, first.logits - 0.5 * of_logits, atol=1e-6)
     assert torch.allclose(after.images, first.images - 2.0 * of_images, atol=1e-6)
     assert not torch.allclose(after.logits, first.logits, atol=1e-5)
+
+
+def test_a_run_that_was_begun_with_other_iterates_is_refused(data, teachers, tmp_path):
+    checkpoint = tmp_path / "run.checkpoint"
+    config = replace(CONFIG, steps=8, iterates=1)
+    distill(
+        data,
+        teachers,
+        config,
+        checkpoint=checkpoint,
+        progress=False,
+        on_step=lambda run: run.state.step == 5,
+    )
+    with refused("was begun with iterates 1", "after step 2 was not kept"), untouched(checkpoint):
+        distill(data, teachers, replace(config, iterates=4), checkpoint=checkpoint, progress=False)
+    assert len(distill(data, teachers, config, checkpoint=checkpoint, progress=False).iterates) == 2

@@ -59,6 +59,7 @@ class ImageData:
     whitening: Whitening
     held_out: float  # the share of each class's training images that became `validation`
     sha256: str  # of the raw arrays, so equal for the same data from another source
+    given: str = ""  # identifies a whitening that was given, and is not of these training images
 
     def __repr__(self) -> str:
         held_out = f", {len(self.validation.labels):,} held out" if self.validation else ""
@@ -88,6 +89,7 @@ class ImageData:
             "sha256": self.sha256,
             "whitening": self.whitening.kind,
             "validation": self.held_out,
+            **({"given": self.given} if self.given else {}),
         }
 
     @property
@@ -280,6 +282,15 @@ def _prepared(
     device = find_device(device)
     raw = {part: _raw(arrays, part, device) for part in ("train", "test")}
     held_out = _hold_out(raw["train"].labels, len(classes), validation)
+    given = ""
+    if whitening is not None:
+        own = raw["train"].images[~held_out].mean(0)
+        own = own if whitening.kind == "zca" else own.mean((1, 2), keepdim=True).expand_as(own)
+        if whitening.mean.shape != own.shape or not torch.allclose(
+            whitening.mean.to(own), own, atol=1e-5
+        ):
+            content = whitening.mean.cpu().numpy().tobytes()
+            given = hashlib.sha256(content).hexdigest()[:16]
     if whitening is None:
         use_zca = raw["train"].images[0].numel() <= ZCA_LIMIT if zca is None else zca
         whitening = (fit_zca if use_zca else fit_channels)(raw["train"].images[~held_out])
@@ -293,6 +304,7 @@ def _prepared(
         test=Split(whitening.apply(raw["test"].images), raw["test"].labels),
         whitening=whitening,
         held_out=validation,
+        given=given,
         sha256=hashlib.sha256("".join(sha256(arrays[key]) for key in ARRAYS).encode()).hexdigest(),
     )
 

@@ -63,6 +63,7 @@ def reproduce(
     """
     worker = Worker(tuple(todo), Path(results), Path(work), root, device, given, progress, say)
     _check_jobs(jobs)
+    worker.check_images()
     say(f"{len(worker.finished())} of {len(worker.todo)} runs are finished")
     ends = time.monotonic() + 60 * (minutes or math.inf)
     failed: Marks = bytearray(len(worker.todo))

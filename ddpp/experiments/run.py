@@ -8,19 +8,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from ddpp.baselines import selection
 from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import evaluate
-from ddpp.experiments.methods import METHODS, GivenTeachers, Method
+from ddpp.experiments.methods import METHODS, GivenTeachers, Method, MethodConfig
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.reports import report_path
 from ddpp.foundation import files, processes
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import as_in_files, marks, of_run, of_state
-from ddpp.foundation.loop import Saving, read_checkpoint
+from ddpp.foundation.loop import KIND as CHECKPOINT
+from ddpp.foundation.loop import Saving, milestones, read_checkpoint
 from ddpp.foundation.provenance import commit, provenance
 from ddpp.networks import accuracy
 from ddpp.teachers import TeacherConfig, Teachers, read_snapshot, train_teachers
@@ -62,7 +63,7 @@ class Experiment:
         """Train teachers if the method has them, distil, evaluate. Returns the set and the report.
 
         Under torchrun all ranks work, and rank 0 writes and evaluates. The report is empty on the
-        others.
+        others, and of a run that `saving.on_step` has stopped, which the same call resumes.
         """
         commit()  # remembered now: the source tree may move on in the meantime
         _ = self.teacher_config  # refuses settings that cannot work, before any work
@@ -82,6 +83,9 @@ class Experiment:
             with processes.in_turn():
                 resumed = self._make_way()
             distilled = self.distilled()
+            if _stopped(distilled):
+                self._say("to resume, run the same command again")
+                return distilled, {}
             return distilled, self.report(distilled, resumed)
 
     def _make_way(self) -> bool:
@@ -166,11 +170,18 @@ class Experiment:
                 made = self.method.run(self.data, source, self.recipe.distill, saving)
             # chosen real images come without it
             distilled = replace(made, provenance=made.provenance | self.identity)
-        if not processes.rank():
+        if not processes.rank() and not _stopped(distilled):
             if not self.out.exists():
                 distilled.save(self.out)
-            self.checkpoint.unlink(missing_ok=True)
+            self._drop_checkpoint()
         return distilled
+
+    def _drop_checkpoint(self) -> None:
+        """Delete the checkpoint of this run; one of more steps stays."""
+        if self.checkpoint.exists():
+            kept = files.Lazy(self.checkpoint, CHECKPOINT).meta["identity"]
+            if kept == self.identity:
+                self.checkpoint.unlink()
 
     def report(self, distilled: DistilledDataset, resumed: bool = False) -> dict:
         """The report on the set in `out`: read, or made by evaluation and written."""
@@ -299,9 +310,42 @@ class Experiment:
             scores=scores,
             progress=self.saving.progress,
         )
-        result = test(distilled, best_on_test=self.best_on_test)
+        result = test(self._with_own_iterates(distilled), best_on_test=self.best_on_test)
         real = selection.random(self.data, distilled.ipc, distilled.network, seed)
         return {"distilled": result.to_dict(), "random": test(real).to_dict()}
+
+    def _with_own_iterates(self, distilled: DistilledDataset) -> DistilledDataset:
+        """The set with the iterates that a run of all steps keeps, to choose from, or with the last
+        alone.
+
+        A shorter run, which this one has resumed from, may have kept others, or none.
+        """
+        config = self.recipe.distill
+        if not distilled.iterates or not hasattr(config, "steps"):
+            return distilled
+        steps = cast(WithSteps, config).steps
+        count = cast(WithSteps, config).iterates if getattr(config, "lasting", True) else 1
+        own = milestones(steps, count)
+        if not own <= distilled.iterates.keys():
+            self._say("no iterate is chosen: a shorter run, which this one resumed, kept others")
+            own = {steps}
+        kept = {at: one for at, one in distilled.iterates.items() if at in own or at == 0}
+        return replace(distilled, iterates=kept)
+
+
+class WithSteps(MethodConfig, Protocol):
+    """The settings of a method that makes steps."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def iterates(self) -> int: ...
+
+
+def _stopped(distilled: DistilledDataset) -> bool:
+    """Whether `on_step` has ended the run before its last step."""
+    return "stopped_at" in distilled.provenance
 
 
 def _steps(identity: dict) -> int:

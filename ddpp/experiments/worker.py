@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpp.data import ImageData, load_data
+from ddpp.data.sources import SHA256
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import write_set
 from ddpp.evaluating import evaluate
@@ -53,6 +54,22 @@ class Worker:
     def finished(self) -> list[dict]:
         """Return the rows of the runs that have a result."""
         return [row for run in self.todo if (row := read_result(run, self.results))]
+
+    def check_images(self) -> None:
+        """Raise an Error for a result of other images than those that a run has now.
+
+        The images of CIFAR are always the same. A file of one's own may have changed.
+        """
+        load = lru_cache(1)(self._load)
+        for run in self.todo:
+            row, recipe = read_result(run, self.results), run.recipe
+            if not row or "images" not in row or (recipe.data in SHA256 and not self.given):
+                continue
+            if row["images"] != load(recipe.data, recipe.zca, recipe.validation).identity:
+                raise Error(
+                    f"{run.report(self.results)} is the result of other images, or of another "
+                    "preprocessing: move it away, or choose another folder for results"
+                )
 
     def work(self, failed: "Marks") -> None:
         """Do what has no result and what no other process is doing, until nothing is left.
@@ -114,7 +131,7 @@ class Worker:
 
     def _distilled(self, run: Run, data: ImageData) -> dict:
         """Run the recipe, and write its result."""
-        path, row = run.report(self.results), self._begun(run)
+        path, row = run.report(self.results), self._begun(run, data)
         saving = Saving(save_minutes=0.5, progress=self.progress, report=self._details)
         experiment = Experiment(
             run.recipe,
@@ -173,7 +190,7 @@ class Worker:
                 scores=self._scores(run),
                 progress=self.progress,
             )
-        row = self._begun(run) | {
+        row = self._begun(run, data) | {
             "of": run.of,
             "network": asdict(network),
             "accuracy": found.mean,
@@ -185,11 +202,11 @@ class Worker:
         files.write_json(run.report(self.results), row)
         return row
 
-    def _begun(self, run: Run) -> dict:
+    def _begun(self, run: Run, data: ImageData) -> dict:
         """Return the entries that a row has whatever comes out."""
         recipe = run.recipe
         row = {"name": run.name, "method": recipe.method, "seed": recipe.distill.seed}
-        row["error"] = None
+        row |= {"error": None, "images": data.identity}
         if recipe.method in ("ddpp", "mtt"):
             row |= {key: getattr(recipe.distill, key) for key in ("rule", "epsilon")}
         return row | marks_of_run(run)

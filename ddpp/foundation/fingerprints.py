@@ -2,10 +2,12 @@
 functions that this code uses.
 """
 
+import contextlib
 import dataclasses
 import dis
 import functools
 import hashlib
+import importlib
 import json
 import re
 import sys
@@ -97,10 +99,15 @@ def fingerprint(thing, name: str = "this") -> str:
 
 
 def version_of(thing: Any) -> str | None:
-    """The version that `custom` gave to it, or to its class. A class has none from its base."""
+    """The version that `custom` gave to it, or to its class. A class has none from its base, and a
+    wrapper none from what it wraps, though `functools.wraps` copies it.
+    """
     of = [thing] if isinstance(thing, type) else [thing, type(thing)]
-    own = (getattr(one, "__dict__", {}) for one in of)
-    return next((found[VERSION] for found in own if VERSION in found), None)
+    for own in (getattr(one, "__dict__", {}) for one in of):
+        inner = getattr(own.get("__wrapped__"), "__dict__", {})
+        if VERSION in own and own[VERSION] != inner.get(VERSION):
+            return own[VERSION]
+    return None
 
 
 class _Unseen(Exception):
@@ -147,7 +154,7 @@ def _take_apart(value) -> tuple[list[str], Iterable]:
         return ["field", value.name], (value.default, value.default_factory)
     if isinstance(value, (functools.cached_property, functools.partialmethod)):
         return [kind], (value.func,)
-    if hasattr(value, "__wrapped__"):  # such as a function with a cache
+    if hasattr(value, "__wrapped__") and _is_library(type(value)):  # a function with a cache, say
         return ["wrapped"], (value.__wrapped__,)
     if isinstance(value, (staticmethod, classmethod, types.MethodType)):
         return [], (value.__func__, getattr(value, "__self__", None))
@@ -195,9 +202,13 @@ def _function(function: types.FunctionType, seen: dict):
         ):
             if name in function.__globals__:
                 used[name] = _with_attributes(function.__globals__[name], code.co_names, seen)
+        for name, module in _imported(code, function.__globals__):
+            used[f"import {name}"] = _with_attributes(module, code.co_names, seen)
     closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    own = {k: v for k, v in vars(function).items() if k not in ("__wrapped__", VERSION)}
     return [
         "function",
+        *([_describe(own, seen)] if own else []),
         _code(function.__code__),
         _describe([function.__defaults__, function.__kwdefaults__], seen),
         [
@@ -211,11 +222,34 @@ def _function(function: types.FunctionType, seen: dict):
 def _with_attributes(value, names: tuple[str, ...], seen: dict):
     """A global value; of a user's own module also what the code may take from it."""
     if isinstance(value, types.ModuleType) and not _in_library(value):
+        # not by `seen`, or a second look could be at other attributes
+        others = tuple(n for n in names if getattr(value, n, value) is not value)
         return [
-            _describe(value, seen),
-            [[n, _describe(getattr(value, n), seen)] for n in names if hasattr(value, n)],
+            f"module {value.__name__}",
+            [[n, _with_attributes(getattr(value, n), _without(n, names), seen)] for n in others],
         ]
     return _describe(value, seen)
+
+
+def _without(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names without one: modules that have one another have an end."""
+    return tuple(n for n in names if n != name)
+
+
+def _imported(code: types.CodeType, known: dict) -> Iterator[tuple[str, types.ModuleType]]:
+    """What a code object imports when it runs, of a user's own modules."""
+    instructions = list(dis.get_instructions(code))
+    for at, i in enumerate(instructions):
+        if i.opname != "IMPORT_NAME":
+            continue
+        level, wanted = (one.argval for one in instructions[at - 2 : at])
+        name = "." * (level if isinstance(level, int) else 0) + i.argval
+        for part in ("", *(f".{one}" for one in wanted or ())):
+            # what is not there, or not now: the call will say so, or it is no module
+            with contextlib.suppress(Exception):
+                module = importlib.import_module(name + part, known.get("__package__"))
+                if not _in_library(module):
+                    yield name + part, module
 
 
 def _code(code: types.CodeType) -> list:

@@ -58,6 +58,11 @@ class Beside(NamedTuple):
     meta: dict
 
 
+def milestones(steps: int, iterates: int) -> set[int]:
+    """So many steps, evenly spaced, and the last among them."""
+    return {math.ceil(steps * (i + 1) / iterates) for i in range(iterates)}
+
+
 @dataclass(frozen=True)
 class Method(Generic[S]):
     """How to distil: the first state, and a function from one state to the next."""
@@ -74,7 +79,7 @@ class Method(Generic[S]):
     @property
     def milestones(self) -> set[int]:
         """The steps after which a state is kept."""
-        return {math.ceil(self.steps * (i + 1) / self.iterates) for i in range(self.iterates)}
+        return milestones(self.steps, self.iterates)
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ class Checkpoint(Generic[S]):
         if self.path is None or not Path(self.path).exists():
             return None
         tensors, meta = read_checkpoint(self.path, self.identity, method.lasting)
+        self._check_iterates(tensors, meta, method)
         begin, device = method.begin, method.begin.images.device
         values = {
             f.name: tensors[f.name].to(device) if f.name in tensors else meta[f.name]
@@ -177,6 +183,19 @@ class Checkpoint(Generic[S]):
         iterates = {at: (x.to(device), alpha.to(device)) for at, (x, alpha) in iterates.items()}
         history = {name: _resized(column, method.steps) for name, column in history.items()}
         return Run(state, iterates, history, tuple(meta["made_on"]))
+
+    def _check_iterates(self, tensors: dict, meta: dict, method: Method[S]) -> None:
+        """Raise an Error if as many steps were begun with other iterates, and some are gone."""
+        then, now = (of.get("config", {}) for of in (meta["identity"], self.identity))
+        kept, _ = unpack(tensors)
+        gone = {at for at in method.milestones if at <= meta["step"]} - kept.keys()
+        alike = then.get("steps") == now.get("steps")  # else it was extended, and lacks some
+        if gone and alike and then.get("iterates") != now.get("iterates"):
+            raise Error(
+                f"the checkpoint {self.path} was begun with iterates {then.get('iterates')}: the "
+                f"state after step {min(gone)} was not kept. Ask for the same again, or choose "
+                "another output"
+            )
 
     def save(self, run: Run[S]) -> None:
         """Write the run, all or nothing, and what belongs beside it. Under torchrun rank 0 does."""
@@ -220,6 +239,7 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
     in the checkpoint, and the same call resumes from it. With more steps than before, the call goes
     on from where the run had ended.
     """
+    _check_names(method)
     checkpoint = Checkpoint[S](saving, identity, method.beside)
     run = _begun(method, checkpoint, machine, saving)
     quiet = not saving.progress or processes.rank() > 0
@@ -260,6 +280,16 @@ def _begun(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: 
         )
     _refuse_stuck(method, run)
     return run.on(machine)
+
+
+def _check_names(method: Method[S]) -> None:
+    """Raise an Error for a field of the state whose name files have for something else."""
+    taken = {"identity", "made_on", "set", "mean", "std", "matrix", "triangle"}
+    if clash := sorted(taken & {f.name for f in fields(method.begin)}):
+        raise Error(
+            f"the state has a field {clash[0]}, and files keep something else under this name: "
+            "give the field another one"
+        )
 
 
 def _refuse_stuck(method: Method[S], run: Run[S]) -> None:
