@@ -424,3 +424,9 @@ def test_data_with_a_whitening_of_other_images_has_another_identity(tmp_path):
     given = load(path, whitening=other.whitening)
     assert given.identity != data.identity
     assert load(path, whitening=other.whitening).identity == given.identity
+
+
+def test_arrays_may_be_views(tmp_path):
+    flipped = from_arrays(X[..., ::-1], Y, XT[..., ::-1], YT, zca=False, validation=0, device="cpu")
+    plain = from_arrays(X, Y, XT, YT, zca=False, validation=0, device="cpu")
+    assert torch.allclose(flipped.train.images, plain.train.images.flip(1), atol=1e-6)

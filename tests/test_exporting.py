@@ -7,16 +7,18 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import refused, untouched
+from small import load as load_images
+from small import refused, save, untouched
 from torch import Tensor
 
 import ddpp
 from ddpp import cli
 from ddpp.data.whitening import Whitening
-from ddpp.distilled.bare import write_set
+from ddpp.distilled.bare import check_source, write_set
 from ddpp.distilled.formation import fold
 from ddpp.judging import card
 from ddpp.judging.cards import YOURS
@@ -249,3 +251,36 @@ def test_a_place_where_nothing_can_be_written_gets_a_sentence(distilled, tmp_pat
         for folder in ("file", "file/more"):
             with refused(f"cannot write {tmp_path / folder}"):
                 ddpp.export(distilled, kind, tmp_path / folder)
+
+
+def test_pictures_of_another_set_do_not_get_among_these(data, tmp_path):
+    more, fewer = (
+        ddpp.DistilledDataset.from_tensors(*data.draw(ipc=ipc, seed=0), 0.1, data) for ipc in (3, 1)
+    )
+    assert more.export_png(tmp_path / "a") == more.export_png(tmp_path / "a") == 6
+    with refused("has pictures of something else", "choose another folder"):
+        fewer.export_png(tmp_path / "a")
+    folded = replace(fewer, formation=2)
+    assert folded.export_png(tmp_path / "b") == 8
+
+
+def test_a_set_is_not_replaced_by_its_picture_or_page(data, tmp_path, capsys):
+    path = tmp_path / "set.safetensors"
+    ddpp.DistilledDataset.from_tensors(*data.draw(ipc=1, seed=0), 0.1, data).save(path)
+    for option in ("--card", "--progress", "--out"):
+        with untouched(path):
+            assert cli.main(["show", str(path), option, str(path)]) == 1
+        assert "is the set itself" in capsys.readouterr().err
+    readme = tmp_path / "README.md"
+    readme.write_text("mine")
+    with untouched(readme), refused("has a README.md of something else"):
+        ddpp.export(ddpp.DistilledDataset.load(path), "hf", tmp_path)
+
+
+def test_a_sheet_is_not_joined_with_another_preprocessing(tmp_path):
+    path = save(tmp_path / "mine.npz")
+    other = load_images(save(tmp_path / "other.npz", x_train=np.load(path)["x_train"] // 2))
+    given = load_images(path, whitening=other.whitening)
+    made = ddpp.DistilledDataset.from_tensors(*given.draw(ipc=1, seed=0), 0.1, given)
+    with refused("or from other preprocessing"):
+        check_source(path, made.provenance, load_images(path))

@@ -6,12 +6,14 @@ import os
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from small import CONFIG, NETWORK, TEACHERS, load, refused, save
 from torch import Tensor
 
 import ddpp
 from ddpp import cli
 from ddpp.baselines import bptt, dm, selection, tgdd
+from ddpp.data.sources import unpack_sample
 from ddpp.distilled.bare import write_set
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
@@ -439,3 +441,52 @@ def test_folders_of_grey_pictures_and_of_names_with_blanks_are_read(npz, tmp_pat
     assert torch.equal(opened.distilled.labels, real.labels)
     back, given = (data.whitening.invert(x) for x in (opened.distilled.images, real.images))
     assert torch.allclose(back, given, atol=0.01)
+
+
+def test_pixels_from_minus_one_to_one_are_refused_and_dark_ones_are_not_whitened(tmp_path):
+    data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    raw = data.whitening.invert(data.draw(ipc=5, seed=0).images).clamp(0, 1)
+    signed = raw * 2 - 1
+    with refused("the pixels go from -1 to 1", "(images + 1) / 2"):
+        recognize(signed)
+    with refused("it is not certain"):
+        recognize(raw * 0.4 - 0.005)
+    torch.save(
+        {"images": signed, "labels": torch.arange(10).repeat_interleave(5)}, tmp_path / "a.pt"
+    )
+    with refused("the pixels go from -1 to 1"):
+        ddpp.open_set(tmp_path / "a.pt", "cifar10-sample", "raw")
+
+
+def test_targets_of_a_regression_and_images_of_16_bits_are_refused(tmp_path):
+    labels = F.one_hot(torch.arange(10), 10).float() - 0.1
+    torch.save({"images": torch.rand(10, 3, 32, 32), "labels": labels}, tmp_path / "a.pt")
+    with refused("add up to 0 for each image", "targets of a regression"):
+        ddpp.open_set(tmp_path / "a.pt", "cifar10-sample")
+    np.savez(tmp_path / "b.npz", images=np.zeros((10, 3, 32, 32), np.uint16))
+    with refused("are of torch.uint16", "divided by 65535"):
+        ddpp.open_set(tmp_path / "b.npz", "cifar10-sample", "raw")
+
+
+def test_a_file_of_images_may_be_named_for_its_learning_rate(tmp_path):
+    torch.save(torch.rand(10, 3, 32, 32), tmp_path / "images_lr0.01.pt")
+    assert len(ddpp.open_set(tmp_path / "images_lr0.01.pt", "cifar10-sample").distilled) == 10
+
+
+def test_published_constants_do_not_depend_on_how_the_data_are_named(tmp_path):
+    images = torch.randn(10, 3, 32, 32)
+    torch.save({"images": images, "labels": torch.arange(10)}, tmp_path / "a.pt")
+    opened = ddpp.open_set(tmp_path / "a.pt", "cifar10-sample", "standardized").distilled
+    np.savez(tmp_path / "cifar10-sample.npz", **unpack_sample())
+    named = tmp_path / "cifar10-sample.npz"
+    again = ddpp.open_set(tmp_path / "a.pt", named, "standardized").distilled
+    assert torch.equal(opened.whitening.std, again.whitening.std)
+
+
+def test_classes_whose_folders_have_one_name_are_refused(tmp_path):
+    names = np.array(["+", "*"])
+    data = load(save(tmp_path / "mine.npz", classes=names))
+    distilled = ddpp.DistilledDataset.from_tensors(*data.draw(ipc=2, seed=0), 0.1, data)
+    distilled.export_png(tmp_path / "pictures")
+    with refused("may be of several classes"):
+        ddpp.open_set(tmp_path / "pictures", tmp_path / "mine.npz")

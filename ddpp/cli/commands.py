@@ -289,6 +289,9 @@ def show(
     """
     distilled = load_set(file, root=root)
     out = out or file.with_suffix(".png")
+    for path in (out, progress, before_after, card):
+        if path and path.resolve() == file.resolve():
+            raise Error(f"{path} is the set itself: choose another place for what is made of it")
     save_picture(distilled.picture().save, out)
     counts = {len(members) for members in distilled.by_class()}
     each = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"

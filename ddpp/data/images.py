@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,7 +169,9 @@ def load_data(
     name, arrays = find(name_or_path, Path(root or "data"))
     if only is not None:
         name, arrays = keep_classes(name, arrays, only)
-    return _prepared(name, arrays, zca, validation, whitening, device)
+    data = _prepared(name, arrays, zca, validation, whitening, device)
+    # some of the classes have the whitening of all of them, or of the first ones
+    return data if only is None else replace(data, given="")
 
 
 def from_arrays(
@@ -317,7 +319,7 @@ def _raw(arrays: dict[str, np.ndarray], part: str, device: torch.device) -> Spli
 
 def _pixels(x: np.ndarray) -> Tensor:
     """Turn uint8 or float (N, H, W[, C]) into float32 (N, C, H, W) in [0, 1]."""
-    x = x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
+    x = np.ascontiguousarray(x if x.dtype == np.uint8 else x.astype(np.float32, copy=False))
     images = torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
     # not `contiguous`, which leaves images of one channel with the strides of the array
     images = images.clone(memory_format=torch.contiguous_format)

@@ -132,6 +132,8 @@ class DistilledDataset(Dataset):
         >>> ddpp.DistilledDataset.from_tensors(*real, 0.02, data)
         10 distilled images of 10 classes, 3x32x32; alpha 0.0200
         """
+        if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+            raise Error("images and labels must be tensors: make some with torch.from_numpy")
         raw = raw or not images.is_floating_point()
         if images.dtype == torch.uint8:
             images = images.float() / 255
@@ -387,11 +389,23 @@ class DistilledDataset(Dataset):
     def export_png(self, folder: str | Path) -> int:
         """Write every image in natural colours as FOLDER/LABEL_CLASS/INDEX.png.
 
-        - folder: made if it is missing. Raises Error if it cannot be written.
+        - folder: made if it is missing. Raises Error if it cannot be written, or holds other
+          pictures.
 
-        Returns the number of images.
+        Returns the number of images. Where an image holds several pictures, they are enlarged, as
+        networks train on them.
         """
-        images = self.natural()
+        if self.formation > 1:
+            return self.unfolded().export_png(folder)
+        images, wanted = self.natural(), set()
+        for label, members in enumerate(self.by_class()):
+            place = Path(folder) / f"{label}_{as_folder(self.classes[label])}"
+            wanted |= {place / f"{rank:03d}.png" for rank in range(len(members))}
+        if others := sorted({*Path(folder).glob("*/*.png")} - wanted):
+            raise Error(
+                f"{folder} has pictures of something else, such as {others[0]}, which would be "
+                "taken for this set's: choose another folder, or move them away"
+            )
         for label, members in enumerate(self.by_class()):
             name = as_folder(self.classes[label])
             for rank, i in enumerate(members):

@@ -154,6 +154,8 @@ def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Wr
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise Error("a Parquet file needs the package pyarrow: pip install pyarrow") from None
+    if (folder / "README.md").exists() and not (folder / WHOLE).exists():
+        raise Error(f"{folder} has a README.md of something else: choose a folder of its own")
     images = [{"bytes": _png(image), "path": None} for image in distilled.natural()]
     columns: dict[str, Any] = {"image": images, "label": distilled.hard_labels.tolist()}
     label = {"names": list(distilled.classes), "_type": "ClassLabel"}

@@ -131,14 +131,22 @@ def recognize(images: Tensor) -> tuple[str, str]:
         return "raw", "all values are in 0 to 255"
     deviation, near = float(x.std(correction=0)), _neighbours(x)
     numbers = f"deviation {deviation:.2f}, neighbouring pixels correlate with {near:.2f}"
-    if deviation < 0.7 and abs(float(x.mean())) < 0.3:
+    if deviation < 0.7 and abs(float(x.mean())) < 0.3 and near < 0.8:
         return "whitened", numbers
     if 0.8 < deviation < WIDEST and near > 0.7:
         return "standardized", numbers
+    _refuse_signed(x)
     raise Error(
         f"it is not certain what the pixels are ({numbers}): say --space raw, standardized or "
         "whitened"
     )
+
+
+def _refuse_signed(images: Tensor) -> None:
+    """Raise an Error for pixels that fill -1 to 1, a usual range that is none of the spaces."""
+    low, high = float(images.min()), float(images.max())
+    if -1.001 < low < -0.9 and 0.9 < high < 1.001:
+        raise Error("the pixels go from -1 to 1: bring them to 0 to 1 first, as (images + 1) / 2")
 
 
 def _neighbours(images: Tensor) -> float:
@@ -208,7 +216,7 @@ def _whitening(
     """Return the preprocessing that goes with a space, as the field's code has it."""
     if space == "whitened":
         return load_data(data, root=root, zca=True, device=device, validation=0).whitening
-    known = PUBLISHED.get(str(data).removesuffix("-sample"))
+    known = PUBLISHED.get(plain.name.removesuffix("-sample"))
     if space == "standardized" and known:
         mean, std = (torch.tensor(x).view(3, 1, 1).to(plain.device) for x in known)
         return Whitening("channels", mean.expand(plain.shape).contiguous(), std=std)
@@ -225,6 +233,8 @@ def _grey(found: Found, data: ImageData) -> Found:
 def _scaled(found: Found, space: str) -> Found:
     """Bring raw pixels to 0 to 1; those of 8 bits may be there as numbers of any type."""
     images = found.images
+    if space == "raw" and images.dtype != torch.uint8:
+        _refuse_signed(images.float())
     if space != "raw" or images.dtype == torch.uint8 or images.max() <= BRIGHTEST:
         return found
     return found.but("values from 0 to 255: divided by 255", images=images.float() / 255)
@@ -236,6 +246,13 @@ def _in_order(found: Found, classes: tuple[str, ...]) -> Found:
     # by their names, or as folders of `export_png` have them
     known = {as_folder(name): label for label, name in enumerate(classes)}
     known |= {name: label for label, name in enumerate(classes)}
+    folders = [as_folder(name) for name in classes]
+    for name in found.classes:
+        if found.classes.count(name) > 1 or (name not in classes and folders.count(name) > 1):
+            raise Error(
+                f"the folder '{name}' may be of several classes, whose names differ only in signs: "
+                "give the images as tensors, or rename the classes"
+            )
     if missing := sorted(set(found.classes) - set(known)):
         raise Error(
             f"the folder '{missing[0]}' is no class of the data: its classes are "
@@ -274,4 +291,9 @@ def _labels(found: Found, classes: int, path: str | Path) -> tuple[Tensor, tuple
     sums = labels.sum(1)
     if (labels >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         return labels, ("soft labels",)
+    if torch.allclose(sums, torch.zeros_like(sums), atol=1e-3) and labels.abs().max() <= 1:
+        raise Error(
+            f"the labels of {path} add up to 0 for each image, as targets of a regression do: "
+            "networks train here on classes, or on soft labels that add up to 1"
+        )
     return F.softmax(labels, 1), ("soft labels: the softmax of the file's logits",)

@@ -30,6 +30,8 @@ IMAGES = ("images", "image", "x", "x_train", "data", "image_syn", "syn_images")
 LABELS = ("labels", "label", "y", "y_train", "targets", "label_syn", "syn_labels")
 RATES = ("lr", "alpha", "syn_lr", "lr_net", "learning_rate")
 WHERE = "give a .pt of tensors, an .npz, a folder of pictures, or a file of ddpp"
+NUMBERS = (torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
+NUMBERS += (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ def read_tensors(path: str | Path, size: int = 32) -> Found:
         return _checked(_from_mapping(_read_npz(path), path), path)
     if path.suffix not in FOREIGN:
         raise Error(f"{path} is of no kind that is known here: {WHERE}")
-    if re.search(r"(?<![a-z])(labels?|lr)(?![a-z])", path.stem):
-        raise Error(f"{path} holds labels or a learning rate: give the file of the images")
     content = _read_pt(path)
     if isinstance(content, Tensor):
+        if content.ndim < 3 and re.search(r"(?<![a-z])(labels?|lr)(?![a-z])", path.stem):
+            raise Error(f"{path} holds labels or a learning rate: give the file of the images")
         return _checked(_with_siblings(Found(content), path), path)
     if isinstance(content, dict):
         return _checked(_from_mapping(content, path), path)
@@ -194,6 +196,11 @@ def _checked(found: Found, path: Path) -> Found:
 def _check_dense(tensor: Tensor, what: str, path: Path) -> None:
     """Refuse a tensor that is not simply an array of real numbers."""
     strange = tensor.is_quantized or tensor.is_complex() or tensor.is_meta
+    if not strange and tensor.dtype not in NUMBERS:
+        raise Error(
+            f"the {what} in {path} are of {tensor.dtype}: save them as uint8, float32 or int64, "
+            "images of 16 bits divided by 65535"
+        )
     if strange or tensor.layout != torch.strided:
         kind = " on the device meta" if tensor.is_meta else f", {tensor.layout}"
         raise Error(
