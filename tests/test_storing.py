@@ -11,6 +11,7 @@ from small import NETWORK, refused, untouched
 
 import ddpp
 from ddpp import cli
+from ddpp.baselines import selection
 from ddpp.book.tables import forms
 from ddpp.data import load_data
 from ddpp.judging import (
@@ -348,3 +349,12 @@ def test_two_calls_do_not_write_into_one_file_of_measurements(tmp_path):
         assert rows == []
         with refused("another process is writing"), resumed(out, "rows", {}):
             pass
+
+
+def test_a_form_that_cannot_say_what_a_set_is_does_not_take_it(tmp_path):
+    data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    real = selection.random(data, ipc=1, network={"width": 8})
+    for form in ("half", "png"):
+        with refused(f"the form {form} says neither", "choose file"):
+            store(replace(real, formation=2), form, tmp_path / form, "cifar10-sample")
+        assert not (tmp_path / form).exists()

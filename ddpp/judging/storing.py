@@ -17,6 +17,7 @@ from torch import Tensor
 from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import write_set
+from ddpp.distilled.checks import SQUARED_ERROR
 from ddpp.evaluating import Protocol, train
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
@@ -25,6 +26,7 @@ from ddpp.judging.opening import open_set
 from ddpp.judging.sheets import write_sheet
 from ddpp.networks import NetworkConfig, accuracy
 
+BARE = ("half", "png", "png, not whitened")  # images with labels, and nothing that explains them
 Read = tuple[DistilledDataset, ImageData]  # as it was read back, and what to test it on
 
 
@@ -76,6 +78,11 @@ def store(distilled: DistilledDataset, form: str, folder: str | Path, data: str 
     chosen, folder = FORMS[choose("form", form, FORMS)], Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise Error(f"{folder} must be empty, as the bytes of its files are counted")
+    if form in BARE and (distilled.formation > 1 or distilled.loss == SQUARED_ERROR):
+        raise Error(
+            f"the form {form} says neither how many pictures an image holds nor that labels are "
+            "targets of a regression: choose file, compact or webp"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     distilled = distilled.to("cpu")
     chosen.write(distilled, folder)
