@@ -1,5 +1,6 @@
 """The commands of the course on the command line of ddpp: `ddpp assign` and `ddpp grade`."""
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Error, choose
 
 
 def assign(folder: Path = Path("assignments"), /) -> None:
@@ -72,12 +73,22 @@ def grade(
 
     if not submissions.exists():
         raise Error(f"there is no {submissions}: name a notebook, or a folder of them")
+    if jobs is not None and jobs < 1:
+        raise Error(f"--jobs {jobs}: at least 1; leave it out for one per core")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise Error(
+            f"--seconds {seconds:g}: a number above 0; leave it out for what the assignment says"
+        )
+    if not 0 < memory < math.inf:
+        raise Error(f"--memory {memory:g}: GB for a submission, a number above 0")
     limits = session.Limits(seconds or 0.0, memory)
     rules = Rules.of(roster, due, late, keep, platform, zeros)
     if rules != Rules() and not submissions.is_dir():
         names = "--roster, --due, --late, --keep, --for and --zeros"
         raise Error(f"{names} are for a folder of submissions")
-    grading.assignments(assignments)  # before anything is written
+    known = grading.assignments(assignments)  # before anything is written
+    if assignment is not None:
+        choose("--assignment", assignment, known)
     files.check_writable(out / "grades.csv")
     if submissions.is_dir():
         reports = grading.grade_all(

@@ -51,6 +51,19 @@ def read(path: Path) -> NotebookNode:
     return notebook
 
 
+def instructors(path: Path) -> NotebookNode:
+    """Read an instructor's notebook, or raise Error where two of its cells have one grade_id.
+
+    Only one of them would be graded.
+    """
+    notebook, seen = read(path), set()
+    for name in (nbgrader(cell).get("grade_id") for cell in notebook.cells):
+        if name is not None and name in seen:
+            raise Error(f"two cells of {path} have the grade_id '{name}': give one of them another")
+        seen.add(name)
+    return notebook
+
+
 def nbgrader(cell: NotebookNode) -> dict:
     """Return the cell's nbgrader metadata; empty for a cell that the assignment does not know."""
     marks = cell.metadata.get("nbgrader", {})
@@ -206,7 +219,7 @@ def points_table(notebooks: dict[str, NotebookNode]) -> str:
 
 def stale(folder: Path) -> dict[Path, str]:
     """Find the files made from FOLDER/source that are not up to date; return the text of each."""
-    notebooks = {name: read(path) for name, path in sources(folder).items()}
+    notebooks = {name: instructors(path) for name, path in sources(folder).items()}
     texts = {folder / "points.md": points_table(notebooks)}
     for name, notebook in notebooks.items():
         for kind, made in (("release", students(notebook)), ("solutions", solutions(notebook))):

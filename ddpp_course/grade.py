@@ -48,7 +48,7 @@ class Assignment:
 
     @staticmethod
     def read(path: Path) -> "Assignment":
-        notebook = copies.read(path)
+        notebook = copies.instructors(path)
         marked = {
             copies.nbgrader(cell)["grade_id"]: cell
             for cell in notebook.cells
@@ -154,6 +154,7 @@ def grade_all(
     grade.
     """
     submissions, out = Path(submissions), Path(out)
+    rules.check(out)
     known, closed = assignments(Path(folder)), (submissions, out)
     found = handed_in(submissions, out, every=rules.keep != "last")
     if not found:

@@ -10,10 +10,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import BinaryIO
 
 import matplotlib.pyplot  # noqa: F401  (what the checks draw with is to be there before the submission)
+
+# the first optimizer or torch.func.grad imports it, and it replaces torch.manual_seed: imported
+# during a check, it would look as if the submission had done so
+import torch._dynamo  # noqa: F401
 import tqdm
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
@@ -59,7 +64,7 @@ def serve(requests: BinaryIO, answers: BinaryIO, key: bytes) -> None:
         answer(number, content)
 
 
-def _questions() -> dict[str, Callable[..., dict]]:
+def _questions() -> Mapping[str, Callable[..., dict]]:
     """Return what can be asked: to run the setup, a cell or a check, and to report its verdict."""
     shell, guard = _shell()
     run, verdict, fields = InteractiveShell.run_cell, {}, {}
@@ -111,7 +116,8 @@ def _questions() -> dict[str, Callable[..., dict]]:
             verdict.update(passed=False, says=watch.STILL_RUNNING)
         return verdict | {"number": number}
 
-    return {"setup": setup, "cell": cell, "check": check, "report": report}
+    # unchangeable, as it is in the frame of `serve`
+    return MappingProxyType({"setup": setup, "cell": cell, "check": check, "report": report})
 
 
 def _shell() -> tuple[InteractiveShell, watch.Guard]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
-from ddpp_course import platforms, report
+from ddpp_course import messages, platforms, report
 from ddpp_course.checks import told
 from ddpp_course.report import Grade, Report
 from ddpp_course.roster import Rules, table
@@ -65,9 +65,12 @@ def write(
     - rules: the roster, the deadline, and what counts.
     - times: {submission: when its file was written}.
     - assignment: the one that everybody should have handed in; None: all that somebody did.
+
+    Raises Error where the roster is one of the tables that are written.
     """
+    rules.check(out)
     asked = {
-        (r.submission, r.assignment, o.task): (o, f"v{r.sha256[:7]}")
+        _key(r, o.task): (o, f"v{r.sha256[:7]}")
         for r in reports
         for o in r.outcomes
         if o.points is None
@@ -82,6 +85,7 @@ def write(
     )
     said = [f"{hand}: {complaint}" for complaint in given.complaints]
     said += _missing(hand, asked)
+    said += _older(reports)
     columns, rows = _table(reports, given.points)
     asked_for = [assignment] if assignment else sorted({r.assignment for r in reports} - {""})
     said += rules.apply(rows, times or {}, asked_for)
@@ -92,7 +96,8 @@ def write(
     if rules.platform:
         exported, notes = platforms.table(rules.platform, rules.students or [], rows)
         said += notes
-        report.replace(out / f"{rules.platform}.csv", _csv(*exported))
+        # what the platform itself wrote goes back to it as it is
+        report.replace(out / f"{rules.platform}.csv", _csv(*exported, ours=False))
     return said
 
 
@@ -100,7 +105,7 @@ def _write_graded(one: Report, row: dict, given: ByHand, out: Path) -> list[str]
     """Put the grade into the report for the student, and return what went wrong."""
     if one.refused:
         return []
-    mine = {key[2]: key for key in given.points if key[:2] == (one.submission, one.assignment)}
+    mine = {o.task: key for o in one.outcomes if (key := _key(one, o.task)) in given.points}
     known = {key: row[key] for key in ("name", "handed_in", "days_late", "deducted") if key in row}
     grade = Grade(
         given={task: given.points[key] for task, key in mine.items()},
@@ -172,7 +177,7 @@ def _table(reports: list[Report], given: dict[Key, float]) -> tuple[list[str], l
     tasks = dict.fromkeys(name(one, outcome) for one in reports for outcome in one.outcomes)
     rows = []
     for one in reports:
-        each = [given.get((one.submission, one.assignment, o.task), o.points) for o in one.outcomes]
+        each = [given.get(_key(one, o.task), o.points) for o in one.outcomes]
         marked = [points for points in each if points is not None]
         total = None if one.refused or len(marked) < len(each) else sum(marked)
         row = {key: getattr(one, key) for key in ("submission", "assignment", "points", "of")}
@@ -186,12 +191,17 @@ def _table(reports: list[Report], given: dict[Key, float]) -> tuple[list[str], l
     return [*FIRST, *tasks], rows
 
 
-def _csv(columns: list[str], rows: list[dict]) -> bytes:
+def _csv(columns: list[str], rows: list[dict], ours: bool = True) -> bytes:
+    """Return a table as a CSV file.
+
+    ours: whether text in it is marked, so that no spreadsheet takes it for a formula.
+    """
+    mark = cell if ours else str
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(
-        {key: cell(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows
+        {key: mark(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows
     )
     return text.getvalue().encode(errors="backslashreplace")
 
@@ -215,11 +225,29 @@ def _missing(hand: Path, asked: dict) -> list[str]:
     )
     missing = {key: found for key, found in asked.items() if key not in there}
     if not missing:
-        new.unlink(missing_ok=True)
+        if new.is_file():
+            new.unlink()
         return []
     files.write_bytes(new, _template(missing))
     who = ", ".join(dict.fromkeys(key[0] for key in missing))
     return [f"{hand} has no line for {who[:500]}: copy the lines from {new}"]
+
+
+def _older(reports: list[Report]) -> list[str]:
+    """Say which files are left out, as a newer one counts."""
+    begin, end = messages.say("grader", "older", name="\0").split("\0")
+    names = [
+        f"{note.removeprefix(begin).removesuffix(end)} ({one.submission})"
+        for one in reports
+        for note in one.notes
+        if note.startswith(begin) and note.endswith(end)
+    ]
+    return [f"older versions, not graded: {', '.join(names)[:500]}"] if names else []
+
+
+def _key(one: Report, task: str) -> Key:
+    """Return the key of a text as it is read from a table, where spaces at the ends are lost."""
+    return _bare(one.submission), _bare(one.assignment), _bare(task)
 
 
 def _rows(path: Path) -> list[dict]:

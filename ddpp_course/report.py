@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ddpp.foundation import files
+from ddpp.foundation.errors import Error
 from ddpp_course import messages
 
 
@@ -107,7 +108,7 @@ class Report:
         """Return the report for the student, in Markdown."""
         words = {"name": _plain(grade.name), "file": _plain(self.submission)}
         title = f"# {_say('report_title', **words) if grade.name else words['file']}\n"
-        notes = [f"- {_plain(note)}" for note in self.notes]
+        notes = [f"- {_plain(note)}" for note in self.notes if note != self.refused]
         if self.refused:
             why = _say("report_refused", why=_plain(self.refused))
             return "\n".join([title, f"{why}\n", *notes, ""])
@@ -194,10 +195,20 @@ def read(path: Path) -> Report | None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file, all or nothing. Different earlier contents get a second name in `before`."""
+    """Write a file, all or nothing. Different earlier contents get a second name in `before`.
+
+    Raises Error where something else has one of these names.
+    """
+    if path.is_dir():
+        raise Error(f"cannot write {path}: there is a folder of this name. Move it away")
     if path.exists() and path.read_bytes() != data:
         written = time.strftime("%Y-%m-%d-%H%M%S", time.gmtime(path.stat().st_mtime))
         folder = path.parent / "before"
+        if folder.exists() and not folder.is_dir():
+            raise Error(
+                f"cannot write {path}: earlier grades are kept in a folder {folder}, and there is "
+                "a file of this name. Move it away"
+            )
         folder.mkdir(exist_ok=True)
         names = (
             f"{path.stem}.{written}{f'-{i}' if i else ''}{path.suffix}" for i in itertools.count()

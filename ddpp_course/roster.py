@@ -6,8 +6,8 @@ name, or an export of Canvas or Moodle.
 
 import csv
 import io
-import math
 import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -21,6 +21,12 @@ NAME = ("name", "Student", "Full name")
 ACCOUNT = ("ID", "Identifier")  # by which Canvas and Moodle name the files that they hand out
 # Canvas: name_ACCOUNT_submission_file, with LATE_ in front of the account; Moodle: Name_ACCOUNT_...
 PLATFORM = re.compile(r"^[^_/]*_(LATE_)?(\d+)_(\d+_|assignsubmission_)", re.IGNORECASE)
+# what the names of reports end in where names of files were changed
+MARK = re.compile(r"~[0-9a-f]{8}(?=/|$)")
+# by which browsers, and Canvas, tell apart files of one name
+AGAIN = re.compile(r"\(\d{1,2}\)(?=\s*(/|$))")
+CANVAS_AGAIN = re.compile(r"-\d{1,2}$")
+DATE = re.compile(r"\d{4}-\d\d-\d\d")
 NOT_STUDENTS = ("points possible", "student, test")  # lines of Canvas's export
 KEEP = ("last", "in-time", "best")
 PLATFORMS = ("canvas", "moodle")
@@ -43,12 +49,25 @@ class Student:
     due: datetime | None = None
     line: dict[str, str] = field(default_factory=dict, compare=False)
 
+    def __str__(self) -> str:
+        return f"{self.number} ({self.name})" if self.name else self.number
+
     def named(self) -> set[str]:
         """Return the ways to write the name as one word, in either order."""
-        words = re.findall(r"[^\W\d_]+", self.name.casefold())
-        first = re.findall(r"[^\W\d_]+", self.name.casefold().partition(",")[2])
+        words = _letters(self.name)
+        first = _letters(self.name.partition(",")[2])
         turned = first + words[: len(words) - len(first)]
         return {"".join(words), "".join(turned)} - {""}
+
+
+def _one_way(text: str) -> str:
+    """Return text in the one of its spellings in Unicode by which names are compared."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+def _letters(text: str) -> list[str]:
+    """Return the words of letters in a name, as they are compared."""
+    return re.findall(r"[^\W\d_]+", _one_way(text))
 
 
 def table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -80,7 +99,8 @@ def moment(text: str, where: str = "--due") -> datetime:
         at = datetime.fromisoformat(text)
         if re.fullmatch(r"[\dW-]+", text):
             at = at.replace(hour=23, minute=59)
-        return (at if at.second else at.replace(second=59)).astimezone()
+        # the whole of it: times of files have fractions of a second
+        return (at if at.second else at.replace(second=59, microsecond=999999)).astimezone()
     except (ValueError, OverflowError):
         raise Error(
             f"{where} has {text[:40]!r}, which is no date: write it as 2026-12-01T23:59"
@@ -95,7 +115,9 @@ def read(path: Path) -> list[Student]:
     account, extension = _named(columns, ACCOUNT), _named(columns, ("due",))
     students: dict[str, Student] = {}
     for i, row in enumerate(rows, 2):
-        who, called = row[number].strip(), row[name].strip()
+        who, called = (
+            unicodedata.normalize("NFC", row[column].strip()) for column in (number, name)
+        )
         if not who and account:  # a guest of the course has the platform's number only
             who = row[account].strip()
         if not (who or called) or called.casefold().startswith(NOT_STUDENTS):
@@ -143,6 +165,7 @@ class Rules:
       the last), or the `best`.
     - platform: canvas or moodle, for a table to import there; None: none is written.
     - zeros: whether the total is 0 where nothing was handed in and the deadline is over.
+    - roster: the file with the students.
     """
 
     students: list[Student] | None = None
@@ -151,6 +174,7 @@ class Rules:
     keep: str = "last"
     platform: str | None = None
     zeros: bool = False
+    roster: Path | None = None
 
     @staticmethod
     def of(
@@ -180,7 +204,17 @@ class Rules:
                 f"{roster} has no column {', '.join(missing)}: --for canvas needs as the roster "
                 "the gradebook that Canvas exports (Grades > Export)"
             )
-        return Rules(students, moment(due) if due else None, late, keep, platform, zeros)
+        return Rules(students, moment(due) if due else None, late, keep, platform, zeros, roster)
+
+    def check(self, out: Path) -> None:
+        """Raise Error where the roster is a file that the grader writes into the folder `out`."""
+        names = ["grades", "by_hand", "by_hand.new", *([self.platform] if self.platform else [])]
+        written = [(out / f"{name}.csv").resolve() for name in names]
+        if self.roster and self.roster.resolve() in written:
+            raise Error(
+                f"the roster {self.roster} would be replaced by the table of this name: move it "
+                "out of the folder of the grades"
+            )
 
     @property
     def columns(self) -> list[str]:
@@ -209,8 +243,8 @@ class Rules:
                     said.append(f"{name} is of nobody in the roster")
                 elif not student:
                     said.append(
-                        f"{name} may be of {', '.join(s.number for s in found)}: put the student's "
-                        "number into its name"
+                        f"{name} may be of {', '.join(map(str, found))}, so it is given to "
+                        "nobody: put the student's number, and no other, into its name"
                     )
             whose[name] = student
             if self.due and name in times:
@@ -223,7 +257,9 @@ class Rules:
     def _late(self, row: dict, written: float, student: Student | None) -> None:
         at = datetime.fromtimestamp(written).astimezone()
         due = (student.due if student else None) or self.due or at
-        days = max(0, math.ceil((at - due) / timedelta(days=1)))
+        # by the clock on the wall: the day on which summer time ends is one day
+        passed = at.replace(tzinfo=None) - due.astimezone().replace(tzinfo=None)
+        days = max(1, -(-passed // timedelta(days=1))) if at > due else 0
         most = row["of"] + row["by_hand_of"]
         deducted = min(days * self.late, 100) / 100 * most
         row |= {"handed_in": at.isoformat(timespec="seconds"), "days_late": days}
@@ -310,13 +346,39 @@ def owners(name: str, students: list[Student]) -> list[Student]:
     """Find the students whose submission this may be.
 
     By the account in a name that Canvas or Moodle made, else by the number as a word in the name,
-    else by the student's name at its beginning.
+    else by the student's name at its beginning. Where the name has a number and the name of another
+    student, it may be of both.
     """
-    platform = PLATFORM.match(name)
-    if platform and (found := [s for s in students if s.account == platform[2]]):
+    name = MARK.sub("", _one_way(name))
+    if platform := PLATFORM.match(name):
+        if found := [s for s in students if s.account == platform[2]]:
+            return found
+        # the platform's numbers are no student's
+        name = f"{name[: platform.start(2)]}_{CANVAS_AGAIN.sub('', name[platform.end() :])}"
+    numbered, named = _by_number(AGAIN.sub("", name), students), _by_name(name, students)
+    if not numbered:
+        begin = "".join(_letters(re.split(r"[_/]", name)[0]))
+        return [s for s in students if begin in s.named()]
+    if not named:
+        return numbered
+    both = [s for s in numbered if s in named]
+    return both or [s for s in students if s in numbered or s in named]
+
+
+def _by_number(name: str, students: list[Student]) -> list[Student]:
+    """Find the students whose number is a word in the name, or a part of one between hyphens."""
+    words = set(re.split(r"[^\w-]|_", name))
+    if found := [s for s in students if _one_way(s.number) in words]:
         return found
-    words = {word.casefold() for word in re.split(r"[^\w-]|_", name)}
-    if found := [s for s in students if s.number.casefold() in words]:
-        return found
-    begin = "".join(re.findall(r"[^\W\d_]+", re.split(r"[_/]", name)[0].casefold()))
-    return [s for s in students if begin in s.named()]
+    parts = {part for word in words if not DATE.fullmatch(word) for part in word.split("-")}
+    return [s for s in students if _one_way(s.number) in parts]
+
+
+def _by_name(name: str, students: list[Student]) -> list[Student]:
+    """Find the students whose name, as words in a row, is anywhere in the name of a file."""
+    there = set()
+    for part in name.split("/"):
+        words = _letters(part)
+        ends = range(1, len(words) + 1)
+        there |= {"".join(words[i:j]) for j in ends for i in range(j)}
+    return [s for s in students if s.named() & there]

@@ -148,7 +148,7 @@ class Session:
                     return self._dead(say("grader", "ended"))
                 if found.endswith(b"\n") or len(found) > LONGEST:
                     return self._late(seconds) if late else self._read(found, question)
-                continue
+            # also after a part of an answer: who writes byte by byte must not stop the clock
             now = time.monotonic()
             if self._process.poll() is not None:
                 return self._dead(say("grader", "ended"))
@@ -200,6 +200,7 @@ class Session:
         for process in family:
             with contextlib.suppress(psutil.Error):
                 memory += process.memory_info().rss
+        memory += _in_memory_files(family)
         if memory > 1.25 * self.limits.memory * 1e9:  # where the limit of each process did not hold
             return say("grader", "memory", most=self.limits.memory)
         if len(family) > enter.PROCESSES:
@@ -237,10 +238,29 @@ def _words(text: str) -> str:
 
 
 def _write(pipe: int, data: bytes, seconds: float) -> None:
-    """Write all of the data, unless nobody reads for so many seconds."""
+    """Write all of the data, unless it takes more than so many seconds."""
     os.set_blocking(pipe, False)
-    while data and select.select([], [pipe], [], seconds)[1]:
+    end = time.monotonic() + seconds
+    while data and select.select([], [pipe], [], max(0, end - time.monotonic()))[1]:
         data = data[os.write(pipe, data) :]
+
+
+def _in_memory_files(family: list[psutil.Process]) -> int:
+    """Return the bytes of these processes' files of memfd_create, which have no folder.
+
+    Each counts once. What of it is mapped counts as the process's own memory, too.
+    """
+    found = {}
+    for process in family:
+        places = []
+        with contextlib.suppress(OSError):  # it has ended, or is not ours to see
+            places = [*Path(f"/proc/{process.pid}/fd").iterdir()]
+        for place in places:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if os.readlink(place).startswith("/memfd:"):
+                    file = os.stat(place)
+                    found[file.st_dev, file.st_ino] = file.st_blocks * 512
+    return sum(found.values())
 
 
 def _size(folder: Path) -> int:

@@ -6,10 +6,13 @@ can be anything.
 
 import ast
 import hashlib
+import io
 import json
 import os
 import re
-from collections import defaultdict
+import tokenize
+import unicodedata
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,11 +23,16 @@ from ddpp.foundation.errors import Error, choose
 from ddpp_course import copies
 from ddpp_course.messages import say
 
-LARGEST = 200e6  # bytes of a notebook file
+LARGEST = 200_000_000  # bytes of a notebook file
 LONGEST = 150  # bytes of a report's name, which gets endings
-# as browsers name the second file of one name
-AGAIN = re.compile(r"^(?P<name>.+?) ?\((?P<number>\d+)\)$")
+# as browsers name the second file of one name; a longer number is a student's
+AGAIN = re.compile(r"^(?P<name>.+?) ?\((?P<number>\d{1,2})\)$")
+# endings of what the grader writes: a folder with one would stand in its way
+WRITTEN = (".csv", ".md", ".json", ".part")
+LINK = "it is a link to another file: hand in the file itself"
 MOODLE = re.compile(r"_assignsubmission_(file|onlinetext)_?$")
+# a string with values in it has a token of its own from Python 3.12 on
+TEXTS = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)}
 LONE = re.compile("[\ud800-\udfff]")  # halves of a character
 
 
@@ -33,18 +41,22 @@ class Submission:
     """A file that is graded.
 
     name: of its reports; older, beside: other files that came with it, by their names.
+    linked: whether it is a link that leads out of the student's own files, which is not followed.
     """
 
     name: str
     path: Path
     older: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    linked: bool = False
 
     @property
     def notes(self) -> list[str]:
-        """What the report should say of the other files."""
+        """What the report should say of the files."""
         older = [say("grader", "older", name=name) for name in self.older]
-        return older + [say("grader", "beside", name=name) for name in self.beside]
+        beside = [say("grader", "beside", name=name) for name in self.beside]
+        # also a note, so that no report of an earlier file of this name holds for the link
+        return older + beside + ([_linked()] if self.linked else [])
 
 
 def handed_in(folder: Path, out: Path, every: bool = False) -> list[Submission]:
@@ -56,6 +68,9 @@ def handed_in(folder: Path, out: Path, every: bool = False) -> list[Submission]:
     the same assignment, the newest counts. With `every`, the older ones are listed as well, and
     the newest keeps its name. Other files count where there is no notebook of their name, or in
     their folder below the top one, or of their student in Moodle's.
+
+    A link is followed only within one folder or file of the top: what leads out of it may be the
+    work of somebody else.
     """
     files, out = defaultdict(list), out.resolve()
     for path in sorted(folder.rglob("*")):
@@ -64,7 +79,8 @@ def handed_in(folder: Path, out: Path, every: bool = False) -> list[Submission]:
             path.name.startswith((".", "__")) and not _is_notebook(path)
         )
         hidden |= any(part.startswith((".", "__")) for part in folders)
-        if path.is_file() and not hidden and not path.resolve().is_relative_to(out):
+        place = path.parent.resolve()  # a link counts where it lies, wherever it leads
+        if path.is_file() and not hidden and not place.is_relative_to(out):
             files[path.parent].append(path)
     students = {
         _student(path.parent) for paths in files.values() for path in paths if _is_notebook(path)
@@ -72,7 +88,8 @@ def handed_in(folder: Path, out: Path, every: bool = False) -> list[Submission]:
     found = [
         s for place, paths in files.items() for s in _in_one(place, paths, folder, students, every)
     ]
-    return _named_apart(sorted(found, key=lambda s: os.fsencode(s.path)))
+    found = _named_apart(sorted(found, key=lambda s: os.fsencode(s.path)), folder)
+    return [_followed(submission, folder) for submission in found]
 
 
 def _in_one(
@@ -82,9 +99,10 @@ def _in_one(
     notebooks = [p for p in paths if _is_notebook(p)]
     others = [p for p in paths if not _is_notebook(p)]
     moodle, where = bool(MOODLE.search(place.name)), place.relative_to(top).parts
-    named = lambda stem: "/".join(map(safe, (*where, stem)))
+    inside = [safe(part, folder=True) for part in where]
+    named = lambda stem: "/".join([*inside, safe(stem)])
     found = []
-    for *older, path in _versions(notebooks, moodle):
+    for *older, path in _versions(notebooks, moodle, top):
         beside = [p for p in others if place != top or p.stem == path.stem]
         stem = path.name[:-6] if moodle else _numbered(path, notebooks)[0]
         apart = lambda p, stem=stem: f"{stem} (0)" if p.stem == stem and not moodle else p.name[:-6]
@@ -97,11 +115,11 @@ def _in_one(
     return found + [Submission(named(p.stem), p) for p in others if p.stem not in stems]
 
 
-def _versions(notebooks: list[Path], moodle: bool) -> list[list[Path]]:
+def _versions(notebooks: list[Path], moodle: bool, top: Path) -> list[list[Path]]:
     """Group the notebooks of which only one counts. That one is the last of its group."""
     together = defaultdict(list)
     for path in notebooks:
-        together[_said(path) if moodle else _numbered(path, notebooks)[0]].append(path)
+        together[_said(path, top) if moodle else _numbered(path, notebooks)[0]].append(path)
 
     def age(path: Path) -> tuple:
         return (path.stat().st_mtime, path.name) if moodle else (_numbered(path, notebooks)[1],)
@@ -116,7 +134,7 @@ def _is_notebook(path: Path) -> bool:
 def _numbered(path: Path, notebooks: list[Path]) -> tuple[str, int]:
     """Return a file's name without the number that a browser gave it, and that number.
 
-    The number is removed only if the first file of that name is there.
+    The number is removed only if it is small, and the first file of that name is there.
     """
     again = AGAIN.match(path.stem)
     if again and any(other.stem == again["name"] for other in notebooks):
@@ -124,10 +142,10 @@ def _numbered(path: Path, notebooks: list[Path]) -> tuple[str, int]:
     return path.stem, 0
 
 
-def _said(path: Path) -> str:
+def _said(path: Path, top: Path) -> str:
     """Return which assignment a notebook says it is. Empty if that cannot be read."""
     try:
-        return str(read(path).metadata["ddpp"]["assignment"])
+        return str(read(_target(path, top)).metadata["ddpp"]["assignment"])
     except (Error, KeyError, TypeError):
         return ""
 
@@ -137,27 +155,46 @@ def _student(place: Path) -> str:
     return str(place.parent / MOODLE.sub("", place.name))
 
 
-def _named_apart(found: list[Submission]) -> list[Submission]:
-    """Rename submissions so that no two have one name, whatever the case of its letters."""
-    taken, named = defaultdict(int), []
-    for submission in found:
-        taken[submission.name.lower()] += 1
+def _target(path: Path, top: Path) -> Path:
+    """Return the file that a link leads to, and the link itself where it leads elsewhere."""
+    own = top.resolve() / path.relative_to(top).parts[0]
+    target = path.resolve()
+    return target if path.is_symlink() and target.is_relative_to(own) else path
+
+
+def _followed(submission: Submission, top: Path) -> Submission:
+    path = _target(submission.path, top)
+    return replace(submission, path=path, linked=path.is_symlink())
+
+
+def _linked() -> str:
+    return say("grader", "unreadable", error=LINK)
+
+
+def _named_apart(found: list[Submission], top: Path) -> list[Submission]:
+    """Rename submissions so that no two have one name, as tables and other systems compare them."""
+    alike = lambda s: unicodedata.normalize("NFC", s.name.strip().lstrip("'").lower())
+    taken, named = Counter(map(alike, found)), []
     for s in found:
-        alone = taken[s.name.lower()] == 1
-        name = s.name if alone else _marked(s.name, os.fsencode(s.path))
-        named.append(replace(s, name=name))
+        # below the top, as the folder is not always called by the same path
+        below = os.fsencode(s.path.relative_to(top))
+        named.append(replace(s, name=s.name if taken[alike(s)] == 1 else _marked(s.name, below)))
     return named
 
 
-def safe(part: str) -> str:
-    """Return the name of a file or folder as a report may have it, marked where it was changed."""
+def safe(part: str, folder: bool = False) -> str:
+    """Return the name of a file or folder as a report may have it, marked where it was changed.
+
+    A folder is also marked where the grader writes a file, or keeps earlier ones, by its name.
+    """
     raw = os.fsencode(part)
     text = raw.decode("utf-8", "replace")
     text = "".join(c if c.isprintable() else "_" for c in text)
     text = re.sub(r"^\.", "_", text)
     if len(text.encode()) > LONGEST:
         text = text.encode()[: LONGEST - 10].decode("utf-8", "ignore")
-    return text if text == part else _marked(text, raw)
+    taken = folder and (text.lower().endswith(WRITTEN) or text.lower() == "before")
+    return text if text == part and not taken else _marked(text, raw)
 
 
 def _marked(text: str, raw: bytes) -> str:
@@ -169,11 +206,18 @@ def _shown(path: Path) -> str:
 
 
 def read(path: Path) -> NotebookNode:
-    """Read a submission as a notebook without its outputs, or raise Error where it is none."""
+    """Read a submission as a notebook without its outputs, or raise Error where it is none.
+
+    A link is not followed.
+    """
     try:
-        if path.stat().st_size > LARGEST:
-            raise Error(say("grader", "large", size=path.stat().st_size / 1e6))
-        content = json.loads(path.read_bytes())
+        if path.is_symlink():
+            raise Error(_linked())
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)  # some files have more in them than they say
+        if len(raw) > LARGEST:
+            raise Error(say("grader", "large", size=max(len(raw), path.stat().st_size) / 1e6))
+        content = json.loads(raw)
         if content.get("nbformat") == 4:
             # without cell ids, which a cell that was copied shares with its original
             content["nbformat_minor"] = 4
@@ -245,20 +289,43 @@ def which(notebook: NotebookNode, known: dict, name: str | None = None) -> str:
 def text_of(task: str, notebook: NotebookNode, given: set[str]) -> str:
     """Say where the answer to a task that a person grades is.
 
-    That is in its cell, below it, or perhaps elsewhere.
+    That is in its cell, below it, or perhaps elsewhere: also in code, or in another answer.
     """
-    cells = list(enumerate(notebook.cells, 1))
-    new = {i for i, c in cells if c.source.strip() not in given | {"", copies.TEXT_STUB}}
-    place = [i for i, c in cells if copies.nbgrader(c).get("grade_id") == task]
-    texts = [i for i, c in cells if i in new and c.cell_type != "code" and not copies.nbgrader(c)]
-    fixed = [i for i, c in cells if copies.nbgrader(c) or c.source.strip() in given]
-    ends = {start: min((i for i in fixed if i > start), default=len(cells) + 1) for start in place}
-    below = [i for start, end in ends.items() for i in texts if start < i < end]
-    where = ", ".join(map(str, dict.fromkeys(below)))
-    if new & set(place):
+    lines = {line.strip() for source in given for line in source.splitlines()}
+    own, below, elsewhere = False, [], []
+    after = False  # between the cell of the task and the next that was handed out
+    for i, cell in enumerate(notebook.cells, 1):
+        known, marked = cell.source.strip() in given, copies.nbgrader(cell)
+        new = not known and cell.source.strip() not in {"", copies.TEXT_STUB}
+        if marked.get("grade_id") == task:
+            own, after = own or new, True
+            continue
+        if known or marked:
+            after = False
+        if not new or (cell.cell_type == "code" and not _has_text(cell.source, lines)):
+            continue
+        free = cell.cell_type != "code" and not marked
+        (below if free and after else elsewhere).append(i)
+    where = ", ".join(map(str, below))
+    if own:
         return say("grader", "by_hand_and_more" if where else "by_hand", cell=where)
     if where:
         return say("grader", "by_hand_below", cell=where)
-    if texts:
-        return say("grader", "text_elsewhere", cell=", ".join(map(str, texts)))
+    if elsewhere:
+        return say("grader", "text_elsewhere", cell=", ".join(map(str, elsewhere)))
     return say("grader", "no_text")
+
+
+def _has_text(code: str, known: set[str]) -> bool:
+    """Return whether a student wrote three words or more in a comment or a string, or no code.
+
+    known: lines that were handed out.
+    """
+    try:
+        ast.parse(code)
+        tokens = list(tokenize.generate_tokens(io.StringIO(code).readline))
+        parts = [token.string for token in tokens if token.type in TEXTS]
+    except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError):
+        parts = [code]  # no Python, so perhaps a text
+    new = (" ".join(x for x in part.splitlines() if x.strip() not in known) for part in parts)
+    return any(len(re.findall(r"[^\W\d_]{2,}", text)) > 2 for text in new)

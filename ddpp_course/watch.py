@@ -24,7 +24,8 @@ FRAMES |= {"gc.get_objects", "gc.get_referrers", "gc.get_referents", "code.__new
 OF_OBJECTS = {"tb_frame", "gi_frame", "cr_frame", "ag_frame"}
 THREADS = {"_thread.start_new_thread", "_thread.start_joinable_thread"}
 # files of the library that look into frames on behalf of others
-GO_BETWEENS = ("inspect.py", "traceback.py", "contextlib.py", os.path.join("ctypes", "__init__.py"))
+GO_BETWEENS = ("inspect.py", "traceback.py", "contextlib.py")
+GO_BETWEENS += tuple(os.path.join(package, "__init__.py") for package in ("ctypes", "logging"))
 
 KIND_OF_CODE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
@@ -34,6 +35,13 @@ NO_PROGRAMS, NO_NETWORK, NO_SIGNALS, NO_THREADS = (
 )
 
 getframe, current_frames = sys._getframe, sys._current_frames
+
+
+class NoLooking(PermissionError, ValueError):
+    """Why code cannot look into the process.
+
+    It is a ValueError for the sake of `logging`, which then logs a line without its place.
+    """
 
 
 @dataclass
@@ -76,6 +84,8 @@ def start(library: tuple[str, ...]) -> Guard:
             raise PermissionError(NO_SIGNALS)
         if event in THREADS and mine.asking:
             raise PermissionError(NO_THREADS)
+        if event == "sys.addaudithook":  # it would be handed frames (Python hides this error)
+            raise NoLooking(say("grader", "no_looking", event=event))
         looks = event in FRAMES or (event == "object.__getattr__" and values[1] in OF_OBJECTS)
         pretends = (
             event == "compile" and isinstance(values[1], str) and values[1].startswith(library)
@@ -89,7 +99,7 @@ def start(library: tuple[str, ...]) -> Guard:
             finally:
                 inside.clear()
             if theirs:
-                raise PermissionError(say("grader", "no_looking", event=event))
+                raise NoLooking(say("grader", "no_looking", event=event))
 
     sys.addaudithook(see)
     return mine

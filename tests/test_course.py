@@ -30,7 +30,7 @@ from ddpp.foundation.errors import Error
 from ddpp.pruning import RULES
 from ddpp_course import copies, grade, judge, messages, mistakes, wall
 from ddpp_course.checks import Checks, Mistake, ask, tensor
-from ddpp_course.session import Limits
+from ddpp_course.session import Limits, Session
 
 ROOT = Path(__file__).parents[1]
 COURSE = ROOT / "assignments"
@@ -561,6 +561,103 @@ def test_the_command_says_what_is_missing(course, tmp_path, capsys, monkeypatch)
     assert "no assignments in assignments" in capsys.readouterr().err
     assert cli.main(["assign", str(course)]) == 0
     assert "up to date" in capsys.readouterr().out
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--assignment", "number", "unknown --assignment 'number': did you mean 'numbers'?"),
+        ("--assignment", "", "unknown --assignment ''"),
+        ("--jobs", "-1", "--jobs -1: at least 1"),
+        ("--jobs", "0", "--jobs 0: at least 1"),
+        ("--seconds", "-5", "--seconds -5: a number above 0"),
+        ("--seconds", "0", "--seconds 0: a number above 0"),
+        ("--seconds", "nan", "--seconds nan: a number above 0"),
+        ("--seconds", "inf", "--seconds inf: a number above 0"),
+        ("--memory", "-1", "--memory -1: GB for a submission"),
+        ("--memory", "0", "--memory 0: GB for a submission"),
+        ("--memory", "nan", "--memory nan: GB for a submission"),
+        ("--memory", "inf", "--memory inf: GB for a submission"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_named_before_anything_is_written(
+    option, value, says, course, tmp_path, capsys
+):
+    folder, out = tmp_path / "class", tmp_path / "out"
+    folder.mkdir()
+    out.mkdir()
+    (out / "grades.csv").write_text("of last week")
+    (folder / "ann.txt").write_text("Dear professor,")
+    before = everything(tmp_path)
+    command = ["grade", str(folder), "--assignments", str(course), "--out", str(out)]
+    assert cli.main([*command, f"{option}={value}"]) == 1
+    assert says in capsys.readouterr().err
+    assert everything(tmp_path) == before
+
+
+def test_two_cells_with_one_grade_id_are_named(course, tmp_path):
+    path = tmp_path / "source" / "numbers" / "numbers.ipynb"
+    shutil.copytree(course / "source", tmp_path / "source")
+    notebook = copies.read(path)
+    check = cell_of(notebook, "double-check")
+    notebook.cells.append(new_code_cell("ask(double, 1)", metadata=check.metadata))
+    nbformat.write(notebook, path)
+    words = (
+        "two cells of .*numbers.ipynb have the grade_id 'double-check': give one of them another"
+    )
+    with pytest.raises(Error, match=words):
+        copies.make(tmp_path)
+    assert [*everything(tmp_path)] == [path]
+    with pytest.raises(Error, match=words):
+        grade.assignments(tmp_path)
+
+
+# What a right solution may use
+
+
+@pytest.fixture
+def asked():
+    """A function that says what a check of `double` finds, where the submission has this cell."""
+    session = Session(Limits(seconds=60), WALL)
+    setup = "import torch\nfrom ddpp_course.checks import Mistake, ask"
+
+    def asks(cell):
+        assert session.run(cell, 60).error == ""
+        check = "if ask(double, 3) != 6:\n    raise Mistake('3 does not become 6')"
+        answer = session.check(check, ["double"], [], 60)
+        return answer.passed, answer.error or answer.says
+
+    try:
+        assert session.setup(setup, 60).error == ""
+        assert session.run(setup, 60).error == ""
+        yield asks
+    finally:
+        session.close()
+
+
+def test_a_right_function_may_use_the_optimizers_of_torch(asked):
+    step = (
+        "def double(x):\n    p = torch.zeros(1, requires_grad=True)\n"
+        "    optimizer = torch.optim.SGD([p], 2 * x)\n    p.sum().backward()\n"
+        "    optimizer.step()\n    return -p.item()"
+    )
+    assert asked(step) == (True, "")
+
+
+def test_a_right_function_may_use_the_gradients_of_torch_func(asked):
+    slope = (
+        "def double(x):\n    return torch.func.grad(torch.square)(torch.tensor(float(x))).item()"
+    )
+    assert asked(slope) == (True, "")
+
+
+def test_a_right_function_may_log_what_it_does(asked):
+    logs = "import logging\ndef double(x):\n    logging.warning('%s', x)\n    return 2 * x"
+    assert asked(logs) == (True, "")
 
 
 # What checks say of anything

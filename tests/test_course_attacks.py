@@ -25,7 +25,7 @@ from small_course import cell_of, make, solved
 from ddpp import cli
 from ddpp.foundation.errors import Error
 from ddpp_course import enter, grade, wall
-from ddpp_course.session import Limits, Session
+from ddpp_course.session import Limits, Session, _write
 
 ROOT = Path(__file__).parents[1]
 SETUP = """import torch
@@ -331,6 +331,42 @@ WANTS = {
         ],
         "cannot look into",
     ),
+    "looks back with logging": (
+        [
+            "import logging\ndef keep(s, t):\n    f = logging.currentframe()\n"
+            "    while 'right' not in f.f_globals: f = f.f_back\n    return f.f_globals['right']"
+        ],
+        "cannot look into",
+    ),
+    "is told of frames": (
+        [
+            "import logging, sys\nseen = []\ndef hook(event, values):\n"
+            "    if event == 'sys._getframe': seen.append(values[0])\nsys.addaudithook(hook)",
+            "def keep(s, t):\n    logging.warning('x')\n    f = seen[-1]\n"
+            "    while 'right' not in f.f_globals: f = f.f_back\n    return f.f_globals['right']",
+        ],
+        "IndexError",
+    ),
+    "is told of frames by a thread": (
+        [
+            "import logging, sys, threading\nseen = []\ndef hook(event, values):\n"
+            "    if event == 'sys._getframe': seen.append(values[0])\n"
+            "thread = threading.Thread(target=sys.addaudithook, args=(hook,))\n"
+            "thread.start(); thread.join()",
+            "def keep(s, t):\n    logging.warning('x')\n    f = seen[-1]\n"
+            "    while 'right' not in f.f_globals: f = f.f_back\n    return f.f_globals['right']",
+        ],
+        "IndexError",
+    ),
+    "rewrites what is asked of it": (
+        [
+            "import logging\ndef double(x):\n    f = logging.currentframe()\n"
+            "    while not isinstance(f.f_locals.get('known'), dict): f = f.f_back\n"
+            "    f.f_locals['known'].update(check=lambda **_: {}, "
+            "report=lambda number: {'passed': True, 'number': number})"
+        ],
+        "cannot look into",
+    ),
     "looks around": (
         [
             "import gc\ndef keep(s, t):\n    return next(d['right'] for d in gc.get_objects() if "
@@ -542,6 +578,73 @@ def test_an_answer_that_the_process_did_not_sign_is_none():
         session.close()
     assert (answer.passed, answer.alive) == (False, False)
     assert "wrote into the pipe" in answer.error
+
+
+DRIBBLES = """import os, signal, stat, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+pipes, end = [], time.monotonic() + 12
+for fd in range(3, 40):
+    try:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode): pipes.append(fd)
+    except OSError: pass
+while time.monotonic() < end:
+    for fd in pipes:
+        try: os.write(fd, b'x')
+        except OSError: pass
+    time.sleep(0.05)"""
+
+
+@pytest.fixture
+def session(monkeypatch):
+    monkeypatch.setattr("ddpp_course.session.GRACE", 1)
+    session = Session(Limits(seconds=9, memory=1.0), BEST)
+    yield session
+    session.close()
+
+
+def test_a_submission_that_dribbles_bytes_is_still_stopped_in_time(session):
+    begun = time.monotonic()
+    answer = session.run(DRIBBLES, 1)
+    assert "could not be interrupted" in answer.error
+    assert time.monotonic() - begun < 6  # 1 s, and 1 s of grace
+
+
+def test_ctrl_c_stops_a_submission_that_dribbles_bytes(session, monkeypatch):
+    stopped = threading.Event()
+    monkeypatch.setattr(Session, "stopped", stopped)
+    threading.Timer(1, stopped.set).start()
+    begun = time.monotonic()
+    assert session.run(DRIBBLES, 30).error == "grading was stopped"
+    assert time.monotonic() - begun < 6
+
+
+def test_a_question_that_is_read_byte_by_byte_has_one_deadline():
+    reader, writer = os.pipe()
+    ended = threading.Event()
+
+    def read_slowly():
+        while not ended.wait(0.2):
+            os.read(reader, 2**12)
+
+    thread = threading.Thread(target=read_slowly)
+    thread.start()
+    begun = time.monotonic()
+    try:
+        _write(writer, b"x" * 2**20, 1)
+        assert time.monotonic() - begun < 3
+    finally:
+        ended.set()
+        thread.join()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_files_that_are_only_in_memory_count_as_memory(session):
+    fills = (
+        "import os, time\nfiles = [os.memfd_create('x') for _ in range(2)]\n"
+        "for file in files:\n    for _ in range(80): os.write(file, bytes(10**7))\ntime.sleep(3)"
+    )
+    assert "more than 1 GB of memory" in session.run(fills, 9).error
 
 
 def test_where_no_wall_works_nothing_runs_and_the_ways_out_are_named(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_raw_cell
 from small_course import cell_of, make, solved
 
 from ddpp.foundation.errors import Error
-from ddpp_course import copies, grade, marks, wall
+from ddpp_course import copies, grade, marks, submissions, wall
 from ddpp_course.report import Outcome, Report
 from ddpp_course.session import Limits
-from ddpp_course.submissions import handed_in, safe, text_of
+from ddpp_course.submissions import handed_in, read, safe, text_of
 
 try:
     TRUST = wall.best() == wall.NONE
@@ -198,6 +199,134 @@ def test_which_files_are_graded(tmp_path):
     assert "an older version was not graded: dan.ipynb" in found["dan"].notes
 
 
+def test_a_students_number_in_brackets_is_no_older_version(tmp_path):
+    for name in ("hw1", "hw1 (4711)", "hw1 (4712)", "hw1 (473)", "hw1 (2)"):
+        (tmp_path / f"{name}.ipynb").write_text("{}")
+    found = {s.name: s for s in handed_in(tmp_path, tmp_path / "out")}
+    assert set(found) == {"hw1", "hw1 (4711)", "hw1 (4712)", "hw1 (473)"}
+    assert found["hw1"].older == ("hw1.ipynb",)
+
+
+# A link may lead to the work of somebody else
+
+
+@pytest.fixture
+def linked(course, tmp_path):
+    """Three students' folders, and reports of what is in them."""
+    folder = tmp_path / "class"
+    for name in ("ann", "ben", "eve"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ann" / "hw.ipynb").write_text(json.dumps(solved(course)))
+    (folder / "ben" / "final.txt").write_text(json.dumps(solved(course)))
+    (folder / "ben" / "hw.ipynb").symlink_to("final.txt")
+    (folder / "eve" / "ann.ipynb").symlink_to("../ann/hw.ipynb")
+    (folder / "eve" / "solution.ipynb").symlink_to(course / "solutions" / "texts" / "texts.ipynb")
+    (folder / "top.ipynb").symlink_to("ann/hw.ipynb")
+    if ENDLESS.exists():
+        (folder / "endless.ipynb").symlink_to(ENDLESS)
+    return folder
+
+
+ENDLESS = Path("/proc/self/pagemap")  # of Linux: it says that it has nothing, and does not end
+LINKS = ("eve/ann", "eve/solution", "top", *(["endless"] if ENDLESS.exists() else []))
+
+
+def test_a_link_to_the_work_of_another_is_not_read(course, tmp_path, linked):
+    out = tmp_path / "out"
+    grading = lambda: grade.grade_all(
+        linked, course, out, limits=Limits(seconds=60), jobs=1, trust=TRUST, say=print
+    )
+    reports = {r.submission: r for r in grading()}
+    assert {name: r.points for name, r in reports.items()} == {
+        "ann/hw": 2,
+        "ben/hw": 2,
+        **dict.fromkeys(LINKS, 0),
+    }
+    for name in LINKS:
+        assert "it is a link to another file: hand in the file itself" in reports[name].refused
+        text = (out / f"{name}.md").read_text()
+        assert text.count("it is a link to another file: hand in the file itself") == 1
+    # nor is it, where a file of its name was graded before
+    (linked / "ann" / "hw.ipynb").rename(linked / "ben" / "hw2.ipynb")
+    (linked / "ann" / "hw.ipynb").symlink_to("../ben/hw2.ipynb")
+    again = {r.submission: r for r in grading()}
+    assert (again["ann/hw"].points, again["ben/hw2"].points) == (0, 2)
+    assert "it is a link" in again["ann/hw"].refused
+
+
+def test_a_link_into_the_grades_is_not_passed_over(tmp_path, linked):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "ann.json").write_text("{}")
+    (linked / "eve" / "grades.ipynb").symlink_to(out / "ann.json")
+    found = {s.name: s for s in handed_in(linked, out)}
+    assert found["eve/grades"].linked
+
+
+def test_no_more_of_a_file_is_read_than_a_notebook_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(submissions, "LARGEST", 2_000_000)
+    (tmp_path / "large.ipynb").write_bytes(b" " * 3_000_000)
+    with pytest.raises(Error, match="the file has 3 MB"):
+        read(tmp_path / "large.ipynb")
+    if ENDLESS.exists():
+        with pytest.raises(Error, match="the file has 2 MB"):
+            read(ENDLESS)
+
+
+# Names
+
+
+def test_a_folder_never_takes_the_name_of_a_report_or_a_table(tmp_path):
+    made = [safe(name, folder=True) for name in ("ann.md", "GRADES.CSV", "a.json", "before", "x")]
+    assert [name.partition("~")[0] for name in made] == [
+        "ann.md",
+        "GRADES.CSV",
+        "a.json",
+        "before",
+        "x",
+    ]
+    assert ["~" in name for name in made] == [True, True, True, True, False]
+    assert safe("ann.md") == "ann.md"
+    for place in ("ann.md", "grades.csv", "before"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "hw.ipynb").write_text("{}")
+    (tmp_path / "ann.ipynb").write_text("{}")
+    found = handed_in(tmp_path, tmp_path / "out")
+    for s in found:
+        Report(s.name, "texts", outcomes(2.0), sha256="a").write(tmp_path / "out")
+    assert len(list((tmp_path / "out").rglob("*.json"))) == len(found) == 4
+    assert marks.write([report_of("ann")], tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("taken", ["grades.csv", "before", "by_hand.new.csv", "by_hand.csv"])
+def test_what_has_the_name_of_a_table_is_named_and_stays(tmp_path, taken):
+    if taken == "before":
+        (tmp_path / taken).write_text("notes")
+        marks.write([report_of("ann")], tmp_path)
+        says = "there is a file of this name. Move it away"
+    else:
+        (tmp_path / taken).mkdir()
+        says = "cannot"
+    reports = [report_of("ann"), report_of("ben")]
+    if taken == "by_hand.new.csv":
+        assert marks.write(reports, tmp_path) == []
+        reports.append(report_of("cleo"))
+    with pytest.raises(Error, match=says):
+        marks.write(reports, tmp_path)
+    assert (tmp_path / taken).exists()
+
+
+def test_names_that_differ_in_case_are_the_same_from_every_folder(tmp_path, monkeypatch):
+    (tmp_path / "class").mkdir()
+    for name in ("ann", "Ann", "ann "):
+        (tmp_path / "class" / f"{name}.ipynb").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    called = [Path("class"), Path("../") / tmp_path.name / "class", tmp_path / "class"]
+    ways = [[s.name for s in handed_in(folder, tmp_path / "out")] for folder in called]
+    assert ways[0] == ways[1] == ways[2]
+    assert len(set(ways[0])) == 3 and all("~" in name for name in ways[0])
+
+
 def test_names_of_reports_are_safe_and_apart():
     names = [
         "ann",
@@ -262,6 +391,46 @@ def test_a_text_is_found_where_it_stands(course):
     assert says(more).startswith("to be graded by hand (there is more in cell")
 
 
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (f'"""{ANSWER}"""', "there is other text in cell 8"),
+        (f"# {ANSWER}", "there is other text in cell 8"),
+        ("Pruning helps a lot", "there is other text in cell 8"),
+        ("x = 'label'  # one", "nothing was written"),
+        ("for x in range(10):\n    print(x if x else 0)", "nothing was written"),
+        ("", "nothing was written"),
+    ],
+)
+def test_a_text_in_a_cell_for_code_is_named(course, code, says):
+    given = grade.assignments(course)["texts"].given
+    notebook = copies.read(course / "release" / "texts" / "texts.ipynb")
+    notebook.cells.append(new_code_cell(code))
+    assert text_of("conclude", notebook, given).endswith(says)
+
+
+def test_a_text_in_the_cell_of_another_answer_is_named(tmp_path):
+    both = make(tmp_path, "two", "", [*TASKS, ("limits", 3, "Few seeds.", None)])
+    given = grade.assignments(both)["two"].given
+    notebook = copies.read(both / "release" / "two" / "two.ipynb")
+    assert text_of("limits", notebook, given) == "nothing was written"
+    cell_of(notebook, "conclude").source = f"{ANSWER} But there are few seeds."
+    assert text_of("conclude", notebook, given) == "to be graded by hand"
+    assert text_of("limits", notebook, given).endswith("there is other text in cell 7")
+    code = cell_of(notebook, "double")
+    code.source = f"def double(x):\n    # {ANSWER}\n    return 2 * x"
+    assert text_of("limits", notebook, given).endswith("there is other text in cell 4, 7")
+
+
+def test_a_text_is_found_at_once_among_thousands_of_copies(course):
+    given = grade.assignments(course)["texts"].given
+    notebook = copies.read(course / "release" / "texts" / "texts.ipynb")
+    notebook.cells += [deepcopy(cell_of(notebook, "conclude")) for _ in range(8000)]
+    began = time.process_time()
+    assert text_of("conclude", notebook, given) == "nothing was written"
+    assert time.process_time() - began < 1.5
+
+
 def outcomes(points=2.0):
     return [
         Outcome("check", "Doubling", points, 2, "fine"),
@@ -324,6 +493,23 @@ def test_a_mark_by_hand_that_cannot_be_meant_is_named(tmp_path):
     with pytest.raises(Error, match="lacks one of the columns"):
         marks.write([report_of("ann")], tmp_path)
     assert hand.read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize("name", ["ann lee ", " ann", "'=ann", "=ann "])
+def test_a_mark_reaches_a_name_with_spaces_at_its_ends(tmp_path, name):
+    one = Report(name, "texts", outcomes(), sha256="a" * 64)
+    marks.write([one], tmp_path)
+    hand = tmp_path / "by_hand.csv"
+    hand.write_text(hand.read_text().replace("Text,,", "Text,3,"))
+    assert marks.write([one], tmp_path) == []
+    assert rows_of(tmp_path / "grades.csv")[0]["total"] == "5.0"
+    assert "3 of 3" in (tmp_path / f"{name}.md").read_text()
+
+
+def test_older_versions_that_are_left_out_are_named(tmp_path):
+    one = report_of("ann")
+    one.notes = ["an older version was not graded: ann.ipynb", "cell 2 stopped: x"]
+    assert marks.write([one], tmp_path) == ["older versions, not graded: ann.ipynb (ann)"]
 
 
 def test_a_mark_of_an_older_version_is_named(tmp_path):

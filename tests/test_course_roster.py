@@ -2,6 +2,8 @@
 
 import csv
 import os
+import time
+import unicodedata
 from datetime import datetime
 
 import nbformat
@@ -10,8 +12,9 @@ from small_course import make, solved
 
 from ddpp import cli
 from ddpp.foundation.errors import Error
-from ddpp_course import wall
-from ddpp_course.roster import Rules, Student, moment, read
+from ddpp_course import marks, wall
+from ddpp_course.report import Outcome, Report
+from ddpp_course.roster import Rules, Student, moment, owners, read
 
 try:
     TRUST = ["--trust-submissions"] if wall.best() == wall.NONE else []
@@ -162,11 +165,108 @@ def test_where_nothing_was_in_time_the_last_counts(course, grade, tmp_path):
 
 def test_a_deadline_lasts_to_the_end_of_its_minute_or_of_its_day():
     local = lambda text: datetime.fromisoformat(text).astimezone()
-    assert moment("2026-12-01T23:59") == local("2026-12-01T23:59:59")
-    assert moment("2026-12-01") == moment("20261201") == local("2026-12-01T23:59:59")
+    end = local("2026-12-01T23:59:59.999999")
+    assert moment("2026-12-01T23:59") == moment("2026-12-01") == moment("20261201") == end
     assert moment("2026-12-01 08:00:30") == local("2026-12-01T08:00:30")
-    assert moment("2026-12-01T00:00") == local("2026-12-01T00:00:59")
+    assert moment("2026-12-01T00:00") == local("2026-12-01T00:00:59.999999")
     assert moment("2026-12-01T23:59+01:00").timestamp() == moment("2026-12-01T22:59Z").timestamp()
+
+
+@pytest.fixture
+def days_late(monkeypatch):
+    """How many days after a deadline a time is, in a place with summer time."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+
+    def days(due, at):
+        row = {"submission": "ann", "of": 20, "by_hand_of": 0, "total": 20.0, "refused": ""}
+        written = datetime.fromisoformat(at).timestamp()
+        Rules(due=moment(due), late=10).apply([row], {"ann": written}, [])
+        return row["days_late"]
+
+    yield days
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("due", "at", "days"),
+    [
+        ("2026-12-01T23:59", "2026-12-01T23:59:59.5", 0),
+        ("2026-12-01T23:59", "2026-12-02T00:00", 1),
+        ("2026-12-01T23:59", "2026-12-02T23:59:59", 1),
+        ("2026-12-01T23:59", "2026-12-03T00:00", 2),
+        ("2026-10-24T23:59", "2026-10-25T23:30", 1),  # a day of 25 hours
+        ("2026-10-24T23:59", "2026-10-26T00:00", 2),
+        ("2026-03-28T23:59", "2026-03-29T23:59", 1),  # a day of 23 hours
+        ("2026-03-28T23:59", "2026-03-30T00:00", 2),
+        ("2026-10-25T02:30+02:00", "2026-10-25T02:10+01:00", 1),  # the clock was set back between
+        ("2026-12-01T23:59+00:00", "2026-12-02T23:30+00:00", 1),
+    ],
+)
+def test_a_day_is_one_of_the_calendar_and_a_minute_is_whole(days_late, due, at, days):
+    assert days_late(due, at) == days
+
+
+BOB, ANN, ELEVEN = Student("1", "Bob Stone"), Student("2", "Ann Lee"), Student("4711", "X Yz")
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("ann lee (1)", [ANN]),
+        ("ann lee(1)", [ANN]),
+        ("ann lee (1)~0123abcd", [ANN]),
+        ("ann lee~00004711", [ANN]),
+        ("assignment (1)/ann lee", []),
+        ("hw1 (4711)", [ELEVEN]),
+        ("hw1-4711", [ELEVEN]),
+        ("4711-hw1", [ELEVEN]),
+        ("hw_2026-02-01_4711", [ELEVEN]),
+        ("ann lee", [ANN]),
+        ("2 ann lee", [ANN]),
+        ("ann lee_2_1", [ANN]),
+        ("hw 1", [BOB]),
+        # number and name are of two
+        ("ann lee_assignment_1", [BOB, ANN]),
+        ("hw 1 ann lee", [BOB, ANN]),
+        ("assignment 1/ann lee", [BOB, ANN]),
+        ("ann_lee_1", [BOB, ANN]),
+        ("1 2", [BOB, ANN]),
+        # the platform's own numbers are of nobody here
+        ("annlee_4711_5013_hw", [ANN]),
+        ("annlee_LATE_5013_4711_hw-1", [ANN]),
+        ("Ann Lee_1_assignsubmission_file_/hw", [ANN]),
+        ("whoever_17_5013_hw_4711", [ELEVEN]),
+    ],
+)
+def test_a_number_in_brackets_is_a_browsers_and_not_a_students(name, of):
+    assert owners(name, [BOB, ANN, ELEVEN]) == of
+
+
+def test_a_number_with_hyphens_is_one_word():
+    students = [Student("12-345", "A B"), Student("12", "C D")]
+    assert owners("hw_12-345", students) == students[:1]
+    assert owners("hw-12", students) == students[1:]
+
+
+def test_a_file_whose_number_and_name_are_of_two_is_given_to_nobody():
+    row = {"submission": "hw 1 ann lee", "assignment": "a", "refused": "", "total": 1, "points": 1}
+    (said,) = Rules([BOB, ANN]).apply([row], {}, [])
+    assert said == (
+        "hw 1 ann lee may be of 1 (Bob Stone), 2 (Ann Lee), so it is given to nobody: put the "
+        "student's number, and no other, into its name"
+    )
+    assert not {"number", "name", "counts"} & row.keys()
+
+
+@pytest.mark.parametrize("ways", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_letters_with_accents_match_however_a_computer_writes_them(tmp_path, ways):
+    in_roster, in_file = (unicodedata.normalize(way, "José Peña") for way in ways)
+    (tmp_path / "roster.csv").write_text(f"number,name\nä1,{in_roster}\n")
+    students = read(tmp_path / "roster.csv")
+    assert owners(in_file, students) == students
+    assert owners(unicodedata.normalize("NFD", "hw_Ä1"), students) == students
 
 
 @pytest.mark.parametrize(
@@ -356,6 +456,30 @@ def test_a_table_for_moodle(course, grade, tmp_path, roster, lines, says):
     assert (tmp_path / "grades" / "moodle.csv").read_text().splitlines() == lines
     assert says in said
     assert bool(says) == ("maximum" in said)
+
+
+def test_the_feedback_in_moodles_worksheet_stays_as_it_is(tmp_path):
+    sheet = SHEET.replace('"a, b"', '"- see the ""interval"", please"').replace("Ben", "=Ben")
+    (tmp_path / "sheet.csv").write_text(sheet)
+    rules = Rules.of(tmp_path / "sheet.csv", None, 0, "last", "moodle")
+    names = [f"{name}_assignsubmission_file_/a" for name in ("Ann Lee_21", "=Ben Noe_22")]
+    reports = [Report(name, "a", [Outcome("c", "C", 4, 4, "fine")]) for name in names]
+    marks.write(reports, tmp_path / "out", rules)
+    table = (tmp_path / "out" / "moodle.csv").read_bytes().decode().splitlines()
+    assert table == sheet.replace("Submitted,,", "Submitted,4,").splitlines()
+    assert "'=Ben Noe" in (tmp_path / "out" / "grades.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["canvas.csv", "grades.csv", "by_hand.csv"])
+def test_a_roster_is_never_replaced_by_a_table(course, grade, tmp_path, name):
+    hand_in(course, tmp_path / "in" / "4711.ipynb")
+    (tmp_path / "grades").mkdir()
+    roster = tmp_path / "grades" / name
+    roster.write_text(EXPORT)
+    code, said = grade("--roster", f"in/../grades/{name}", "--for", "canvas")
+    assert (code, roster.read_text()) == (1, EXPORT)
+    assert f"grades/{name} would be replaced by the table of this name: move it out" in said
+    assert "Traceback" not in said
 
 
 WRONG = {
