@@ -120,8 +120,8 @@ def test_a_marker_that_is_not_closed_is_named():
 
 @lru_cache(1)
 def solved(name):
-    """The assignment, its solution's cells by name, and what they and the setup leave. Studies are
-    shortened.
+    """The assignment, its solution's cells by name, what they and the setup leave, and the rules.
+    Studies are shortened.
     """
     matplotlib.use("Agg")
     assignment = grade.Assignment.read(copies.sources(COURSE)[name])
@@ -136,7 +136,7 @@ def solved(name):
     for code in cells.values():
         exec(code, space)
     judge.prepare(shorten(assignment.setup))
-    return assignment, cells, space, dict(judge.space)
+    return assignment, cells, space, dict(judge.space), dict(RULES)
 
 
 def shorten(code):
@@ -149,7 +149,7 @@ def shorten(code):
 
 def judged(name, wrong: Wrong):
     """What each check says of a solution with this mistake: task -> (passed, says)."""
-    assignment, cells, space, prepared = solved(name)
+    assignment, cells, space, prepared, rules = solved(name)
     source = wrong.apply(copies.solutions(read("source", name)))
     (code,) = [
         cell.source for cell in source.cells if copies.nbgrader(cell).get("grade_id") == wrong.cell
@@ -161,23 +161,20 @@ def judged(name, wrong: Wrong):
     elif wrong.cell == "run-once":
         del checks["study-check"]
     changed = set.union(*(found for code in (again[0], again[-1]) for found in grade.names(code)))
-    space, rules = dict(space), dict(RULES)
+    space = dict(space)
+    RULES.update(rules)  # the fixture `tables` takes them away again
     judge.space.clear()
     judge.space.update(prepared)
-    try:
-        for code in again:
-            with contextlib.suppress(Exception):  # as in the student's notebook
-                exec(code, space)
-        found = {}
-        for task, check in checks.items():
-            functions, values = assignment.asks_for(check)
-            if changed & {*functions, *values}:  # others cannot have changed
-                answer = judge.judge(shorten(check), functions, values, space)
-                found[task] = answer["passed"], answer["says"]
-        return found
-    finally:
-        RULES.clear()
-        RULES.update(rules)
+    for code in again:
+        with contextlib.suppress(Exception):  # as in the student's notebook
+            exec(code, space)
+    found = {}
+    for task, check in checks.items():
+        functions, values = assignment.asks_for(check)
+        if changed & {*functions, *values}:  # others cannot have changed
+            answer = judge.judge(shorten(check), functions, values, space)
+            found[task] = answer["passed"], answer["says"]
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
