@@ -15,7 +15,7 @@ from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.recipes import recipe as recipe_of
 from ddpp.experiments.reproducing import reproduce
 from ddpp.foundation.errors import Error, choose
-from ddpp.foundation.text import aligned, in_markdown, show_p
+from ddpp.foundation.text import AsTable, show_p
 from ddpp.pruning import RULES, Rule
 
 Setting = tuple[str, float]  # a rule and its epsilon
@@ -115,7 +115,7 @@ def holm(differences: Mapping[K, Difference]) -> dict[K, float | None]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(AsTable):
     """What `compare` found: accuracies and paired differences to a base.
 
     In a notebook it shows itself as a table; `ddpp.book.figures.comparison` draws it.
@@ -167,15 +167,6 @@ class Comparison:
                     line[5] = show_p(p)
             lines.append(line)
         return lines
-
-    def __str__(self) -> str:
-        return aligned(self.lines())
-
-    def markdown(self) -> str:
-        """The table in Markdown."""
-        return in_markdown(self.lines())
-
-    _repr_markdown_ = markdown
 
 
 def compare(

@@ -62,10 +62,15 @@ class Worker:
         """
         load = lru_cache(1)(self._load)
         for run in self.todo:
-            row, recipe = read_result(run, self.results), run.recipe
-            if not row or "images" not in row or (recipe.data in SHA256 and not self.given):
+            recipe = run.recipe
+            if recipe.data in SHA256 and not self.given:
                 continue
-            if row["images"] != load(recipe.data, recipe.zca, recipe.validation).identity:
+            row = read_result(run, self.results)
+            if (
+                row
+                and "images" in row
+                and row["images"] != load(recipe.data, recipe.zca, recipe.validation).identity
+            ):
                 raise Error(
                     f"{run.report(self.results)} is the result of other images, or of another "
                     "preprocessing: move it away, or choose another folder for results"

@@ -18,3 +18,20 @@ def in_markdown(lines: Sequence[Sequence[str]]) -> str:
 def show_p(p: float) -> str:
     """Write a probability as text."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+class AsTable:
+    """What shows itself as a table: as text, and in a notebook in Markdown."""
+
+    def lines(self) -> list[list[str]]:
+        """The table as text, its head first."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return aligned(self.lines())
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        return in_markdown(self.lines())
+
+    _repr_markdown_ = markdown

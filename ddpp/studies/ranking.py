@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.seeds import generator
-from ddpp.foundation.text import aligned, in_markdown
+from ddpp.foundation.text import AsTable
 from ddpp.studies.grids import Candidate
 
 TRUTH = "all images"  # what this row of a report was trained on
@@ -126,7 +126,7 @@ def bootstrap(statistic: Callable[[Tensor], float], count: int, seed: int = 0) -
 
 
 @dataclass(frozen=True)
-class Ranking:
+class Ranking(AsTable):
     """What networks learn from sets: by `rank`, or read from its report by `Ranking.read`."""
 
     candidates: tuple[Candidate, ...]
@@ -238,12 +238,3 @@ class Ranking:
         if not known:
             lines.append([TRUTH, *[""] * len(STATISTICS), f"{self.seconds[TRUTH] / 60:.1f}"])
         return lines
-
-    def __str__(self) -> str:
-        return aligned(self.lines())
-
-    def markdown(self) -> str:
-        """The table in Markdown."""
-        return in_markdown(self.lines())
-
-    _repr_markdown_ = markdown
