@@ -3,6 +3,7 @@ for its own.
 """
 
 import functools
+import math
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import torch
 from torch import nn
 
@@ -409,6 +411,33 @@ def test_an_object_is_known_by_its_class_and_values_whatever_it_wraps():
     assert len(found | {fingerprint(helper)}) == 3
 
 
+def test_what_a_class_of_classes_does_is_seen():
+    def made(limit):
+        class Limited(type):
+            def keep(cls, student):
+                return student > limit
+
+        return Limited("Rule", (), {"__call__": lambda self, student: type(self).keep(student)})
+
+    assert fingerprint(made(1)()) == fingerprint(made(1)())
+    assert fingerprint(made(1)()) != fingerprint(made(2)())
+
+
+def test_a_module_of_ones_own_that_is_not_asked_for_names_asks_for_a_version():
+    class Rule:
+        tools = small
+
+        def __call__(self, student):
+            return self.tools.keep(student)
+
+    passes_on = lambda student: Rule.__call__(small, student)
+    for thing in (Rule(), passes_on):
+        with pytest.raises(Error, match="uses all of the module small, of which ddpp cannot tell"):
+            fingerprint(thing)
+    Rule.tools = math
+    assert len(fingerprint(Rule())) == 16  # libraries have no versions of their own
+
+
 def test_values_that_are_attributes_of_a_function_are_seen():
     def share(x):
         return x * share.limit
@@ -427,6 +456,14 @@ def test_values_that_are_attributes_of_a_function_are_seen():
         ("", "import {0}.masks as m\n    return m.keep(x)"),
         ("", "from {0}.masks import keep\n    return keep(x)"),
         ("", "from {0} import masks\n    return masks.keep(x)"),
+        (
+            "import {0}.masks\nwith_module = (lambda m: lambda x: m.keep(x))({0}.masks)",
+            "return with_module(x)",
+        ),
+        (
+            "from {0}.masks import keep",
+            "class Kept:\n        mask = keep(0)\n    return Kept.mask",
+        ),
     ],
 )
 def test_code_of_ones_own_modules_is_seen_however_it_is_imported(tmp_path, monkeypatch, lines):

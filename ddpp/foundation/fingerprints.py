@@ -37,6 +37,8 @@ SHOWN = (
     re.Pattern,
     Path,
 )
+# of a global: in a function, and in the body of a class inside one
+LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 NOT_CODE = {
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"),
     *("__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__"),
@@ -126,6 +128,8 @@ def _describe(value, seen: dict):
         return f"number {seen[id(value)][0]}"
     seen[id(value)] = len(seen), value  # kept, or another value could get its id
     if isinstance(value, types.ModuleType):
+        if not _in_library(value):  # which of its functions are used, the code does not tell
+            raise _Unseen(f"all of the module {value.__name__}")
         return f"module {value.__name__}"
     if isinstance(value, (set, frozenset)):
         return ["set", *sorted(json.dumps(_describe(item, seen)) for item in value)]
@@ -138,7 +142,8 @@ def _describe(value, seen: dict):
             return _function(value, seen)
         if isinstance(value, type):
             bases = [_describe(base, seen) for base in value.__bases__]
-            return ["class", bases, _describe(_own(value), seen)]
+            kind = [] if _is_library(type(value)) else [_describe(type(value), seen)]
+            return ["class", *kind, bases, _describe(_own(value), seen)]
         if isinstance(value, SHOWN) and not hasattr(value, "__wrapped__"):
             return repr(value)
     names, parts = _take_apart(value)
@@ -198,13 +203,14 @@ def _function(function: types.FunctionType, seen: dict):
     used = {}
     for code in _codes(function.__code__):
         for name in dict.fromkeys(
-            i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"
+            i.argval for i in dis.get_instructions(code) if i.opname in LOADS
         ):
             if name in function.__globals__:
                 used[name] = _with_attributes(function.__globals__[name], code.co_names, seen)
         for name, module in _imported(code, function.__globals__):
             used[f"import {name}"] = _with_attributes(module, code.co_names, seen)
     closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    names = tuple(dict.fromkeys(n for code in _codes(function.__code__) for n in code.co_names))
     own = {k: v for k, v in vars(function).items() if k not in ("__wrapped__", VERSION)}
     return [
         "function",
@@ -212,7 +218,10 @@ def _function(function: types.FunctionType, seen: dict):
         _code(function.__code__),
         _describe([function.__defaults__, function.__kwdefaults__], seen),
         [
-            [name, _describe(cell.cell_contents, seen) if _filled(cell) else "empty"]
+            [
+                name,
+                _with_attributes(cell.cell_contents, names, seen) if _filled(cell) else "empty",
+            ]
             for name, cell in closure.items()
         ],
         sorted(used.items()),
@@ -224,6 +233,8 @@ def _with_attributes(value, names: tuple[str, ...], seen: dict):
     if isinstance(value, types.ModuleType) and not _in_library(value):
         # not by `seen`, or a second look could be at other attributes
         others = tuple(n for n in names if getattr(value, n, value) is not value)
+        if not others:
+            return _describe(value, seen)
         return [
             f"module {value.__name__}",
             [[n, _with_attributes(getattr(value, n), _without(n, names), seen)] for n in others],
@@ -244,7 +255,8 @@ def _imported(code: types.CodeType, known: dict) -> Iterator[tuple[str, types.Mo
             continue
         level, wanted = (one.argval for one in instructions[at - 2 : at])
         name = "." * (level if isinstance(level, int) else 0) + i.argval
-        for part in ("", *(f".{one}" for one in wanted or ())):
+        # what is inside a package first, as the package has it as an attribute only then
+        for part in (*(f".{one}" for one in wanted or ()), ""):
             # what is not there, or not now: the call will say so, or it is no module
             with contextlib.suppress(Exception):
                 module = importlib.import_module(name + part, known.get("__package__"))
