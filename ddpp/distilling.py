@@ -84,7 +84,7 @@ class DistillConfig:
     ema: Share = field(default=0.0, metadata={"since": 3})
     # largest norm of the gradient of the images, which is shortened to it; None: any
     clip: Positive | None = field(default=None, metadata={"since": 3})
-    # whether that gradient is divided by its norm, so that image_lr is the length of a step
+    # whether that gradient is divided by its norm; image_lr is then the length of the first step
     normalize: bool = field(default=False, metadata={"since": 3})
     # start epochs are drawn from here on
     min_start_epoch: Whole = field(default=0, metadata={"since": 3})

@@ -111,7 +111,7 @@ def shortened(gradient: Tensor, most: float | Tensor) -> Tensor:
 
 
 def normalized(gradient: Tensor) -> Tensor:
-    """Divide a gradient by its norm: a step is then as long as its learning rate says; 0 stays 0.
+    """Divide a gradient by its norm, so that its length is 1; 0 stays 0.
 
     >>> import torch
     >>> from ddpp.refining import normalized

@@ -323,7 +323,7 @@ def test_chapter_14_says_what_the_memories_reached():
     low, high = below.interval
     for said in (
         f"ends {few.mean:.1f} points higher {ends(few)}",
-        f"{gain('mtt', 1).mean:.1f} and {gain('ddpp', 1).mean:.1f}.",
+        f"{gain('mtt', 1).mean:.1f} and {gain('ddpp', 1).mean:.1f} points.",
         f"Herding's gain of {gain('herding', 1).mean:.1f} is",
         f"is {many.mean:.1f} points better than photographs {ends(many)}",
         f"which is made of photographs, {gain('herding', 10).mean:.1f}.",

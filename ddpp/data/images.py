@@ -33,7 +33,7 @@ class Split(NamedTuple):
         return Split(self.images.to(device), self.labels.to(device))
 
     def as_noise(self, seed: int) -> "Split":
-        """Replace each image by standard normal values, of which whitened images have the scale."""
+        """Replace each image by standard normal values: three times the scale of whitened ones."""
         rng, like = generator(seed, "noise"), self.images
         noise = torch.randn(like.shape, generator=rng, dtype=like.dtype)
         return Split(noise.to(like), self.labels)
