@@ -31,7 +31,7 @@ from ddpp.foundation.errors import (
 )
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.seeds import generator
-from ddpp.networks import Flat
+from ddpp.networks import Flat, NetworkConfig
 from ddpp.pruning import (
     RULES,
     Rule,
@@ -82,7 +82,8 @@ class DistillConfig:
     augment: Augmentation = field(default=True, metadata={"since": 2})
     # decay of a moving average of the images, which is then the result; 0: the images themselves
     ema: Share = field(default=0.0, metadata={"since": 3})
-    # largest norm of the gradient of the images, which is shortened to it; None: any
+    # largest norm of the gradient of the images (with label_lr, also of their logits), which is
+    # shortened to it; None: any
     clip: Positive | None = field(default=None, metadata={"since": 3})
     # whether that gradient is divided by its norm; image_lr is then the length of the first step
     normalize: bool = field(default=False, metadata={"since": 3})
@@ -389,8 +390,20 @@ def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
         )
     teachers.check_data(data)
     rule_of(config, teachers.network)
-    check_rule(config.rule, teachers.network.size)
-    check_operations(config.augment, data.shape)
+    check_rule(config.rule, teachers.network.size, data.device)
+    check_operations(config.augment, data.shape, data.device)
+
+
+def fits(data: ImageData, network: NetworkConfig, config: DistillConfig) -> None:
+    """Raise an Error for settings that the data or the network do not fit.
+
+    This is asked before teachers are trained.
+    """
+    data.draw(config.ipc, config.seed)
+    flat = data.network(network)
+    rule_of(config, flat)
+    check_rule(config.rule, flat.size, data.device)
+    check_operations(config.augment, data.shape, data.device)
 
 
 def rule_of(config: DistillConfig, network: Flat) -> Rule:

@@ -310,7 +310,7 @@ def train(
     """
     distilled = distilled.unfolded()
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
-    check_operations(protocol.augment, images.shape[1:])
+    check_operations(protocol.augment, images.shape[1:], images.device)
     network.check_batches(len(labels), protocol.batch)
     theta = network.initial(derive(seed, *path))
     velocity = torch.zeros_like(theta)

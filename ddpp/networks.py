@@ -275,29 +275,33 @@ class Flat:
         return functional_call(self._module, self.unflatten(theta), (plain(images),))
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
-        """Compute the input of the last linear layer, (n, d)."""
+        """Compute the input of the linear layer that is called last, (n, d)."""
         return self.activations(theta, images, kinds=())[-1]
 
     def activations(
         self, theta: Tensor, images: Tensor, kinds: tuple[type[nn.Module], ...] = (nn.ReLU,)
     ) -> list[Tensor]:
-        """Compute the output of each layer of these kinds, in order, then the input of the last
-        linear layer, (n, d).
+        """Compute the output of each layer of these kinds, in order, then the input of the linear
+        layer that is called last, (n, d). Raises Error for a network that calls none.
         """
-        seen, modules = [], list(self._module.modules())
-        last = [module for module in modules if isinstance(module, nn.Linear)][-1]
-        hooks = [
-            m.register_forward_hook(lambda m, x, y: seen.append(y))
-            for m in modules
-            if isinstance(m, kinds)
-        ]
-        hooks.append(last.register_forward_pre_hook(lambda m, x: seen.append(x[0])))
+        seen, inputs, hooks = [], [], []
+        for module in self._module.modules():
+            if isinstance(module, kinds):
+                hooks.append(module.register_forward_hook(lambda m, x, y: seen.append(y)))
+            if isinstance(module, nn.Linear):
+                hooks.append(module.register_forward_pre_hook(lambda m, x: inputs.append(x[0])))
         try:
             self(theta, images)
         finally:
             for hook in hooks:
                 hook.remove()
-        return seen
+        if not inputs:
+            raise Error(
+                f"the network '{self.name}' has no features to match, as these are the input of "
+                "its last nn.Linear, and it calls none: end it with one, or choose a method that "
+                "matches something else"
+            )
+        return [*seen, inputs[-1]]
 
     def initial(self, seed: int) -> Tensor:
         """Draw an initialization (p,) from PyTorch's default distributions, by the seed alone."""

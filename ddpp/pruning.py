@@ -134,8 +134,8 @@ def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: Rule = "si
     return check_mask(prune(student, teacher, epsilon), student)
 
 
-def check_rule(rule: Rule, size: int) -> None:
-    """Raise an Error for a rule of one's own that cannot be used on vectors (size,).
+def check_rule(rule: Rule, size: int, device: torch.device | str) -> None:
+    """Raise an Error for a rule of one's own that cannot be used on vectors (size,) on a device.
 
     It must return a mask, and the same one for equal vectors: a step asks for it more than once.
     """
@@ -143,7 +143,8 @@ def check_rule(rule: Rule, size: int) -> None:
         return
     name, before = str(rule), fingerprint(find_rule(rule), "rule")
     rng = generator(0, "probe")
-    student, teacher = (torch.randn(size, generator=rng, dtype=torch.float32) for _ in range(2))
+    draw = lambda: torch.randn(size, generator=rng, dtype=torch.float32).to(device)
+    student, teacher = draw(), draw()
     with torch.random.fork_rng(devices=[]):
         try:
             one, two = (keep_mask(student, teacher, 0.1, rule) for _ in range(2))

@@ -151,9 +151,10 @@ def train_teachers(
     >>> len(teachers), teachers.epochs
     (1, 1)
     """
+    processes.check_joined()
     if folder is None and processes.size() > 1:
         raise Error("several processes share their teachers through a folder: say which")
-    check_operations(config.augment, data.shape)
+    check_operations(config.augment, data.shape, data.device)
     network = data.network(config.network)
     network.check_batches(len(data.train.labels), config.batch)
     training = _Training(
@@ -246,12 +247,14 @@ def _train(training: _Training, k: int, bar: tqdm) -> Mapping[str, Tensor]:
     """Train teacher k from its last stored epoch on, and return its snapshots and losses."""
     config, network, path = training.config, training.network, training.path(k)
     stored = training.stored(k)
-    done = len(stored) // 2
+    known, done = len(stored), len(stored) // 2
     bar.update(min(done, config.epochs))
     if done >= config.epochs:
         return stored
 
-    trajectory = dict(stored) or {
+    trajectory = {name: tensor.clone() for name, tensor in stored.items()}
+    del stored  # an open file cannot be replaced on Windows
+    trajectory = trajectory or {
         "epoch_000": network.initial(derive(config.seed, "teacher", k)).cpu()
     }
     theta = trajectory[f"epoch_{done:03d}"].to(network.device)
@@ -273,7 +276,7 @@ def _train(training: _Training, k: int, bar: tqdm) -> Mapping[str, Tensor]:
                 files.write(path, KIND, trajectory, training.meta(k))
                 saved = time.monotonic()
     finally:  # finished, Ctrl-C, or an error: no whole epoch is lost
-        if path and len(trajectory) > len(stored):
+        if path and len(trajectory) > known:
             files.write(path, KIND, trajectory, training.meta(k))
     return trajectory if path is None else files.Lazy(path, KIND)
 

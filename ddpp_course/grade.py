@@ -289,7 +289,7 @@ class _Grading:
         self.assignment, self.notebook = assignment, notebook
         self.limits, self.begin = limits, begin
         self.end = time.monotonic() + limits.total
-        self.notes: list[str] = []
+        self.notes = list(self._in_checks())
         self.skip: set[int] = set()  # cells that brought the kernel down
         self.says: dict[str, tuple[bool, str]] = {}  # task -> passed, what the check says
 
@@ -360,6 +360,14 @@ class _Grading:
             given |= marks.get("grade_id") in self.assignment.checks
             if cell.source.strip() and not given and not untouched:
                 yield number, cell.source
+
+    def _in_checks(self) -> Iterator[str]:
+        """Yield notes on what a student defined in the cell of a check, which is not run."""
+        for number, cell in enumerate(self.notebook.cells, 1):
+            check = self.assignment.checks.get(copies.nbgrader(cell).get("grade_id", ""))
+            if check is not None and cell.cell_type == "code":
+                for name in sorted(set.union(*names(cell.source)) - set.union(*names(check))):
+                    yield messages.say("grader", "in_check", number=number, name=name)
 
     def _seconds(self) -> float:
         """Return what a cell or a check has left."""

@@ -29,7 +29,6 @@ LONGEST = 150  # bytes of a report's name, which gets endings
 AGAIN = re.compile(r"^(?P<name>.+?) ?\((?P<number>\d{1,2})\)$")
 # endings of what the grader writes: a folder with one would stand in its way
 WRITTEN = (".csv", ".md", ".json", ".part")
-LINK = "it is a link to another file: hand in the file itself"
 MOODLE = re.compile(r"_assignsubmission_(file|onlinetext)_?$")
 # a string with values in it has a token of its own from Python 3.12 on
 TEXTS = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)}
@@ -168,7 +167,7 @@ def _followed(submission: Submission, top: Path) -> Submission:
 
 
 def _linked() -> str:
-    return say("grader", "unreadable", error=LINK)
+    return say("grader", "unreadable", error=say("grader", "link"))
 
 
 def _named_apart(found: list[Submission], top: Path) -> list[Submission]:

@@ -158,7 +158,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     wait = SimpleNamespace(wait_stream=lambda other: None)
     for name, stand_in in {
-        **{"Stream": lambda: wait, "current_stream": lambda: wait},
+        **{"Stream": lambda *_: wait, "current_stream": lambda: wait},
         **{"stream": contextlib.nullcontext, "device": contextlib.nullcontext},
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)

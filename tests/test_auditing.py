@@ -4,6 +4,7 @@ counting by hand, and audits from nothing to the report.
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -267,6 +268,35 @@ def test_a_model_is_made_from_its_half_alone(npz):
     labels[pool.members[0].nonzero()[0]] ^= 1
     train = pool.data.train._replace(labels=labels)
     assert replace(pool, data=replace(pool.data, train=train)).half(0).sha256 != one.sha256
+
+
+def test_a_half_is_known_by_which_images_it_has_and_not_by_their_last_bits(npz):
+    pool = draw_pool(load(npz), DESIGN, 0)
+    near = pool.data.train._replace(images=pool.data.train.images * (1 + 1e-6))
+    elsewhere = replace(pool, data=replace(pool.data, train=near))  # as with other threads
+    assert elsewhere.half(0).sha256 == pool.half(0).sha256
+    other = draw_pool(load(npz), DESIGN, 1)
+    fewer = draw_pool(load(npz), replace(DESIGN, images=DESIGN.images - 1), 0)
+    assert len({one.half(0).sha256 for one in (pool, other, fewer)}) == 3
+
+
+def test_photographs_are_found_again_in_a_set_with_other_last_bits(npz, tmp_path, monkeypatch):
+    first = audit(small(npz, method="random"), tmp_path / "a", DESIGN, device="cpu", saving=QUIET)
+    shutil.copytree(tmp_path / "a", tmp_path / "b", ignore=lambda *_: {"audit.json"})
+    for path in (tmp_path / "b").glob("model*"):
+        path.unlink()
+    whole = auditing.draw_pool
+
+    def rounded(data, design, seed):
+        pool = whole(data, design, seed)
+        near = pool.data.train._replace(images=pool.data.train.images * (1 + 1e-6))
+        return replace(pool, data=replace(pool.data, train=near))
+
+    monkeypatch.setattr(auditing, "draw_pool", rounded)
+    again = audit(small(npz, method="random"), tmp_path / "b", DESIGN, device="cpu", saving=QUIET)
+    assert first.start.keys() == again.start.keys() == {"nearest", "closer"}
+    for name, found in first.start.items():
+        assert again.start[name].auc == pytest.approx(found.auc, abs=0.01)
 
 
 def test_a_network_that_has_learned_its_half_by_heart_gives_its_canaries_away(tmp_path):

@@ -20,6 +20,7 @@ from ddpp.foundation.seeds import generator
 from ddpp.networks import ConvNet, Flat, NetworkConfig
 from ddpp.pruning import RULES, matching_loss
 from ddpp.unrolling import ENGINES, Updates, choose_engine, compiled, draw_updates, unroll
+from ddpp.unrolling.adjoint import adjoint_engine
 
 # one shape of batch throughout: it is compiled once, in half a minute
 BATCH, CLASSES, SIZE = (
@@ -226,6 +227,50 @@ def test_where_it_fails_it_says_so_once_and_adjoint_takes_its_place(monkeypatch,
         assert all(torch.equal(getattr(result, field), getattr(adjoint, field)) for field in FIELDS)
 
 
+def test_a_full_memory_is_no_reason_to_give_up(uncompiled, monkeypatch):
+    network, updates = make_network(), twice("flip")
+    adjoint = solve(network, "adjoint", updates)
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as now:
+        now.setattr(compiled, "_walk", full)
+        with pytest.warns(UserWarning, match="memory was full, .* the engine adjoint made this"):
+            assert max(differences(solve(network, "compiled", updates), adjoint)) == 0
+    walked = []
+    walk = compiled._walk
+    monkeypatch.setattr(compiled, "_walk", lambda *args: walked.append(1) or walk(*args))
+    assert max(differences(solve(network, "compiled", updates), adjoint)) < 1e-10
+    assert len(walked) == 2  # to compare, and the step itself
+
+
+def test_a_step_that_cannot_be_compared_is_made_by_adjoint(uncompiled, monkeypatch):
+    walked = []
+    walk = compiled._walk
+    monkeypatch.setattr(compiled, "_walk", lambda *args: walked.append(1) or walk(*args))
+    zeros = lambda *args: adjoint_engine(*args)._replace(grad_alpha=torch.zeros(()))
+    monkeypatch.setattr(compiled, "adjoint_engine", zeros)
+    solve(make_network(), "compiled", twice("flip"))
+    assert len(walked) == 1  # to compare
+
+
+def test_labels_that_are_distributions_are_adjoints_work(uncompiled):
+    network = make_network()
+    labels = torch.full((4, CLASSES), 1 / CLASSES, dtype=torch.float64)
+    images = torch.randn(4, 3, SIZE, SIZE, generator=generator(0), dtype=torch.float64)
+    updates = draw_updates(4, 2, 3, generator(0, "updates"))
+    start = network.initial(0).double()
+    loss = lambda theta: theta.square().sum()
+    alpha = torch.tensor(0.1, dtype=torch.float64)
+    with warnings.catch_warnings(action="error"):
+        mine, other = (
+            unroll(network, start, images, labels, alpha, updates, loss, engine)
+            for engine in ("compiled", "adjoint")
+        )
+    assert torch.equal(mine.grad_images, other.grad_images)
+
+
 @pytest.mark.slow
 def test_without_a_compiler_a_step_is_made_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing is compiled yet
@@ -281,7 +326,7 @@ def tapes(uncompiled, monkeypatch):
     made = []
 
     @contextlib.contextmanager
-    def record(tape, pool):
+    def record(tape, pool, stream):
         made.append(tape)
         with tape:
             yield
@@ -291,7 +336,7 @@ def tapes(uncompiled, monkeypatch):
         **{
             "CUDAGraph": Tape,
             "graph": record,
-            "Stream": lambda: wait,
+            "Stream": lambda *_: wait,
             "current_stream": lambda: wait,
         },
         **{"stream": contextlib.nullcontext, "device": contextlib.nullcontext},

@@ -53,6 +53,10 @@ def of_cell(**changes):
     return change
 
 
+def in_check(notebook):
+    cell_of(notebook, "double-check").source += "\n\ndef helper(x):\n    return x"
+
+
 def metadata(**changes):
     return lambda notebook: notebook.metadata.update(changes)
 
@@ -69,6 +73,7 @@ def odd_error(code):
 # done to it
 ACCIDENTS = {
     "emoji.ipynb": emoji,
+    "more in a check.ipynb": in_check,
     "id list.ipynb": of_cell(grade_id=["double"]),
     "points text.ipynb": of_cell(points="many", grade="yes"),
     "assignment list.ipynb": metadata(ddpp={"assignment": ["texts"]}),
@@ -140,6 +145,15 @@ def test_an_accident_costs_nothing_and_stops_nobody(graded, name):
     assert all(c.isprintable() or c == "\n" for c in text)
     assert "<img" not in text.replace("\\<img", "")
     assert len([line for line in text.splitlines() if line.startswith("#")]) == 1
+
+
+def test_what_a_student_defines_in_the_cell_of_a_check_is_named(graded):
+    reports, *_ = graded
+    notes = {name: report.notes for name, report in reports.items()}
+    assert [name for name, found in notes.items() if "is a check, which" in str(found)] == [
+        "more in a check"
+    ]
+    assert "define `helper` in a cell of its own" in notes["more in a check"][0]
 
 
 def test_what_is_no_notebook_is_refused_where_there_is_none(graded):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pretending import gpu
-from small import small_recipe
+from small import refused, small_recipe
 from test_compiled import Tape
 
 from ddpp import (
@@ -29,6 +29,7 @@ from ddpp import (
 from ddpp.baselines import selection
 from ddpp.data.augmentation import OPERATIONS, Draw, augment
 from ddpp.experiments.methods import METHODS
+from ddpp.experiments.run import Experiment
 from ddpp.foundation.loop import Saving
 from ddpp.pruning import RULES
 from ddpp.studies import Design, Grid, Search, audit, membership, rank, remember
@@ -64,7 +65,7 @@ def cuda(monkeypatch):
     """A pretended GPU; graphs are tapes, and torch.compile has done its work."""
 
     @contextlib.contextmanager
-    def record(tape, pool):
+    def record(tape, pool, stream):
         with tape:
             yield
 
@@ -265,3 +266,37 @@ def test_a_ranking_moves_sets_to_their_data(npz, cuda, tmp_path):
     )
     there, here = both(cuda, made)
     assert torch.allclose(there.truth, here.truth, atol=4)
+
+
+def threshold_on(device):
+    """A rule that holds a tensor on a device."""
+    threshold = torch.tensor([0.01], device=device)
+
+    def above(student, teacher, epsilon):
+        return student.abs() > threshold
+
+    return above
+
+
+def gain_on(device):
+    gain = torch.tensor([1.1], device=device)
+
+    def louder(images, numbers):
+        return images * gain
+
+    return louder
+
+
+def test_what_is_of_ones_own_is_tried_out_where_it_will_run(npz, cuda, tmp_path):
+    base = small_recipe(npz(classes=2), "ddpp", ipc=1, repeats=1)
+    for made, words in ((threshold_on, "the rule fails"), (gain_on, "cannot take images")):
+        there, here = made("cuda"), made("cpu")
+        change = "rule" if made is threshold_on else "augment"
+        for function, fails in ((there, False), (here, True)):
+            value = function if change == "rule" else (function,)
+            recipe = replace(base, distill=replace(base.distill, **{change: value}))
+            out = tmp_path / f"{change} {fails}" / "set.safetensors"
+            run = Experiment(recipe, out, device="cuda", saving=Saving(progress=False))
+            with refused(words) if fails else contextlib.nullcontext():
+                run.run()
+            assert run.folder.exists() != fails  # no teacher is trained before

@@ -23,3 +23,26 @@ def test_no_gpu_where_one_is_asked_for(device):
 def test_no_hundred_gpus():
     with refused("CUDA was asked for", "GPU here", "use the device 'cpu'"):
         find_device("cuda:99")
+
+
+def test_float32_means_float32_whatever_was_set_before():
+    before = torch.get_float32_matmul_precision()
+    finer = hasattr(torch.backends, "fp32_precision")
+    try:
+        torch.set_float32_matmul_precision("high")
+        if finer:
+            torch.backends.fp32_precision = "tf32"
+        find_device("cpu")
+        assert not torch.backends.cuda.matmul.allow_tf32
+        if finer:
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    finally:
+        if finer:
+            torch.backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision(before)
+
+
+def test_tensors_are_made_on_the_cpu_unless_ddpp_says_otherwise():
+    with torch.device("meta"), refused("has made meta the place", "give the device to load_data"):
+        find_device("cpu")

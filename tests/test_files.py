@@ -3,6 +3,7 @@ nothing is left of a check that was killed.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -399,3 +400,29 @@ def test_stored_results_are_runs_of_the_lists():
     names = {(each.recipe.profile, each.name) for each in listed(RESULTS)}
     for path in stored:
         assert (path.parents[1].name, f"{path.parent.name}/{path.stem}") in names
+
+
+# Locks
+
+
+def test_where_a_file_system_has_no_locks_it_says_so_once(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    words = "has no locks: do not let two runs write to one place"
+    with pytest.warns(UserWarning, match=words), files.lock(tmp_path / "a", wait=False):
+        files.write_bytes(tmp_path / "a", b"1")
+    with files.lock(tmp_path / "a", wait=True):  # without a warning, which would be an error
+        pass
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
+    with pytest.raises(OSError, match="no"), files.lock(tmp_path / "a", wait=False):
+        pass
+
+
+def test_two_runs_do_not_write_one_checkpoint(data, teachers, tmp_path):
+    path = tmp_path / "set.checkpoint"
+    with files.lock(path, wait=False), refused("another process is writing", "choose another"):
+        distilling.distill(data, teachers, CONFIG, checkpoint=path, progress=False)
+    distilling.distill(data, teachers, CONFIG, checkpoint=path, progress=False)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]

@@ -411,6 +411,12 @@ def test_an_object_is_known_by_its_class_and_values_whatever_it_wraps():
     assert len(found | {fingerprint(helper)}) == 3
 
 
+def test_numbers_that_numpy_does_not_have_are_seen():
+    one, other = (torch.tensor([0.5, x], dtype=torch.bfloat16) for x in (1.0, 2.0))
+    assert fingerprint(one) == fingerprint(one.clone()) != fingerprint(other)
+    assert fingerprint(one) != fingerprint(one.float())
+
+
 def test_what_a_class_of_classes_does_is_seen():
     def made(limit):
         class Limited(type):

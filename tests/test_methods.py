@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small import refused
+from torch import nn
 
 from ddpp import (
     ConvNet,
@@ -171,6 +172,36 @@ def test_features_are_what_the_last_layer_sees(data):
     weight, bias = list(last.values())[-2:]
     logits = F.linear(network.features(theta, images), weight, bias)
     assert torch.allclose(logits, network(theta, images), atol=1e-6)
+
+
+class HeadFirst(nn.Module):
+    """A network that makes its last layer first."""
+
+    def __init__(self, classes, image_size):
+        super().__init__()
+        self.head = nn.Linear(5, classes)
+        self.body = nn.Linear(image_size**2, 5)
+
+    def forward(self, x):
+        return self.head(self.body(x.flatten(1)).relu())
+
+
+class Headless(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Conv2d(1, classes, 1)
+
+    def forward(self, x):
+        return self.body(x).mean((2, 3))
+
+
+def test_the_last_layer_is_the_one_that_is_called_last(data):
+    network = data.network(NetworkConfig(HeadFirst))
+    features = network.features(network.initial(0), data.draw(2, 0).images)
+    assert features.shape == (6, 5)
+    network = data.network(NetworkConfig(Headless))
+    with refused("'Headless' has no features", "it calls none: end it with one"):
+        network.features(network.initial(0), data.draw(2, 0).images)
 
 
 @pytest.mark.parametrize("engine", ["autograd", "adjoint", "stored"])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from scipy.optimize import brentq
 from scipy.stats import binom, kstest, norm
 from small import INF, NAN, NETWORK, load, refused, save
+from torch import nn
 
 from ddpp import evaluating
 from ddpp.distilled import DistilledDataset
@@ -220,6 +221,21 @@ def test_what_epsilon_allows():
     assert str(found).startswith(
         "differential privacy of the networks: epsilon 1.10 at delta 0.001"
     )
+
+
+class Batched(nn.Sequential):
+    def __init__(self, channels, classes, image_size):
+        super().__init__(
+            nn.BatchNorm2d(channels, track_running_stats=False),
+            nn.Flatten(),
+            nn.Linear(channels * image_size**2, classes),
+        )
+
+
+def test_a_network_that_mixes_its_batch_cannot_protect_single_images(data, made):
+    network = data.network(NetworkConfig(Batched))
+    with refused("'Batched' for one image depend on the other images", "does not mix them"):
+        private.train(network, made, PLAIN, Noise(1.0, 1.0, 12), 0)
 
 
 def test_a_missing_accountant_is_named(monkeypatch):

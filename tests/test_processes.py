@@ -16,6 +16,7 @@ from ddpp import (
     Error,
     NetworkConfig,
     TeacherConfig,
+    distill,
     load_data,
     train_teachers,
 )
@@ -130,6 +131,19 @@ def test_without_torchrun_a_stray_world_size_is_explained(monkeypatch):
         Error, match=r"WORLD_SIZE is set, but not .*RANK: start with torchrun, or unset it"
     ):
         processes.join()
+
+
+def test_a_script_of_torchrun_that_has_not_joined_is_told_so(npz, tmp_path, monkeypatch):
+    data = load_data(npz(), device="cpu")
+    config = TeacherConfig(count=1, epochs=2, batch=8, network=NetworkConfig(width=4, depth=2))
+    teachers = train_teachers(data, config, progress=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = "has not joined them: call ddpp.foundation.processes.join"
+    with pytest.raises(Error, match=words):
+        train_teachers(data, config, tmp_path / "teachers", progress=False)
+    with pytest.raises(Error, match=words):
+        distill(data, teachers, DistillConfig(steps=1, max_start_epoch=1, expert_epochs=1))
+    assert not (tmp_path / "teachers").exists()
 
 
 def test_the_first_of_several_trajectories_is_the_one_of_a_single_one(npz):

@@ -19,6 +19,7 @@ from ddpp.distilled.formation import check_formation, unfold
 from ddpp.foundation.errors import Count, Error, NotNegative, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
+from ddpp.networks import NetworkConfig
 from ddpp.teachers import Teachers
 
 
@@ -63,7 +64,7 @@ def distill(
     return common.distill("tgdd", advance, data, teachers, config, saving, config.formation)
 
 
-def fits(data: ImageData, config: TGDDConfig) -> None:
+def fits(data: ImageData, network: NetworkConfig, config: TGDDConfig) -> None:
     """Raise an Error for a class with too few images, or images that cannot hold the pictures."""
     check_formation(config.formation, data.train.images)
     data.draw(config.ipc * config.formation**2, config.seed)

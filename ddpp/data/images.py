@@ -264,6 +264,7 @@ def _array(values: np.ndarray | Tensor | Sequence[int]) -> np.ndarray:
     if not isinstance(values, Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
+    values = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has none
     return (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy()
 
 

@@ -9,10 +9,11 @@ from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, selection, tg
 from ddpp.baselines.selection import SelectionConfig
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.distilling import DistillConfig, check_config, match_trajectories
+from ddpp.distilling import DistillConfig, check_config, fits, match_trajectories
 from ddpp.foundation.errors import Error
 from ddpp.foundation.identity import Table
 from ddpp.foundation.loop import Saving
+from ddpp.networks import NetworkConfig
 
 
 class MethodConfig(Protocol):
@@ -38,7 +39,7 @@ class GivenTeachers(MethodConfig, Protocol):
     def teacher_epochs(self) -> int: ...  # the last epoch of theirs that it needs
 
 
-def enough_images(data: ImageData, config: MethodConfig) -> None:
+def enough_images(data: ImageData, network: NetworkConfig, config: MethodConfig) -> None:
     """Raise an Error if a class has fewer images than the distilled set."""
     data.draw(config.ipc, config.seed)
 
@@ -57,8 +58,9 @@ class Method:
     reach: tuple[str, ...] = ()  # the settings that decide how many epochs the teachers need
     # where they are not the config's defaults
     settings: Mapping[str, object] = field(default_factory=dict)
-    # raises an Error for data that the settings do not fit, before teachers are trained
-    fits: Callable[[ImageData, Any], None] = enough_images
+    # raises an Error for data or a network that the settings do not fit, before teachers are
+    # trained
+    fits: Callable[[ImageData, NetworkConfig, Any], None] = enough_images
 
 
 _trajectories = partial(
@@ -68,6 +70,7 @@ _trajectories = partial(
     check=check_config,
     teachers=True,
     reach=("max_start_epoch", "expert_epochs"),
+    fits=fits,
 )
 _gradients = partial(Method, config=dsa.DSAConfig, run=dsa.distill, check=common.check)
 _choice = partial(Method, config=SelectionConfig, check=lambda config: None)

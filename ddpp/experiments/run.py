@@ -96,7 +96,7 @@ class Experiment:
             self._begin_extension()
         known = self._known_report()
         # before teachers are trained
-        self.method.fits(self.data, self.recipe.distill)
+        self.method.fits(self.data, self.recipe.teachers.network, self.recipe.distill)
         trained = self.method.teachers and self.folder.exists()
         if known and not self.out.exists():
             raise Error(

@@ -13,8 +13,13 @@ from ddpp.foundation.errors import Error
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
     """The device asked for, or the GPU if there is one, else the CPU."""
-    # float32 means float32: on by default, TF32 would round convolutions
-    torch.backends.cudnn.allow_tf32 = False
+    _keep_precision()
+    if torch.get_default_device().type != "cpu":
+        raise Error(
+            f"torch.set_default_device has made {torch.get_default_device()} the place of new "
+            "tensors, and random numbers are drawn on the CPU here: set it back to 'cpu', and give "
+            "the device to load_data instead"
+        )
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
         device = torch.device(("cuda" if found else "cpu") if device is None else device)
@@ -33,6 +38,16 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     elif device.index is None:  # under torchrun, each rank on a machine takes a GPU of its own
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % found)
     return device
+
+
+def _keep_precision() -> None:
+    """Let float32 mean float32 on a GPU, whatever was set before: TF32 would round to 10 bits."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    # from PyTorch 2.9 on there are finer settings. They come last, as the older ones reset them
+    for part in ("conv", "rnn"):
+        if hasattr(getattr(torch.backends.cudnn, part, None), "fp32_precision"):
+            getattr(torch.backends.cudnn, part).fp32_precision = "ieee"
 
 
 def _keep_memory() -> None:

@@ -8,11 +8,13 @@ Equal content gives equal bytes.
 
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from ddpp.foundation.errors import Error
 
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what flock says where there are none
 KEY = "ddpp"  # the one metadata entry of our safetensors files
 
 
@@ -92,12 +95,26 @@ def lock(path: str | Path, wait: bool) -> Iterator[None]:
                 raise Busy(
                     f"another process is writing {path}: wait for it, or choose another output"
                 ) from None
+            except OSError as e:
+                if e.errno not in NO_LOCKS:
+                    raise
+                _warn_unlocked(held.parent)
+                yield
+                return
             if _is_at(held, file):  # else its holder just left, and took it away
                 try:
                     yield
                 finally:
                     held.unlink(missing_ok=True)
                 return
+
+
+@functools.cache  # once for each folder
+def _warn_unlocked(folder: Path) -> None:
+    warnings.warn(
+        f"the file system of {folder} has no locks: do not let two runs write to one place there",
+        stacklevel=5,
+    )
 
 
 def _is_at(path: Path, file: IO) -> bool:

@@ -174,7 +174,13 @@ def _take_apart(value) -> tuple[list[str], Iterable]:
 
 
 def _array(value: Tensor | np.ndarray) -> list:
-    array = value.detach().cpu().resolve_conj().numpy() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        try:
+            value = plain.numpy()
+        except TypeError:  # NumPy has no bfloat16, say
+            return [str(plain.dtype), plain.shape, _array(plain.reshape(-1).view(torch.uint8))]
+    array = value
     if array.dtype == object:
         raise _Unseen("an array of Python objects")
     content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

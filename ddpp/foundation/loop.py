@@ -4,6 +4,7 @@ A *Method* knows how to step. A *Run* is what has happened so far. A *Checkpoint
 kept. The loop knows nothing of data, networks or teachers.
 """
 
+import contextlib
 import math
 import re
 import time
@@ -157,6 +158,13 @@ class Checkpoint(Generic[S]):
         self.identity, self.beside = identity, beside
         self.saved = time.monotonic()
 
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the file against other runs, which would write theirs over it."""
+        if self.path is None or processes.rank():
+            return contextlib.nullcontext()
+        files.check_writable(self.path)
+        return files.lock(self.path, wait=False)
+
     def load(self, method: Method[S]) -> Run[S] | None:
         """Read the run that was saved, on the device of its method; None if there is none.
 
@@ -235,12 +243,19 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
     - saving: the checkpoint, and who hears of the progress.
 
     Returns the run after the last step, or after the one at which `saving.on_step` returned True.
-    Raises Stopped, with advice, if the run is stuck. After Ctrl-C or an Error all steps so far are
+    Raises Stopped, with advice, if the run is stuck, and Busy if another run has this checkpoint.
+    After Ctrl-C or an Error all steps so far are
     in the checkpoint, and the same call resumes from it. With more steps than before, the call goes
     on from where the run had ended.
     """
     _check_names(method)
+    processes.check_joined()
     checkpoint = Checkpoint[S](saving, identity, method.beside)
+    with checkpoint.held():
+        return _run(method, checkpoint, machine, saving)
+
+
+def _run(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: Saving) -> Run[S]:
     run = _begun(method, checkpoint, machine, saving)
     quiet = not saving.progress or processes.rank() > 0
     bar = tqdm(

@@ -7,8 +7,10 @@ images per step, is small beside the work behind it.
 
 import contextlib
 import datetime
+import functools
 import os
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -39,6 +41,19 @@ def join() -> None:
     dist.init_process_group("gloo", store=store, rank=number, world_size=world, timeout=PATIENCE)
 
 
+def check_joined() -> None:
+    """Raise an Error in a script that torchrun started and that did not `join`: each process would
+    do all of the work, and write it to the same place.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and not dist.is_initialized():
+        raise Error(
+            f"torchrun started {world} processes, and this script has not joined them: call "
+            "ddpp.foundation.processes.join() at its beginning (or unset WORLD_SIZE, if each "
+            "process is to work on its own)"
+        )
+
+
 def leave() -> None:
     """Part from the others. A process that ends without it may abort, as its threads still listen
     to them.
@@ -63,7 +78,19 @@ def share(count: int) -> range:
 def wait() -> None:
     """Block until every rank arrives (a barrier)."""
     if size() > 1:
-        dist.barrier()
+        dist.barrier(_group())
+
+
+def _group() -> dist.ProcessGroup | None:
+    """The ranks as they talk here: through gloo, also where a script's own group has another
+    backend.
+    """
+    return None if dist.get_backend() == "gloo" else _beside(dist.group.WORLD)
+
+
+@functools.lru_cache(1)
+def _beside(_: object) -> dist.ProcessGroup:
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 @contextlib.contextmanager
@@ -92,7 +119,7 @@ def average(parts: Sequence[dict[str, Tensor]], count: int) -> dict[str, Tensor]
             [torch.cat([value.flatten().cpu() for value in part.values()]) for part in parts]
         )
         shares = [torch.empty_like(mine) for _ in range(size())]
-        dist.all_gather(shares, mine)
+        dist.all_gather(shares, mine, _group())
         # as `share` deals
         rows = torch.stack(shares, dim=1).flatten(0, 1).to(next(iter(parts[0].values())).device)
         lengths = [value.numel() for value in parts[0].values()]

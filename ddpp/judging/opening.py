@@ -109,7 +109,7 @@ def load_set(path: str | Path, root: str | Path = "data") -> DistilledDataset:
     """
     if _own(path).kind in (KIND, CHECKPOINT):
         return DistilledDataset.load(path)
-    return open_own(path, root=root).distilled
+    return open_own(path, root=root, device="cpu").distilled
 
 
 def recognize(images: Tensor) -> tuple[str, str]:

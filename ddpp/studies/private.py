@@ -100,9 +100,16 @@ def train(
     - noise: how much, and how long gradients may be.
     - seed, path: what all is drawn from. Whoever knows them can take the noise off again.
 
+    Raises Error for a network that mixes the images of a batch, as batch normalization does.
     Source: Algorithm 1 of Abadi et al., CCS 2016. Momentum and weight decay use nothing but the
     noisy gradients, so they reveal nothing more.
     """
+    if network.mixes:
+        raise Error(
+            f"the logits of the network '{network.name}' for one image depend on the other images "
+            "of its batch, so it cannot be trained with a guarantee for each image: choose a "
+            "normalization that does not mix them"
+        )
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
     share, steps = noise.schedule(protocol)
     theta = network.initial(derive(seed, *path))

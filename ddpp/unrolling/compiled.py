@@ -29,7 +29,7 @@ from ddpp.unrolling.adjoint import StudentPath, adjoint_engine
 from ddpp.unrolling.learned import Carried
 from ddpp.unrolling.updates import Loss, Unrolled, Updates
 
-# Of _compare. Rounding, by which a ReLU may cross its kink, cost 0.008; leaving out H costs 0.2.
+# Of _is_trusted. Rounding, by which a ReLU may cross its kink, cost 0.008; leaving out H costs 0.2.
 TOLERANCE = 0.05
 # Runs before a capture, in which libraries choose their algorithms and make their workspaces.
 WARM_UPS = 3
@@ -77,6 +77,8 @@ class Student:
         self.x, self.pixels, self.u = new(n, *image), new(n, *image), new(n, 3)
         self.y = torch.zeros(n, dtype=torch.int64, device=device)
         self.trusted = set()  # the operations whose results were compared with adjoint's
+        # on which all graphs are captured, as they share a pool
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.usable = True
         self._graphs = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -103,10 +105,14 @@ class Student:
         """Subtract alpha * H adjoint from adjoint, with theta as before the update."""
         self._run(self._back, operation)
 
+    def free(self) -> None:
+        """Free what the graphs hold. They are captured anew when they are needed."""
+        self._graphs.clear()
+
     def give_up(self) -> None:
         """Free what the graphs hold. The student cannot be used after that."""
         self.usable = False
-        self._graphs.clear()
+        self.free()
 
     def _update(self, operation: str | None) -> None:
         x = self._augmented(self.x, operation)
@@ -144,14 +150,15 @@ class Student:
         buffers = [value for value in vars(self).values() if isinstance(value, Tensor)]
         before = [buffer.clone() for buffer in buffers]
         with torch.cuda.device(self.theta.device):
-            side = torch.cuda.Stream()
+            side = self._side
+            assert side is not None
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):
                     function(operation)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=side):
                 function(operation)
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
@@ -187,19 +194,26 @@ def compiled_engine(
 ) -> Unrolled:
     """Do as `adjoint` does, in compiled functions. Where they fail or differ, call `adjoint`.
 
-    It also takes their place where labels are learned.
+    It also takes their place where labels are learned or distributions.
     """
     problem = (start, images, labels, alpha, updates, loss)
-    if isinstance(labels, Carried):
+    if isinstance(labels, Carried) or labels.is_floating_point():
         return adjoint_engine(network, *problem)
     n = len(updates.batches[0])
     trained = student(network, n, images.shape[1:], images.dtype, images.device)
     if trained.usable:
         try:
-            _compare(trained, *problem[:-1])
-            return _walk(trained, *problem)
+            if _is_trusted(trained, *problem[:-1]):
+                return _walk(trained, *problem)
         except Error:
             raise
+        except torch.OutOfMemoryError:
+            trained.free()
+            warnings.warn(
+                "the GPU's memory was full, so the engine adjoint made this step; the next one "
+                "tries the engine compiled again",
+                stacklevel=3,
+            )
         except Exception as e:  # of a compiler, a driver or a library, which adjoint does not need
             trained.give_up()
             reason = " ".join(str(e).splitlines()[:2])[:300] or type(e).__name__
@@ -252,16 +266,16 @@ def _walk(
     return Unrolled(end.detach(), value.detach(), grad_images, grad_alpha)
 
 
-def _compare(
+def _is_trusted(
     student: Student,
     start: Tensor,
     images: Tensor,
     labels: Tensor,
     alpha: Tensor,
     updates: Updates,
-) -> None:
+) -> bool:
     """Make two updates with each operation that is new to this student, also with `adjoint`, and
-    raise RuntimeError where the gradients differ.
+    raise RuntimeError where the gradients differ. Returns whether all could be compared.
 
     There are two updates, so that H has a part in the result, and a learning rate of 0.1, so that
     this part is large. The loss has no mask: rounding may change a mask, or draw a random one anew.
@@ -282,7 +296,7 @@ def _compare(
             "grad_alpha": (mine.grad_alpha, exact.grad_alpha),
         }
         if not all(b.isfinite().all() and b.any() for _, b in pairs.values()):
-            continue  # there is nothing to compare with
+            return False  # there is nothing to compare with
         for field, (a, b) in pairs.items():
             difference = float((a - b).norm() / b.norm())
             if not difference < TOLERANCE:  # also where the difference is NaN
@@ -291,3 +305,4 @@ def _compare(
                     f"{difference:.2g}"
                 )
         student.trusted.add(name)
+    return True
