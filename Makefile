@@ -8,7 +8,7 @@ PARALLEL := -n logical --maxprocesses 4
 # Threads that wait do not spin: where other programs want the cores, too, spinning made a step 20 times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: distill test check memory book pdf lab lint notebooks assignments pages links address smoke-results ipc-results class clean
+.PHONY: distill test check memory book pdf lab lint notebooks assignments gpu pages links address smoke-results ipc-results class clean
 
 distill: $(READY)  ## ten images from the 5,000 that come with the project, compared with real ones; stopped, it goes on
 	$(BIN)/ddpp distill --profile smoke --out runs/smoke.safetensors $(OPTIONS)
@@ -49,6 +49,9 @@ notebooks: $(READY)  ## run the notebooks and keep their outputs in them
 
 assignments: $(READY)  ## the students' copies, the solutions and the points, from assignments/source
 	$(BIN)/ddpp assign
+
+gpu: $(READY)  ## run the notebooks as on a machine with a GPU, which is pretended: half an hour, or make gpu CHAPTERS=notebooks/01*.ipynb
+	$(BIN)/python tests/on_gpu.py $(CHAPTERS)
 
 pages: $(READY)  ## look at every page of the built book in Chromium, which has to be installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/pages-requirements.txt

@@ -12,9 +12,12 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ddpp.unrolling import compiled
 
 aten = torch.ops.aten
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
@@ -23,12 +26,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 class Storages:
-    """Which storages are there. They are kept, so that no other gets the address of one that is
-    gone.
+    """Which storages are there. Weak references keep their addresses, so that no other gets the one
+    of a storage that is gone.
     """
 
     def __init__(self):
-        self.kept = {}
+        self.kept, self.most = {}, 1000
         # where an operation makes a tensor of its own, as the grid of a rotation
         self.ambient = False
 
@@ -38,10 +41,16 @@ class Storages:
     def place(self, tensor: Tensor, there: bool) -> Tensor:
         storage = _storage(tensor)
         if there:
-            self.kept[storage._cdata] = storage
+            self.kept[storage._cdata] = StorageWeakRef(storage)
+            self._sweep()
         else:
             self.kept.pop(storage._cdata, None)
         return tensor
+
+    def _sweep(self) -> None:
+        if len(self.kept) > self.most:
+            self.kept = {place: ref for place, ref in self.kept.items() if not ref.expired()}
+            self.most = 1000 + 2 * len(self.kept)
 
     def any(self, values) -> bool:
         return any(tensor in self for tensor in tensors(values))
@@ -145,6 +154,57 @@ def _storage(tensor: Tensor):
     return tensor.untyped_storage()
 
 
+class Tape(TorchDispatchMode):
+    """A CUDA graph on paper: the operations made under it, made again on the same memory by
+    `replay`.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        self.calls.append((function, args, kwargs or {}, out))
+        return out
+
+    def replay(self):
+        with torch.no_grad():
+            for function, args, kwargs, out in self.calls:
+                again = function(*args, **kwargs)
+                for old, new in zip(
+                    *(x if isinstance(x, tuple | list) else [x] for x in (out, again)), strict=True
+                ):
+                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+
+@contextlib.contextmanager
+def tapes(monkeypatch):
+    """In the block CUDA graphs are tapes, and torch.compile has done its work. Yields the tapes."""
+    made, wait = [], SimpleNamespace(wait_stream=lambda other: None)
+
+    @contextlib.contextmanager
+    def record(tape, pool, stream):
+        made.append(tape)
+        with tape:
+            yield
+
+    for name, stand_in in {
+        "CUDAGraph": Tape,
+        "graph": record,
+        "Stream": lambda *_: wait,
+        "current_stream": lambda: wait,
+        "stream": contextlib.nullcontext,
+        "device": contextlib.nullcontext,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    compiled.student.cache_clear()
+    yield made
+    compiled.student.cache_clear()
+
+
 @contextlib.contextmanager
 def gpu(monkeypatch):
     """In the block there is one GPU."""
@@ -156,12 +216,8 @@ def gpu(monkeypatch):
         },
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    wait = SimpleNamespace(wait_stream=lambda other: None)
-    for name, stand_in in {
-        **{"Stream": lambda *_: wait, "current_stream": lambda: wait},
-        **{"stream": contextlib.nullcontext, "device": contextlib.nullcontext},
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
+    # an optimizer asks it whether a graph is being captured
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
     storages = Storages()
     with Operations(storages), Functions(storages):
         yield storages

@@ -2,16 +2,15 @@
 cannot work.
 """
 
-import contextlib
 import warnings
 from functools import lru_cache, partial
 from types import SimpleNamespace
 
+import pretending
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch._inductor import config
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ddpp.data.augmentation import OPERATIONS, Draw
@@ -295,61 +294,18 @@ def test_an_error_of_the_callers_is_the_callers(uncompiled, monkeypatch):
 # On a GPU
 
 
-class Tape(TorchDispatchMode):
-    """A CUDA graph on paper: the operations made under it, made again on the same memory by
-    `replay`.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **kwargs or {})
-        self.calls.append((function, args, kwargs or {}, out))
-        return out
-
-    def replay(self):
-        with torch.no_grad():
-            for function, args, kwargs, out in self.calls:
-                again = function(*args, **kwargs)
-                for old, new in zip(
-                    *(x if isinstance(x, tuple | list) else [x] for x in (out, again)), strict=True
-                ):
-                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                        old.copy_(new)
-
-
 @pytest.fixture
-def tapes(uncompiled, monkeypatch):
+def tapes(monkeypatch):
     """Students capture on tapes, as on a GPU they do in CUDA graphs."""
-    made = []
-
-    @contextlib.contextmanager
-    def record(tape, pool, stream):
-        made.append(tape)
-        with tape:
-            yield
-
-    wait = SimpleNamespace(wait_stream=lambda other: None)
-    for name, stand_in in {
-        **{
-            "CUDAGraph": Tape,
-            "graph": record,
-            "Stream": lambda *_: wait,
-            "current_stream": lambda: wait,
-        },
-        **{"stream": contextlib.nullcontext, "device": contextlib.nullcontext},
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
     original = compiled.Student.__init__
 
     def init(self, *args):
         original(self, *args)
-        self._pool = "a pool"
+        self._pool, self._side = "a pool", torch.cuda.Stream()
 
     monkeypatch.setattr(compiled.Student, "__init__", init)
-    return made
+    with pretending.tapes(monkeypatch) as made:
+        yield made
 
 
 def test_updates_captured_once_and_replayed_give_the_same(tapes):

@@ -2,7 +2,7 @@
 the CPU's results.
 
 What it cannot see: the kernels of CUDA and their speed, memory, compilation, and real CUDA graphs,
-which are tapes here (see test_compiled); the tests there that need a GPU are for these.
+which are tapes here; the tests there that need a GPU are for these.
 """
 
 import contextlib
@@ -12,9 +12,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pretending import gpu
+from pretending import gpu, tapes
 from small import refused, small_recipe
-from test_compiled import Tape
 
 from ddpp import (
     DistillConfig,
@@ -33,7 +32,7 @@ from ddpp.experiments.run import Experiment
 from ddpp.foundation.loop import Saving
 from ddpp.pruning import RULES
 from ddpp.studies import Design, Grid, Search, audit, membership, rank, remember
-from ddpp.unrolling import ENGINES, compiled
+from ddpp.unrolling import ENGINES
 
 TEACHERS = TeacherConfig(
     count=2, epochs=3, lr=0.02, batch=10, network=NetworkConfig(width=4, depth=1)
@@ -63,19 +62,8 @@ SMALL = {
 @pytest.fixture
 def cuda(monkeypatch):
     """A pretended GPU; graphs are tapes, and torch.compile has done its work."""
-
-    @contextlib.contextmanager
-    def record(tape, pool, stream):
-        with tape:
-            yield
-
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
-    monkeypatch.setattr(torch.cuda, "graph", record)
-    compiled.student.cache_clear()
-    with gpu(monkeypatch) as there:
+    with tapes(monkeypatch), gpu(monkeypatch) as there:
         yield there
-    compiled.student.cache_clear()
 
 
 @pytest.fixture

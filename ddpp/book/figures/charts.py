@@ -2,12 +2,14 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from ddpp.evaluating import spread
 
@@ -25,6 +27,13 @@ def use_style() -> None:
     }
 
 
+def drawable(value: Any) -> Any:
+    """Return what matplotlib can draw: tensors from a GPU, also inside lists, come to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    return [drawable(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
 def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]) -> Figure:
     """Plot curves in panels, one below the other.
 
@@ -40,7 +49,8 @@ def curves(panels: Sequence[tuple[str, str, str]], *columns: Mapping[str, tuple]
         len(panels), 1, figsize=(WIDTH, 2.5 * len(panels)), squeeze=False, layout="constrained"
     )
     for axis, (title, xlabel, ylabel), lines in zip(axes.flat, panels, columns, strict=True):
-        for name, (x, y, *half) in lines.items():
+        for name, line in lines.items():
+            x, y, *half = map(drawable, line)
             axis.plot(x, y, marker="o", ms=3, lw=1.2, label=name)
             for band in map(np.asarray, half):
                 axis.fill_between(x, np.asarray(y) - band, np.asarray(y) + band, alpha=0.15, lw=0)

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddpp.book.figures.charts import WIDTH
+from ddpp.book.figures.charts import WIDTH, drawable
 from ddpp.book.figures.sets import pictures
 from ddpp.evaluating import spread
 from ddpp.experiments.comparing import Comparison, Difference
@@ -181,6 +181,7 @@ def shadows(scores: Tensor, members: Tensor, images: Mapping[str, int], target: 
     figure, axes = plt.subplots(
         len(images), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
     )
+    scores, members = drawable(scores), drawable(members)
     others = torch.arange(len(scores)) != target
     for axis, (title, image) in zip(axes.flat, images.items(), strict=True):
         for color, name, chosen in (("C0", "in", members), ("C3", "out", ~members)):
@@ -188,7 +189,7 @@ def shadows(scores: Tensor, members: Tensor, images: Mapping[str, int], target: 
             center, deviation = float(mean[image]), float(variance) ** 0.5
             x = np.linspace(center - 3 * deviation, center + 3 * deviation, 100)
             axis.plot(x, np.exp(-(((x - center) / deviation) ** 2) / 2), color=color)
-            points = scores[others & chosen[:, image], image].cpu()
+            points = scores[others & chosen[:, image], image]
             axis.plot(points, [0] * len(points), "o", ms=5, color=color, label=name)
         axis.axvline(float(scores[target, image]), color="black", ls="--", lw=1.2, label="target")
         axis.set_title(title, fontsize=9)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
 
-from ddpp.book.figures.charts import WIDTH
+from ddpp.book.figures.charts import WIDTH, drawable
 from ddpp.pruning import keep_mask
 
 
@@ -28,7 +28,7 @@ def plane(trajectories: Mapping[str, Tensor]) -> Figure:
     >>> [line.get_label() for line in figures.plane(paths).axes[0].lines]
     ['teacher', 'student', 'start']
     """
-    paths = {name: path - path[0] for name, path in trajectories.items()}
+    paths = {name: drawable(path - path[0]) for name, path in trajectories.items()}
     points = torch.cat(list(paths.values())).double()
     _, _, axes = torch.linalg.svd(points, full_matrices=False)
     share = (points @ axes[:2].T).square().sum(0) / points.square().sum()
@@ -59,7 +59,7 @@ def draw_miniature(
     """
     figure.clear()
     axes = figure.subplot_mosaic([[*names], ["below"] * len(names)], height_ratios=(1.3, 1))
-    for name, image in zip(names, images[step].clamp(0, 1), strict=True):
+    for name, image in zip(names, drawable(images[step].clamp(0, 1)), strict=True):
         axes[name].imshow(image, cmap="gray", vmin=0, vmax=1)
         axes[name].set_title(name)
         axes[name].set_axis_off()
@@ -106,6 +106,7 @@ def draw_approach(
     - title: over the plane.
     """
     axis.clear()
+    teacher = drawable(teacher)
     goal = teacher[-1]
     x, y = toward(teacher, goal)
     length = float(x[-1])
@@ -116,7 +117,7 @@ def draw_approach(
     axis.plot(x, y, "s-", color="0.3", ms=6, label="teacher, epochs")
     looks = (("^", "C3", 8, "none"), ("o", "C0", 4, "C0"))
     for (name, path), (marker, color, size, face) in zip(students.items(), looks, strict=False):
-        x, y = toward(path, goal)
+        x, y = toward(drawable(path), goal)
         axis.plot(x, y, marker=marker, color=color, ms=size, mfc=face, lw=1, label=name)
     axis.plot(0, 0, "k*", ms=13, label="start")
     axis.plot(length, 0, "P", color="k", ms=10, label="goal")
@@ -165,6 +166,7 @@ def means(points: Tensor, orders: Mapping[str, Tensor]) -> Figure:
     size = (WIDTH, WIDTH / 2 * rows)
     figure, axes = plt.subplots(rows, 2, figsize=size, layout="constrained")
     panels, last = axes.flat, axes.flat[len(orders)]
+    points, orders = drawable(points), {name: drawable(order) for name, order in orders.items()}
     for axis in axes.flat[len(orders) + 1 :]:
         axis.set_visible(False)
     mean = points.mean(0)
@@ -230,8 +232,8 @@ def draw_pairs(
     - points: how many pairs are drawn at most; the share in the title counts all of them.
     """
     axis.clear()
-    keep = keep_mask(student, teacher, epsilon, rule).cpu()
-    x, y = student.cpu(), teacher.cpu()
+    keep = drawable(keep_mask(student, teacher, epsilon, rule))
+    x, y = drawable(student), drawable(teacher)
     edge = 0.4 * float(y.abs().median())
     seen = ((x.abs() < edge) & (y.abs() < edge)).nonzero().flatten()
     some = seen[:: max(1, len(seen) // points)]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
-from ddpp.book.figures.charts import WIDTH, shares
+from ddpp.book.figures.charts import WIDTH, drawable, shares
 from ddpp.distilled import DistilledDataset
 from ddpp.foundation.errors import Error
 
@@ -204,4 +204,5 @@ ICONS = {
 
 def _channels_last(image: Tensor) -> np.ndarray:
     """Turn an image (C, H, W) into an array for imshow: (H, W, 3), or (H, W) for fewer channels."""
+    image = drawable(image)
     return (image[:3].permute(1, 2, 0) if len(image) >= 3 else image[0]).numpy()
