@@ -37,7 +37,7 @@ if "google.colab" in sys.modules:
         assert known, "put the owner of your copy in place of -owner- above"
         %sx GIT_TERMINAL_PROMPT=0 git clone --depth 1 -b {{branch}} {{url}} ddpp
     assert Path("ddpp").exists(), f"{{url}}: no {{branch}}, private, or offline"
-    %pip install -q --no-deps ./ddpp
+    %pip install -q --no-deps ./ddpp tyro
     %cd -q {folder}
 else:
     try:

@@ -50,7 +50,15 @@ from ddpp.refining import (
     start_epochs,
 )
 from ddpp.teachers import Teachers
-from ddpp.unrolling import ENGINES, Carried, Updates, choose_engine, draw_updates, unroll
+from ddpp.unrolling import (
+    ENGINES,
+    Carried,
+    Updates,
+    choose_engine,
+    draw_updates,
+    free_memory,
+    unroll,
+)
 
 MAX_SKIPPED = 20  # skipped steps in a row, after which the run stops with advice
 
@@ -225,7 +233,8 @@ def run(
     engine, why = config.engine, "as asked for"
     if engine == "auto":
         network, batch = teachers.network, config.batch
-        engine, why = choose_engine(network, *start_set, batch, config.student_steps)
+        steps = config.student_steps, config.steps
+        engine, why = choose_engine(network, *start_set, batch, *steps)
     if config.label_lr and engine == "compiled":
         engine, why = "adjoint", "compiled does not learn labels"
     saving.report(f"engine: {engine} ({why})")
@@ -241,6 +250,7 @@ def run(
     method = loop.Method(first, advance, config.steps, iterates, _advice, about, config.lasting)
     identity = of_run(algorithm.name, config, teachers.config.made_from(data), network.name)
     done = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)  # line 3
+    free_memory()
     return DistilledDataset.from_run(done, about, identity)
 
 

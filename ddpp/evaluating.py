@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ddpp.data import ImageData, Split
-from ddpp.data.augmentation import Augmentation, as_augmentation, augment, check_operations, draw
+from ddpp.data.augmentation import (
+    Augmentation,
+    as_augmentation,
+    augment,
+    check_operations,
+    draw_epoch,
+)
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.checks import SQUARED_ERROR
 from ddpp.foundation import files
@@ -318,10 +324,13 @@ def train(
     for epoch in range(protocol.epochs):
         if epoch == (protocol.epochs + 1) // 2:
             rate = rate / 10
-        for index in torch.randperm(len(labels), generator=rng).split(protocol.batch):
+        order = torch.randperm(len(labels), generator=rng).to(labels.device)
+        batches = order.split(protocol.batch)
+        draws = draw_epoch(batches, rng, protocol.augment, images)
+        for index, how in zip(batches, draws, strict=True):
             x = images[index]
-            if protocol.augment:
-                x = augment(x, draw(len(index), rng, protocol.augment))
+            if how:
+                x = augment(x, how)
             loss = loss_on(network(theta.requires_grad_(), x), labels[index], distilled.loss)
             (gradient,) = torch.autograd.grad(loss, theta)
             theta, velocity = protocol.update(theta.detach(), velocity, gradient, rate)

@@ -17,7 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpp.data import ImageData
-from ddpp.data.augmentation import Augmentation, as_augmentation, augment, check_operations, draw
+from ddpp.data.augmentation import (
+    Augmentation,
+    as_augmentation,
+    augment,
+    check_operations,
+    draw_epoch,
+)
 from ddpp.foundation import files, processes
 from ddpp.foundation.errors import Count, Error, NotNegative, Positive, check_bounds, differences
 from ddpp.foundation.identity import as_in_files, marks, settings
@@ -291,10 +297,12 @@ def one_epoch(
     images, labels = data.train
     order = torch.randperm(len(labels), generator=rng).to(data.device)
     total = images.new_zeros(())
-    for index in order.split(config.batch):
+    batches = order.split(config.batch)
+    draws = draw_epoch(batches, rng, config.augment, images)
+    for index, how in zip(batches, draws, strict=True):
         x, y = images[index], labels[index]
-        if config.augment:
-            x = augment(x, draw(len(index), rng, config.augment))
+        if how:
+            x = augment(x, how)
         loss, gradient = slope(network, theta, x, y)
         if config.rho:
             gradient = uphill(network, theta, gradient, config.rho, x, y)

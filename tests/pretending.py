@@ -195,6 +195,7 @@ def tapes(monkeypatch):
         "graph": record,
         "Stream": lambda *_: wait,
         "current_stream": lambda: wait,
+        "set_stream": lambda stream: None,
         "stream": contextlib.nullcontext,
         "device": contextlib.nullcontext,
     }.items():

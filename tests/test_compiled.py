@@ -13,12 +13,20 @@ from torch._dynamo.utils import counters
 from torch._inductor import config
 from torch.utils._pytree import tree_map
 
-from ddpp.data.augmentation import OPERATIONS, Draw
+from ddpp.data.augmentation import OPERATIONS, Draw, as_augmentation
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.seeds import generator
 from ddpp.networks import ConvNet, Flat, NetworkConfig
 from ddpp.pruning import RULES, matching_loss
-from ddpp.unrolling import ENGINES, Updates, choose_engine, compiled, draw_updates, unroll
+from ddpp.unrolling import (
+    ENGINES,
+    Updates,
+    choose_engine,
+    compiled,
+    draw_updates,
+    free_memory,
+    unroll,
+)
 from ddpp.unrolling.adjoint import adjoint_engine
 
 # one shape of batch throughout: it is compiled once, in half a minute
@@ -234,20 +242,34 @@ def test_a_full_memory_is_no_reason_to_give_up(uncompiled, monkeypatch):
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as now:
-        now.setattr(compiled, "_walk", full)
+        now.setattr(compiled, "walk", full)
         with pytest.warns(UserWarning, match="memory was full, .* the engine adjoint made this"):
             assert max(differences(solve(network, "compiled", updates), adjoint)) == 0
     walked = []
-    walk = compiled._walk
-    monkeypatch.setattr(compiled, "_walk", lambda *args: walked.append(1) or walk(*args))
+    original = compiled.walk
+    monkeypatch.setattr(compiled, "walk", lambda *args: walked.append(1) or original(*args))
     assert max(differences(solve(network, "compiled", updates), adjoint)) < 1e-10
     assert len(walked) == 2  # to compare, and the step itself
 
 
+def test_a_memory_that_stays_full_is_one(uncompiled, monkeypatch):
+    network, updates = make_network(), twice("flip")
+
+    def full(*_):
+        raise torch.OutOfMemoryError("no room on the GPU")
+
+    monkeypatch.setattr(compiled, "walk", full)
+    with pytest.warns(UserWarning, match="memory was full"):
+        solve(network, "compiled", updates)
+    with pytest.warns(UserWarning, match="cannot be used here .no room on the GPU."):
+        solve(network, "compiled", updates)
+    solve(network, "compiled", updates)  # without a warning, which would be an error
+
+
 def test_a_step_that_cannot_be_compared_is_made_by_adjoint(uncompiled, monkeypatch):
     walked = []
-    walk = compiled._walk
-    monkeypatch.setattr(compiled, "_walk", lambda *args: walked.append(1) or walk(*args))
+    original = compiled.walk
+    monkeypatch.setattr(compiled, "walk", lambda *args: walked.append(1) or original(*args))
     zeros = lambda *args: adjoint_engine(*args)._replace(grad_alpha=torch.zeros(()))
     monkeypatch.setattr(compiled, "adjoint_engine", zeros)
     solve(make_network(), "compiled", twice("flip"))
@@ -318,6 +340,29 @@ def test_updates_captured_once_and_replayed_give_the_same(tapes):
     assert len(tapes) == 2 * len(OPERATIONS)  # there and back; the second step captured nothing
 
 
+def darker(images, numbers):
+    return images * torch.tensor(0.5 + 0.1 * float(numbers[0, 0]))  # this waits for the host
+
+
+def test_an_operation_of_ones_own_is_in_no_graph(tapes):
+    (name,) = as_augmentation((darker,))
+    compiled, adjoint = (
+        solve(make_network(), engine, twice(name)) for engine in ("compiled", "adjoint")
+    )
+    assert max(differences(compiled, adjoint)) < 1e-10
+    assert not tapes
+
+
+def test_memory_that_was_freed_is_captured_anew(tapes):
+    network, made = make_network(), []
+    for free in (False, True, False):
+        solve(network, "compiled", twice("flip"))
+        made.append(len(tapes))
+        if free:
+            free_memory()
+    assert made == [2, 2, 4]
+
+
 def test_no_update_waits_for_the_host(tapes):
     solve(make_network(), "compiled", draw_updates(6, BATCH, 30, generator(4, "updates")))
     made = {call[0].overloadpacket for tape in tapes for call in tape.calls}
@@ -333,7 +378,8 @@ def test_no_update_waits_for_the_host(tapes):
 
 
 def test_on_a_gpu_it_is_the_engine(network):
-    engine, why = choose_engine(
-        network, SimpleNamespace(device=torch.device("cuda")), None, None, 50
-    )
+    there = SimpleNamespace(device=torch.device("cuda"))
+    engine, why = choose_engine(network, there, None, None, 50, 1000)
     assert (engine, "GPU" in why) == ("compiled", True)
+    engine, why = choose_engine(network, there, None, None, 15, 80)
+    assert (engine, why) == ("adjoint", "1,200 updates take less time than compiling them")

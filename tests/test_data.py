@@ -13,7 +13,7 @@ from PIL import Image
 from small import INF, NAN, XT, YT, X, Y, arrays, load, refused, save, untouched
 
 from ddpp.data import from_arrays, from_datasets, load_data
-from ddpp.data.augmentation import OPERATIONS, Draw, augment, draw
+from ddpp.data.augmentation import OPERATIONS, Draw, augment, draw, draw_epoch
 from ddpp.data.sources import SHA256
 from ddpp.data.whitening import Whitening, fit_channels, fit_zca
 from ddpp.foundation import files
@@ -110,6 +110,18 @@ def test_an_augmentation_is_a_function_of_its_draw(operation):
     )
     # an image's result depends on its own numbers alone
     assert torch.allclose(out, each, atol=1e-6)
+
+
+def test_the_draws_of_an_epoch_are_those_of_its_batches_one_by_one():
+    batches, images = torch.randperm(11, generator=generator(0)).split(4), torch.zeros(1)
+    for kind in (True, ("flip", "crop")):
+        one, other = generator(1), generator(1)
+        for index, how in zip(batches, draw_epoch(batches, one, kind, images), strict=True):
+            alone = draw(len(index), other, kind)
+            assert (how.operation, how.u.dtype) == (alone.operation, torch.float32)
+            assert torch.equal(how.u, alone.u.float())
+        assert torch.equal(torch.rand(1, generator=one), torch.rand(1, generator=other))
+    assert draw_epoch(batches, one, False, images) == [None] * 3
 
 
 def test_augmentations_differentiate():

@@ -1,9 +1,13 @@
 """A device that is unknown or not there is refused."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from small import refused
 
+from ddpp.foundation import provenance
 from ddpp.foundation.devices import find_device
 
 
@@ -23,6 +27,24 @@ def test_no_gpu_where_one_is_asked_for(device):
 def test_no_hundred_gpus():
     with refused("CUDA was asked for", "GPU here", "use the device 'cpu'"):
         find_device("cuda:99")
+
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        ({"url": "https://a.b/c", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}, 12),
+        ({"url": "file:///nowhere", "dir_info": {}}, None),
+        ({}, None),
+    ],
+)
+def test_an_installed_copy_knows_the_commit_that_it_was_made_from(source, found, monkeypatch):
+    def none(*_, **__):
+        raise OSError
+
+    known = SimpleNamespace(read_text=lambda name: json.dumps(source))
+    monkeypatch.setattr(provenance, "distribution", lambda name: known)
+    monkeypatch.setattr(provenance.subprocess, "run", none)  # it is in no repository
+    assert provenance.commit.__wrapped__() == (found and "0123456789ab")
 
 
 def test_float32_means_float32_whatever_was_set_before():

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import matplotlib.pyplot as plt
@@ -16,7 +17,7 @@ from ddpp.foundation.errors import Error
 from ddpp.unrolling import draw_updates, unroll
 
 
-def test_begin_says_what_it_runs_on_and_where_results_go(capsys, monkeypatch):
+def test_begin_says_what_it_runs_on_and_where_results_go(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert str(begin()) == "runs"
     assert "no GPU found)" in capsys.readouterr().out
@@ -31,6 +32,13 @@ def test_begin_says_what_it_runs_on_and_where_results_go(capsys, monkeypatch):
     assert str(begin(drive=True)) == "/content/drive/MyDrive/ddpp"
     assert mounted == ["/content/drive"]
     assert "Change runtime type" in capsys.readouterr().out
+    # a restarted session begins in another folder
+    monkeypatch.setattr(notebook, "COLAB", tmp_path / "notebooks")
+    before = Path.cwd()
+    assert (str(begin()), Path.cwd()) == ("runs", before)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(before)  # and back, after the test
+    assert (str(begin()), Path.cwd()) == ("runs", tmp_path / "notebooks")
 
 
 def test_stored_results_are_beside_the_notebook_or_their_absence_is_said(tmp_path, monkeypatch):

@@ -139,7 +139,7 @@ def test_batches_are_drawn_without_replacement():
 
 def test_the_engine_is_chosen_by_whether_the_graph_fits(problem, monkeypatch):
     network, _, _, images, labels = problem
-    engine, why = choose_engine(network, images.float(), labels, None, 10)
+    engine, why = choose_engine(network, images.float(), labels, None, 10, 5)
     assert (engine, "MiB" in why) == ("autograd", True)
     whole, stored = (
         10 * kept_bytes(network, images.float(), labels, e) for e in ("autograd", "stored")
@@ -148,10 +148,10 @@ def test_the_engine_is_chosen_by_whether_the_graph_fits(problem, monkeypatch):
     for total, expected in ((2.1 * whole, "autograd"), (1.9 * whole, "stored")):
         memory = type("Memory", (), {"total": total})
         monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
-        assert choose_engine(network, images.float(), labels, None, 10)[0] == expected
+        assert choose_engine(network, images.float(), labels, None, 10, 5)[0] == expected
     memory = type("Memory", (), {"total": 1.9 * stored})
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
-    assert choose_engine(network, images.float(), labels, None, 10)[0] == "adjoint"
+    assert choose_engine(network, images.float(), labels, None, 10, 5)[0] == "adjoint"
 
 
 def test_a_temporary_folder_without_room_is_named(data, tmp_path, run):

@@ -24,7 +24,15 @@ from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
 from ddpp.refining import shortened
-from ddpp.unrolling import ENGINES, Updates, choose_engine, draw_updates, gradient, unroll
+from ddpp.unrolling import (
+    ENGINES,
+    Updates,
+    choose_engine,
+    draw_updates,
+    free_memory,
+    gradient,
+    unroll,
+)
 
 CLIP = 2  # the gradient's norm is at most so many times its running mean, as published
 MEMORY = 0.9  # share of the running mean that a step keeps, as published
@@ -82,13 +90,14 @@ def distill(
     flat, start = data.network(network), data.draw(config.ipc, config.seed)
     engine, why = config.engine, "as asked for"
     if engine == "auto":
-        engine, why = choose_engine(flat, *start, config.batch, config.window)
+        engine, why = choose_engine(flat, *start, config.batch, config.window, config.steps)
     saving.report(f"engine: {engine} ({why})")
     state, about = begin(start, config), beside(data, start.labels, network)
     advance = lambda at: step(at, start.labels, data.train, flat, config, engine)
     method = loop.Method(state, advance, config.steps, config.iterates, beside=about)
     identity = of_run("bptt", config, data.made_from(network), network.name)
     run = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)
+    free_memory()
     return DistilledDataset.from_run(run, about, identity)
 
 

@@ -1,5 +1,6 @@
 """What each chapter starts with: the style, a line on the device, and things computed once."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from ddpp.teachers import Teachers, train_teachers
 from ddpp.unrolling import Updates, gradient
 
 DRIVE = Path("/content/drive")
+COLAB = Path("/content/ddpp/notebooks")  # where the first cell of a notebook goes
 
 
 def begin(drive: bool = False) -> Path:
@@ -28,6 +30,8 @@ def begin(drive: bool = False) -> Path:
     """
     figures.use_style()
     colab = "google.colab" in sys.modules
+    if colab and COLAB.is_dir():
+        os.chdir(COLAB)  # a restarted session begins elsewhere
     if torch.cuda.is_available():
         print(f"running on a GPU: {torch.cuda.get_device_name()}")
     else:

@@ -8,7 +8,7 @@ student's update exactly.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,6 +54,22 @@ def draw(n: int, generator: torch.Generator, augment: Augmentation = True) -> Dr
     names = tuple(OPERATIONS.built_in) if augment is True else augment or ()
     operation = names[int(torch.randint(len(names), (), generator=generator))]
     return Draw(str(operation), torch.rand(n, 3, generator=generator, dtype=torch.float64))
+
+
+def draw_epoch(
+    batches: Sequence[Tensor], generator: torch.Generator, augment: Augmentation, to: Tensor
+) -> Sequence[Draw | None]:
+    """Draw the augmentation of each batch of an epoch, and move all numbers at once.
+
+    - batches: the indices (n,) of each.
+    - generator, augment: as in `draw`; where there is no augmentation, all are None.
+    - to: the images. On a GPU, each move to them waits for all that was started before.
+    """
+    if not augment:
+        return [None] * len(batches)
+    draws = [draw(len(index), generator, augment) for index in batches]
+    numbers = torch.cat([how.u for how in draws]).to(to).split([len(how.u) for how in draws])
+    return [how._replace(u=u) for how, u in zip(draws, numbers, strict=True)]
 
 
 def augment(images: Tensor, draw: Draw) -> Tensor:

@@ -1,9 +1,12 @@
 """When, on what, and with which code something was made."""
 
 import datetime
+import json
 import subprocess
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import torch
 
@@ -21,21 +24,32 @@ def provenance(device: torch.device) -> dict:
 
 @cache
 def commit() -> str | None:
-    """The commit of this source tree, with + for uncommitted changes; None for an installed copy.
+    """The commit of this source tree, with + for uncommitted changes; of an installed copy the one
+    that it was made from, or None.
 
     Asked for when a run begins: it is the code that runs, also if the tree moves on meanwhile.
     """
     here = Path(__file__)
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=here.parent, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
     try:
-        git("ls-files", "--error-unmatch", here.name)
-        changed = "+" if git("status", "--porcelain", "--", "..") else ""
-        return git("rev-parse", "--short=12", "HEAD") + changed
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        changed = "+" if _git(here.parent, "status", "--porcelain", "--", "..") else ""
+        return _git(here.parent, "rev-parse", "--short=12", "HEAD") + changed
     except (OSError, subprocess.CalledProcessError):
+        return _installed()
+
+
+def _installed() -> str | None:
+    """The commit of the repository or folder that pip installed this copy from, if it is known."""
+    try:
+        source = json.loads(distribution("ddpp").read_text("direct_url.json") or "{}")
+        if "vcs_info" in source:
+            return source["vcs_info"]["commit_id"][:12]
+        folder = Path(unquote(urlparse(source["url"]).path))
+        return _git(folder, "rev-parse", "--short=12", "HEAD")
+    except (PackageNotFoundError, KeyError, OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -19,7 +19,7 @@ from ddpp.foundation.errors import choose
 from ddpp.networks import Flat
 from ddpp.unrolling.adjoint import adjoint_engine
 from ddpp.unrolling.autograd import autograd_engine
-from ddpp.unrolling.compiled import compiled_engine
+from ddpp.unrolling.compiled import compiled_engine, free_memory
 from ddpp.unrolling.learned import Carried
 from ddpp.unrolling.stored import stored_engine
 from ddpp.unrolling.updates import (
@@ -38,10 +38,14 @@ __all__ = [
     "Updates",
     "choose_engine",
     "draw_updates",
+    "free_memory",
     "gradient",
     "unroll",
 ]
 
+# Updates on a GPU, estimated: an update starts some 2,000 small operations there and back, in about
+# 7 ms, and compiling takes one to three minutes.
+WORTH_COMPILING = 20_000
 Engine = Callable[[Flat, Tensor, Tensor, Tensor, Tensor, Updates, Loss], Unrolled]
 ENGINES: dict[str, Engine] = {
     "autograd": autograd_engine,
@@ -98,16 +102,21 @@ def unroll(
 
 
 def choose_engine(
-    network: Flat, images: Tensor, labels: Tensor, batch: int | None, steps: int
+    network: Flat, images: Tensor, labels: Tensor, batch: int | None, steps: int, total: int
 ) -> tuple[str, str]:
     """Choose the engine for this device and size, and return its name and the reason in words.
 
-    On a GPU: `compiled`. On a CPU the first that takes at most half of the memory: `autograd`,
+    - steps: updates of the student in a distillation step.
+    - total: distillation steps of the run.
+
+    On a GPU: `compiled`, or `adjoint` in runs of so few updates that compiling would take longer.
+    On a CPU the first that takes at most half of the memory: `autograd`,
     `stored`, which is as fast, or `adjoint`, whose memory does not grow with the updates.
     """
     if images.device.type != "cpu":
-        why = "on a GPU, starting small operations one by one takes longer than their arithmetic"
-        return "compiled", why
+        if steps * total < WORTH_COMPILING:
+            return "adjoint", f"{steps * total:,} updates take less time than compiling them"
+        return "compiled", "on a GPU; the first step compiles it, for a minute or more"
     images, labels = images[: batch or None], labels[: batch or None]
     memory = psutil.virtual_memory().total  # not what is free now: equal runs make equal choices
     of = f"of {steps} updates"

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from types import FunctionType
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from torch.autograd import grad
 from torch.func import grad as func_grad
 from torch.func import grad_and_value
 
-from ddpp.data.augmentation import Draw, augment
+from ddpp.data.augmentation import OPERATIONS, Draw, augment
 from ddpp.foundation.errors import Error
 from ddpp.networks import Flat, plain
 from ddpp.unrolling.adjoint import StudentPath, adjoint_engine
@@ -31,6 +32,7 @@ from ddpp.unrolling.updates import Loss, Unrolled, Updates
 
 # Of _is_trusted. Rounding, by which a ReLU may cross its kink, cost 0.008; leaving out H costs 0.2.
 TOLERANCE = 0.05
+STUDENTS: WeakSet["Student"] = WeakSet()  # those that there are
 # Runs before a capture, in which libraries choose their algorithms and make their workspaces.
 WARM_UPS = 3
 
@@ -80,6 +82,8 @@ class Student:
         # on which all graphs are captured, as they share a pool
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.usable = True
+        self.full = False  # whether there was no memory for it in the step before
+        STUDENTS.add(self)
         self._graphs = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -108,6 +112,8 @@ class Student:
     def free(self) -> None:
         """Free what the graphs hold. They are captured anew when they are needed."""
         self._graphs.clear()
+        if self._pool is not None:  # one without graphs cannot be used again
+            self._pool = torch.cuda.graph_pool_handle()
 
     def give_up(self) -> None:
         """Free what the graphs hold. The student cannot be used after that."""
@@ -134,7 +140,8 @@ class Student:
         return plain(x)  # a crop has other strides, for which the functions would compile again
 
     def _run(self, function: Callable, operation: str | None) -> None:
-        if self._pool is None:
+        # in a graph nothing may wait for the CPU, which an operation of one's own may do
+        if self._pool is None or (operation and OPERATIONS.is_brought(operation)):
             return function(operation)
         key = function.__name__, operation
         if key not in self._graphs:
@@ -157,9 +164,12 @@ class Student:
                 for _ in range(WARM_UPS):
                     function(operation)
             torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=side):
-                function(operation)
+            graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, stream=side):
+                    function(operation)
+            finally:  # a capture that fails leaves its stream behind
+                torch.cuda.set_stream(current)
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
         return graph
@@ -204,29 +214,48 @@ def compiled_engine(
     if trained.usable:
         try:
             if _is_trusted(trained, *problem[:-1]):
-                return _walk(trained, *problem)
+                out = walk(trained, *problem)
+                trained.full = False
+                return out
         except Error:
             raise
-        except torch.OutOfMemoryError:
-            trained.free()
-            warnings.warn(
-                "the GPU's memory was full, so the engine adjoint made this step; the next one "
-                "tries the engine compiled again",
-                stacklevel=3,
-            )
+        except torch.OutOfMemoryError as e:
+            if trained.full:
+                _give_up(trained, e)
+            else:
+                trained.free()
+                trained.full = True
+                warnings.warn(
+                    "the GPU's memory was full, so the engine adjoint made this step; the next one "
+                    "tries the engine compiled again",
+                    stacklevel=3,
+                )
         except Exception as e:  # of a compiler, a driver or a library, which adjoint does not need
-            trained.give_up()
-            reason = " ".join(str(e).splitlines()[:2])[:300] or type(e).__name__
-            warnings.warn(
-                f"the engine compiled cannot be used here ({reason}): from now on the engine "
-                "adjoint takes its place, with the same results but slower; to avoid this message, "
-                "ask for the engine adjoint",
-                stacklevel=3,
-            )
+            _give_up(trained, e)
     return adjoint_engine(network, *problem)
 
 
-def _walk(
+def free_memory() -> None:
+    """Free what the engine keeps on a GPU for the next step. What is compiled stays."""
+    for one in STUDENTS:
+        one.free()
+
+
+def _give_up(student: Student, e: BaseException) -> None:
+    """Use `adjoint` from now on, and say why."""
+    student.give_up()
+    if "during capture" in str(e) and e.__context__ is not None:
+        e = e.__context__  # what had happened in the capture
+    reason = " ".join(str(e).splitlines()[:2])[:300] or type(e).__name__
+    warnings.warn(
+        f"the engine compiled cannot be used here ({reason}): from now on the engine adjoint takes "
+        "its place, with the same results but slower; to avoid this message, ask for the engine "
+        "adjoint",
+        stacklevel=4,
+    )
+
+
+def walk(
     student: Student,
     start: Tensor,
     images: Tensor,
@@ -290,7 +319,10 @@ def _is_trusted(
             continue
         rate, twice = torch.full_like(alpha, 0.1), Updates([batch] * 2, [how] * 2)
         problem = (start, images, labels, rate, twice, loss)
-        mine, exact = _walk(student, *problem), adjoint_engine(student.network, *problem)
+        with warnings.catch_warnings():  # the compiler advises it; here float32 means float32
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+            mine = walk(student, *problem)
+        exact = adjoint_engine(student.network, *problem)
         pairs = {
             "grad_images": (mine.grad_images, exact.grad_images),
             "grad_alpha": (mine.grad_alpha, exact.grad_alpha),
