@@ -92,7 +92,9 @@ class Problem(Generic[Config]):
 
         With `augment`, both get the same augmentation.
         """
-        real, mine = self.real(label, self.config.batch_real, rng), images[self.labels == label]
+        real = self.real(label, self.config.batch_real, rng)
+        # class by class; a mask would let a GPU wait
+        mine = images.unflatten(0, (len(self.members), -1))[label]
         if not self.config.augment:
             return real, mine
         operation, u = draw(1, rng)  # one strength for all images of both: "siamese"
