@@ -23,6 +23,8 @@ aten = torch.ops.aten
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
 BETWEEN = {aten.copy_, aten._to_copy}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal}  # for the host
+captures = []  # that are under way
 
 
 class Storages:
@@ -80,6 +82,8 @@ class Functions(TorchFunctionMode):
             if device is None or torch.device(device).type not in ("cpu", "cuda"):
                 return function(*args, **kwargs)
             self.storages.ambient = torch.device(device).type == "cuda"
+            if self.storages.ambient and name in ("tensor", "as_tensor"):
+                _refuse_in_capture(name)
             if self.storages.ambient and kwargs.get("generator") is not None:
                 raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
             return self._made(function(*args, **kwargs | {"device": "cpu"}))
@@ -106,7 +110,10 @@ class Functions(TorchFunctionMode):
         out = Tensor.to(
             tensor, *map(plain, rest), **{key: plain(value) for key, value in kwargs.items()}
         )
-        return out if there == was else self.storages.place(out.clone(), there)
+        if there == was:
+            return out
+        _refuse_in_capture("a copy between devices")
+        return self.storages.place(out.clone(), there)
 
 
 class Operations(TorchDispatchMode):
@@ -136,12 +143,20 @@ class Operations(TorchDispatchMode):
                 f"Expected all tensors to be on the same device: {packet} has some on cuda:0 and "
                 "cpu"
             )
+        if there and packet in WAITS:
+            _refuse_in_capture(str(packet))
         known = {_storage(tensor)._cdata for tensor in given}
         out = function(*args, **kwargs)
         for tensor in tensors(out):
             if _storage(tensor)._cdata not in known:  # else it is in place, or a view
                 self.storages.place(tensor, place)
         return out
+
+
+def _refuse_in_capture(what: str) -> None:
+    """Nothing in a CUDA graph may wait for the host."""
+    if captures:
+        raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
 
 
 def tensors(values) -> list[Tensor]:
@@ -187,8 +202,12 @@ def tapes(monkeypatch):
     @contextlib.contextmanager
     def record(tape, pool, stream):
         made.append(tape)
-        with tape:
-            yield
+        captures.append(tape)
+        try:
+            with tape:
+                yield
+        finally:
+            captures.pop()
 
     for name, stand_in in {
         "CUDAGraph": Tape,

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pretending import gpu, tapes
+from pretending import Tape, gpu, tapes
 from small import refused, small_recipe
 
 from ddpp import (
@@ -26,7 +26,7 @@ from ddpp import (
     train_teachers,
 )
 from ddpp.baselines import selection
-from ddpp.data.augmentation import OPERATIONS, Draw, augment
+from ddpp.data.augmentation import OPERATIONS, Draw, as_augmentation, augment
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.run import Experiment
 from ddpp.foundation.loop import Saving
@@ -288,3 +288,22 @@ def test_what_is_of_ones_own_is_tried_out_where_it_will_run(npz, cuda, tmp_path)
             with refused(words) if fails else contextlib.nullcontext():
                 run.run()
             assert run.folder.exists() != fails  # no teacher is trained before
+
+
+def waits_for_the_host(images, numbers):
+    return images * (0.5 + 0.1 * float(numbers[0, 0]))
+
+
+def test_an_operation_that_waits_for_the_host_is_in_no_graph(path, cuda):
+    settings = {**vars(CONFIG), "augment": as_augmentation((waits_for_the_host,))}
+    _, there, _ = make(path, **settings | {"engine": "compiled"})  # it would warn, an error here
+    _, here, _ = make(path, device="cpu", **settings | {"engine": "adjoint"})
+    torch.testing.assert_close(there.images.cpu(), here.images)
+    with torch.cuda.graph(Tape(), None, None):
+        for mistake in (
+            lambda: torch.ones(2).to("cuda"),
+            lambda: torch.tensor([1.0], device="cuda"),
+            lambda: float(cuda.place(torch.ones(1), there=True)),
+        ):
+            with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+                mistake()
