@@ -399,9 +399,7 @@ def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
             "train them longer or lower either"
         )
     teachers.check_data(data)
-    rule_of(config, teachers.network)
-    check_rule(config.rule, teachers.network.size, data.device)
-    check_operations(config.augment, data.shape, data.device)
+    check_own(config, data, teachers.network)
 
 
 def fits(data: ImageData, network: NetworkConfig, config: DistillConfig) -> None:
@@ -410,9 +408,13 @@ def fits(data: ImageData, network: NetworkConfig, config: DistillConfig) -> None
     This is asked before teachers are trained.
     """
     data.draw(config.ipc, config.seed)
-    flat = data.network(network)
-    rule_of(config, flat)
-    check_rule(config.rule, flat.size, data.device)
+    check_own(config, data, data.network(network))
+
+
+def check_own(config: DistillConfig, data: ImageData, network: Flat) -> None:
+    """Raise an Error for a rule, parts or operations that cannot be used with this network here."""
+    rule_of(config, network)
+    check_rule(config.rule, network.size, data.device)
     check_operations(config.augment, data.shape, data.device)
 
 
