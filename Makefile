@@ -8,7 +8,7 @@ PARALLEL := -n logical --maxprocesses 4
 # Threads that wait do not spin: where other programs want the cores, too, spinning made a step 20 times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: distill test check memory book pdf lab lint notebooks assignments gpu pages links address smoke-results ipc-results class clean
+.PHONY: distill test check memory oldest book pdf lab lint notebooks assignments gpu pages links address smoke-results ipc-results class clean
 
 distill: $(READY)  ## ten images from the 5,000 that come with the project, compared with real ones; stopped, it goes on
 	$(BIN)/ddpp distill --profile smoke --out runs/smoke.safetensors $(OPTIONS)
@@ -25,6 +25,14 @@ check: lint  ## style, types, and the tests that are not slow: about three minut
 memory: $(READY)  ## the networks' tests as on a processor with AVX2 alone, on any: see troubleshooting, "free()"
 	GLIBC_TUNABLES=glibc.malloc.check=3 LD_PRELOAD=libc_malloc_debug.so.0 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
 	  $(BIN)/python -m pytest --quiet tests/test_modules.py tests/test_networks.py $(OPTIONS)
+
+# DeprecationWarnings of versions that are years old concern nobody
+oldest: $(READY)  ## the tests that are not slow, with the oldest versions of what ddpp needs: runs/oldest, 6 GB
+	mkdir -p runs/oldest
+	$(BIN)/uv pip compile --quiet --python $(BIN)/python --resolution lowest-direct --no-deps --all-extras pyproject.toml --output-file runs/oldest/versions.txt
+	test -x runs/oldest/bin/python || $(PYTHON) -m venv runs/oldest
+	$(BIN)/uv pip install --python runs/oldest/bin/python -r requirements.txt --constraint runs/oldest/versions.txt
+	runs/oldest/bin/python -m pytest $(PARALLEL) --dist loadgroup -m "not slow" -W ignore::DeprecationWarning $(OPTIONS)
 
 book: $(READY)  ## build the HTML from the notebooks with their stored outputs, warnings as errors
 	rm -rf _build/html _build/.doctrees # a second build repeats no warning of the first, and would pass

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ddpp.unrolling import compiled
 
@@ -179,19 +179,26 @@ class Tape(TorchDispatchMode):
         self.calls = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = aliases((args, kwargs or {}))
         out = function(*args, **kwargs or {})
-        self.calls.append((function, args, kwargs or {}, out))
+        self.calls.append((function, given, aliases(out)))
         return out
 
     def replay(self):
         with torch.no_grad():
-            for function, args, kwargs, out in self.calls:
+            for function, given, out in self.calls:
+                args, kwargs = aliases(given)
                 again = function(*args, **kwargs)
                 for old, new in zip(
                     *(x if isinstance(x, tuple | list) else [x] for x in (out, again)), strict=True
                 ):
                     if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
+
+
+def aliases(values):
+    """The same memory in other tensors, whose shapes no squeeze_ of the ones given changes."""
+    return tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, values)
 
 
 @contextlib.contextmanager

@@ -320,6 +320,18 @@ def test_a_run_that_was_killed_resumes_to_the_same_numbers(images, done, tmp_pat
     assert len(calls) == 1 + 8 * 2 * 4
 
 
+def test_a_machine_that_rounds_whitened_images_otherwise_finds_its_report(images, done, tmp_path):
+    def rounded(split):
+        return split._replace(images=split.images * (1 + 2e-7))
+
+    for name, data in contents(done[0]).items():
+        (tmp_path / name.name).write_bytes(data)
+    there = replace(images, train=rounded(images.train), validation=rounded(images.validation))
+    assert not torch.equal(there.train.images, images.train.images)
+    rank(TINY.candidates(), sets_of(there), there, tmp_path, QUICK, progress=False)
+    assert contents(tmp_path) == {tmp_path / k.name: v for k, v in contents(done[0]).items()}
+
+
 def test_another_search_keeps_the_report_and_shares_the_trainings(
     images, tmp_path, done, monkeypatch
 ):

@@ -160,8 +160,8 @@ def flat(text):
 
 
 def listed(text, option):
-    """The names in braces behind an option, whatever line they are on."""
-    found = re.search(re.escape(option) + r" \{([^}]*)\}", text)
+    """The names in braces behind an option, whatever lines they are on."""
+    found = re.search(re.escape(option) + r"[\s│]+\{([^}]*)\}", text)
     assert found, f"{option} lists no names in\n{text}"
     return re.sub(r"[\s│]", "", found[1]).split(",")
 

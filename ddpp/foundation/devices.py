@@ -14,11 +14,12 @@ from ddpp.foundation.errors import Error
 def find_device(device: str | torch.device | None = None) -> torch.device:
     """The device asked for, or the GPU if there is one, else the CPU."""
     _keep_precision()
-    if torch.get_default_device().type != "cpu":
+    usual = torch.empty(0).device  # older get_default_device do not see a `with` block's device
+    if usual.type != "cpu":
         raise Error(
-            f"torch.set_default_device has made {torch.get_default_device()} the place of new "
-            "tensors, and random numbers are drawn on the CPU here: set it back to 'cpu', and give "
-            "the device to load_data instead"
+            f"torch.set_default_device has made {usual} the place of new tensors, and random "
+            "numbers are drawn on the CPU here: set it back to 'cpu', and give the device to "
+            "load_data instead"
         )
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:

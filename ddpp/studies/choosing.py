@@ -81,7 +81,7 @@ def rank(
     whole = DistilledDataset.from_tensors(*data.train, search.rates[0], data)
     jobs = {TRUTH: (whole,) * search.repeats} | sets
     networks = [asdict(one) for one in candidates]
-    prints = {name: [_fingerprints(one) for one in several] for name, several in jobs.items()}
+    prints = {name: [_fingerprints(one) for one in several] for name, several in sets.items()}
     asked = {"networks": networks, "search": asdict(search), "sets": prints}
     asked |= {"data": data.identity} | marks(augmentation=search.protocol(TRUTH).augment)
     report = folder / REPORT
@@ -116,7 +116,8 @@ class _Trainer(NamedTuple):
     ) -> dict:
         """The scores of all networks after training on one set, each with its best rate."""
         best, seconds = [], 0.0
-        prints = _fingerprints(on)
+        # all images are named by the data's identity
+        prints = None if name == TRUTH else _fingerprints(on)
         for candidate in candidates:
             tried = []
             for rate in self.search.rates:
@@ -128,7 +129,9 @@ class _Trainer(NamedTuple):
         found = {"rate": list(rates), "held_out": list(held_out), "test": list(test)}
         return found | {"seconds": round(seconds, 2)}
 
-    def _key(self, candidate: Candidate, name: str, prints: list, number: int, rate: float) -> str:
+    def _key(
+        self, candidate: Candidate, name: str, prints: list | None, number: int, rate: float
+    ) -> str:
         """Name all that a score depends on."""
         protocol = self.search.protocol(name)
         of = {"data": self.data.identity, "network": asdict(candidate), "set": prints}
@@ -167,7 +170,13 @@ def _role(name: str) -> str:
 
 
 def _fingerprints(on: DistilledDataset) -> list:
-    return [files.fingerprint(on.images), files.fingerprint(on.labels), on.loss, on.formation]
+    """Name a set by its tensors; real images by their 8-bit pixels, as the last bits of whitened
+    ones depend on the machine.
+    """
+    levels = on.whitening.invert(on.images) * 255
+    real = bool((levels - levels.round().clamp(0, 255)).abs().max() < 0.1)
+    images = levels.round().to(torch.uint8) if real else on.images
+    return [files.fingerprint(images), files.fingerprint(on.labels), on.loss, on.formation]
 
 
 def _check(
