@@ -29,8 +29,8 @@ memory: $(READY)  ## the networks' tests as on a processor with AVX2 alone, on a
 # DeprecationWarnings of versions that are years old concern nobody
 oldest: $(READY)  ## the tests that are not slow, with the oldest versions of what ddpp needs: runs/oldest, 6 GB
 	mkdir -p runs/oldest
-	$(BIN)/uv pip compile --quiet --python $(BIN)/python --resolution lowest-direct --no-deps --all-extras pyproject.toml --output-file runs/oldest/versions.txt
-	test -x runs/oldest/bin/python || $(PYTHON) -m venv runs/oldest
+	$(BIN)/uv pip compile --quiet --python $(BIN)/python --resolution lowest-direct --no-build --no-deps --all-extras pyproject.toml --output-file runs/oldest/versions.txt
+	test -x runs/oldest/bin/python || $(BIN)/python -m venv runs/oldest
 	$(BIN)/uv pip install --python runs/oldest/bin/python -r requirements.txt --constraint runs/oldest/versions.txt
 	runs/oldest/bin/python -m pytest $(PARALLEL) --dist loadgroup -m "not slow" -W ignore::DeprecationWarning $(OPTIONS)
 

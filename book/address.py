@@ -29,7 +29,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-url, branch = "{url}", "{branch}"
+url = "{url}"
+branch = "{branch}"
 known = "/-" not in url  # -owner- is to be replaced
 if "google.colab" in sys.modules:
     %cd -q /content

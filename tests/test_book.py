@@ -88,7 +88,7 @@ def test_one_command_changes_the_address_everywhere(copy):
     assert badge.endswith(
         "(https://colab.research.google.com/github/you/it/blob/dev/notebooks/01_it.ipynb)"
     )
-    assert 'url, branch = "https://github.com/you/it", "dev"' in install
+    assert 'url = "https://github.com/you/it"\nbranch = "dev"' in install
     source = (copy / "assignments" / "source" / "assignment1" / "assignment1.ipynb").read_text()
     assert "github/you/it/blob/dev/assignments/release/assignment1/assignment1.ipynb)" in source
     assert '"you/it"' in (copy / "assignments/template/.github/workflows/grade.yml").read_text()

@@ -110,6 +110,7 @@ def add_static_files(app) -> None:
     if not (made / "formulas.woff").exists():
         made.mkdir(parents=True, exist_ok=True)
         options = [f"--unicodes={GLYPHS}", "--layout-features+=ssty", "--flavor=woff"]
+        options.append("--name-IDs=*")  # with the licence, which must stay in every copy
         subset.main([str(FONT), *options, f"--output-file={made / 'formulas.woff'}"])
     app.config.html_static_path += [str(Path(__file__).parent / "static"), str(made)]
 

@@ -123,10 +123,10 @@ def choose_engine(
     why = {"autograd": f"the graph {of} takes", "stored": f"the activations {of} take"}
     for engine, what in why.items():
         needed = steps * kept_bytes(network, images, labels, engine)
-        why[engine] = f"{what} {needed / 2**20:,.0f} of {memory / 2**20:,.0f} MiB of memory"
+        why[engine] = f"{what} {needed / 2**20:,.0f} MiB of memory"
         if needed < memory / 2:
             return engine, why[engine]
-    return "adjoint", why["stored"]
+    return "adjoint", f"{why['stored']}, and there are {memory / 2**20:,.0f} MiB"
 
 
 def kept_bytes(network: Flat, images: Tensor, labels: Tensor, engine: str = "autograd") -> int:
