@@ -3,6 +3,7 @@ each with a sentence that says what is wrong and what to do.
 """
 
 import hashlib
+import math
 import os
 from types import SimpleNamespace
 
@@ -97,6 +98,12 @@ def test_channels_are_standardized():
     assert torch.allclose(white.std((0, 2, 3)), torch.ones(2), atol=1e-2)
 
 
+@pytest.mark.parametrize("size, kind", [(8, "zca"), (33, "channels")])
+def test_small_images_are_whitened_by_zca_and_large_ones_by_channel(npz, size, kind):
+    data = load_data(npz(size=size, channels=3), device="cpu")
+    assert data.whitening.kind == kind
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_augmentation_is_a_function_of_its_draw(operation):
     images = torch.rand(5, 3, 8, 8, generator=generator(4))
@@ -147,6 +154,39 @@ def test_augmentations_do_what_their_names_say():
     one = (1 - 1 / 1.2) / (1.2 - 1 / 1.2)
     assert torch.allclose(augment(x, Draw("scale", at(one, one, 0))), x, atol=1e-4)
     assert torch.allclose(augment(x, Draw("color", at(0.5, 0.5, 0.5))), x, atol=1e-6)
+
+
+def test_rotations_and_scales_sample_where_their_matrix_says():
+    """A ramp, of which bilinear sampling is exact, in the middle, that sees nothing outside."""
+    side, at = torch.linspace(-1, 1, 33, dtype=torch.float64), slice(5, -5)
+    y, x = torch.meshgrid(side, side, indexing="ij")
+    ramp = lambda x, y: (2 * x + 5 * y)[None, None]
+    cos, sin = math.cos(math.pi / 12), math.sin(math.pi / 12)  # of 15 degrees
+    for operation, u, expected in [
+        ("rotate", (1.0, 0, 0), ramp(cos * x - sin * y, sin * x + cos * y)),
+        ("rotate", (0.0, 0, 0), ramp(cos * x + sin * y, -sin * x + cos * y)),
+        ("scale", (1.0, 0, 0), ramp(1.2 * x, y / 1.2)),
+        ("scale", (0.0, 1, 0), ramp(x / 1.2, 1.2 * y)),
+    ]:
+        found = augment(ramp(x, y), Draw(operation, torch.tensor([u], dtype=torch.float64)))
+        assert torch.allclose(found[..., at, at], expected[..., at, at], atol=1e-6)
+
+
+def test_colours_change_as_published():
+    x = torch.rand(2, 3, 8, 8, generator=generator(10), dtype=torch.float64)
+    colour = lambda *u: augment(x, Draw("color", torch.tensor([u] * 2, dtype=torch.float64)))
+    grey, level = x.mean(1, keepdim=True), x.flatten(1).mean(1).view(2, 1, 1, 1)
+    for u, expected in [
+        ((0.75, 0.5, 0.5), x + 0.25),
+        ((0, 0.5, 0.5), x - 0.5),
+        ((0.5, 0, 0.5), grey.expand_as(x)),
+        ((0.5, 1, 0.5), grey + 2 * (x - grey)),
+        ((0.5, 0.5, 0), level + 0.5 * (x - level)),
+        ((0.5, 0.5, 1), level + 1.5 * (x - level)),
+        # one after the other: brightness, saturation, contrast
+        ((1, 0, 1), level + 0.5 + 1.5 * (grey - level).expand_as(x)),
+    ]:
+        assert torch.allclose(colour(*u), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

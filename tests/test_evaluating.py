@@ -1,5 +1,7 @@
 """Evaluations train as torch's optimizer does, and are refused on other data or with no network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from small import NETWORK, arrays, load, refused, save
 from torch import nn
 
+from ddpp import evaluating
 from ddpp.evaluating import Protocol, evaluate, train
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import ConvNet
@@ -32,6 +35,29 @@ def test_networks_are_trained_as_by_torchs_sgd(data, distilled, changes):
             optimizer.step()
     expected = nn.utils.parameters_to_vector(module.parameters()).detach()
     assert torch.allclose(theta, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("chosen, best", [(4, 2), (2, 4)])
+def test_the_iterate_is_chosen_on_held_out_images_and_not_on_the_test_set(
+    data, distilled, monkeypatch, chosen, best
+):
+    data = replace(data, validation=data.train)
+    held_out, test = {chosen: 70.0, best: 60.0}, {chosen: 50.0, best: 55.0}
+
+    def step_of(network, on, *_):
+        return next(step for step in test if torch.equal(on.images, distilled.at(step).images))
+
+    def score(network, step, images, labels):
+        return (held_out if images is data.validation.images else test)[step]
+
+    # a network's parameters are the step whose images it was trained on
+    monkeypatch.setattr(evaluating, "train", step_of)
+    monkeypatch.setattr(evaluating, "accuracy", score)
+    found = evaluate(distilled, data, repeats=2, best_on_test=True, progress=False)
+    assert found.final == [test[4]] * 2
+    assert (found.selected_step, found.selected) == (chosen, [50.0] * 2)
+    assert (found.best_on_test_step, found.best_on_test) == (best, [55.0] * 2)
+    assert found.validation == held_out
 
 
 def test_a_distilled_file_is_for_its_own_classes_and_preprocessing(tmp_path, distilled):

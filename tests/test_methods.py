@@ -19,15 +19,15 @@ from ddpp import (
     NetworkConfig,
     Protocol,
     TeacherConfig,
-    evaluate,
     load_data,
     train_teachers,
 )
-from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, tgdd
+from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, ntk, tgdd
 from ddpp.baselines.selection import forgetting_events, herd
 from ddpp.cli import main
-from ddpp.data.augmentation import augment
+from ddpp.data.augmentation import augment, draw
 from ddpp.distilled.formation import fold
+from ddpp.evaluating import train
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PROFILES, from_dict, recipe
 from ddpp.foundation.loop import Saving, Stopped
@@ -101,6 +101,123 @@ def test_a_choice_is_of_real_images_of_its_class(data, name):
     assert len(chosen.images.unique(dim=0)) == 12
 
 
+@pytest.fixture
+def forgetful(data):
+    """A teacher of which some images are forgotten and others not."""
+    config = TeacherConfig(count=1, epochs=6, lr=0.1, batch=8, network=NETWORK)
+    return train_teachers(data, config, progress=False)
+
+
+def chosen_of(name, data, teachers):
+    """For each class: its images' indices, and whether each is chosen."""
+    chosen = METHODS[name].run(data, teachers, small(name, ipc=4, epochs=6), Saving(progress=False))
+    is_in = lambda image: bool((chosen.images == image).flatten(1).all(1).any())
+    for label in range(3):
+        members = (data.train.labels == label).nonzero().flatten()
+        yield members, torch.tensor([is_in(image) for image in data.train.images[members]])
+
+
+def test_herding_looks_at_the_features_of_the_last_epoch(data, forgetful):
+    network, theta = forgetful.network, forgetful.snapshot(0, 6)
+    features = network.features(theta, data.train.images)
+    for members, chosen in chosen_of("herding", data, forgetful):
+        expected = herd(features[members], 4)
+        assert chosen.nonzero().flatten().tolist() == sorted(expected.tolist())
+
+
+def test_forgetting_takes_what_is_forgotten_most_often(data, forgetful):
+    images, labels = data.train
+    logits = [forgetful.network(forgetful.snapshot(0, epoch), images) for epoch in range(1, 7)]
+    events = forgetting_events(torch.stack([x.argmax(1) == labels for x in logits]))
+    gaps = []
+    for members, chosen in chosen_of("forgetting", data, forgetful):
+        assert chosen.sum() == 4
+        least = events[members][chosen].min()
+        assert least >= events[members][~chosen].max()
+        gaps.append(int(least - events[members][~chosen].min()))
+    assert max(gaps) > 0  # else any choice would do
+
+
+def test_images_move_as_by_torchs_optimizers():
+    start, *gradients = torch.randn(5, 3, 1, 4, 4, generator=generator(5), dtype=torch.float64)
+    config = small("dm", image_lr=0.3, momentum=0.5)
+    state = common.State(0, start, torch.tensor(0.01), torch.zeros_like(start))
+    x, moments = start, torch.zeros(2, *start.shape, dtype=torch.float64)
+    descended, adapted = (start.clone().requires_grad_() for _ in range(2))
+    sgd = torch.optim.SGD([descended], 0.3, momentum=0.5)
+    adam = torch.optim.Adam([adapted], 0.3)
+    for step, gradient in enumerate(gradients):
+        descended.grad, adapted.grad = gradient.clone(), gradient.clone()
+        sgd.step()
+        adam.step()
+        state = common.descend(state, gradient, config)
+        x, moments = common.adam(x, gradient, moments, 0.3, step)
+        assert torch.allclose(state.images, descended, rtol=1e-10)
+        assert torch.allclose(x, adapted, rtol=1e-6)
+
+
+def test_a_pair_has_one_augmentation_of_one_strength(data, monkeypatch):
+    problem = common.Problem(data, NETWORK, small("dsa", ipc=3))
+    image = data.train.images[:1]
+    monkeypatch.setattr(problem, "real", lambda label, n, rng: image.repeat(5, 1, 1, 1))
+    changed = []
+    for seed in range(20):
+        real, mine = problem.pair(image.repeat(9, 1, 1, 1), 1, generator(seed))
+        assert (len(real), len(mine)) == (5, 3)
+        assert torch.allclose(real, real[:1].expand_as(real), atol=1e-5)
+        assert torch.allclose(mine, real[:3], atol=1e-5)
+        changed.append(not torch.allclose(mine[:1], image, atol=1e-2))
+    assert sum(changed) > 10  # a flip may leave them
+
+
+@pytest.mark.parametrize("name", ["dc", "dsa"])
+def test_the_network_of_dc_trains_between_two_updates_of_the_images(data, name, monkeypatch):
+    problem = common.Problem(data, NETWORK, small(name, outer=3, momentum=0.0))
+    start = data.draw(1, 0).images
+    seen, trained_on = [], []
+
+    def match(theta, images, *_):
+        seen.append(theta)
+        return torch.tensor(float(len(seen))), torch.ones_like(images)
+
+    def trained(theta, images, *_):
+        trained_on.append(images)
+        return theta + 1
+
+    monkeypatch.setattr(dsa, "match", match)
+    monkeypatch.setattr(dsa, "train", trained)
+    state = common.State(0, start, torch.tensor(0.01), torch.zeros_like(start))
+    after, record = dsa.step(state, problem)
+    assert len(seen) == 3
+    assert torch.equal(seen[1], seen[0] + 1) and torch.equal(seen[2], seen[1] + 1)
+    moved = [start - problem.config.image_lr * count for count in (1, 2, 3)]
+    for found, expected in zip([*trained_on, after.images], moved, strict=True):
+        assert torch.allclose(found, expected, atol=1e-6)
+    assert float(record["loss"]) == pytest.approx((1 + 2 + 3) / 3 / 3)  # mean per class
+
+
+@pytest.mark.parametrize("name", ["dc", "dsa"])
+def test_the_network_of_dc_is_trained_as_by_torchs_sgd(data, name):
+    config = small(name, ipc=2, inner=3, batch=4, network_lr=0.05)
+    problem = common.Problem(data, NETWORK, config)
+    images, labels = data.draw(2, 0)
+    theta = problem.network.initial(7)
+    found = dsa.train(theta, images, problem, generator(1))
+
+    module = ConvNet(channels=1, classes=3, width=8, depth=3, image_size=12)
+    nn.utils.vector_to_parameters(theta.clone(), module.parameters())
+    optimizer, rng = torch.optim.SGD(module.parameters(), 0.05), generator(1)
+    for _ in range(3):
+        for index in torch.randperm(6, generator=rng).split(4):
+            x = augment(images[index], draw(len(index), rng)) if name == "dsa" else images[index]
+            optimizer.zero_grad()
+            F.cross_entropy(module(x), labels[index]).backward()
+            optimizer.step()
+    expected = nn.utils.parameters_to_vector(module.parameters()).detach()
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found, theta, rtol=1e-3, atol=1e-5)
+
+
 def test_gradient_distance_is_one_minus_the_cosine_of_each_output(data):
     network = data.network(NETWORK)
     a, b = torch.randn(2, network.size, generator=generator(1), dtype=torch.float64)
@@ -151,6 +268,40 @@ def test_means_of_equal_sets_have_no_distance(data):
     assert float(cafe.feature_loss(moved, centres, (0.1, 0.2, 0.3, 0.4))) == pytest.approx(
         expected, rel=1e-4
     )
+
+
+def test_cafe_aligns_what_follows_each_relu_and_what_the_last_layer_sees(data):
+    """Against an ordinary module, layer by layer, in float64."""
+    config = small("cafe", ipc=2, batch_real=100, weights=(0.1, 0.2, 0.3, 0.4), discrimination=0.5)
+    wide = lambda split: split._replace(images=split.images.double())
+    problem = common.Problem(replace(data, train=wide(data.train)), NETWORK, config)
+    (real, classes), network = problem.data.train, problem.network
+    theta, images = network.initial(3).double(), wide(data.draw(2, 0)).images.requires_grad_()
+    module = ConvNet(channels=1, classes=3, width=8, depth=3, image_size=12).double()
+    nn.utils.vector_to_parameters(theta, module.parameters())
+
+    def layers(x):
+        found = []
+        for layer in [*module][:-1]:
+            x = layer(x)
+            found += [x] if isinstance(layer, nn.ReLU) else []
+        return [*found, x]
+
+    theirs, mine = layers(real), layers(images)
+    for found, expected in zip(network.activations(theta, real), theirs, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-10)
+    expected = 0.0
+    for weight, a, b in zip(config.weights, theirs, mine, strict=True):
+        for label in range(3):
+            gap = a[classes == label].detach().mean(0) - b[2 * label : 2 * label + 2].mean(0)
+            expected = expected + weight * gap.square().sum()
+    centres = mine[-1].view(3, 2, -1).mean(1)
+    logits = theirs[-1].detach() @ centres.T
+    expected = expected + 0.5 * F.cross_entropy(logits, classes, reduction="sum")
+    (toward,) = torch.autograd.grad(expected, images)
+    loss, gradient = cafe.align(theta, images, problem, generator(0))
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-10)
+    assert float((gradient - toward).norm() / toward.norm()) < 1e-10
 
 
 def test_centres_classify_by_their_inner_product():
@@ -594,18 +745,42 @@ def test_kip_learns_labels_on_which_networks_then_regress(data, tmp_path):
         data, NETWORK, small("kip", learn_labels=True), Saving(progress=False)
     )
     assert learned.labels.shape == (3, 3)
+    start = kip.centred(torch.arange(3), 3)
+    assert not torch.allclose(learned.labels, start, atol=0.01)
     assert set(learned.iterates) == {0, 6}
     path = tmp_path / "set.safetensors"
     learned.save(path)
     again = DistilledDataset.load(path)
     assert torch.equal(again.labels, learned.labels)
     assert torch.equal(again[2][1], learned.labels[2])
-    assert (
-        0
-        <= evaluate(again, data, repeats=1, protocol=Protocol(epochs=3), progress=False).mean
-        <= 100
-    )
+    once = Protocol(epochs=1, momentum=0.0, weight_decay=0.0, augment=False)
+    network = data.network(NETWORK)
+    theta = network.initial(derive(0, "a network")).requires_grad_()
+    error = F.mse_loss(network(theta, again.images), learned.labels)
+    expected = theta - again.alpha * torch.autograd.grad(error, theta)[0]
+    assert torch.allclose(train(network, again, once, 0, "a network"), expected, atol=1e-6)
     assert again.export_png(tmp_path / "images") == 3
+
+
+def test_a_step_of_kip_moves_images_and_labels_by_adam(data):
+    # more than there are: all images of each class, no chance left
+    config = small("kip", learn_labels=True, target=10**4, image_lr=0.02, label_lr=0.03)
+    images, labels = data.draw(1, 0).images, kip.centred(torch.arange(3), 3)
+    zeros = [torch.zeros(2, *x.shape) for x in (images, labels)]
+    state = kip.State(0, images, labels, torch.tensor(0.01), *zeros)
+    after, record = kip.step(state, data, config)
+
+    moving = [x.clone().requires_grad_() for x in (images, labels)]
+    y = F.one_hot(data.train.labels, 3) - 1 / 3
+    error = ntk.predict(*moving, data.train.images, "fc", 1, config.reg) - y
+    loss = error.square().sum() / (2 * error.numel())
+    loss.backward()
+    assert float(record["loss"]) == pytest.approx(float(loss.detach()), rel=1e-4)
+    found = (after.images, after.moments, 0.02), (after.labels, after.label_moments, 0.03)
+    for x, (moved, moments, rate) in zip(moving, found, strict=True):
+        assert torch.allclose(moments[0], 0.1 * x.grad, rtol=1e-3, atol=1e-7)
+        expected = x - rate * x.grad / (x.grad.abs() + 1e-8)  # Adam's first step
+        assert torch.allclose(moved, expected, atol=1e-4)
 
 
 def test_a_kernel_that_does_not_fit_is_refused_before_any_step(data, monkeypatch):
@@ -660,7 +835,9 @@ def test_the_callers_default_type_changes_no_bit(name, npz, tmp_path):
         made.append(
             (out.read_bytes(), json.loads(out.with_suffix(".json").read_text())["distilled"])
         )
-        made[-1] += tuple(p.read_bytes() for p in sorted(out.parent.rglob("teacher_*")))
+        teachers = sorted(out.parent.rglob("teacher_*"))
+        assert bool(teachers) == METHODS[name].teachers
+        made[-1] += tuple(path.read_bytes() for path in teachers)
     assert made[0] == made[1]
 
 

@@ -139,21 +139,28 @@ def test_an_average_that_cannot_be_is_refused(run, value):
 
 def by_hand(data, teachers, limit, **changes):
     """Images after each step of gradient descent with momentum, in float64, with the gradients that
-    `match` finds at the images of the run.
+    `match` finds at the images of the run; and so for alpha.
     """
+    changes |= {"alpha_lr": 1e-5}  # moves alpha by far more than float32 rounds it
     made, states = seen(data, teachers, **changes)
     config, labels = replace(CONFIG, **changes), made.labels
     images = made.at(0).images
     before = begin(Split(images, labels), config)
-    velocity, norms = torch.zeros_like(images).double(), []
+    velocity, alpha_velocity, norms = torch.zeros_like(images).double(), 0.0, []
     for state in states:
-        found = match(before, labels, teachers, config, "autograd")["grad_images"].double()
+        matched = match(before, labels, teachers, config, "autograd")
+        found = matched["grad_images"].double()
         norms.append(float(found.square().sum().sqrt()))
         velocity = config.momentum * velocity + limit(found, norms[-1])
         images = before.images.double() - config.image_lr * velocity
         assert torch.allclose(state.images.double(), images, rtol=1e-5, atol=1e-6)
+        alpha_velocity = config.momentum * alpha_velocity + float(matched["grad_alpha"])
+        moved = float(state.alpha) - float(before.alpha)
+        assert moved == pytest.approx(-config.alpha_lr * alpha_velocity, rel=1e-3)
         before = state
-    if "norm" in made.history:
+    limited = bool(config.clip or config.normalize)
+    assert ("norm" in made.history) == limited
+    if limited:
         assert made.history["norm"].tolist() == pytest.approx(norms, rel=1e-4)
     return norms
 
