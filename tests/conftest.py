@@ -20,6 +20,7 @@ import pytest
 import torch
 from small import CONFIG, TEACHERS, load, save
 
+from ddpp import evaluating
 from ddpp.distilling import distill
 from ddpp.foundation import files
 from ddpp.foundation.identity import TABLES
@@ -106,6 +107,19 @@ def run(data, teachers):
             progress=False,
         )
     )
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """The networks that evaluations train, each with its set, as they come."""
+    seen, train = [], evaluating.train
+
+    def note(network, distilled, *how):
+        seen.append((network, distilled))
+        return train(network, distilled, *how)
+
+    monkeypatch.setattr(evaluating, "train", note)
+    return seen
 
 
 @pytest.fixture(scope="module")

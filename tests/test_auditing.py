@@ -368,7 +368,9 @@ def test_an_audit_that_was_killed_goes_on_to_the_same_numbers(npz, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         audit(base, tmp_path / "a", DESIGN, device="cpu", saving=replace(QUIET, report=stop))
     assert audit(base, tmp_path / "a", DESIGN, device="cpu", saving=QUIET) == whole
-    for path in (tmp_path / "whole").glob("model*"):
+    models = [*(tmp_path / "whole").glob("model*")]
+    assert len(models) == DESIGN.models
+    for path in models:
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
     assert read_audit(tmp_path / "a" / "audit.json") == whole
     before = contents(tmp_path / "a")
@@ -445,7 +447,9 @@ def test_an_audit_with_noise_has_its_guarantee_and_goes_on_after_a_kill(npz, tmp
         audit(base, tmp_path / "a", PRIVATE, device="cpu", saving=replace(QUIET, report=stop))
     assert len(list((tmp_path / "a").glob("model*"))) == 3
     assert audit(base, tmp_path / "a", PRIVATE, device="cpu", saving=QUIET) == whole
-    for path in (tmp_path / "whole").glob("model*"):
+    models = [*(tmp_path / "whole").glob("model*")]
+    assert len(models) == DESIGN.models
+    for path in models:
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
     assert read_audit(tmp_path / "a" / "audit.json") == whole
     for changes in ({"noise": 1.4}, {"max_norm": 2.0}, {"rate": 0.2}):
@@ -466,7 +470,9 @@ def test_networks_with_much_noise_know_nothing_of_their_half(tmp_path):
 def test_reports_and_settings_of_before_have_no_word_of_noise(npz, tmp_path):
     known = {"images": 100, "canaries": 200, "models": 16, "whole": False}
     assert identity.settings(Design()) == known
-    for path in (Path(__file__).parents[1] / "results" / "auditing").glob("*.json"):
+    reports = [*(Path(__file__).parents[1] / "results" / "auditing").glob("*.json")]
+    assert reports
+    for path in reports:
         report, found = json.loads(path.read_text()), read_audit(path)
         new = report["asked"]["design"].keys() - known.keys()
         assert (found.guarantee is None) == ("guarantee" not in report["found"]) == (not new)

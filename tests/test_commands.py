@@ -149,9 +149,28 @@ def test_the_help_fits_the_terminal_and_explains_every_option(command, columns, 
     text = help_of(command, columns=columns)
     assert text.startswith(f"usage: ddpp {command} ")
     assert [line for line in text.splitlines() if len(line) > columns] == []
-    # an option with nothing beside it or below it but its default
-    bare = re.findall(r"(--[a-z.-]+) (?:[A-Z]+ |{\S+} )?\(default: [^)]*\)", flat(text))
-    assert set(bare) <= {"--protocol.momentum", "--protocol.weight-decay"}
+    clear = {name for name in CLEAR if f" {name} " in flat(text)}
+    assert set(unexplained(text)) == clear
+
+
+# options that their names and defaults explain
+CLEAR = ("--protocol.momentum", "--protocol.weight-decay", "--norm", "--activation")
+VALUE = r"(?:[A-Z]+|\[[A-Z]+ \[[A-Z]+ \.{3}\]\]|{[^}]*}\S*)(?: \.{3})?"
+
+
+def unexplained(text):
+    """The options with nothing beside them or below them but their default."""
+    return re.findall(rf"(--[a-z0-9.-]+) (?:{VALUE} )?\((?:default: [^)]*|required)\)", flat(text))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "INT ", "{None}|FLOAT ", "[STR [STR ...]] ", "{a,\nb,FILE.npz} ", "{a,b}[@E] ... "],
+)
+@pytest.mark.parametrize("default", ["(default: 1)", "(default: )", "(required)"])
+def test_an_option_that_is_not_explained_is_found(value, default):
+    assert unexplained(f"--before --a.level2 {value}{default} --after") == ["--a.level2"]
+    assert unexplained(f"--a.level2 {value}how high {default}") == []
 
 
 def flat(text):

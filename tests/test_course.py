@@ -7,6 +7,7 @@ import contextlib
 import csv
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,13 +23,13 @@ import pytest
 import torch
 import wrong as wrong_solutions
 from nbformat.v4 import new_code_cell, new_notebook, new_output
-from small_course import cell_of, make
+from small_course import best_wall, cell_of, make
 from wrong import Wrong
 
 from ddpp import cli
 from ddpp.foundation.errors import Error
 from ddpp.pruning import RULES
-from ddpp_course import copies, grade, judge, messages, mistakes, wall
+from ddpp_course import copies, enter, grade, judge, messages, mistakes, wall
 from ddpp_course.checks import Checks, Mistake, ask, tensor
 from ddpp_course.session import Limits, Session
 
@@ -36,11 +37,8 @@ ROOT = Path(__file__).parents[1]
 COURSE = ROOT / "assignments"
 NAMES = sorted(copies.sources(COURSE))
 WRONG = {name: wrong_solutions.of(name) for name in NAMES}
-try:
-    WALL = wall.best()
-except Error:  # neither namespaces nor Landlock: what must not be confined can still be tested
-    WALL = wall.NONE
-TRUST = WALL == wall.NONE
+WALL = best_wall()
+TRUST = WALL == wall.NONE  # what must not be confined can still be tested
 # Landlock is faster, and says less
 STARTS = "cannot start other programs" if WALL.alone else "stopped: "
 HIDDEN = "No such file" if WALL.alone else "Permission denied"
@@ -488,13 +486,37 @@ def test_what_cannot_be_graded_is_refused_with_a_sentence(handed_in, name):
 
 
 def test_no_kernel_outlives_its_grading(handed_in):
-    assert kernels() == []
+    ends = time.monotonic() + 5  # that another test has just ended may still be there
+    while (left := kernels()) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert left == []
 
 
-def kernels():
-    mine = psutil.Process().children(recursive=True)
-    alive = [p for p in mine if p.status() != psutil.STATUS_ZOMBIE]
-    return [p for p in alive if any(word.endswith("enter.py") for word in p.cmdline())]
+def kernels(program=enter.__file__):
+    """The processes of this program that this one started, or whose parent does not grade."""
+    mine, found = psutil.Process().children(recursive=True), []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has just ended, or is somebody else's
+            if program not in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            parent = process.parent()  # of an orphan the first process, or the user's
+            above = parent.cmdline() if parent else []
+            graded = program in above or "python" in "".join(above[:1])
+            found += [process] if process in mine or not graded else []
+    return found
+
+
+def test_a_kernel_that_nobody_grades_with_is_found(tmp_path):
+    program = str(tmp_path / "enter.py")
+    command = [sys.executable, "-c", "import time; time.sleep(60)", program]
+    start = f"{shlex.join(command)} >/dev/null 2>&1 & echo $!"
+    started = subprocess.run(start, shell=True, check=True, capture_output=True, text=True)
+    orphan = psutil.Process(int(started.stdout))
+    with subprocess.Popen(command) as child:
+        found = kernels(program)
+        child.kill()
+        orphan.kill()
+    assert {process.pid for process in found} == {orphan.pid, child.pid}
 
 
 def test_a_class_that_is_graded_is_not_graded_again_but_for_what_is_new(handed_in, course):

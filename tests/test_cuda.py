@@ -217,9 +217,12 @@ def test_the_rules_of_a_gpu_are_kept(cuda):
 # What is made of sets
 
 
+SIDES = ("cuda", "cpu")
+
+
 def both(cuda, make):
     """What a function of a device returns there, and here."""
-    return make("cuda"), make("cpu")
+    return tuple(make(side) for side in SIDES)
 
 
 def test_an_audit_is_the_same_there(npz, cuda, tmp_path, monkeypatch):
@@ -233,9 +236,15 @@ def test_an_audit_is_the_same_there(npz, cuda, tmp_path, monkeypatch):
 
 def test_a_memory_is_the_same_there(npz, cuda, tmp_path):
     base = small_recipe(npz(classes=4), "dm", ipc=1, repeats=1, steps=2, batch_real=4, iterates=1)
-    how = {"tasks": 2, "saving": Saving(progress=False)}
+    base = replace(base, protocol=Protocol(epochs=20))
+    how = {"tasks": 2, "rate": 0.02, "saving": Saving(progress=False)}
     there, here = both(cuda, lambda to: remember(base, tmp_path / to, device=to, **how))
-    assert [task.classes for task in there] == [task.classes for task in here]
+    assert len(there) == len(here) == 2
+    for k, (a, b) in enumerate(zip(there, here, strict=True)):
+        assert (a.classes, a.images) == (b.classes, b.images)
+        assert a.accuracies == pytest.approx(b.accuracies, abs=5)
+        made, like = (DistilledDataset.load(tmp_path / to / f"task{k}.safetensors") for to in SIDES)
+        torch.testing.assert_close(made.images, like.images)
 
 
 def test_a_ranking_moves_sets_to_their_data(npz, cuda, tmp_path):

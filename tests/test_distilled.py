@@ -21,7 +21,7 @@ from ddpp.book import figures
 from ddpp.cli import main
 from ddpp.data.whitening import Whitening
 from ddpp.distilled.formation import fold, unfold
-from ddpp.evaluating import loss_on
+from ddpp.evaluating import loss_on, train
 from ddpp.foundation.seeds import generator
 from ddpp.judging import export
 
@@ -188,14 +188,14 @@ def test_soft_labels_are_trained_with_cross_entropy_and_regression_targets_with_
     regression = make(target, loss="squared error")
     assert torch.equal(loss_on(logits, target, regression.loss), F.mse_loss(logits, target))
     assert make([0, 1, 2]).loss == make(soft).loss == "cross-entropy"
-    accuracies = set()
+    ends = []
     for name, made in {"soft": make(soft), "same": make(soft, loss="squared error")}.items():
         made.save(tmp_path / name)
         read = DistilledDataset.load(tmp_path / name)
         assert read.loss == made.loss
-        protocol = Protocol(epochs=40, augment=False)
-        accuracies.add(evaluate(read, data, repeats=1, protocol=protocol, progress=False).mean)
-    assert len(accuracies) == 2
+        protocol = Protocol(epochs=2, augment=False)
+        ends.append(train(data.network(NETWORK), read.to(data.device), protocol, 0))
+    assert not torch.allclose(*ends)
 
 
 def test_pictures_in_images_are_the_ones_that_resizing_finds():

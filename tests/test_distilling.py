@@ -1,6 +1,8 @@
-"""Algorithm 1: settings, teachers and checkpoints that do not fit are refused, and a run skips
-steps whose result is not finite.
+"""Algorithm 1: settings, teachers and checkpoints that do not fit are refused, a run is saved in
+time, and it skips steps whose result is not finite.
 """
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,6 +90,30 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(run, tmp_path)
             refused("belongs to a run with other settings", "choose another output"),
         ):
             run(checkpoint=path, **changes)
+
+
+@pytest.mark.parametrize(
+    "saving, saved",
+    [
+        ({}, [None, None, 2, 2]),  # every minute
+        ({"save_minutes": 0.5}, [None, 1, 2, 3]),
+        ({"save_minutes": 2}, [None] * 4),
+        ({"save_minutes": 2, "save_steps": 3}, [None, None, None, 3]),
+    ],
+)
+def test_a_run_is_saved_after_so_many_minutes_or_steps(
+    data, teachers, tmp_path, monkeypatch, saving, saved
+):
+    path, seen, clock = tmp_path / "checkpoint", [], SimpleNamespace(now=0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr("ddpp.foundation.loop.time", clock)
+
+    def look(_):
+        seen.append(files.read(path, "checkpoint")[1]["step"] if path.exists() else None)
+        clock.now += 40  # seconds that a step takes
+
+    distill(data, teachers, CONFIG, checkpoint=path, on_step=look, progress=False, **saving)
+    assert seen == saved
 
 
 def test_an_iterate_that_was_not_kept(distilled):

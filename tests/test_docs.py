@@ -1,17 +1,24 @@
-"""The numbers that the pages print are those of the committed results."""
+"""The numbers that the pages print are those of the committed results, and their commands work."""
 
 import hashlib
 import json
 import re
+import shlex
 import statistics
+import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import yaml
 
-from ddpp import experiments, studies
+from ddpp import cli, experiments, studies
+from ddpp.cli.parsing import parse
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PAPER, from_dict
+from ddpp.pruning import RULES
 from ddpp.studies.ranking import TRUTH, Ranking, regret, spearman
 from tools.memories import memories
 
@@ -45,6 +52,7 @@ def test_the_commands_of_the_readme_and_the_book_are_there():
     assert set(re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split()) == targets
     pages = [ROOT / "README.md", ROOT / ".ci" / "run", *(ROOT / "book").glob("*.md")]
     pages += (ROOT / ".github" / "workflows").glob("*.yml")
+    assert len(pages) > 8
     for page in pages:
         named = set(
             re.findall(r"(?:`|^|run: |command: |=cpu )make ([a-z-]+)", page.read_text(), re.M)
@@ -53,6 +61,58 @@ def test_the_commands_of_the_readme_and_the_book_are_there():
     first = re.search(r"```sh\n(.*?)```", README, re.S)[1]
     assert [line.split()[1] for line in first.splitlines()] == ["distill", "test", "book", "lab"]
     assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+CALL = re.compile(r"(?:\w+=\S+ |torchrun .*-m )*ddpp(?:\.cli)? ([a-z]+( .*)?)")
+
+
+@cache
+def calls():
+    """The words behind `ddpp` in the listings of all pages and chapters, and in their text."""
+    texts = [(ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")]
+    texts += [path.read_text() for path in (ROOT / "book").glob("*.md")]
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        texts += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    listed, named, listing = [], [], re.compile(r"^```.*?^```", re.M | re.S)
+    for text in texts:
+        listed += "\n".join(listing.findall(text)).replace("\\\n", " ").splitlines()
+        named += [" ".join(span.split()) for span in re.findall("`([^`]+)`", listing.sub("", text))]
+    found = ([CALL.fullmatch(line.strip()) for line in lines] for lines in (listed, named))
+    return [
+        [shlex.split(call[1].rstrip("& "), comments=True) for call in calls if call]
+        for calls in found
+    ]
+
+
+def test_the_command_lines_in_listings_can_be_called(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_rules", SimpleNamespace(mine=RULES["signed"]))
+    listed, _ = calls()
+    assert len(listed) > 30
+    for verb, *words in listed:
+        assert callable(parse(cli.find(verb), words, f"ddpp {verb}"))
+
+
+# what the text says of it: it still works, it is the reader's own
+OLD = (["bench"], ["evaluate", "FILE", "--epochs", "200"])
+OWN = (["distill", "--method", "pixels"],)
+
+
+def test_the_options_that_the_text_names_are_those_of_their_commands(capsys):
+    @cache
+    def options(*words):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*words, "--help"])
+        assert end.value.code == 0, words
+        return {*re.findall(r"--[a-z0-9.-]+", capsys.readouterr().out)}
+
+    _, named = calls()
+    assert len(named) > 60
+    assert all(each in named for each in (*OLD, *OWN))
+    for verb, *words in (call for call in named if call not in (*OLD, *OWN)):
+        method = words[words.index("--method") :][:2] if "--method" in words[:-1] else []
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert given <= options(verb, *method), (verb, *words)
 
 
 def test_the_readme_and_the_first_page_say_what_the_longest_run_on_a_cpu_reached():
@@ -98,6 +158,7 @@ def test_chapter_5_says_what_the_committed_bench_measured():
     assert f"from {first} to {last} mebibytes with autograd" in chapter
     first, *_, last = memory["stored"]
     assert f"from {first} to {last} with stored" in chapter
+    assert memory["adjoint"]
     assert {round(int(each), -1) for each in memory["adjoint"]} <= {160, 170}
     assert "stays near 165 with adjoint" in chapter
     ratios = [row["time_ratio"] for row in rows if row["engine"] != "autograd"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from small import listed
 
 from ddpp import Error, NetworkConfig, Protocol, evaluate, load_data, recipe, train_teachers
@@ -240,13 +241,13 @@ def test_pruning_too_much_is_a_result_not_a_crash(npz, places, quiet):
 
 
 def test_it_stops_when_the_minutes_are_over(npz, places, quiet):
-    todo, said = tiny_runs(npz(), steps=400), []
+    todo, said = tiny_runs(npz(), steps=100_000), []
     reproduce(todo, minutes=2 / 60, **quiet | {"say": said.append})
     assert "minutes are over; what was done is saved" in said[-2]
     lines = overview(todo, *places.values())
     assert lines[-1] == "0 of 2 runs are finished"
     assert "begun: " in lines[0]
-    assert " of 400 steps" in lines[0]
+    assert " of 100000 steps" in lines[0]
     working_file(out_of(todo[0], places["work"]), "checkpoint").rename(places["work"] / "kept")
     assert overview(todo, *places.values())[0].endswith("missing")
     for minutes in (0, math.inf):
@@ -373,6 +374,7 @@ reproduce(runs, **places, device="cpu", jobs=2, minutes={minutes})
         [sys.executable, "-c", code], **quietly, preexec_fn=ignore if end == "minutes" else None
     )
     until(lambda: len(list(places["work"].glob("teachers-*/teacher_*"))) == 2, whole)
+    until(lambda: len(list(places["work"].glob(".*.claim.lock"))) == 2, whole)
     time.sleep(5)
     processes = psutil.Process(whole.pid).children(recursive=True)
     if end != "minutes":
@@ -417,7 +419,7 @@ def test_the_results_in_this_repository_are_whole_and_of_the_listed_settings():
         assert row is None or row["commit"]
 
 
-def test_a_set_is_evaluated_elsewhere_once_it_is_there(npz, places, quiet):
+def test_a_set_is_evaluated_elsewhere_once_it_is_there(npz, places, quiet, trainings):
     base = replace(tiny_runs(npz(size=16))[1], name="table1/signed-seed0")
     (other,) = elsewhere(base, "table3", [NetworkConfig("resnet18", width=8)])
     assert other.name == "table3/signed-resnet18-seed0"
@@ -428,11 +430,12 @@ def test_a_set_is_evaluated_elsewhere_once_it_is_there(npz, places, quiet):
     assert row["of"] == base.name
     assert row["network"]["name"] == "resnet18"
     assert len(row["distilled"]["final"]) == 2
-    assert row["distilled"]["final"] != done["distilled"]["final"]
+    assert [network.name for network, _ in trainings[-2:]] == ["resnet18"] * 2
     kept = results.read_set(
         base.report(places["results"]), done, load_data(npz(size=16), device="cpu")
     )
     assert kept.images.shape == (3, 1, 16, 16)
+    assert all(torch.equal(on.images, kept.images) for _, on in trainings[-2:])
     with pytest.raises(Error, match="load that data"):
         results.read_set(
             base.report(places["results"]), done, load_data(npz(size=16), device="cpu", zca=False)
@@ -445,7 +448,7 @@ def test_a_set_is_evaluated_elsewhere_once_it_is_there(npz, places, quiet):
     assert "–" in table[0]  # of MTT nothing has been run
 
 
-def test_each_network_elsewhere_has_a_name_and_a_result_of_its_own(npz, places, quiet):
+def test_each_network_elsewhere_has_a_name_and_a_result_of_its_own(npz, places, quiet, trainings):
     base = replace(tiny_runs(npz(size=16))[1], name="table1/signed-seed0")
     own = base.recipe.teachers.network
     networks = [replace(own, depth=2), replace(own, depth=4), NetworkConfig("alexnet", width=16)]
@@ -457,11 +460,12 @@ def test_each_network_elsewhere_has_a_name_and_a_result_of_its_own(npz, places, 
     done, shallow, deep = reproduce([base, *todo[:2]], **quiet)
     assert (shallow["network"]["depth"], deep["network"]["depth"]) == (2, 4)
     data = load_data(npz(size=16), device="cpu")
+    sizes = [data.network(network).size for network in networks[:2]]
+    assert [network.size for network, _ in trainings[-4:]] == [sizes[0]] * 2 + [sizes[1]] * 2
     made = results.read_set(base.report(places["results"]), done, data)
     for row, network in ((shallow, networks[0]), (deep, networks[1])):
         again = evaluate(made, data, network, 2, protocol=base.recipe.protocol, progress=False)
         assert again.final == row["distilled"]["final"]
-    assert shallow["distilled"]["final"] != deep["distilled"]["final"]
     path = todo[0].report(places["results"])
     path.write_text(json.dumps(shallow | {"network": deep["network"]}))
     with pytest.raises(Error, match=r"other settings \(network.depth was 4 and is 2\)"):

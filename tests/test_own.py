@@ -329,18 +329,20 @@ def wrong(images, u):
 )
 @pytest.mark.parametrize("where", ["teachers", "distillation", "evaluation"])
 def test_an_operation_that_is_no_function_of_images_and_numbers_is_refused(
-    data, operation, words, where
+    data, teachers, operation, words, where
 ):
-    own = {"augment": ("crop", operation)}
+    own, quiet = {"augment": ("crop", operation)}, {"progress": False}
+    real = selection.random(data, 1, asdict(NETWORK), 0)
+    begin = {
+        "teachers": lambda: ddpp.train_teachers(data, replace(TEACHERS, **own), **quiet),
+        "distillation": lambda: ddpp.distill(data, teachers, replace(CONFIG, **own), **quiet),
+        "evaluation": lambda: ddpp.evaluate(
+            real, data, protocol=ddpp.Protocol(epochs=1, **own), **quiet
+        ),
+    }
     before = torch.get_rng_state()
     with refused(f"the augmentation {operation.__name__} {words}"):
-        if where == "teachers":
-            ddpp.train_teachers(data, replace(TEACHERS, **own), progress=False)
-        teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
-        if where == "distillation":
-            ddpp.distill(data, teachers, replace(CONFIG, **own), progress=False)
-        real = selection.random(data, 1, asdict(NETWORK), 0)
-        ddpp.evaluate(real, data, protocol=ddpp.Protocol(epochs=1, **own), progress=False)
+        begin[where]()
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -90,7 +90,7 @@ def test_classes_that_have_not_arrived_are_never_touched(four, tmp_path, method)
         arrays[f"x_{part}"] = x
     other = write_npz(tmp_path, name="other", **arrays)
     mine, theirs = (run(path, tmp_path / path.stem, method) for path in (four, other))
-    assert mine[0] == theirs[0] and mine[1] != theirs[1]
+    assert mine[0] == theirs[0]
     sets = [
         [ddpp.DistilledDataset.load(tmp_path / path.stem / f"task{k}.safetensors") for k in (0, 1)]
         for path in (four, other)
@@ -127,8 +127,11 @@ def test_a_network_is_trained_on_all_that_is_stored_and_tested_on_all_classes_so
         assert list(found[k].accuracies) == pytest.approx(expected)
 
 
-def test_networks_can_be_trained_at_one_rate_for_all_methods(four, tmp_path):
-    own, same = run(four, tmp_path / "own"), run(four, tmp_path / "same", rate=0.5)
+def test_networks_can_be_trained_at_one_rate_for_all_methods(four, tmp_path, trainings):
+    run(four, tmp_path / "own")
+    trainings.clear()
+    same = run(four, tmp_path / "same", rate=0.5)
+    assert [float(stored.alpha) for _, stored in trainings] == [0.5] * 4
     made = ddpp.DistilledDataset.load(tmp_path / "same/task0.safetensors")
     first = ddpp.DistilledDataset.load(tmp_path / "own/task0.safetensors")
     assert torch.equal(made.images, first.images) and float(made.alpha) == float(first.alpha)
@@ -136,7 +139,6 @@ def test_networks_can_be_trained_at_one_rate_for_all_methods(four, tmp_path):
     how = {"repeats": 2, "protocol": Protocol(epochs=4), "seed": 1, "progress": False}
     expected = ddpp.evaluate(replace(made, alpha=0.5, iterates={}), data, **how).final
     assert list(same[0].accuracies) == pytest.approx(expected)
-    assert same != own
     with refused("holds the memory of another run", "rate"):
         run(four, tmp_path / "same")
     for rate in (0.0, -1.0, float("nan"), float("inf")):

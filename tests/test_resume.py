@@ -67,10 +67,11 @@ def test_killed_at_20_random_moments_it_ends_in_the_same_bits(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):
-    data, want, _ = whole
-    out = tmp_path / "stopped" / "set.safetensors"
-    line = [sys.executable, "-m", "ddpp.cli", *command(data, out), "--save-steps", "1000"]
+def test_ctrl_c_saves_and_says_how_to_go_on(npz, tmp_path):
+    data, long = npz(), ["--steps", "300", "--save-steps", "1000"]  # not over before it is stopped
+    whole, out = (tmp_path / name / "set.safetensors" for name in ("whole", "stopped"))
+    assert main([*command(data, whole), *long]) == 0
+    line = [sys.executable, "-m", "ddpp.cli", *command(data, out), *long]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
         seen = ""
         while "loss" not in seen.partition("distil:")[2] and process.poll() is None:
@@ -82,8 +83,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):
     assert "Traceback" not in rest
     assert not out.exists()
     assert Path(f"{out}.checkpoint").exists()
-    assert main(command(data, out)) == 0
-    assert out.read_bytes() == want
+    assert main([*command(data, out), *long]) == 0
+    assert out.read_bytes() == whole.read_bytes()
     assert not Path(f"{out}.checkpoint").exists()
 
 

@@ -3,6 +3,7 @@ lost.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,21 @@ def test_a_teacher_that_diverges_is_stored_up_to_then(data, tmp_path):
         train_teachers(data, one_update, tmp_path, progress=False)
     kept = set(files.read(tmp_path / "teacher_000.safetensors", "teacher")[0])
     assert kept == {"epoch_000", "epoch_001", "loss_001"}
+
+
+def test_a_teacher_in_training_is_saved_after_half_a_minute(data, tmp_path, monkeypatch):
+    path, seen, clock = tmp_path / "teacher_000.safetensors", [], SimpleNamespace(now=0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr("ddpp.teachers.time", clock)
+
+    def look(*of):
+        seen.append(sorted(files.read(path, "teacher")[0])[-1] if path.exists() else None)
+        clock.now += 20  # seconds that an epoch takes
+        return one_epoch(*of)
+
+    monkeypatch.setattr("ddpp.teachers.one_epoch", look)
+    train_teachers(data, replace(TEACHERS, count=1, epochs=5), tmp_path, progress=False)
+    assert seen == [None, None, "loss_002", "loss_002", "loss_004"]
 
 
 @pytest.fixture
