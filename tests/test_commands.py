@@ -154,7 +154,7 @@ def test_the_help_fits_the_terminal_and_explains_every_option(command, columns, 
 
 
 # options that their names and defaults explain
-CLEAR = ("--protocol.momentum", "--protocol.weight-decay", "--norm", "--activation")
+CLEAR = ("--protocol.momentum", "--protocol.weight-decay")
 VALUE = r"(?:[A-Z]+|\[[A-Z]+ \[[A-Z]+ \.{3}\]\]|{[^}]*}\S*)(?: \.{3})?"
 
 

@@ -76,8 +76,8 @@ class Grid:
 
     width: tuple[int, ...] = (8, 16)  # channels of each block
     depth: tuple[int, ...] = (1, 2, 3)  # blocks
-    norm: tuple[str, ...] = tuple(NORMS)
-    activation: tuple[str, ...] = tuple(ACTIVATIONS)
+    norm: tuple[str, ...] = tuple(NORMS)  # normalization after each convolution
+    activation: tuple[str, ...] = tuple(ACTIVATIONS)  # after each normalization
     pooling: tuple[str, ...] = ("max", "average")  # or none, which takes several times as long
 
     def __post_init__(self):
