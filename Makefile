@@ -58,7 +58,7 @@ notebooks: $(READY)  ## run the notebooks and keep their outputs in them
 assignments: $(READY)  ## the students' copies, the solutions and the points, from assignments/source
 	$(BIN)/ddpp assign
 
-gpu: $(READY)  ## run the notebooks as on a machine with a GPU, which is pretended: half an hour, or make gpu CHAPTERS=notebooks/01*.ipynb
+gpu: $(READY)  ## run the notebooks as on a machine with a GPU, which is pretended: an hour, or make gpu CHAPTERS=notebooks/01*.ipynb
 	$(BIN)/python tests/on_gpu.py $(CHAPTERS)
 
 pages: $(READY)  ## look at every page of the built book in Chromium, which has to be installed

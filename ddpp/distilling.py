@@ -249,8 +249,10 @@ def run(
     iterates = config.iterates if config.lasting else 1
     method = loop.Method(first, advance, config.steps, iterates, _advice, about, config.lasting)
     identity = of_run(algorithm.name, config, teachers.config.made_from(data), network.name)
-    done = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)  # line 3
-    free_memory()
+    try:  # line 3
+        done = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)
+    finally:
+        free_memory()
     return DistilledDataset.from_run(done, about, identity)
 
 

@@ -314,7 +314,7 @@ def train(
     - protocol: how it is trained. The learning rate is the set's alpha.
     - seed, path: what its initialization, batches and augmentation are drawn from.
     """
-    distilled = distilled.unfolded()
+    distilled = distilled.to(network.device).unfolded()
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
     check_operations(protocol.augment, images.shape[1:], images.device)
     network.check_batches(len(labels), protocol.batch)

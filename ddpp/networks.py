@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Count, Error, check_bounds, choose, first_line
 from ddpp.foundation.identity import Table
 from ddpp.foundation.seeds import generator
@@ -262,9 +263,8 @@ class Flat:
         device: torch.device | str = "cpu",
         name: str = "network",
     ):
-        self._make, self.name = make, name
-        self._module = self._fresh(0).to(device)
-        self.device = device
+        self._make, self.name, self.device = make, name, find_device(device)
+        self._module = self._fresh(0).to(self.device)
         self.shapes = {name: p.shape for name, p in self._module.named_parameters()}
         self.size = sum(shape.numel() for shape in self.shapes.values())
         # what `check` finds out: whether an image's logits depend on its batch, and whether it
@@ -324,7 +324,7 @@ class Flat:
         """
         what = f"the network '{self.name}'"
         # on a GPU, equal calls may differ in the last bits, and dropout would use the caller's seed
-        module = self._module if torch.device(self.device).type == "cpu" else self._fresh(0)
+        module = self._module if self.device.type == "cpu" else self._fresh(0)
         images = torch.randn(2, *shape, generator=generator(0, "probe"), dtype=torch.float32)
         given, constants = images.clone(), {name: b.clone() for name, b in module.named_buffers()}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -366,6 +366,14 @@ class Flat:
             self.mixes = self.needs_company = True
         else:
             self.mixes = not torch.allclose(alone, logits[:1], rtol=1e-3, atol=1e-4)
+        if module is not self._module:
+            try:
+                with torch.no_grad():
+                    self._module(given.to(self.device))
+            except Exception as e:  # of a tensor that is no buffer, say, and stayed behind
+                raise Error(
+                    f"{what} works on the CPU, but not on {self.device}: {first_line(e)}"
+                ) from e
 
     def check_batches(self, images: int, batch: int) -> None:
         """Raise an Error if `images` in batches leave one that is alone, and must not be."""

@@ -239,7 +239,8 @@ def gpu(monkeypatch):
         **{"is_available": True, "device_count": 1, "get_device_name": "a pretended GPU"},
         **{
             "graph_pool_handle": "a pool",
-            "get_device_properties": SimpleNamespace(total_memory=2**34),
+            "mem_get_info": (2**34, 2**34),
+            **{"memory_reserved": 0, "memory_allocated": 0, "synchronize": None},
         },
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)

@@ -68,7 +68,7 @@ def solve(
 ):
     """Unroll a small problem, the same at every call, with one engine."""
     rng = generator(0, "problem")
-    start = network.initial(0).double()
+    start = network.initial(0).cpu().double()
     teacher = start + 0.02 * torch.randn(start.shape, generator=rng, dtype=torch.float64)
     images = torch.randn(size, 3, SIZE, SIZE, generator=rng, dtype=torch.float64)
     start, teacher, images, alpha = (
@@ -236,12 +236,25 @@ def test_where_it_fails_it_says_so_once_and_adjoint_takes_its_place(monkeypatch,
         assert all(torch.equal(getattr(result, field), getattr(adjoint, field)) for field in FIELDS)
 
 
-def test_a_full_memory_is_no_reason_to_give_up(uncompiled, monkeypatch):
+def full_at_once(*_):
+    raise torch.OutOfMemoryError
+
+
+def full_in_a_capture(*_):
+    try:
+        raise torch.OutOfMemoryError
+    finally:  # as a graph does where it cannot be ended
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def full_says_the_driver(*_):
+    raise RuntimeError("CUDA error: out of memory")
+
+
+@pytest.mark.parametrize("full", [full_at_once, full_in_a_capture, full_says_the_driver])
+def test_a_full_memory_is_no_reason_to_give_up(uncompiled, monkeypatch, full):
     network, updates = make_network(), twice("flip")
     adjoint = solve(network, "adjoint", updates)
-
-    def full(*_):
-        raise torch.OutOfMemoryError
 
     with monkeypatch.context() as now:
         now.setattr(compiled, "walk", full)

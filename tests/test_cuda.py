@@ -21,17 +21,20 @@ from ddpp import (
     NetworkConfig,
     Protocol,
     TeacherConfig,
+    distilling,
     evaluate,
     load_data,
     train_teachers,
 )
-from ddpp.baselines import selection
+from ddpp.baselines import bptt, selection
 from ddpp.data.augmentation import OPERATIONS, Draw, as_augmentation, augment
+from ddpp.evaluating import train
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.run import Experiment
+from ddpp.foundation.devices import clock
 from ddpp.foundation.loop import Saving
 from ddpp.pruning import RULES
-from ddpp.studies import Design, Grid, Search, audit, membership, rank, remember
+from ddpp.studies import Design, Grid, Search, audit, membership, private, rank, remember
 from ddpp.unrolling import ENGINES
 
 TEACHERS = TeacherConfig(
@@ -316,3 +319,60 @@ def test_an_operation_that_waits_for_the_host_is_in_no_graph(path, cuda):
         ):
             with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
                 mistake()
+
+
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name, module", [("ddpp", distilling), ("bptt", bptt)])
+def test_a_run_that_stops_frees_the_memory_of_its_graphs(path, cuda, monkeypatch, name, module):
+    freed = []
+    monkeypatch.setattr(module, "free_memory", lambda: freed.append(name))
+    settings = vars(CONFIG) if name == "ddpp" else SMALL["bptt"]
+    stopped = Saving(progress=False, on_step=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        make(path, name, saving=stopped, **settings | {"engine": "compiled"})
+    assert freed == [name]
+
+
+class LeavesATensorBehind(torch.nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.linear = torch.nn.Linear(channels, classes)
+        self.scale = torch.ones(channels)  # no buffer, so `to` does not move it
+
+    def forward(self, x):
+        return self.linear(x.mean((2, 3)) * self.scale)
+
+
+def test_a_network_of_ones_own_is_tried_out_where_it_will_run(cuda):
+    network = NetworkConfig(LeavesATensorBehind)
+    assert network.build(3, 2, 8, "cpu").size == 8
+    with refused("works on the CPU, but not on cuda", "same device"):
+        network.build(3, 2, 8, "cuda")
+
+
+def test_a_set_from_a_file_is_trained_on_where_the_network_is(path, cuda, tmp_path):
+    data = load_data(path, zca=True)
+    selection.random(data, 2, {}).save(tmp_path / "set.safetensors")
+    read, network = DistilledDataset.load(tmp_path / "set.safetensors"), TEACHERS.network
+    theta = train(data.network(network), read, PROTOCOL, 0)
+    assert theta.device.type == "cuda"
+    noise = private.Noise(sigma=1.0, max_norm=1.0, images=20)
+    theta = private.train(data.network(network), read, PROTOCOL, noise, 0)
+    assert theta.device.type == "cuda"
+
+
+def test_a_kernel_needs_memory_that_is_free(path, cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**10, 2**34))
+    with refused("GiB, and 0.0 are there"):
+        make(path, "kip", **SMALL["kip"])
+
+
+def test_time_on_a_gpu_is_that_of_its_work(cuda, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    began = clock(torch.device("cuda"))
+    assert clock(torch.device("cuda")) > began and len(waited) == 2
+    assert clock(torch.device("cpu")) >= 0 and len(waited) == 2

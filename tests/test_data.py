@@ -5,6 +5,7 @@ each with a sentence that says what is wrong and what to do.
 import hashlib
 import math
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -482,3 +483,23 @@ def test_arrays_may_be_views(tmp_path):
     flipped = from_arrays(X[..., ::-1], Y, XT[..., ::-1], YT, zca=False, validation=0, device="cpu")
     plain = from_arrays(X, Y, XT, YT, zca=False, validation=0, device="cpu")
     assert torch.allclose(flipped.train.images, plain.train.images.flip(1), atol=1e-6)
+
+
+def test_data_with_a_whitening_of_another_strength_has_another_identity(tmp_path):
+    path = save(tmp_path / "mine.npz")
+    raw = load(path, zca=False, validation=0)
+    images = raw.whitening.invert(raw.train.images)
+    same, weaker, weakest = (fit_zca(images, eps=eps) for eps in (0.1, 0.05, 0.01))
+    plain = load(path, zca=True, validation=0)
+    assert load(path, whitening=same, validation=0).identity == plain.identity
+    identities = [load(path, whitening=w, validation=0).identity for w in (weaker, weakest)]
+    assert identities[0] != identities[1] and plain.identity not in identities
+    wider = replace(raw.whitening, std=2 * raw.whitening.std)
+    assert load(path, whitening=wider, validation=0).identity != raw.identity
+
+
+def test_classes_with_the_whitening_of_others_have_another_identity(npz):
+    path = npz(classes=3)
+    own, whole = (load(path, only=only, validation=0) for only in ([1, 0], None))
+    given = load(path, only=[1, 0], whitening=whole.whitening, validation=0)
+    assert given.identity != own.identity

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import refused
+from small import refused, small_recipe
 
+import ddpp
 from ddpp.foundation import provenance
 from ddpp.foundation.devices import find_device
 
@@ -56,6 +57,7 @@ def test_float32_means_float32_whatever_was_set_before():
             torch.backends.fp32_precision = "tf32"
         find_device("cpu")
         assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"
         if finer:
             assert torch.backends.cudnn.conv.fp32_precision == "ieee"
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"
@@ -68,3 +70,12 @@ def test_float32_means_float32_whatever_was_set_before():
 def test_tensors_are_made_on_the_cpu_unless_ddpp_says_otherwise():
     with torch.device("meta"), refused("has made meta the place", "give the device to load_data"):
         find_device("cpu")
+
+
+def test_float32_means_float32_in_a_process_that_is_given_its_data(npz, tmp_path):
+    # a process that has just started has PyTorch's own setting, which is TF32 for convolutions
+    given = ddpp.load_data(npz(), device="cpu")
+    torch.backends.cudnn.allow_tf32 = True
+    base = small_recipe(npz(), "ddpp", ipc=1, repeats=1)
+    ddpp.compare("signed", recipe=base, seeds=1, data=given, folder=tmp_path, progress=False)
+    assert not torch.backends.cudnn.allow_tf32

@@ -17,7 +17,7 @@ from ddpp.data.sources import unpack_sample
 from ddpp.distilled.bare import write_set
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
-from ddpp.judging import read_tensors
+from ddpp.judging import read_tensors, verdicts
 from ddpp.judging.opening import PUBLISHED, recognize
 from ddpp.judging.verdicts import HEAD, RATES, report
 
@@ -490,3 +490,20 @@ def test_classes_whose_folders_have_one_name_are_refused(tmp_path):
     distilled.export_png(tmp_path / "pictures")
     with refused("may be of several classes"):
         ddpp.open_set(tmp_path / "pictures", tmp_path / "mine.npz")
+
+
+def test_sets_of_one_data_set_share_it(npz, tmp_path, monkeypatch):
+    data, place = [], verdicts.evaluate
+
+    def noted(distilled, images, *rest, **options):
+        data.append(images)
+        return place(distilled, images, *rest, **options)
+
+    monkeypatch.setattr(verdicts, "evaluate", noted)
+    paths = []
+    for name in ("a.pt", "b.pt", "c.pt"):
+        content = {"images": torch.rand(3, 3, 12, 12), "labels": torch.arange(3), "lr": 0.02}
+        paths.append(as_saved(content, tmp_path / name))
+    options = {"width": 4, "repeats": 1, "protocol": QUICK, "folder": tmp_path / "out"}
+    ddpp.judge(*paths, data=npz(channels=3), space="raw", **options, **PLACES)
+    assert len(data) >= 3 and len(set(map(id, data))) == 1

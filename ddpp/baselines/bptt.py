@@ -96,8 +96,10 @@ def distill(
     advance = lambda at: step(at, start.labels, data.train, flat, config, engine)
     method = loop.Method(state, advance, config.steps, config.iterates, beside=about)
     identity = of_run("bptt", config, data.made_from(network), network.name)
-    run = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)
-    free_memory()
+    try:
+        run = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)
+    finally:
+        free_memory()
     return DistilledDataset.from_run(run, about, identity)
 
 

@@ -141,9 +141,10 @@ def step(state: State, data: ImageData, config: KIPConfig) -> tuple[State, dict]
 
 
 def room(device: torch.device) -> int:
-    """Return the bytes of memory that the device has."""
+    """Return the bytes of memory that the device has; of a GPU, those that are free."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return psutil.virtual_memory().total
 
 

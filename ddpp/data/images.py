@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +59,7 @@ class ImageData:
     whitening: Whitening
     held_out: float  # the share of each class's training images that became `validation`
     sha256: str  # of the raw arrays, so equal for the same data from another source
-    given: str = ""  # identifies a whitening that was given, and is not of these training images
+    given: str = ""  # numbers of a whitening that was given, and is not the one of these images
 
     def __repr__(self) -> str:
         held_out = f", {len(self.validation.labels):,} held out" if self.validation else ""
@@ -169,9 +169,7 @@ def load_data(
     name, arrays = find(name_or_path, Path(root or "data"))
     if only is not None:
         name, arrays = keep_classes(name, arrays, only)
-    data = _prepared(name, arrays, zca, validation, whitening, device)
-    # some of the classes have the whitening of all of them, or of the first ones
-    return data if only is None else replace(data, given="")
+    return _prepared(name, arrays, zca, validation, whitening, device)
 
 
 def from_arrays(
@@ -287,17 +285,11 @@ def _prepared(
     held_out = _hold_out(raw["train"].labels, len(classes), validation)
     given = ""
     if whitening is not None:
-        own = raw["train"].images[~held_out].mean(0)
-        own = own if whitening.kind == "zca" else own.mean((1, 2), keepdim=True).expand_as(own)
-        if whitening.mean.shape != own.shape or not torch.allclose(
-            whitening.mean.to(own), own, atol=1e-5
-        ):
-            content = whitening.mean.cpu().numpy().tobytes()
-            given = hashlib.sha256(content).hexdigest()[:16]
-    if whitening is None:
+        whitening = whitening.to(device)
+        given = "" if whitening.fits(raw["train"].images[~held_out]) else whitening.numbers
+    else:
         use_zca = raw["train"].images[0].numel() <= ZCA_LIMIT if zca is None else zca
         whitening = (fit_zca if use_zca else fit_channels)(raw["train"].images[~held_out])
-    whitening = whitening.to(device)
     images, labels = whitening.apply(raw["train"].images), raw["train"].labels
     return ImageData(
         name=name,

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ddpp.foundation.errors import Error
+from ddpp.foundation.seeds import generator
 
 KINDS = ("zca", "channels")
+EPS = 0.1  # of MTT
 CHUNK = 5_000  # images per matrix product: bounds the memory, not the result
 
 
@@ -61,6 +63,35 @@ class Whitening:
         alike = a.keys() == b.keys() and all(a[key].shape == b[key].shape for key in a)
         return alike and all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
 
+    def fits(self, images: Tensor) -> bool:
+        """Tell whether `fit_zca` or `fit_channels` find this on images (N, C, H, W), up to
+        rounding.
+        """
+        if self.mean.shape != images.shape[1:]:
+            return False
+        if self.matrix is None:
+            own = fit_channels(images)
+            return self.equals(own) and torch.allclose(self.mean, own.mean, atol=1e-5)
+        mean = images.mean(0)
+        if not torch.allclose(self.mean, mean, atol=1e-5):
+            return False
+        # matrix (C + EPS) matrix = 1, with the covariance C. One vector tells, without another fit
+        vector = torch.randn(mean.numel(), generator=generator(0, "fits")).to(images)
+        there = self.matrix @ vector
+        back = EPS * there
+        for part in images.split(CHUNK):
+            centred = (part - mean).flatten(1)
+            back += centred.T @ (centred @ there) / (len(images) - 1)
+        return bool((self.matrix @ back - vector).norm() < 0.01 * vector.norm())
+
+    @property
+    def numbers(self) -> str:
+        """A few numbers that identify it, rounded, so that they are equal on all machines."""
+        scale = self.std if self.matrix is None else self.matrix.diagonal()
+        assert scale is not None
+        values = self.mean.mean(), self.mean.std(correction=0), scale.mean()
+        return " ".join(f"{float(value):.3g}" for value in values)
+
     def to(self, device: torch.device | str) -> "Whitening":
         """Move all tensors to a device. Where they are there, this keeps its inverse, too."""
         if self.mean.device == torch.device(device):
@@ -96,7 +127,7 @@ class Whitening:
         return Whitening(kind, tensors["mean"], tensors.get("matrix"), tensors.get("std"))
 
 
-def fit_zca(images: Tensor, eps: float = 0.1) -> Whitening:
+def fit_zca(images: Tensor, eps: float = EPS) -> Whitening:
     """Fit ZCA: matrix = U (S + eps)^-1/2 U^T, where U S U^T is the covariance of the images.
 
     - images: (N, C, H, W) in [0, 1], N at least 2.

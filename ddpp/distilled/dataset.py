@@ -29,7 +29,8 @@ KIND = "distilled dataset"
 class DistilledDataset(Dataset):
     """Distilled images with all that belongs to them.
 
-    As a torch Dataset it yields pairs (image, label), preprocessed. `distill` and `load` make one.
+    As a torch Dataset it yields pairs (image, label), preprocessed. A DataLoader with workers needs
+    them on the CPU: give it `to("cpu")` of a set made on a GPU. `distill` and `load` make one.
     Making one by hand works, too. Raises Error for shapes, types and values that do not fit.
 
     >>> import ddpp, torch

@@ -28,6 +28,7 @@ from ddpp.experiments.results import (
 )
 from ddpp.experiments.run import Clock, Experiment, working_file
 from ddpp.foundation import files
+from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving, Stopped
 from ddpp.foundation.provenance import commit, provenance
@@ -121,6 +122,7 @@ class Worker:
 
     def _load(self, data: str, zca: bool | None, validation: float) -> ImageData:
         if self.given:
+            find_device(self.given.device)  # sets up a process that has just started
             return self.given
         return load_data(data, root=self.root, zca=zca, validation=validation, device=self.device)
 

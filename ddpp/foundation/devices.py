@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import time
 from importlib.metadata import version
 
 import torch
@@ -41,8 +42,17 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     return device
 
 
+def clock(device: torch.device) -> float:
+    """Seconds of the processor so far; of real time where a GPU works, which is waited for."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def _keep_precision() -> None:
-    """Let float32 mean float32 on a GPU, whatever was set before: TF32 would round to 10 bits."""
+    """Let float32 mean float32, whatever was set before: TF32 would round to 10 bits."""
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     # from PyTorch 2.9 on there are finer settings. They come last, as the older ones reset them

@@ -5,7 +5,6 @@ A form is written into an empty folder, and read back through the door that its 
 """
 
 import io
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ddpp.distilled.bare import write_set
 from ddpp.distilled.checks import SQUARED_ERROR
 from ddpp.evaluating import Protocol, train
 from ddpp.foundation import files
+from ddpp.foundation.devices import clock
 from ddpp.foundation.errors import Error, choose
 from ddpp.judging.exporting import WEBP, WHOLE, export
 from ddpp.judging.opening import open_set
@@ -114,12 +114,12 @@ class Networks:
         of = {"set": [*map(files.fingerprint, parts)], "seed": seed}
         key = files.identity(of | {"network": distilled.network, "loss": distilled.loss})
         if key not in self.trained:
-            began = time.process_time()
+            began = clock(data.device)
             thetas = [
                 train(network, distilled, self.protocol, seed, "test", number)
                 for number in range(self.repeats)
             ]
-            self.trained[key] = thetas, (time.process_time() - began) / self.repeats
+            self.trained[key] = thetas, (clock(data.device) - began) / self.repeats
         thetas, seconds = self.trained[key]
         return [accuracy(network, theta, *data.test) for theta in thetas], seconds
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -102,7 +102,9 @@ def judge(
     protocol, folder = protocol or Protocol(), Path(folder)
     # read all before the first is tested, so that a wrong path is noticed now
     options = {"root": root, "device": device}
-    opened = {path: open_set(path, data, space, **options) for path in paths}
+    opened: dict[str | Path, Opened] = {}
+    for path in paths:
+        opened[path] = _sharing(open_set(path, data, space, **options), opened.values())
     judged = []
     for path, one in opened.items():
         say(f"\n{path}: {one.distilled!r}")
@@ -118,6 +120,18 @@ def judge(
         for line in judged[-1].lines():
             say(f"  {line[5]}: {line[6]} %, random real images {line[7]} %")
     return judged
+
+
+def _sharing(one: Opened, others: Iterable[Opened]) -> Opened:
+    """Let a set use the data of another if they are the same to the bit: a GPU has room for few."""
+    for data in (other.data for other in others):
+        alike = (data.name, data.classes, data.identity)
+        mine, theirs = one.data.whitening.tensors(), data.whitening.tensors()
+        if alike == (one.data.name, one.data.classes, one.data.identity) and all(
+            torch.equal(mine[name], theirs[name]) for name in mine
+        ):
+            return replace(one, data=data)
+    return one
 
 
 @dataclass(frozen=True)

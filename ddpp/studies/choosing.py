@@ -6,7 +6,6 @@ after training on all images. Source: the search of DC (Zhao et al., ICLR 2021),
 """
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol, add_score, check_pair, read_scores, train
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.foundation import files
+from ddpp.foundation.devices import clock
 from ddpp.foundation.errors import Count, Error, check_bounds
 from ddpp.foundation.identity import marks
 from ddpp.foundation.provenance import commit
@@ -151,11 +151,11 @@ class _Trainer(NamedTuple):
         """The accuracies on held-out and test images, and the seconds that the training took."""
         known = read_scores(self.scores, tuple)
         if key not in known:
-            network, began = candidate.network(self.data), time.process_time()
+            network, began = candidate.network(self.data), clock(self.data.device)
             protocol, path = self.search.protocol(name), (_role(name), number)
             rated = replace(on, alpha=torch.tensor(rate, device=self.data.device))
             theta = train(network, rated, protocol, self.search.seed, *path)
-            seconds = time.process_time() - began
+            seconds = clock(self.data.device) - began
             splits = (self.data.validation, self.data.test)
             found = [accuracy(network, theta, *split) for split in splits if split]
             known[key] = (*found, round(seconds, 3))

@@ -110,6 +110,7 @@ def train(
             "of its batch, so it cannot be trained with a guarantee for each image: choose a "
             "normalization that does not mix them"
         )
+    distilled = distilled.to(network.device)
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
     share, steps = noise.schedule(protocol)
     theta = network.initial(derive(seed, *path))

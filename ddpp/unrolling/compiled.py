@@ -219,8 +219,8 @@ def compiled_engine(
                 return out
         except Error:
             raise
-        except torch.OutOfMemoryError as e:
-            if trained.full:
+        except Exception as e:  # of a compiler, a driver or a library, which adjoint does not need
+            if trained.full or not _is_of_memory(e):
                 _give_up(trained, e)
             else:
                 trained.free()
@@ -230,8 +230,6 @@ def compiled_engine(
                     "tries the engine compiled again",
                     stacklevel=3,
                 )
-        except Exception as e:  # of a compiler, a driver or a library, which adjoint does not need
-            _give_up(trained, e)
     return adjoint_engine(network, *problem)
 
 
@@ -239,6 +237,16 @@ def free_memory() -> None:
     """Free what the engine keeps on a GPU for the next step. What is compiled stays."""
     for one in STUDENTS:
         one.free()
+
+
+def _is_of_memory(e: BaseException) -> bool:
+    """Tell whether the memory was full: a capture that this ends raises another error of its own,
+    and so do the driver and its libraries.
+    """
+    kinds = isinstance(e, torch.OutOfMemoryError) or isinstance(
+        e.__context__, torch.OutOfMemoryError
+    )
+    return kinds or "out of memory" in str(e).lower()
 
 
 def _give_up(student: Student, e: BaseException) -> None:
