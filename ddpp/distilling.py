@@ -59,6 +59,7 @@ from ddpp.unrolling import (
     free_memory,
     unroll,
 )
+from ddpp.unrolling.checks import check_derivatives
 
 MAX_SKIPPED = 20  # skipped steps in a row, after which the run stops with advice
 
@@ -245,15 +246,33 @@ def run(
         first, advance = learning(first, start_set, algorithm, teachers, config, engine)
     if config.ema:
         advance = averaged(advance, config.ema)
+    if RULES.is_brought(config.rule):
+        advance = constant(advance, config.rule)
     about = beside(data, start_set.labels, network)
     iterates = config.iterates if config.lasting else 1
     method = loop.Method(first, advance, config.steps, iterates, _advice, about, config.lasting)
-    identity = of_run(algorithm.name, config, teachers.config.made_from(data), network.name)
+    identity = of_run(algorithm.name, config, teachers.made_from, network.name)
     try:  # line 3
         done = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)
     finally:
         free_memory()
     return DistilledDataset.from_run(done, about, identity)
+
+
+def constant(advance: Step[S], rule: Rule) -> Step[S]:
+    """Return a step that refuses a rule of one's own which is not what it was at first."""
+    marks = RULES.marks(rule)
+
+    def step(state: S) -> tuple[S, dict]:
+        if RULES.marks(rule) != marks:
+            raise Error(
+                f"the rule {rule} reads a value that has changed in this run, so the run could not "
+                "be resumed: write it without, or say which version it is, with "
+                "ddpp.custom(..., version=1)"
+            )
+        return advance(state)
+
+    return step
 
 
 def learning(
@@ -418,6 +437,7 @@ def check_own(config: DistillConfig, data: ImageData, network: Flat) -> None:
     rule_of(config, network)
     check_rule(config.rule, network.size, data.device)
     check_operations(config.augment, data.shape, data.device)
+    check_derivatives(network, data.shape, len(data.classes))
 
 
 def rule_of(config: DistillConfig, network: Flat) -> Rule:
@@ -484,7 +504,10 @@ def _advice(run: loop.Run[S]) -> str:
     if skipped <= MAX_SKIPPED and not all_skipped:
         return ""
     if run.last("kept") == 0:
-        return f"every parameter was pruned in {skipped} steps in a row: lower epsilon"
+        return (
+            f"every parameter was pruned in {skipped} steps in a row: lower epsilon, or let a rule "
+            "of your own keep more"
+        )
     if math.isfinite(run.last("loss")):
         return (
             f"alpha or the images became NaN or infinite, or alpha not positive, in {skipped} "

@@ -32,9 +32,9 @@ from ddpp.distilled import DistilledDataset
 from ddpp.distilled.checks import SQUARED_ERROR
 from ddpp.foundation import files
 from ddpp.foundation.errors import Count, Error, Share, check_bounds
-from ddpp.foundation.identity import marks
+from ddpp.foundation.identity import as_in_files, marks
 from ddpp.foundation.seeds import derive, generator
-from ddpp.networks import Flat, NetworkConfig, accuracy
+from ddpp.networks import ARCHITECTURES, Flat, NetworkConfig, accuracy
 
 S = TypeVar("S")  # of a score: an accuracy, or several numbers
 
@@ -175,15 +175,31 @@ def evaluate(
     distilled = distilled.to(data.device).unfolded()
     check_pair(distilled, data)
     config = NetworkConfig(**distilled.network)
+    if not architecture:
+        check_network(distilled, config)
     if isinstance(architecture, NetworkConfig):
         config = architecture
     elif architecture:
         config = replace(config, name=architecture)
     if width is not None:
         config = replace(config, width=width)
+        if not config.takes("width"):
+            raise Error(f"the network {config.name} has no width to choose: leave width out")
     with tqdm(desc="evaluate", unit="network", disable=not progress) as bar:
         scorer = _Scorer(data, config, protocol or Protocol(), seed, scores, bar)
         return _judge(distilled, data, repeats, best_on_test, scorer)
+
+
+def check_network(distilled: DistilledDataset, config: NetworkConfig) -> None:
+    """Raise Error if the set was made with a network of this name that was another one."""
+    made_from = distilled.provenance, distilled.provenance.get("teachers", {})
+    known = [mark for of in made_from for mark in of.get("custom", {}).items()]
+    for name, mark in as_in_files({"custom": ARCHITECTURES.marks(config.name)})["custom"].items():
+        if any(name == other and mark != then for other, then in known):
+            raise Error(
+                f"the {name} is not the one that the set was made with: give "
+                f"architecture={config.name} to test it in this one"
+            )
 
 
 def check_pair(distilled: DistilledDataset, data: ImageData) -> None:
@@ -197,6 +213,15 @@ def check_pair(distilled: DistilledDataset, data: ImageData) -> None:
     if not distilled.whitening.equals(data.whitening):
         raise Error(
             "the data was preprocessed in another way: load it with whitening=distilled.whitening"
+        )
+    made_from = distilled.provenance.get("teachers", distilled.provenance)
+    source = made_from.get("data", made_from.get("images", {}))
+    alike = source.get("sha256") == data.sha256
+    if alike and source.get("validation", data.held_out) < data.held_out:
+        raise Error(
+            f"the set was made with a validation share of {source['validation']}, here it is "
+            f"{data.held_out}: load the data with validation={source['validation']}, or images "
+            "that it was made from would choose among its iterates"
         )
 
 

@@ -1,10 +1,13 @@
 """Networks, and `Flat`: a network as a function of one flat parameter vector, as in Eq. (3)."""
 
 import contextlib
+import copy
 import inspect
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +17,19 @@ from torch.func import functional_call
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Count, Error, check_bounds, choose, first_line
 from ddpp.foundation.identity import Table
-from ddpp.foundation.seeds import generator
+from ddpp.foundation.seeds import drawn, generator
 
 
-class ConvNet(nn.Sequential):
+class Layers(nn.Sequential):
+    """Layers in their order. A slice of them is an nn.Sequential that shares them."""
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict([*self._modules.items()][index]))
+        return super().__getitem__(index)
+
+
+class ConvNet(Layers):
     """The ConvNet of Gidaris & Komodakis (2018) as the field uses it.
 
     A block: 3x3 convolution, normalization of each channel of each image, ReLU, 2x2 average
@@ -57,7 +69,7 @@ class ConvNet(nn.Sequential):
         super().__init__(*blocks, nn.Flatten(), nn.Linear(width * side**2, classes))
 
 
-class AlexNet(nn.Sequential):
+class AlexNet(Layers):
     """AlexNet (Krizhevsky et al., 2012) in the field's version for images of 32 x 32.
 
     Five convolutions, the only ones here without normalization; 2x2 max pooling after the first,
@@ -82,7 +94,7 @@ class AlexNet(nn.Sequential):
         )
 
 
-class VGG11(nn.Sequential):
+class VGG11(Layers):
     """VGG11 (Simonyan & Zisserman, 2015) in the field's version for images of 32 x 32.
 
     Eight 3x3 convolutions with the ConvNet's normalization; 2x2 max pooling after the first,
@@ -104,7 +116,7 @@ class VGG11(nn.Sequential):
         )
 
 
-class ResNet18(nn.Sequential):
+class ResNet18(Layers):
     """ResNet18 (He et al., 2016) in the field's version for small images.
 
     A first convolution of 3x3 without pooling, four stages of two residual blocks, the mean of each
@@ -195,6 +207,13 @@ class NetworkConfig:
         check_bounds(self, "the network's ")
         object.__setattr__(self, "name", ARCHITECTURES.name_of(self.name))
 
+    def takes(self, name: str) -> bool:
+        """Tell whether the network is built by a parameter, as "width" or "depth"."""
+        taken = inspect.signature(ARCHITECTURES[self.name]).parameters
+        fixed = getattr(ARCHITECTURES[self.name], "keywords", {})  # of a functools.partial
+        any_name = any(one.kind is one.VAR_KEYWORD for one in taken.values())
+        return (name in taken or any_name) and name not in fixed
+
     def build(
         self, channels: int, classes: int, image_size: int, device: torch.device | str = "cpu"
     ) -> "Flat":
@@ -234,13 +253,15 @@ def _build(
         "image_size": image_size,
     }
     sizes |= {"depth": config.depth}
-    taken = inspect.signature(architecture).parameters
-    if not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
-        sizes = {name: size for name, size in sizes.items() if name in taken}
-    fixed = getattr(architecture, "keywords", {})  # of a functools.partial
-    sizes = {name: size for name, size in sizes.items() if name not in fixed}
-    network = Flat(lambda: architecture(**sizes), device, str(config.name))
+    sizes = {name: size for name, size in sizes.items() if config.takes(name)}
+    network = Flat(partial(architecture, **sizes), device, str(config.name))
     network.check((channels, image_size, image_size), classes)
+    if mark and torch.equal(network.initial(0), network.initial(1)):
+        warnings.warn(
+            f"the network '{network.name}' has the same parameters whatever the seed, so all its "
+            "trainings start at one point: does it seed PyTorch itself?",
+            stacklevel=3,
+        )
     return network
 
 
@@ -327,9 +348,11 @@ class Flat:
         module = self._module if self.device.type == "cpu" else self._fresh(0)
         images = torch.randn(2, *shape, generator=generator(0, "probe"), dtype=torch.float32)
         given, constants = images.clone(), {name: b.clone() for name, b in module.named_buffers()}
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        before = _attributes(module)
+        with torch.no_grad():
             try:
-                logits, again = module(images), module(given.clone())
+                logits, draws = drawn(lambda: module(images))
+                again, _ = drawn(lambda: module(given.clone()))
             except Exception as e:
                 size = " x ".join(map(str, shape))
                 raise Error(f"{what} cannot take images of {size}: {first_line(e)}") from e
@@ -344,6 +367,11 @@ class Flat:
             raise Error(
                 f"{what} changes its buffers when it is called: here they must be constants"
             )
+        if _attributes(module) != before:
+            raise Error(
+                f"{what} changes an attribute when it is called, as a counter does: here its "
+                "logits must depend on its parameters and the images alone"
+            )
         # the one that evaluations make later must be the same function
         first, second = (
             [*made.named_parameters(), *made.named_buffers()] for made in (module, self._fresh(0))
@@ -354,7 +382,7 @@ class Flat:
                     f"{what} draws {name} anew each time it is made, whatever the seed: draw from "
                     "torch, or give the numbers as constants"
                 )
-        if not torch.equal(logits.nan_to_num(), again.nan_to_num()):
+        if draws or not torch.equal(logits.nan_to_num(), again.nan_to_num()):
             raise Error(
                 f"{what} gives the same images other logits each time: leave out dropout and "
                 "other randomness"
@@ -366,6 +394,7 @@ class Flat:
             self.mixes = self.needs_company = True
         else:
             self.mixes = not torch.allclose(alone, logits[:1], rtol=1e-3, atol=1e-4)
+        self._check_parameters(given.to(self.device), what)
         if module is not self._module:
             try:
                 with torch.no_grad():
@@ -375,6 +404,12 @@ class Flat:
                     f"{what} works on the CPU, but not on {self.device}: {first_line(e)}"
                 ) from e
 
+    def double(self) -> "Flat":
+        """Return the same network for float64, on the CPU."""
+        other = copy.copy(self)
+        other._module, other.device = self._fresh(0).double(), torch.device("cpu")
+        return other
+
     def check_batches(self, images: int, batch: int) -> None:
         """Raise an Error if `images` in batches leave one that is alone, and must not be."""
         if self.needs_company and (batch == 1 or images % batch == 1):
@@ -382,6 +417,25 @@ class Flat:
                 f"{images} images in batches of {batch} leave a single one, of which the network "
                 f"'{self.name}' cannot take the statistics: choose another batch size"
             )
+
+    def _check_parameters(self, images: Tensor, what: str) -> None:
+        """Raise an Error if the logits depend on parameters that are no part of theta."""
+        theta = self.initial(0).requires_grad_()
+        nodes: list = [self(theta, images).grad_fn]
+        seen = set()
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)  # of an AccumulateGrad
+            if leaf is not None and leaf is not theta:
+                raise Error(
+                    f"{what} uses a parameter {tuple(leaf.shape)} that it has not registered, and "
+                    "that would never be trained: keep parameters as attributes, and layers in an "
+                    "nn.ModuleList, not in a list"
+                )
+            nodes += [following for following, _ in node.next_functions]
 
     def _fresh(self, seed: int) -> nn.Module:
         """Make another module, initialized by the seed, or raise Error if it cannot be used."""
@@ -459,6 +513,15 @@ def _problem(module: nn.Module) -> str:
                 "with track_running_stats=False, which takes the statistics of each batch"
             )
     return ""
+
+
+def _attributes(module: nn.Module) -> list[dict]:
+    """The plain values among the attributes of a module and of those inside it."""
+    plain = (bool, int, float, str, tuple)
+    return [
+        {name: value for name, value in vars(one).items() if isinstance(value, plain)}
+        for one in module.modules()
+    ]
 
 
 def _problem_of_logits(logits: object, classes: int) -> str:

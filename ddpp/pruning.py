@@ -19,7 +19,7 @@ from torch import Tensor
 from ddpp.foundation.errors import Error, choose, first_line
 from ddpp.foundation.fingerprints import fingerprint
 from ddpp.foundation.identity import Table
-from ddpp.foundation.seeds import generator
+from ddpp.foundation.seeds import drawn, generator
 
 
 def similarity(student: Tensor, teacher: Tensor) -> Tensor:
@@ -145,19 +145,20 @@ def check_rule(rule: Rule, size: int, device: torch.device | str) -> None:
     rng = generator(0, "probe")
     draw = lambda: torch.randn(size, generator=rng, dtype=torch.float32).to(device)
     student, teacher = draw(), draw()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            one, two = (keep_mask(student, teacher, 0.1, rule) for _ in range(2))
-        except Error:
-            raise
-        except Exception as e:
-            raise Error(f"the rule fails on vectors of {size} parameters: {first_line(e)}") from e
+    try:
+        (one, draws), (two, _) = (
+            drawn(lambda: keep_mask(student, teacher, 0.1, rule)) for _ in range(2)
+        )
+    except Error:
+        raise
+    except Exception as e:
+        raise Error(f"the rule fails on vectors of {size} parameters: {first_line(e)}") from e
     if fingerprint(find_rule(rule), "rule") != before:
         raise Error(
             f"the rule {name} changes a value that it reads, so files could not recognize it: "
             "write it without, or say which version it is, with ddpp.custom(..., version=1)"
         )
-    if not torch.equal(one, two):
+    if draws or not torch.equal(one, two):
         raise Error(
             "the rule gives the same student and teacher another mask each time: take what is "
             "random from the two vectors, as the rule `random` does"
@@ -172,6 +173,11 @@ def find_rule(rule: Rule) -> Callable[[Tensor, Tensor, float], Tensor]:
 def check_mask(keep: Tensor, student: Tensor) -> Tensor:
     """Return what a rule made of a student (p,), if it is a mask. Else raise an Error."""
     if isinstance(keep, Tensor) and keep.dtype == torch.bool and keep.shape == student.shape:
+        if keep.device != student.device:
+            raise Error(
+                f"the rule returns a mask on {keep.device} for vectors on {student.device}: make "
+                "it with device=student.device"
+            )
         return keep
     what = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else repr(keep)
     raise Error(

@@ -97,6 +97,11 @@ class Teachers:
         return len(self.trajectories)
 
     @property
+    def made_from(self) -> dict:
+        """The identity's account of a run with these teachers."""
+        return {"teachers": self.identity, "teacher_count": len(self)}
+
+    @property
     def epochs(self) -> int:
         """The number of epochs that every teacher has."""
         # each holds epoch_000, then an epoch_e and a loss_e per epoch

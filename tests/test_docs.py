@@ -194,7 +194,7 @@ def test_the_pages_say_what_storage_takes():
             assert gains[form, ipc].text(1) in chapter, (form, ipc)
     using = (ROOT / "book" / "using.md").read_text()
     ten = gains["webp", 10].text(1).replace("(", "points (").replace(")", ", five seeds)")
-    assert ten in using and "167 kB instead of 39 MB" in using
+    assert ten in using and "167 kB instead of 43 MB" in using
     for ipc in (1, 10):
         more = gains["same bytes", ipc].text(1).replace(" (", ", ")
         assert more in chapter, more

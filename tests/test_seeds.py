@@ -26,6 +26,8 @@ PATHS = {
     "derive(_, 'dsa', _)",
     "derive(_, 'teacher', _)",
     "derive(_, *)",  # of an evaluation: its role and the network's number
+    "generator(0, 'derivatives')",
+    "generator(0, 'fits')",
     "generator(0, 'probe')",
     "generator(0, 'random rule', _, _)",
     "generator(_, 'bootstrap')",

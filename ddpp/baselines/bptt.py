@@ -33,6 +33,7 @@ from ddpp.unrolling import (
     gradient,
     unroll,
 )
+from ddpp.unrolling.checks import check_derivatives
 
 CLIP = 2  # the gradient's norm is at most so many times its running mean, as published
 MEMORY = 0.9  # share of the running mean that a step keeps, as published
@@ -88,6 +89,7 @@ def distill(
     """
     check(config)
     flat, start = data.network(network), data.draw(config.ipc, config.seed)
+    check_derivatives(flat, data.shape, len(data.classes))
     engine, why = config.engine, "as asked for"
     if engine == "auto":
         engine, why = choose_engine(flat, *start, config.batch, config.window, config.steps)

@@ -157,7 +157,7 @@ def distill(
     check(config)
     trained = isinstance(source, Teachers)
     network = source.config.network if trained else source
-    made_from = source.config.made_from(data) if trained else data.made_from(network)
+    made_from = source.made_from if trained else data.made_from(network)
     problem = Problem(data, network, config, formation)
     pictures = data.draw(config.ipc * formation**2, config.seed)
     start = Split(fold(pictures.images, formation), pictures.labels[:: formation**2])

@@ -20,6 +20,7 @@ from ddpp.foundation.errors import Count, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
+from ddpp.unrolling.checks import check_derivatives
 
 # (outer, inner) as published, by ipc
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
@@ -50,6 +51,7 @@ def distill(
 
     Raises Error for settings that cannot work. Source: Zhao & Bilen, ICML 2021.
     """
+    check_derivatives(data.network(network), data.shape, len(data.classes))
     return common.distill("dsa" if config.augment else "dc", step, data, network, config, saving)
 
 

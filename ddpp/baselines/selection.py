@@ -159,7 +159,7 @@ def forgetting_events(history: Tensor) -> Tensor:
 def _looks(data: ImageData, teachers: Teachers, config: SelectionConfig, saving: Saving) -> Tensor:
     """Test which training images the first teacher gets right after each epoch: (epochs, N)."""
     path, looks = saving.checkpoint, []
-    made_from, network = teachers.config.made_from(data), teachers.config.network.name
+    made_from, network = teachers.made_from, teachers.config.network.name
     identity = of_run("forgetting", config, made_from, network)
     if path is not None and Path(path).exists():
         tensors, _ = loop.read_checkpoint(path, identity)

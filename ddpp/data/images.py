@@ -1,10 +1,11 @@
 """A data set as whole tensors on one device."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -241,12 +242,13 @@ def from_datasets(
 def _stacked(name: str, dataset: Iterable) -> tuple[np.ndarray, np.ndarray]:
     """Stack all images and labels of a dataset."""
     images, labels = [], []
-    for image, label in dataset:
+    for item in dataset:
+        image, label = _pair(name, item)
         if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
             image = image.convert("RGB")  # its values are indices into a palette
         array = _array(image[None])[0] if isinstance(image, Tensor) else np.asarray(image)
         images.append(array)
-        labels.append(int(label))
+        labels.append(label)
     if sizes := {image.shape for image in images[1:]} - {image.shape for image in images[:1]}:
         raise Error(
             f"the {name} images have several shapes, as {images[0].shape} and {sizes.pop()}: "
@@ -255,6 +257,25 @@ def _stacked(name: str, dataset: Iterable) -> tuple[np.ndarray, np.ndarray]:
     if not images:
         raise Error(f"the {name} dataset yields nothing: give at least one image")
     return np.stack(images), np.array(labels)
+
+
+def _pair(name: str, item: Any) -> tuple[Any, int]:
+    """Return an image and its label, or raise an Error for what a dataset should not yield."""
+    try:
+        image, label = item
+        number = float(label)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(item, Mapping) or not number.is_integer():
+        what = f"a {type(item).__name__}"
+        if isinstance(item, tuple | list):
+            what += f" of {', '.join(type(part).__name__ for part in item)}"
+        raise Error(
+            f"the {name} dataset yields {what}: it must yield pairs of an image and its label, an "
+            "integer, one at a time. Of rows with names, give "
+            '[(row["image"], row["label"]) for row in dataset]'
+        )
+    return image, int(number)
 
 
 def _array(values: np.ndarray | Tensor | Sequence[int]) -> np.ndarray:

@@ -215,7 +215,8 @@ def compare(
     if len(settings) < 2:
         raise Error("there is nothing to compare: name a rule beside the base")
     if data is not None:  # under a name of its own, or results of other data would be taken for its
-        recipe = replace(recipe, data=f"{data.name}-{data.sha256[:8]}")
+        own = {"zca": data.whitening.kind == "zca", "validation": data.held_out}
+        recipe = replace(recipe, data=f"{data.name}-{data.sha256[:8]}", **own)
     todo = [
         _run(recipe, setting, seed, data is not None)
         for seed in range(seeds)

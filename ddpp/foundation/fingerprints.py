@@ -2,6 +2,7 @@
 functions that this code uses.
 """
 
+import collections
 import contextlib
 import dataclasses
 import dis
@@ -13,7 +14,7 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,10 +30,13 @@ LIBRARIES = tuple(
     str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("stdlib", "purelib", "platlib")
 )
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...))
+BUILT_IN = (list, tuple, dict, set, frozenset, int, float, complex, str, bytes)
 PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype, np.generic)
 SHOWN = (
     types.MemberDescriptorType,
     types.GetSetDescriptorType,
+    types.WrapperDescriptorType,
+    types.MethodDescriptorType,
     types.GenericAlias,
     re.Pattern,
     Path,
@@ -118,7 +122,7 @@ class _Unseen(Exception):
 
 def _describe(value, seen: dict):
     """Return a value in terms of JSON, by its content; `seen` numbers what was met before."""
-    if isinstance(value, PLAIN):
+    if _is_plain(value):
         return f"{type(value).__name__} {value!r}"
     if isinstance(value, (Tensor, np.ndarray)):
         return _array(value)
@@ -131,6 +135,9 @@ def _describe(value, seen: dict):
         if not _in_library(value):  # which of its functions are used, the code does not tell
             raise _Unseen(f"all of the module {value.__name__}")
         return f"module {value.__name__}"
+    if plain := _built_in(value):
+        parts = plain(value), type(value), getattr(value, "__dict__", {})
+        return ["own", *(_describe(part, seen) for part in parts)]
     if isinstance(value, (set, frozenset)):
         return ["set", *sorted(json.dumps(_describe(item, seen)) for item in value)]
     if isinstance(value, (dict, types.MappingProxyType)):
@@ -150,6 +157,17 @@ def _describe(value, seen: dict):
     return [*names, *(_describe(part, seen) for part in parts)]
 
 
+def _is_plain(value) -> bool:
+    return isinstance(value, PLAIN) and _is_library(type(value))
+
+
+def _built_in(value) -> Callable | None:
+    """The built-in class of a value whose own class is a user's, with methods that code may use."""
+    if _is_library(type(value)):
+        return None
+    return next((kind for kind in BUILT_IN if isinstance(value, kind)), None)
+
+
 def _take_apart(value) -> tuple[list[str], Iterable]:
     """Return what a value is called, and the values it is made of."""
     kind = type(value).__name__
@@ -163,6 +181,8 @@ def _take_apart(value) -> tuple[list[str], Iterable]:
         return ["wrapped"], (value.__wrapped__,)
     if isinstance(value, (staticmethod, classmethod, types.MethodType)):
         return [], (value.__func__, getattr(value, "__self__", None))
+    if isinstance(value, types.BuiltinMethodType) and value.__self__ is not None:
+        return ["method", value.__name__], (value.__self__,)  # as `apply` of an autograd.Function
     if isinstance(value, property):
         return ["property"], (value.fget, value.fset, value.fdel)
     if isinstance(value, functools.partial):
@@ -190,6 +210,9 @@ def _array(value: Tensor | np.ndarray) -> list:
 def _own(kind: type) -> dict:
     """What a class defines itself, without what Python or `dataclass` adds to it."""
     own = {key: item for key, item in vars(kind).items() if key not in NOT_CODE}
+    if issubclass(kind, tuple) and "_fields" in own:  # what a named tuple is given for its fields
+        made = vars(collections.namedtuple("_", own["_fields"])).keys() - {"_fields"}
+        own = {key: item for key, item in own.items() if key not in made}
     if "__dataclass_fields__" not in own:
         return own
     made = {key for key in MADE_BY_DATACLASS & own.keys() if _written_by_dataclass(own[key])}

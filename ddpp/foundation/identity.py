@@ -55,9 +55,8 @@ class Table(dict):
         cannot be imported, has no name, or cannot be recognized again.
         """
         if isinstance(thing, str):
-            if ":" in thing and thing not in self:
-                self[thing] = _imported(self.kind, thing)
-                fingerprint(self[thing], self.kind)  # refused now, not after the first stage
+            if ":" in thing:
+                self._import(thing)
             return thing
         if known := next((name for name, one in self.items() if one is thing), None):
             return known
@@ -75,6 +74,18 @@ class Table(dict):
             name = f"{own}-{count}"
         self[name] = thing
         return name
+
+    def _import(self, where: str) -> None:
+        """Put here what "package.module:name" names, also where its module was loaded anew."""
+        try:
+            found = _imported(self.kind, where)
+        except Error:
+            if where in self:  # from another process, which found it
+                return
+            raise
+        if self.get(where) is not found:
+            self[where] = found
+            fingerprint(found, self.kind)  # refused now, not after the first stage
 
 
 def _imported(kind: str, where: str) -> Any:
@@ -122,9 +133,14 @@ def of_run(method: str, config: "DataclassInstance", made_from: dict, network: o
     return as_in_files(run)
 
 
-def of_state(identity: dict) -> dict:
-    """Return what a state on the way is a function of: `of_run` without the number of steps."""
-    config = {k: v for k, v in identity["config"].items() if k not in ("steps", "iterates")}
+def of_state(identity: dict, lasting: bool = True) -> dict:
+    """Return what a state on the way is a function of: `of_run` without the engine, as all give
+    the same gradients up to rounding.
+
+    - lasting: whether no state depends on the number of steps. Then this is left out, too.
+    """
+    left = {"engine", "steps", "iterates"} if lasting else {"engine"}
+    config = {k: v for k, v in identity.get("config", {}).items() if k not in left}
     return identity | {"config": config}
 
 

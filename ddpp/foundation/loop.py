@@ -13,6 +13,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -270,7 +271,8 @@ def _run(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: Sa
                 bar.update()
                 stop = saving.on_step(run)
                 _refuse_stuck(method, run)
-                if stop is True and run.state.step < method.steps:
+                true = isinstance(stop, bool | np.bool_ | Tensor) and bool(stop)
+                if true and run.state.step < method.steps:
                     saving.report(f"stopped by on_step after step {run.state.step}")
                     break
                 checkpoint.save_if_due(run)
@@ -320,8 +322,7 @@ def read_checkpoint(
     lasting: whether one with another number of steps is of this identity.
     """
     tensors, meta = files.read(path, KIND)
-    of = of_state if lasting else dict
-    if of(meta["identity"]) != of(identity):
+    if of_state(meta["identity"], lasting) != of_state(identity, lasting):
         raise Error(
             f"the checkpoint {path} belongs to a run with other settings, data or teachers "
             f"({differences(meta['identity'], identity)}): repeat that run's settings to resume "

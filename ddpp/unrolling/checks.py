@@ -1,0 +1,93 @@
+"""Whether a network of a user's own can be differentiated twice, as every engine does."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import grad
+
+from ddpp.foundation.errors import Error, first_line
+from ddpp.foundation.seeds import generator
+from ddpp.networks import ARCHITECTURES, Flat
+
+STEP = 1e-6  # of the difference quotients, in float64
+TOLERANCE = 0.05  # a right derivative is nearly exact, one that is cut off is wrong by a third
+
+
+def check_derivatives(network: Flat, shape: tuple[int, int, int], classes: int) -> None:
+    """Raise an Error for a network whose gradient has no derivative, or a wrong one.
+
+    An operation may have a backward pass that cannot be differentiated again, and PyTorch does not
+    always notice. Then all engines agree on a gradient of the images that is wrong.
+
+    - network: ddpp's own are not looked at.
+    - shape: of an image, (C, H, W).
+    - classes: number of logits.
+    """
+    if network.name in ARCHITECTURES.built_in and not ARCHITECTURES.is_brought(network.name):
+        return
+    what = f"the network '{network.name}' cannot be unrolled"
+    try:
+        _Probe(network, shape, classes, torch.float32).derivatives()
+    except RuntimeError as e:
+        raise Error(
+            f"{what}, as its gradient cannot be differentiated again ({first_line(e)}): leave that "
+            "operation out, or, of attention, call it within "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+        ) from e
+    probe = _Probe(network.double(), shape, classes, torch.float64)
+    try:
+        pairs = zip(probe.derivatives(), probe.quotients(), strict=True)
+    except RuntimeError:  # of a network that fixes the type of its numbers
+        return
+    for derivative, quotient in pairs:
+        if abs(derivative - quotient) > TOLERANCE * abs(quotient) + 1e-9:
+            raise Error(
+                f"{what}, as the derivative of its gradient is {derivative:.3g} where differences "
+                f"of gradients give {quotient:.3g}: an operation cuts its backward pass off from "
+                "the graph, by detach, no_grad or once_differentiable"
+            )
+
+
+class _Probe:
+    """The gradient of the cross-entropy for theta, at one place, and its part along one direction.
+
+    This part is differentiated along one direction of theta and one of the images.
+    """
+
+    def __init__(
+        self, network: Flat, shape: tuple[int, int, int], classes: int, dtype: torch.dtype
+    ):
+        rng = generator(0, "derivatives")
+        draw = lambda *size: torch.randn(*size, generator=rng, dtype=torch.float64).to(
+            network.device, dtype
+        )
+        self.network, self.theta = network, network.initial(0).to(dtype)
+        self.x, self.y = draw(4, *shape), torch.arange(4, device=network.device) % classes
+        self.part, self.of_theta = draw(network.size), draw(network.size)
+        self.of_x = draw(4, *shape)
+
+    def along(self, theta: Tensor, x: Tensor, create_graph: bool = False) -> Tensor:
+        """Compute the gradient's part along the direction, a scalar."""
+        loss = F.cross_entropy(self.network(theta, x), self.y)
+        return grad(loss, theta, create_graph=create_graph)[0] @ self.part
+
+    def derivatives(self) -> tuple[float, float]:
+        """Differentiate it along both directions, as an engine does."""
+        theta, x = self.theta.clone().requires_grad_(), self.x.clone().requires_grad_()
+        found = grad(
+            self.along(theta, x, create_graph=True),
+            (theta, x),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return float(found[0] @ self.of_theta), float((found[1] * self.of_x).sum())
+
+    def quotients(self) -> tuple[float, float]:
+        """Measure the same by differences of gradients."""
+        by_theta, by_x = STEP * self.of_theta, STEP * self.of_x
+        at = lambda theta, x: float(self.along(theta.requires_grad_(), x))
+        return (
+            (at(self.theta + by_theta, self.x) - at(self.theta - by_theta, self.x)) / (2 * STEP),
+            (at(self.theta.clone(), self.x + by_x) - at(self.theta.clone(), self.x - by_x))
+            / (2 * STEP),
+        )
