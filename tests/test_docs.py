@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from ddpp import cli, experiments, studies
+from ddpp import DistilledDataset, cli, experiments, studies
 from ddpp.cli.parsing import parse
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PAPER, from_dict
@@ -115,15 +115,19 @@ def test_the_options_that_the_text_names_are_those_of_their_commands(capsys):
         assert given <= options(verb, *method), (verb, *words)
 
 
-def test_the_readme_and_the_first_page_say_what_the_longest_run_on_a_cpu_reached():
+def test_the_readme_and_the_first_page_say_what_the_shipped_set_and_the_longest_run_reach():
     show = lambda values: f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} %"
-    folder = ROOT / "results" / "cpu" / "long"
-    steps = max(int(path.stem.split("-")[3]) for path in folder.glob("cifar10-ipc1-signed-*.json"))
-    ours, mtt = (
+    folder, text = ROOT / "results" / "cpu" / "long", " ".join(README.split())
+    found = lambda steps: (
         json.loads((folder / f"cifar10-ipc1-{rule}-{steps}-seed0.json").read_text())
         for rule in ("signed", "none")
     )
-    text = " ".join(README.split())
+    longest = max(int(p.stem.split("-")[3]) for p in folder.glob("cifar10-ipc1-signed-*.json"))
+    last = " and ".join(show(row["distilled"]["final"]) for row in found(longest))
+    assert f"after {longest:,} only {last.replace(' % and', ' and')}" in text
+    shipped = ROOT / "results" / "sets" / "cifar10-ipc1-ddpp" / "distilled.safetensors"
+    steps = DistilledDataset.load(shipped).provenance["config"]["steps"]
+    ours, mtt = found(steps)
     assert (
         f"**{show(ours['distilled']['final'])}** with the paper's rule and "
         f"{show(mtt['distilled']['final'])} without pruning (MTT) after {steps:,} steps" in text

@@ -107,6 +107,17 @@ def test_distances_to_start_and_goal_are_true_in_the_plane():
     plt.close(figure)
 
 
+def test_a_name_has_one_colour_in_all_panels():
+    line = ([2, 4], [50.0, 40.0], [1.0, 2.0])
+    panels = [("one image", "classes", "accuracy (%)"), ("ten", "classes", "accuracy (%)")]
+    figure = figures.curves(panels, {"DM": line, "MTT": line}, {"MTT": line})
+    above, below = figure.axes
+    assert below.lines[0].get_color() == above.containers[1].lines[0].get_color()
+    assert above.lines[0].get_color() != below.lines[0].get_color()
+    assert below.get_xticks().tolist() == [2, 4]
+    plt.close(figure)
+
+
 def test_a_player_needs_no_network_and_names_what_it_shows():
     figure, axis = plt.subplots(figsize=(1, 1))
     html = figures.play(

@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -22,58 +23,79 @@ from ddpp.studies.ranking import STATISTICS, TRUTH, Ranking
 def ablation(lines: Sequence[dict]) -> Figure:
     """Plot paired differences to MTT, share of parameters kept and final loss against epsilon.
 
-    Each small dot is one seed. Where there are several, a larger one with a bar is their mean with
-    its 95 % interval. The grey line is rule none, that is, MTT.
+    The differences are drawn as in `comparison`, one row for each rule and epsilon. The grey lines
+    are rule none, that is, MTT.
 
     - lines: from `tables.summarize`.
     """
-    figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 8), sharex=True, layout="constrained")
-    titles = (
-        "accuracy minus MTT's (points)",
-        "effective parameters (%)",
-        "loss over all parameters",
+    points = [line for line in lines if line["rule"] != "none" and line["mean"] is not None]
+    rules = list(dict.fromkeys(line["rule"] for line in points))
+    points.sort(key=lambda line: rules.index(line["rule"]))
+    figure, (gains, kept, loss) = plt.subplots(
+        3,
+        1,
+        figsize=(WIDTH, 4.4 + 0.22 * len(points)),
+        height_ratios=(0.22 * len(points), 1.4, 1.4),
+        layout="constrained",
     )
-    rules = list(dict.fromkeys(line["rule"] for line in lines if line["rule"] != "none"))
+    for row, point in enumerate(points):
+        color = f"C{rules.index(point['rule'])}"
+        _draw_differences(gains, row, Difference(tuple(point["gains"])), color)
+    _name_rows(gains, [(point["rule"], point["epsilon"]) for point in points])
+    gains.set_title("test accuracy minus MTT's (points)")
     for i, rule in enumerate(rules):
-        points = [line for line in lines if line["rule"] == rule and line["mean"] is not None]
-        color, marker = f"C{i}", "os^Dv"[i % 5]
-        shift = 0.012 * (i - (len(rules) - 1) / 2)  # side by side, not on one another
-        for point in points:
-            x, found = point["epsilon"] + shift, Difference(tuple(point["gains"]))
-            axes[0].plot([x] * len(found.values), found.values, marker, ms=2.5, color=color)
-            if len(found.values) > 1:
-                look = {"fmt": marker, "ms": 5, "mfc": "white", "capsize": 2, "lw": 1.2}
-                axes[0].errorbar(x, found.mean, found.half, color=color, **look)
-        style = "-" if rule in ("signed", "magnitude") else ":"
-        for axis, key, scale in ((axes[1], "kept", 100), (axes[2], "unmasked", 1)):
-            x, y = [p["epsilon"] for p in points], [scale * p[key] for p in points]
-            axis.plot(x, y, marker + style, ms=4, lw=1.2, color=color, label=rule)
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title, fontsize=9)
-    axes[2].set_xlabel("epsilon")
-    axes[0].axhline(0, color="grey", lw=1)
+        style = "-" if rule in ("signed", "magnitude") else ""  # of the others there are too few
+        look = {"ls": style, "marker": "os^Dv"[i % 5], "mfc": "none", "lw": 1.2, "label": rule}
+        own = [point for point in points if point["rule"] == rule]
+        for axis, key, scale in ((kept, "kept", 100), (loss, "unmasked", 1)):
+            x, y = [p["epsilon"] for p in own], [scale * p[key] for p in own]
+            axis.plot(x, y, color=f"C{i}", **look)
+    kept.set_title("effective parameters (%)")
+    kept.sharex(loss)
+    kept.label_outer()
+    loss.set(title="loss over all parameters", xlabel="epsilon")
+    loss.locator_params("x", nbins=10)
     base = next((line for line in lines if line["rule"] == "none"), None)
     if base and base["unmasked"] is not None:
-        axes[2].axhline(base["unmasked"], color="grey", lw=1, label="none (MTT)")
-    figure.legend(
-        *axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
-    )
+        loss.axhline(base["unmasked"], color="grey", lw=1, label="none (MTT)")
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
+
+
+def _draw_differences(axis: Axes, row: int, found: Difference, color: str = "C0") -> None:
+    """Draw one row: a dot for each seed, and a square with a bar for mean and 95 % interval."""
+    axis.plot(found.values, [row] * len(found.values), "o", ms=4, color=color, alpha=0.5)
+    if found.half is not None:
+        look = {"fmt": "s", "ms": 4, "capsize": 2, "lw": 1.2, "color": "black"}
+        axis.errorbar(found.mean, row - 0.25, xerr=found.half, **look)
+
+
+def _name_rows(axis: Axes, settings: Sequence[tuple[str, float]]) -> None:
+    """Name the rows of differences, each a rule with its epsilon, and draw the line at zero."""
+    axis.set(
+        yticks=range(len(settings)),
+        yticklabels=[f"{rule}, {epsilon:g}" for rule, epsilon in settings],
+        ylim=(len(settings) - 0.5, -0.7),
+    )
+    axis.axvline(0, color="grey", lw=1)
 
 
 def turning(found: Mapping, factors: Sequence[str], masks: Sequence[str]) -> Figure:
     """Draw how far masks turn the gradient of the images, one panel per factor.
 
     - found: the content of a file of tools/map.py.
-    - factors: one panel each, as "J, student steps"; "epsilon" takes rules without their own.
+    - factors: one panel each, as "J, student steps"; "epsilon" takes rules without their own. In
+      the first, the lines are named.
     - masks: one line each, as "signed@0.1".
     """
-    rows = (len(factors) + 1) // 2
-    size = (WIDTH, 2.2 * rows + 0.5)
-    figure, axes = plt.subplots(rows, 2, figsize=size, sharey=True, layout="constrained")
-    for axis, factor in zip(axes.flat, factors, strict=False):
+    size = (WIDTH, 1.7 * len(factors))
+    figure, axes = plt.subplots(
+        len(factors), 1, figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, factor in zip(axes.flat, factors, strict=True):
         points = [point for point in found["points"] if point["factor"] == factor]
         named = {mask.partition("@")[0] for mask in masks} if factor == "epsilon" else masks
+        ends = []
         for mask in masks:
             name = mask.partition("@")[0] if factor == "epsilon" else mask
             if name not in named:
@@ -83,21 +105,22 @@ def turning(found: Mapping, factors: Sequence[str], masks: Sequence[str]) -> Fig
             if line:
                 style = "-" if name.startswith("sign") else ":"
                 x, y = [value for value, _ in line], [row["angle"] for _, row in line]
-                label = mask.removesuffix("@0").replace("@", ", ε = ")
-                look = {"color": f"C{masks.index(mask)}", "label": label}
-                axis.plot(x, y, "o" + style, ms=3, lw=1.2, **look)
+                color = f"C{masks.index(mask)}"
+                axis.plot(x, y, "o" + style, ms=3, lw=1.4, color=color)
+                ends.append((y[-1], x[-1], mask.removesuffix("@0").replace("@", ", "), color))
         values = sorted({point["value"] for point in points})
         even = factor.startswith(("K", "epsilon")) or 0 in values
         axis.set(xlabel=factor, xscale="symlog" if 0 in values else "linear" if even else "log")
-        shown = values if len(values) < 7 else values[2::2]
-        axis.set_xticks(shown, [f"{v:g}" for v in shown], fontsize=7)
+        shown = values[-6:]  # more have no room
+        axis.set_xticks(shown, [f"{v:g}" for v in shown])
         axis.minorticks_off()
-    for axis in axes.flat[len(factors) :]:
-        axis.set_visible(False)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("turn of the gradient (°)", fontsize=8)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+        if axis is axes[0, 0]:
+            height = -8.0
+            for y, x, label, color in sorted(ends):
+                height = max(y, height + 8)  # a line of text is as high as 8 degrees
+                how = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+                axis.annotate(label, (x, height), color=color, **how)
+    figure.supylabel("turn of the gradient (°)")
     return figure
 
 
@@ -126,19 +149,12 @@ def comparisons(found: Mapping[str, Comparison]) -> Figure:
     )
     for axis, (title, one) in zip(axes.flat, found.items(), strict=True):
         for setting, difference in one.differences.items():
-            y, values = rows.index(setting), difference.values
-            axis.plot(values, [y] * len(values), "o", ms=4, color="C0", alpha=0.5)
-            look = {"fmt": "s", "ms": 5, "capsize": 3, "color": "C3"}
-            axis.errorbar(difference.mean, y - 0.2, xerr=difference.half, **look)
-        axis.axvline(0, color="grey", lw=1)
-        axis.set_title(title, fontsize=9)
-    axes[0, 0].set(
-        yticks=range(len(rows)),
-        yticklabels=[f"{rule}, {epsilon:g}" for rule, epsilon in rows],
-        ylim=(len(rows) - 0.5, -0.6),
-    )
+            _draw_differences(axis, rows.index(setting), difference)
+        _name_rows(axis, rows)
+        axis.set_title(title)
     base = next(iter(found.values())).base[0]
-    figure.supxlabel(f"difference from {base} in test accuracy (points)", fontsize=10)
+    name = "MTT" if base == "none" else base
+    axes[-1, 0].set_xlabel(f"difference from {name}\nin test accuracy (points)")
     return figure
 
 
@@ -150,14 +166,14 @@ def ceiling(reports: Mapping[str, Mapping]) -> Figure:
     size = (WIDTH, 1 + 0.5 * len(reports))
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     looks = (
-        ("random", "final", "random real images", {"fmt": "o", "mfc": "white", "color": "C7"}),
+        ("random", "final", "random real images", {"fmt": "o", "mfc": "white", "color": "grey"}),
         ("distilled", "final", "distilled images", {"fmt": "o", "color": "C0"}),
         ("teachers", "accuracies", "teachers, at the last epoch matched", {"fmt": "D"}),
     )
     for part, key, label, look in looks:
         values = [report[part][key] for report in reports.values()]
         x, bars = [sum(v) / len(v) for v in values], [spread(v) for v in values]
-        how: dict[str, Any] = {"color": "C3", "ms": 6, "capsize": 3} | look
+        how: dict[str, Any] = {"color": "C1", "ms": 6, "capsize": 3} | look
         axis.errorbar(x, range(len(values)), xerr=bars, label=label, **how)
     axis.set(
         yticks=range(len(reports)),
@@ -165,7 +181,7 @@ def ceiling(reports: Mapping[str, Mapping]) -> Figure:
         ylim=(len(reports) - 0.5, -0.5),
         xlabel="test accuracy (%)",
     )
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(loc="outside lower center")
     return figure
 
 
@@ -183,45 +199,52 @@ def shadows(scores: Tensor, members: Tensor, images: Mapping[str, int], target: 
     )
     scores, members = drawable(scores), drawable(members)
     others = torch.arange(len(scores)) != target
+    looks = (("C0", "in", members, -0.2), ("C1", "out", ~members, -0.1))
     for axis, (title, image) in zip(axes.flat, images.items(), strict=True):
-        for color, name, chosen in (("C0", "in", members), ("C3", "out", ~members)):
+        for color, name, chosen, y in looks:
             mean, variance = gaussians(scores[others], chosen[others])
             center, deviation = float(mean[image]), float(variance) ** 0.5
-            x = np.linspace(center - 3 * deviation, center + 3 * deviation, 100)
+            x = np.linspace(center - 4 * deviation, center + 4 * deviation, 100)
             axis.plot(x, np.exp(-(((x - center) / deviation) ** 2) / 2), color=color)
             points = scores[others & chosen[:, image], image]
-            axis.plot(points, [0] * len(points), "o", ms=5, color=color, label=name)
+            axis.plot(points, [y] * len(points), "o", ms=5, color=color, label=name)
         axis.axvline(float(scores[target, image]), color="black", ls="--", lw=1.2, label="target")
-        axis.set_title(title, fontsize=9)
-        axis.set(yticks=[], ylim=(-0.1, 1.1))
+        axis.axhline(0, color="grey", lw=1)
+        axis.set(title=title, yticks=[], ylim=(-0.3, 1.1))
     axes[-1, 0].set_xlabel("scaled confidence in the label")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
-def rocs(audits: Mapping[str, Audit], attack: str = "lira") -> Figure:
+def rocs(columns: Mapping[str, Mapping[str, Audit]], attack: str = "lira") -> Figure:
     """Draw the curves of an attack on logarithmic axes: for all images, and for canaries below.
 
-    - audits: by name.
+    What has " from " in its name has the colour of what stands before it; from noise, it is dashed.
+
+    - columns: audits by name, for each column of panels, by its title.
     - attack: which one.
     """
-    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 7.5), sharex=True, layout="constrained")
-    groups = (("all", "all audited images"), ("canaries", "canaries: images with a wrong label"))
-    for axis, (group, title) in zip(axes, groups, strict=True):
-        for i, (name, one) in enumerate(audits.items()):
-            found: Leak = getattr(one, group)[attack]
-            least = 1 / found.negatives  # below a single false positive there is nothing to see
-            points = [(x, y) for x, y in zip(GRID, found.curve, strict=True) if x >= least and y]
-            style = ("-", "--", ":")[i // 4 % 3]
-            axis.plot(*zip(*points, strict=True), style, color=f"C{i}", lw=1.4, label=name)
-        axis.plot([1e-4, 1], [1e-4, 1], color="grey", lw=1, label="a guess")
-        axis.set(xscale="log", yscale="log", xlim=(5e-4, 1), ylim=(5e-4, 1.1))
-        axis.set_title(title, fontsize=9)
-        axis.set_ylabel("true positives (rate)", fontsize=9)
-    axes[1].set_xlabel("false positives (rate)", fontsize=9)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    how = {"figsize": (WIDTH, 5.4), "sharex": True, "sharey": True, "layout": "constrained"}
+    figure, axes = plt.subplots(2, len(columns), squeeze=False, **how)
+    groups = (("all", "all images"), ("canaries", "canaries"))
+    for column, (title, audits) in zip(axes.T, columns.items(), strict=True):
+        methods = list(dict.fromkeys(name.partition(" from ")[0] for name in audits))
+        for axis, (group, images) in zip(column, groups, strict=True):
+            for name, one in audits.items():
+                found: Leak = getattr(one, group)[attack]
+                least = 1 / found.negatives  # below a single false positive is nothing to see
+                curve = zip(GRID, found.curve, strict=True)
+                points = [(x, y) for x, y in curve if x >= least and y]
+                method, _, start = name.partition(" from ")
+                look = {"ls": "--" if start == "noise" else "-", "lw": 1.4, "label": name}
+                axis.plot(*zip(*points, strict=True), color=f"C{methods.index(method)}", **look)
+            axis.plot([1e-4, 1], [1e-4, 1], color="grey", lw=1, ls=":", label="a guess")
+            axis.set(xscale="log", yscale="log", xlim=(5e-4, 1), ylim=(5e-4, 1.1))
+            axis.set_title(f"{title}: {images}")
+            axis.set(xlabel="false positives (rate)", ylabel="true positives (rate)")
+            axis.label_outer()
+        column[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), handlelength=1.5)
     return figure
 
 
@@ -233,9 +256,9 @@ def ranking(found: Ranking, names: Sequence[str] = (), factor: str = "norm") -> 
     - factor: the field of Candidate that colours and markers show.
     """
     shown = list(names) or list(found.proxies)
-    size = (WIDTH, 0.6 + 2.5 * len(shown))
+    size = (WIDTH, 0.6 + 2 * len(shown))
     figure, axes = plt.subplots(
-        len(shown), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
+        len(shown), 1, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     truth, of = found.truth.mean(0), [getattr(one, factor) for one in found.candidates]
     for axis, name in zip(axes.flat, shown, strict=True):
@@ -244,11 +267,11 @@ def ranking(found: Ranking, names: Sequence[str] = (), factor: str = "norm") -> 
             kept = torch.tensor([one == value for one in of])
             look = {"color": f"C{i}", "mfc": "none", "ms": 6, "mew": 1.4, "label": str(value)}
             axis.plot(truth[kept], proxy[kept], "os^Dv"[i % 5], **look)
-        axis.set_title(f"trained on: {name}", fontsize=9)
+        axis.set_title(f"trained on: {name}")
     handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=5, fontsize=8)
-    axes[-1, 0].set_xlabel("test accuracy after training on all images (%)", fontsize=9)
-    figure.supylabel("held-out accuracy after training on the set (%)", fontsize=9)
+    figure.legend(*handles, loc="outside lower center", ncols=5)
+    axes[-1, 0].set_xlabel("test accuracy after training on all images (%)")
+    figure.supylabel("held-out accuracy after training on the set (%)")
     return figure
 
 
@@ -277,10 +300,11 @@ def correlations(
                 bars = [[value - low], [high - value]]
                 axis.errorbar(value, at, xerr=bars, label=label if not y else None, **look)
         axis.set(yticks=range(len(sets)), yticklabels=sets, ylim=(len(sets) - 0.5, -0.5))
-        axis.set_title(name, fontsize=9)
+        axis.set_title(name)
+    axes[-1, 0].set_xlabel("rank correlation")
     if len(found) > 1:
         handles = axes[0, 0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=8)
+        figure.legend(*handles, loc="outside lower center", ncols=2)
     return figure
 
 

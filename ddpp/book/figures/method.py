@@ -38,11 +38,11 @@ def plane(trajectories: Mapping[str, Tensor]) -> Figure:
         axis.plot(x, y, "o-", ms=4, label=name)
         for epoch in range(1, len(x)):
             at = {"xy": (x[epoch], y[epoch]), "xytext": (3, 3), "textcoords": "offset points"}
-            axis.annotate(str(epoch), fontsize=8, **at)
+            axis.annotate(str(epoch), fontsize="small", **at)
     axis.plot(0, 0, "k*", ms=10, label="start")
     axis.set(xlabel=f"direction 1 ({share[0]:.0%})", ylabel=f"direction 2 ({share[1]:.0%})")
     axis.set_aspect("equal", adjustable="datalim")
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -115,7 +115,7 @@ def draw_approach(
         "loss 1", (length, length), xytext=(0, 3), textcoords="offset points", ha="center"
     )
     axis.plot(x, y, "s-", color="0.3", ms=6, label="teacher, epochs")
-    looks = (("^", "C3", 8, "none"), ("o", "C0", 4, "C0"))
+    looks = (("^", "C1", 8, "none"), ("o", "C0", 4, "C0"))
     for (name, path), (marker, color, size, face) in zip(students.items(), looks, strict=False):
         x, y = toward(drawable(path), goal)
         axis.plot(x, y, marker=marker, color=color, ms=size, mfc=face, lw=1, label=name)
@@ -140,7 +140,7 @@ def approach(teacher: Tensor, frames: Mapping[str, Mapping[str, Tensor]]) -> Fig
     figure, axes = plt.subplots(
         len(frames),
         1,
-        figsize=(4.2, 3.6 * len(frames) + 0.9),
+        figsize=(WIDTH, 3.6 * len(frames) + 0.9),
         sharex=True,
         squeeze=False,
         layout="constrained",
@@ -149,46 +149,44 @@ def approach(teacher: Tensor, frames: Mapping[str, Mapping[str, Tensor]]) -> Fig
         draw_approach(axis, teacher, students, title)
         axis.label_outer()
     handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=9)
+    figure.legend(*handles, loc="outside lower center", ncols=2)
     return figure
 
 
 def means(points: Tensor, orders: Mapping[str, Tensor]) -> Figure:
     """Plot how fast the running mean of points, taken in some order, nears the mean of all.
 
-    One panel per order shows the points, numbered as they are taken, and the path of their running
-    mean. The last panel shows the distance between that mean and the mean of all points.
+    One panel per order shows the points taken, the first four with their numbers, and the path of
+    their running mean. The last panel shows the distance between that mean and the mean of all.
 
     - points: (N, 2).
     - orders: {name: indices (n,) of the points taken, in order}.
     """
-    rows = (len(orders) + 2) // 2
-    size = (WIDTH, WIDTH / 2 * rows)
-    figure, axes = plt.subplots(rows, 2, figsize=size, layout="constrained")
-    panels, last = axes.flat, axes.flat[len(orders)]
     points, orders = drawable(points), {name: drawable(order) for name, order in orders.items()}
-    for axis in axes.flat[len(orders) + 1 :]:
-        axis.set_visible(False)
-    mean = points.mean(0)
-    for i, (axis, (name, order)) in enumerate(zip(panels, orders.items(), strict=False)):
-        counts = range(1, len(order) + 1)
+    names = [*orders, *[""] * (len(orders) % 2)]
+    mosaic: list = [*zip(names[::2], names[1::2], strict=True), ("below", "below")]
+    size = (WIDTH, WIDTH / 2 * len(mosaic))
+    figure, axes = plt.subplot_mosaic(mosaic, figsize=size, empty_sentinel="", layout="constrained")
+    mean, below = points.mean(0), axes["below"]
+    for i, (name, order) in enumerate(orders.items()):
+        axis, color, counts = axes[name], f"C{i}", range(1, len(order) + 1)
         running = points[order].cumsum(0) / torch.tensor(counts)[:, None]
         axis.scatter(*points.T, s=4, color="0.8")
-        axis.plot(*running.T, lw=1, color=f"C{i}")
-        for k, (x, y) in zip(counts, points[order].tolist(), strict=True):
-            axis.annotate(
-                k, (x, y), ha="center", va="center", fontsize=8, color=f"C{i}", weight="bold"
-            )
-        axis.plot(*mean, "k*", ms=9)
+        axis.scatter(*points[order].T, s=12, color=color)
+        axis.plot(*mean, "*", ms=11, mfc="white", mec="black")
+        axis.plot(*running.T, lw=1.4, color=color)
+        for k, at in enumerate(points[order[:4]].tolist(), 1):
+            side = {"xytext": (-4, 2), "ha": "right"} if k < 3 else {"xytext": (4, 2)}
+            how = {"textcoords": "offset points", "color": color, "weight": "bold"}
+            axis.annotate(str(k), at, **side, **how)
         axis.set(title=name, xticks=[], yticks=[])
         axis.set_aspect("equal", adjustable="datalim")
         sns.despine(ax=axis, left=True, bottom=True)
-        last.plot(
-            counts, (running - mean).norm(dim=1), "o-", ms=3, lw=1.2, color=f"C{i}", label=name
-        )
-    last.set(title="distance from the mean", xlabel="points taken", ylim=(0, None))
-    last.locator_params("x", integer=True)
-    last.legend(fontsize=8)
+        distance = (running - mean).norm(dim=1)
+        below.plot(counts, distance, "o-", ms=3, lw=1.2, color=color, label=name)
+    below.set(title="distance from the mean", xlabel="points taken", ylim=(0, None))
+    below.locator_params("x", integer=True)
+    below.legend()
     return figure
 
 
@@ -215,9 +213,9 @@ def pairs(
         for axis, rule in zip(row, rules, strict=True):
             draw_pairs(axis, student, teacher, epsilon, rule)
     for axis in axes[-1]:
-        axis.set_xlabel("student", fontsize=8)
+        axis.set_xlabel("student")
     for axis in axes[:, 0]:
-        axis.set_ylabel("teacher", fontsize=8)
+        axis.set_ylabel("teacher")
     return figure
 
 
@@ -240,8 +238,8 @@ def draw_pairs(
     opposite = x[some] * y[some] < 0
     looks = (
         (keep[some], {"s": 4, "marker": "o", "color": "C0", "lw": 0}),
-        (~keep[some] & opposite, {"s": 9, "marker": "x", "color": "C3", "lw": 0.7}),
-        (~keep[some] & ~opposite, {"s": 9, "marker": "^", "color": "C1", "lw": 0}),
+        (~keep[some] & opposite, {"s": 16, "marker": "x", "color": "black", "lw": 0.9}),
+        (~keep[some] & ~opposite, {"s": 16, "marker": "^", "color": "C3", "lw": 0}),
     )
     for chosen, look in looks:
         axis.scatter(x[some[chosen]], y[some[chosen]], rasterized=True, **look)
@@ -251,8 +249,7 @@ def draw_pairs(
             axis.plot(ends, [slope * end for end in ends], color="grey", lw=0.8)
             axis.plot([slope * end for end in ends], ends, color="grey", lw=0.8)
     axis.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
-    axis.set_title(f"{rule}, ε = {epsilon:g}\n{(~keep).float().mean():.1%} pruned", fontsize=8)
-    axis.tick_params(labelsize=7)
+    axis.set_title(f"{rule}, ε = {epsilon:g}\n{(~keep).float().mean():.1%} pruned")
     axis.locator_params(nbins=4)
 
 
@@ -262,7 +259,7 @@ def by_hand(student: Tensor, teacher: Tensor, found: Mapping[str, Mapping]) -> F
     - student, teacher: their parameters (p,).
     - found: for each rule {"epsilon", "pruned", "angle"}, lists of the same length.
     """
-    figure, axes = plt.subplots(2, 2, figsize=(WIDTH, WIDTH * 0.95), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(WIDTH, WIDTH * 1.15), layout="constrained")
     for axis, rule in zip(axes[0], ("signed", "largest"), strict=True):
         draw_pairs(axis, student, teacher, 0.1, rule)
         axis.set(xlabel="student", ylabel="teacher")
@@ -274,5 +271,5 @@ def by_hand(student: Tensor, teacher: Tensor, found: Mapping[str, Mapping]) -> F
         angles.plot(x, each["angle"], style, lw=1.5, color=f"C{i}", label=rule)
     counts.set(xlabel="epsilon", ylabel="pairs pruned (%)", ylim=(0, 100))
     angles.set(xlabel="epsilon", ylabel="turn of the gradient (°)", ylim=(0, 90))
-    angles.legend(fontsize=8)
+    figure.legend(*angles.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

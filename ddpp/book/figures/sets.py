@@ -40,12 +40,14 @@ def pictures(
     columns = columns or (5 if titles and longest > 7 else longest)
     starts = range(0, longest, columns)
     side = min(WIDTH / columns, 1.0)
-    height = len(starts) * (side * len(rows) + (0.3 if titles else 0.05))
+    ratios = ([1] * len(rows) + [0.3]) * len(starts)  # an empty line after each block
+    height = side * sum(ratios[:-1]) + len(starts) * (0.3 if titles else 0.05)
     close = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     figure, axes = plt.subplots(
-        len(rows) * len(starts),
+        len(ratios) - 1,
         columns,
         figsize=(side * columns + 0.8, height),
+        height_ratios=ratios[:-1],
         squeeze=False,
         layout=close,
     )
@@ -53,13 +55,13 @@ def pictures(
         axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
     for block, start in enumerate(starts):
-        lines = axes[block * len(rows) :][: len(rows)]
+        lines = axes[block * (len(rows) + 1) :][: len(rows)]
         for line, (name, images) in zip(lines, rows.items(), strict=True):
             for axis, image in zip(line, images[start:].clamp(0, 1).cpu(), strict=False):
                 axis.imshow(_channels_last(image), cmap="gray", vmin=0, vmax=1)
-            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axis, title in zip(lines[0], titles[start:], strict=False):
-            axis.set_title(title, fontsize=8)
+            axis.set_title(title, fontsize=8 if columns > 5 else None)
     return figure
 
 
@@ -113,31 +115,40 @@ def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
         axis.grid(False)
         sns.despine(ax=axis, left=True, bottom=True)
     height = tiles.shape[-2]
-    axes[0].set_yticks(
-        [height * (c + 0.5) for c in range(classes)], distilled.classes[:classes], fontsize=8
-    )
+    axes[0].set_yticks([height * (c + 0.5) for c in range(classes)], distilled.classes[:classes])
     return figure
 
 
 def history(distilled: DistilledDataset) -> Figure:
     """Plot the losses, the share of parameters kept and alpha over the distillation steps.
 
-    The losses are those with and without pruning.
+    The losses are those with and without pruning. Of more than 200 steps, each is a point, coloured
+    by its start epoch, and lines are running means.
 
     - distilled: a set made by matching trajectories, with its history.
     """
-    figure, panels = plt.subplots(3, 1, figsize=(WIDTH, 5.6), sharex=True, layout="constrained")
-    losses, kept, alpha = panels
-    column = distilled.history
-    losses.plot(column["unmasked"], lw=1, label="all parameters (MTT)")
-    losses.plot(column["loss"], lw=1, label="effective ones, Eq. (8)")
+    how = {"figsize": (WIDTH, 5.6), "height_ratios": (1.4, 1, 1), "layout": "constrained"}
+    figure, (losses, share, alpha) = plt.subplots(3, 1, sharex=True, **how)
+    column = {name: drawable(values) for name, values in distilled.history.items()}
+    loss, kept = column["loss"], 100 * column["kept"]
+    steps, epochs = np.arange(len(loss)), ([], [])
+    width = len(loss) // 30 if len(loss) > 200 else 1  # of the running mean
+    for axis, values in ((losses, loss), (share, kept)) if width > 1 else ():
+        look = {"s": 3, "alpha": 0.3, "lw": 0, "rasterized": True}
+        points = axis.scatter(steps, values, c=column["epoch"], cmap="flare", **look)
+        epochs = points.legend_elements(fmt="start epoch {x:.0f}", alpha=1)
+    mean = lambda values: np.convolve(values, np.full(width, 1 / width), "valid")
+    middle = mean(steps)
+    losses.plot(middle, mean(loss), lw=1.2, label="effective ones, Eq. (8)")
+    losses.plot(middle, mean(column["unmasked"]), "--", lw=1.2, label="all (MTT)")
     losses.set(title="matching loss", ylim=(0, None))
-    losses.legend(fontsize=8)
-    kept.plot(100 * column["kept"], lw=1, color="C2")
-    kept.set(title="effective parameters (%)")
-    alpha.plot(column["alpha"], lw=1, color="C3")
-    alpha.set(title="learning rate α")
-    alpha.set_xlabel("distillation step")
+    lines, names = losses.get_legend_handles_labels()
+    losses.legend(lines + epochs[0], names + epochs[1], loc="upper right", ncols=2)
+    share.plot(middle, mean(kept), lw=1.2)
+    share.set(title="effective parameters (%)")
+    alpha.plot(column["alpha"], lw=1.2)
+    alpha.set(title="learning rate α", xlabel="distillation step")
+    alpha.ticklabel_format(useOffset=False)
     return figure
 
 
