@@ -15,7 +15,6 @@ from ddpp.foundation.errors import Error
 from ddpp.foundation.seeds import generator
 
 KINDS = ("zca", "channels")
-EPS = 0.1  # of MTT
 CHUNK = 5_000  # images per matrix product: bounds the memory, not the result
 
 
@@ -63,7 +62,7 @@ class Whitening:
         alike = a.keys() == b.keys() and all(a[key].shape == b[key].shape for key in a)
         return alike and all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
 
-    def fits(self, images: Tensor) -> bool:
+    def fits(self, images: Tensor, eps: float = 0.1) -> bool:
         """Tell whether `fit_zca` or `fit_channels` find this on images (N, C, H, W), up to
         rounding.
         """
@@ -75,10 +74,10 @@ class Whitening:
         mean = images.mean(0)
         if not torch.allclose(self.mean, mean, atol=1e-5):
             return False
-        # matrix (C + EPS) matrix = 1, with the covariance C. One vector tells, without another fit
+        # matrix (C + eps) matrix = 1, with the covariance C. One vector tells, without another fit
         vector = torch.randn(mean.numel(), generator=generator(0, "fits")).to(images)
         there = self.matrix @ vector
-        back = EPS * there
+        back = eps * there
         for part in images.split(CHUNK):
             centred = (part - mean).flatten(1)
             back += centred.T @ (centred @ there) / (len(images) - 1)
@@ -127,7 +126,7 @@ class Whitening:
         return Whitening(kind, tensors["mean"], tensors.get("matrix"), tensors.get("std"))
 
 
-def fit_zca(images: Tensor, eps: float = EPS) -> Whitening:
+def fit_zca(images: Tensor, eps: float = 0.1) -> Whitening:
     """Fit ZCA: matrix = U (S + eps)^-1/2 U^T, where U S U^T is the covariance of the images.
 
     - images: (N, C, H, W) in [0, 1], N at least 2.
