@@ -15,6 +15,7 @@ from pathlib import Path
 import ziamath
 from docutils import nodes
 from fontTools import subset
+from fontTools.ttLib import TTFont
 from latex2mathml.converter import convert
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
@@ -25,7 +26,12 @@ GLYPHS = (  # Latin, accents, Greek, letters and arrows, operators, brackets, le
     "U+20-7E,U+A0-FF,U+2C6,U+2DC,U+300-338,U+391-3F6,U+2016,U+2026,U+2032-2034,U+2100-214F,U+2190-21D5,U+2200-22FF,"
     "U+23DE,U+23DF,U+27E8,U+27E9,U+1D400-1D467,U+1D49C-1D4CF,U+1D538-1D56B,U+1D6A8-1D71B"
 )
-OPERATORS = {";": ";", ":": ":", "~": "∼", "′": "′"}
+OPERATORS = {";": ";", ":": ":", "~": "∼", "′": "′", "±": "±", "…": "…", "log": "log"}
+SPACES = {  # before and after an operator, as in TeX; browsers put more
+    **dict.fromkeys("|/∂", ("0", "0")),
+    **dict.fromkeys(("…", "⋯", "log"), ("0", "0.167em")),
+    **dict.fromkeys(("max", "min"), ("0.167em", "0")),
+}
 ACCENTS = {"~": "˜", "^": "ˆ", "¯": "¯"}
 TAG = re.compile(r"\\tag\{([^{}]*)\}")
 BARE = re.compile(r"\\mathcal ([A-Za-z])")  # which latex2mathml marks for styling alone
@@ -58,7 +64,10 @@ def to_mathml(tex: str, display: bool) -> str:
 def _correct(element: ET.Element) -> None:
     tag, text = element.tag.removeprefix(SPACE), element.text
     if tag == "mi" and text in OPERATORS:
-        element.tag, element.text = f"{SPACE}mo", OPERATORS[text]
+        tag, element.tag, text = "mo", f"{SPACE}mo", OPERATORS[text]
+        element.text = text
+    if tag == "mo" and text in SPACES:
+        element.attrib |= dict(zip(("lspace", "rspace"), SPACES[text], strict=True))
     # as large as the text; \left and \right say so themselves
     if tag == "mo" and text in ("|", "‖"):
         element.attrib = {"stretchy": "false"} | element.attrib
@@ -99,10 +108,20 @@ def _write(translator, node, tag: str, display: bool) -> None:
         translator.add_permalink_ref(node, "Link to this equation")
         translator.body.append("</span>")
     translator.body.append(f"</{tag}>")
-    after = node.next_node(nodes.Text, descend=False, siblings=True)
-    if not display and after is not None and after.startswith(tuple(",.;:!?)")):
-        translator.body.append("&#8288;")  # no new line between a formula and a comma
     raise nodes.SkipNode
+
+
+def _make_small_letters_available(path: Path) -> None:
+    """The font has its letters for small sizes, and a low prime, for the script "math" alone, which
+    Chromium does not ask for.
+    """
+    font = TTFont(path)
+    table = font["GSUB"].table
+    ssty = [record.FeatureTag for record in table.FeatureList.FeatureRecord].index("ssty")
+    for record in table.ScriptList.ScriptRecord:
+        features = record.Script.DefaultLangSys.FeatureIndex
+        features += [ssty] * (ssty not in features)
+    font.save(path)
 
 
 def add_static_files(app) -> None:
@@ -112,6 +131,7 @@ def add_static_files(app) -> None:
         options = [f"--unicodes={GLYPHS}", "--layout-features+=ssty", "--flavor=woff"]
         options.append("--name-IDs=*")  # with the licence, which must stay in every copy
         subset.main([str(FONT), *options, f"--output-file={made / 'formulas.woff'}"])
+        _make_small_letters_available(made / "formulas.woff")
     app.config.html_static_path += [str(Path(__file__).parent / "static"), str(made)]
 
 
