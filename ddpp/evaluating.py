@@ -9,6 +9,7 @@ best on the test set is given beside them, labelled as such.
 import json
 import operator
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -185,6 +186,13 @@ def evaluate(
         config = replace(config, width=width)
         if not config.takes("width"):
             raise Error(f"the network {config.name} has no width to choose: leave width out")
+    some = distilled.provenance.get("config", {}).get("augment")
+    if protocol is None and isinstance(some, list | tuple):
+        warnings.warn(
+            f"the set was made with the operations {', '.join(some)} alone, and is tested with "
+            f"all: give protocol=Protocol(augment={tuple(some)}) to leave out the others",
+            stacklevel=2,
+        )
     with tqdm(desc="evaluate", unit="network", disable=not progress) as bar:
         scorer = _Scorer(data, config, protocol or Protocol(), seed, scores, bar)
         return _judge(distilled, data, repeats, best_on_test, scorer)

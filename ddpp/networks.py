@@ -394,7 +394,6 @@ class Flat:
             self.mixes = self.needs_company = True
         else:
             self.mixes = not torch.allclose(alone, logits[:1], rtol=1e-3, atol=1e-4)
-        self._check_parameters(given.to(self.device), what)
         if module is not self._module:
             try:
                 with torch.no_grad():
@@ -403,6 +402,7 @@ class Flat:
                 raise Error(
                     f"{what} works on the CPU, but not on {self.device}: {first_line(e)}"
                 ) from e
+        self._check_parameters(given.to(self.device), what)
 
     def double(self) -> "Flat":
         """Return the same network for float64, on the CPU."""

@@ -315,6 +315,14 @@ def test_a_width_that_a_network_does_not_take_is_refused(data):
         ddpp.evaluate(real, data, Activated, width=64, **QUIET)
 
 
+def test_a_set_made_without_mirrors_is_not_mirrored_without_a_word(data, teachers):
+    made = ddpp.distill(data, teachers, replace(CONFIG, augment=("crop",)), **QUIET)
+    with pytest.warns(UserWarning, match=r"operations crop alone.*augment=\('crop',\)"):
+        ddpp.evaluate(made, data, repeats=1, **QUIET)
+    quick = ddpp.Protocol(epochs=1, augment=("crop",))
+    assert ddpp.evaluate(made, data, repeats=1, protocol=quick, **QUIET).final
+
+
 def test_teachers_made_by_hand_are_not_taken_for_trained_ones(data, teachers, tmp_path):
     path, stop = tmp_path / "checkpoint", lambda run: run.state.step == 2
     ddpp.distill(data, teachers, CONFIG, checkpoint=path, on_step=stop, **QUIET)
