@@ -176,12 +176,12 @@ def evaluate(
     distilled = distilled.to(data.device).unfolded()
     check_pair(distilled, data)
     config = NetworkConfig(**distilled.network)
-    if not architecture:
-        check_network(distilled, config)
     if isinstance(architecture, NetworkConfig):
         config = architecture
     elif architecture:
         config = replace(config, name=architecture)
+    else:
+        check_network(distilled, config)
     if width is not None:
         config = replace(config, width=width)
         if not config.takes("width"):

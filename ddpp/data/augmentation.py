@@ -46,7 +46,7 @@ def draw(n: int, generator: torch.Generator, augment: Augmentation = True) -> Dr
     - augment: the operations to draw from. Default: DSA's six, whatever else is in OPERATIONS.
 
     >>> from ddpp.data.augmentation import draw
-    >>> from ddpp.foundation.seeds import drawn, generator
+    >>> from ddpp.foundation.seeds import generator
     >>> how = draw(2, generator(0, "example"))
     >>> how.operation, tuple(how.u.shape)
     ('scale', (2, 3))

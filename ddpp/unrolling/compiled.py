@@ -243,10 +243,8 @@ def _is_of_memory(e: BaseException) -> bool:
     """Tell whether the memory was full: a capture that this ends raises another error of its own,
     and so do the driver and its libraries.
     """
-    kinds = isinstance(e, torch.OutOfMemoryError) or isinstance(
-        e.__context__, torch.OutOfMemoryError
-    )
-    return kinds or "out of memory" in str(e).lower()
+    known = any(isinstance(one, torch.OutOfMemoryError) for one in (e, e.__context__))
+    return known or "out of memory" in str(e).lower()
 
 
 def _give_up(student: Student, e: BaseException) -> None:

@@ -220,7 +220,7 @@ def shadows(scores: Tensor, members: Tensor, images: Mapping[str, int], target: 
 def rocs(columns: Mapping[str, Mapping[str, Audit]], attack: str = "lira") -> Figure:
     """Draw the curves of an attack on logarithmic axes: for all images, and for canaries below.
 
-    What has " from " in its name has the colour of what stands before it; from noise, it is dashed.
+    A name with " from " has the colour of the words before it. Curves from noise are dashed.
 
     - columns: audits by name, for each column of panels, by its title.
     - attack: which one.
