@@ -1,0 +1,151 @@
+"""Do the images of the long runs fit their ten teachers alone? `python -m tools.other_teachers`.
+
+From 1,500 to 2,000 steps their accuracy falls, though their loss does, too. Here the last 500 steps
+are made again with ten teachers that the images have not met, everything else being equal. And the
+loss of each set is measured on both groups of teachers. A stopped call resumes.
+"""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpp.data import ImageData, load_data
+from ddpp.distilled import DistilledDataset
+from ddpp.distilled.bare import write_set
+from ddpp.distilling import DistillConfig, distill, draw_piece
+from ddpp.evaluating import evaluate
+from ddpp.experiments.lists import Run
+from ddpp.experiments.queues import read_queue
+from ddpp.experiments.results import read_result, read_set, summary
+from ddpp.experiments.run import teachers_in
+from ddpp.foundation import files
+from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.identity import of_run
+from ddpp.foundation.provenance import commit, provenance
+from ddpp.networks import Flat
+from ddpp.pruning import masked_loss
+from ddpp.teachers import Teachers, train_teachers
+from ddpp.unrolling import Updates, gradient
+from tools.commands import resumed, run
+
+QUEUE = Path("results/cpu/queue.toml")
+FROM, TO, EVERY = 1500, 2000, 100  # steps: of the set to begin with, of the last one, between sets
+BEFORE = (500, 1000, 1500, 2000)  # steps of the sets made with the own teachers alone
+DRAWS = 20  # of a teacher, a start epoch and augmentations, over which a loss is averaged
+
+
+def long_run(rule: str, steps: int) -> Run:
+    """Find the run of one image per class in the queue."""
+    name = f"long/cifar10-ipc1-{rule}-{steps}-seed0"
+    return next(each for each in read_queue(QUEUE) if each.name == name)
+
+
+def read_long(rule: str, steps: int, data: ImageData) -> DistilledDataset:
+    """Read the set of a run in the queue. Error if it has no result yet."""
+    one, results = long_run(rule, steps), Path("results")
+    if not (row := read_result(one, results)):
+        raise Error(f"{one.name} has no result: first run 'ddpp reproduce --queue {QUEUE}'")
+    return read_set(one.report(results), row, data)
+
+
+def go_on(
+    start: DistilledDataset, data: ImageData, others: Teachers, config: DistillConfig, path: Path
+) -> DistilledDataset:
+    """Distil on from a finished set with other teachers, and keep the sets on the way.
+
+    - start: the set, with the state that its run ended in.
+    - others: their identity says what the run began with.
+    - path: the checkpoint.
+    """
+    if not path.exists():
+        name = others.config.network.name
+        start.save_checkpoint(path, of_run("ddpp", config, others.made_from, name))
+    return distill(data, others, config, checkpoint=path)
+
+
+def losses(made: DistilledDataset, teachers: Teachers, config: DistillConfig) -> list[float]:
+    """Measure the loss over all parameters in each of the next steps, without making them."""
+    found, images = [], made.images
+    for draw in range(DRAWS):
+        _, _, start, goal, updates = draw_piece(TO + draw, len(images), teachers, config)
+        student = trained(teachers.network, start, made, updates)
+        everything = torch.ones_like(student, dtype=torch.bool)
+        found.append(float(masked_loss(student, goal, start, everything)))
+    return found
+
+
+def trained(network: Flat, theta: Tensor, made: DistilledDataset, updates: Updates) -> Tensor:
+    """Train a student on a set (lines 6 to 10). Returns its parameters (p,)."""
+    for batch, how in zip(*updates, strict=True):
+        theta = theta.detach().requires_grad_()
+        images, labels = made.images[batch], made.labels[batch]
+        theta = theta - made.alpha * gradient(network, theta, images, labels, how)
+    return theta.detach()
+
+
+def command(
+    rule: str = "signed",
+    out: Path = Path("results/cpu/others"),
+    work: Path = Path("runs/others"),
+    root: Path = Path("data"),
+) -> None:
+    """Make the steps and measure the losses, for one of the two long runs.
+
+    Args:
+        rule: signed, the paper's, or none, which is MTT
+        out: the folder for a report and the set
+        work: folder of teachers, checkpoint and accuracies
+        root: folder of the data
+    """
+    commit()
+    choose("rule", rule, ("signed", "none"))
+    recipe = long_run(rule, TO).recipe
+    data = load_data(
+        recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device="cpu"
+    )
+    start = read_long(rule, FROM, data)
+    asked = recipe.stored_teachers()
+    groups = {"own": asked, "others": replace(asked, seed=asked.seed + 1)}
+    groups = {k: train_teachers(data, c, teachers_in(work, c, data)) for k, c in groups.items()}
+    began = {"steps": FROM, "images": files.fingerprint(start.images)}
+    one = groups["others"]  # its runs must not pass for some that had these teachers from the start
+    others = Teachers(one.trajectories, one.identity | {"after": began}, one.config, one.network)
+
+    config = replace(recipe.distill, iterates=TO // EVERY)
+    assert isinstance(config, DistillConfig)
+    made = go_on(start, data, others, config, work / f"{rule}.checkpoint")
+    made = replace(made, iterates={at: one for at, one in made.iterates.items() if at > FROM})
+
+    sets = {("own", at): read_long(rule, at, data) for at in BEFORE}
+    sets |= {("others", at): made.at(at) for at in made.iterates}
+    about = {"rule": rule, "draws": DRAWS, "after": began}
+    with resumed(work / f"{rule}.json", "losses", about) as rows:
+        there = [(row["last"], row["steps"]) for row in rows]
+        for (last, at), each in sets.items():
+            if (last, at) not in there:
+                measured = {k: losses(each, teachers, config) for k, teachers in groups.items()}
+                rows.append({"last": last, "steps": at} | measured)
+                files.write_json(work / f"{rule}.json", {"losses": rows} | about)
+
+    found = evaluate(
+        made, data, repeats=recipe.repeats, protocol=recipe.protocol, seed=recipe.distill.seed,
+        scores=work / "scores.json",
+    )  # fmt: skip
+    report = {"distilled": found.to_dict()}
+    row = {"name": f"others/{rule}", "losses": rows} | about | {"recipe": asdict(recipe)}
+    row |= report | summary(made, report)
+    row["set"] = write_set(out / f"{rule}.safetensors", made)
+    files.write_json(out / f"{rule}.json", row | provenance(data.device))
+    print("\n".join(found.lines()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the steps and measure; the exit code is 0, or 1 for an Error, in a sentence."""
+    return run(command, "other_teachers", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
