@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from small import NAN, NETWORK, TEACHERS, X, load, refused, save, untouched
 from torch import nn
 
+from ddpp.experiments.run import teachers_in
 from ddpp.foundation import files
 from ddpp.networks import ConvNet, Flat
 from ddpp.teachers import one_epoch, train_teachers
@@ -79,6 +80,12 @@ def test_teachers_of_another_configuration_are_refused(data, trained, tmp_path):
             ),
         ):
             train_teachers(on, replace(TEACHERS, **changes), trained, progress=False)
+
+
+def test_a_rate_of_one_is_the_same_written_either_way(data, tmp_path):
+    whole, real = (replace(TEACHERS, lr=lr) for lr in (1, 1.0))
+    assert teachers_in(tmp_path, whole, data) == teachers_in(tmp_path, real, data)
+    assert isinstance(whole.batch, int) and isinstance(whole.lr, float)
 
 
 @pytest.mark.parametrize("cut", [True, False])

@@ -56,7 +56,8 @@ Share = Annotated[float, Bound(least=0, below=1)]
 
 def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
     """Raise an Error for the first number of a config that its annotation excludes; NaN and
-    infinity are always excluded. NumPy's numbers become Python's, which files can hold.
+    infinity are always excluded. NumPy's numbers become Python's, which files can hold. A 1 becomes
+    1.0 where that is meant, so that both name one run.
 
     Call it in `__post_init__`: then no config with such a number exists.
     """
@@ -78,6 +79,8 @@ def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
         if bound and bound.broken_by(float(value)):
             number = "" if math.isfinite(value) else "a finite number, "
             raise Error(f"{whose}{field.name} is {value}: it must be {number}{bound}")
+        if not whole:
+            object.__setattr__(config, field.name, float(value))
 
 
 def _bound(hint: object) -> Bound | None:
