@@ -70,6 +70,7 @@ def test_the_steps_go_on_from_the_set_with_other_teachers(data):
     assert same.tolist() == [True, True, False, False]
     assert other.provenance["teachers"]["seed"] == own.provenance["teachers"]["seed"] + 1
     assert other.provenance["teachers"]["after"] == report["after"]
+    assert report["recipe"]["teachers"]["seed"] == other.provenance["teachers"]["seed"]
 
 
 def test_a_loss_is_that_of_the_next_steps_without_pruning(data):

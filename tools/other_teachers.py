@@ -34,6 +34,7 @@ from tools.commands import resumed, run
 QUEUE = Path("results/cpu/queue.toml")
 FROM, TO, EVERY = 1500, 2000, 100  # steps: of the set to begin with, of the last one, between sets
 BEFORE = (500, 1000, 1500, 2000)  # steps of the sets made with the own teachers alone
+OWN = 6  # of the own teachers, that the losses are measured on
 DRAWS = 20  # of a teacher, a start epoch and augmentations, over which a loss is averaged
 
 
@@ -108,7 +109,8 @@ def command(
     )
     start = read_long(rule, FROM, data)
     asked = recipe.stored_teachers()
-    groups = {"own": asked, "others": replace(asked, seed=asked.seed + 1)}
+    own = replace(asked, count=min(OWN, asked.count))
+    groups = {"own": own, "others": replace(asked, seed=asked.seed + 1)}
     groups = {k: train_teachers(data, c, teachers_in(work, c, data)) for k, c in groups.items()}
     began = {"steps": FROM, "images": files.fingerprint(start.images)}
     one = groups["others"]  # its runs must not pass for some that had these teachers from the start
@@ -121,7 +123,8 @@ def command(
 
     sets = {("own", at): read_long(rule, at, data) for at in BEFORE}
     sets |= {("others", at): made.at(at) for at in made.iterates}
-    about = {"rule": rule, "draws": DRAWS, "after": began}
+    counts = {k: len(teachers) for k, teachers in groups.items()}
+    about = {"rule": rule, "draws": DRAWS, "teachers": counts, "after": began}
     with resumed(work / f"{rule}.json", "losses", about) as rows:
         there = [(row["last"], row["steps"]) for row in rows]
         for (last, at), each in sets.items():
@@ -135,7 +138,9 @@ def command(
         scores=work / "scores.json",
     )  # fmt: skip
     report = {"distilled": found.to_dict()}
-    row = {"name": f"others/{rule}", "losses": rows} | about | {"recipe": asdict(recipe)}
+    trained_by = replace(recipe.teachers, seed=others.config.seed)
+    used = replace(recipe, teachers=trained_by, distill=config)
+    row = {"name": f"others/{rule}", "losses": rows} | about | {"recipe": asdict(used)}
     row |= report | summary(made, report)
     row["set"] = write_set(out / f"{rule}.safetensors", made)
     files.write_json(out / f"{rule}.json", row | provenance(data.device))
