@@ -186,16 +186,20 @@ def evaluate(
         config = replace(config, width=width)
         if not config.takes("width"):
             raise Error(f"the network {config.name} has no width to choose: leave width out")
+    protocol = protocol or Protocol()
     some = distilled.provenance.get("config", {}).get("augment")
-    if protocol is None and isinstance(some, list | tuple):
+    if isinstance(some, list | tuple) and protocol.augment is True:
         warnings.warn(
             f"the set was made with the operations {', '.join(some)} alone, and is tested with "
-            f"all: give protocol=Protocol(augment={tuple(some)}) to leave out the others",
+            f"all: give the protocol augment={tuple(some)} to leave out the others",
             stacklevel=2,
         )
+    other = made_from_other_images(distilled, data)
+    if other:
+        warnings.warn(other, stacklevel=2)
     with tqdm(desc="evaluate", unit="network", disable=not progress) as bar:
-        scorer = _Scorer(data, config, protocol or Protocol(), seed, scores, bar)
-        return _judge(distilled, data, repeats, best_on_test, scorer)
+        scorer = _Scorer(data, config, protocol, seed, scores, bar)
+        return _judge(distilled, data, repeats, best_on_test, scorer, chooses=not other)
 
 
 def check_network(distilled: DistilledDataset, config: NetworkConfig) -> None:
@@ -210,6 +214,23 @@ def check_network(distilled: DistilledDataset, config: NetworkConfig) -> None:
             )
 
 
+def made_from_other_images(distilled: DistilledDataset, data: ImageData) -> str:
+    """Say so if a set was made from other images than these; else return an empty text."""
+    source = _source(distilled)
+    if source.get("sha256", data.sha256) == data.sha256:
+        return ""
+    return (
+        f"the set was made from other images than those of {data.name}: its test or held-out "
+        "images may be among them, so the accuracy may be too high, and no iterate is chosen"
+    )
+
+
+def _source(distilled: DistilledDataset) -> dict:
+    """What a set says of the images that it was made from."""
+    made_from = distilled.provenance.get("teachers", distilled.provenance)
+    return made_from.get("data", made_from.get("images", {}))
+
+
 def check_pair(distilled: DistilledDataset, data: ImageData) -> None:
     """Raise Error if the set was made from other data."""
     if distilled.classes != data.classes:
@@ -222,8 +243,7 @@ def check_pair(distilled: DistilledDataset, data: ImageData) -> None:
         raise Error(
             "the data was preprocessed in another way: load it with whitening=distilled.whitening"
         )
-    made_from = distilled.provenance.get("teachers", distilled.provenance)
-    source = made_from.get("data", made_from.get("images", {}))
+    source = _source(distilled)
     alike = source.get("sha256") == data.sha256
     if alike and source.get("validation", data.held_out) < data.held_out:
         raise Error(
@@ -239,12 +259,13 @@ def _judge(
     repeats: int,
     best_on_test: bool,
     scorer: "_Scorer",
+    chooses: bool,
 ) -> Evaluation:
     """Test the final iterate, and those chosen on held-out and on test images."""
     # 0 is where it started: real images
     sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}
     last = max(sets, default=0)
-    held_out = data.validation if len(sets) > 1 else None
+    held_out = data.validation if len(sets) > 1 and chooses else None
     validations = len(sets) if held_out else 0
     tests = len(sets) if best_on_test and sets else 1 + bool(held_out)
     scorer.bar.total = tests * repeats + validations
@@ -294,6 +315,8 @@ class _Scorer:
         else:
             network = self.data.network(self.config)
             theta = train(network, on, self.protocol, self.seed, role, number)
+            if not theta.isfinite().all():
+                warnings.warn(diverged(number, float(on.alpha)), stacklevel=2)
             score = accuracy(network, theta, *split)
             add_score(self.scores, key, score)
         self.bar.update()
@@ -315,6 +338,14 @@ class _Scorer:
         if on.labels.is_floating_point() and on.loss != SQUARED_ERROR:
             trained_on.append(on.loss)
         return {"how": how, "set": trained_on}
+
+
+def diverged(number: int, rate: float) -> str:
+    """Say that a network has no accuracy of its own; numbers count from 0."""
+    return (
+        f"network {number + 1} diverged at the learning rate {rate:.2g}, and counts as one that "
+        "always guesses the first class: lower the rate"
+    )
 
 
 def add_score(path: str | Path | None, key: str, score: float | tuple) -> None:

@@ -387,6 +387,14 @@ def test_an_audit_that_was_killed_goes_on_to_the_same_numbers(npz, tmp_path):
         read_audit(tmp_path / "a" / "audit.json")
 
 
+def test_an_audit_of_sets_that_were_stopped_is_none(npz, tmp_path):
+    whole = audit(small(npz), tmp_path / "whole", DESIGN, device="cpu", saving=QUIET)
+    stopping = replace(QUIET, on_step=lambda run: True)
+    with refused("the set was stopped after 1 steps", "the same call without the stop resumes"):
+        audit(small(npz), tmp_path / "a", DESIGN, device="cpu", saving=stopping)
+    assert audit(small(npz), tmp_path / "a", DESIGN, device="cpu", saving=QUIET) == whole
+
+
 def test_audits_share_teachers_of_the_same_half(npz, tmp_path):
     for init in ("real", "noise"):
         how = {"teachers": tmp_path / "teachers", "device": "cpu", "saving": QUIET}

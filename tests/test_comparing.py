@@ -16,6 +16,7 @@ from ddpp.book import figures
 from ddpp.book.tables import T_95
 from ddpp.experiments import Comparison, Difference
 from ddpp.experiments.comparing import comparison_of, holm, parse_setting
+from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import recipe
 
 NONE, MINE, SIGNED = ("none", 0.0), ("mine", 0.1), ("signed", 0.1)
@@ -112,6 +113,15 @@ def test_runs_of_one_seed_are_paired(small, tmp_path):
     assert labels == ["mine, 0.1", "signed, 0.5"]
 
 
+def test_a_method_of_ones_own_with_a_rule_is_compared(small, tmp_path):
+    METHODS["own"] = replace(METHODS["ddpp"])
+    data = load(save(tmp_path / "mine.npz"))
+    options = {"seeds": 1, "recipe": replace(small, method="own"), "data": data}
+    quiet = {"progress": False, "say": lambda line: None, "folder": tmp_path / "c"}
+    found = ddpp.compare(("signed", 0.5), **options, **quiet)
+    assert list(found.accuracies) == [NONE, ("signed", 0.5)]
+
+
 def test_other_data_in_the_same_folder_is_not_mistaken(small, tmp_path):
     quiet = {"progress": False, "say": lambda line: None, "folder": tmp_path / "c", "seeds": 1}
     one = load(save(tmp_path / "mine.npz"))
@@ -180,15 +190,16 @@ def test_what_is_detectable_accounts_for_the_number_of_differences():
 
 
 def test_finished_runs_are_compared_without_their_list():
-    row = {"epsilon": 0.0, "error": None}
-    rows = [
-        row | {"rule": "sign", "seed": 3, "accuracy": 31.0},
-        row | {"rule": "none", "seed": 3, "accuracy": 30.0},
-        row | {"rule": "none", "seed": 5, "accuracy": 29.0},
-    ]
+    def row(rule, seed, accuracy, epsilon=0.0):
+        recipe = {"distill": {"rule": rule, "epsilon": epsilon}}
+        return {"error": None, "recipe": recipe, "seed": seed, "accuracy": accuracy}
+
+    # without pruning no epsilon has an effect, and a second none is no comparison
+    rows = [row("sign", 3, 31.0), row("none", 3, 30.0), row("none", 5, 29.0, epsilon=0.3)]
     found = comparison_of(rows)
     assert found.base == NONE
     assert found.differences[("sign", 0.0)].values == (1.0,)
+    assert len(found.differences) == 1
     with refused("no run is finished"):
         comparison_of([])
 

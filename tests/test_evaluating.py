@@ -45,10 +45,12 @@ def test_the_iterate_is_chosen_on_held_out_images_and_not_on_the_test_set(
     held_out, test = {chosen: 70.0, best: 60.0}, {chosen: 50.0, best: 55.0}
 
     def step_of(network, on, *_):
-        return next(step for step in test if torch.equal(on.images, distilled.at(step).images))
+        return torch.tensor(
+            next(step for step in test if torch.equal(on.images, distilled.at(step).images))
+        )
 
     def score(network, step, images, labels):
-        return (held_out if images is data.validation.images else test)[step]
+        return (held_out if images is data.validation.images else test)[int(step)]
 
     # a network's parameters are the step whose images it was trained on
     monkeypatch.setattr(evaluating, "train", step_of)
@@ -81,3 +83,53 @@ def test_an_evaluation_takes_at_least_one(distilled, data):
         Protocol(epochs=0)
     with refused("the evaluation's momentum is 1", "at least 0 and below 1"):
         Protocol(momentum=1)
+
+
+def test_images_of_other_data_choose_no_iterate_and_are_warned_of(tmp_path, distilled, data):
+    path = save(tmp_path / "mine.npz")
+    swapped = {name: np.load(path)[f"{a}_{b}"] for a in "xy" for b, name in _swapped(a)}
+    other = load(save(tmp_path / "other.npz", **swapped), whitening=distilled.whitening)
+    other = replace(other, validation=other.train)
+    with pytest.warns(UserWarning, match="made from other images than those of"):
+        found = evaluate(distilled, other, repeats=1, protocol=Protocol(epochs=1), progress=False)
+    assert found.selected is found.validation is None
+    evaluate(distilled, data, repeats=1, protocol=Protocol(epochs=1), progress=False)
+
+
+def _swapped(a):
+    return [("test", f"{a}_train"), ("train", f"{a}_test")]
+
+
+def test_labels_of_another_type_are_the_same_images(tmp_path):
+    labels = {name: np.load(save(tmp_path / "a.npz"))[name] for name in ("y_train", "y_test")}
+    kinds = [{k: v.astype(kind) for k, v in labels.items()} for kind in ("uint8", "int64", "int32")]
+    found = {load(save(tmp_path / "b.npz", **changes)).sha256 for changes in kinds}
+    assert len(found) == 1
+    other = {"y_train": labels["y_train"][::-1]}
+    assert load(save(tmp_path / "b.npz", **other)).sha256 not in found
+
+
+def test_a_network_that_diverges_is_named(data, distilled):
+    fast = replace(distilled, alpha=torch.tensor(1e12), iterates={})
+    with pytest.warns(UserWarning, match="network 1 diverged at the learning rate 1e.12"):
+        evaluate(fast, data, repeats=1, protocol=Protocol(epochs=5), progress=False)
+
+
+def test_operations_that_a_set_was_made_without_are_warned_of_whoever_gives_the_protocol(
+    data, distilled
+):
+    config = distilled.provenance["config"] | {"augment": ["color", "crop"]}
+    made = replace(distilled, provenance=distilled.provenance | {"config": config})
+    quick = Protocol(epochs=1)
+    with pytest.warns(UserWarning, match="the operations color, crop alone"):
+        evaluate(made, data, repeats=1, protocol=quick, progress=False)
+    same = replace(quick, augment=("color", "crop"))
+    evaluate(made, data, repeats=1, protocol=same, progress=False)
+
+
+def test_a_class_without_held_out_images_is_named(tmp_path):
+    whole = arrays()
+    kept = np.r_[0:6, 6:8]  # six of the first class, two of the second
+    few = {k: whole[k][kept] for k in ("x_train", "y_train")}
+    with pytest.warns(UserWarning, match="the class '1' has too few images for 0.3 of them"):
+        load(save(tmp_path / "few.npz", **few), validation=0.3)

@@ -2,6 +2,7 @@
 and its tables.
 """
 
+import hashlib
 import json
 import math
 import signal
@@ -446,6 +447,30 @@ def test_a_set_is_evaluated_elsewhere_once_it_is_there(npz, places, quiet, train
         if "ResNet18" in line
     ]
     assert "–" in table[0]  # of MTT nothing has been run
+
+
+def test_a_test_of_a_set_that_was_made_anew_is_refused(npz, places, quiet):
+    base = replace(tiny_runs(npz(size=16))[1], name="table1/signed-seed0")
+    (other,) = elsewhere(base, "table3", [NetworkConfig("resnet18", width=8)])
+    reproduce([base, other], **quiet)
+    path = base.report(places["results"])
+    row = json.loads(path.read_text())
+    sheet = path.with_name(row["set"]["file"])
+    again = files.read(sheet, "result")
+    files.write(sheet, "result", again[0] | {"alpha": again[0]["alpha"] * 2}, again[1])
+    row["set"]["sha256"] = hashlib.sha256(sheet.read_bytes()).hexdigest()
+    path.write_text(json.dumps(row))
+    with pytest.raises(Error, match="tested a set that .* has no more: move it away"):
+        reproduce([base, other], **quiet)
+
+
+def test_results_of_other_images_do_not_pass_for_those_of_cifar(npz, places, quiet):
+    run = select(runs("smoke"), "table1/cifar10-sample-ipc1-random-seed0")[0]
+    run = replace(run, recipe=replace(run.recipe, repeats=1, protocol=Protocol(epochs=1)))
+    given = load_data(npz(classes=3, channels=3), device="cpu", validation=0)
+    assert reproduce([run], given=given, **quiet)
+    with pytest.raises(Error, match="is the result of other images, or of another preprocessing"):
+        reproduce([run], **quiet)
 
 
 def test_each_network_elsewhere_has_a_name_and_a_result_of_its_own(npz, places, quiet, trainings):

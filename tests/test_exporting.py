@@ -1,6 +1,7 @@
 """A set goes to other code and comes back the same; a card says what it is."""
 
 import io
+import hashlib
 import json
 import re
 import subprocess
@@ -227,6 +228,14 @@ def test_a_card_says_what_was_measured(whitened, tmp_path, capsys):
     assert "Test accuracy 41.0 ± 1.4 % (mean and deviation of 2 networks)" in text
     assert "random real images give 20.0 ± 0.0 %" in text
     assert "](set.png)" in text and "ddpp evaluate set.safetensors" in text
+    # a report that names the bytes it is of is not quoted for others
+    asked = {"sha256": hashlib.sha256((tmp_path / "set.safetensors").read_bytes()).hexdigest()}
+    (tmp_path / "set.json").write_text(json.dumps(report | {"asked": asked}))
+    assert cli.main(words) == 0 and "41.0" in (tmp_path / "card.md").read_text()
+    (tmp_path / "set.json").write_text(json.dumps(report | {"asked": {"sha256": "other"}}))
+    assert cli.main(words) == 0
+    assert "Nobody wrote down an accuracy" in (tmp_path / "card.md").read_text()
+    assert "set.json is of another file" in capsys.readouterr().out
     assert cli.main(["export", str(tmp_path / "set.safetensors"), "--for", "compact"]) == 0
     assert "set-compact/distilled.safetensors" in capsys.readouterr().out
 
@@ -260,6 +269,11 @@ def test_pictures_of_another_set_do_not_get_among_these(data, tmp_path):
     assert more.export_png(tmp_path / "a") == more.export_png(tmp_path / "a") == 6
     with refused("has pictures of something else", "choose another folder"):
         fewer.export_png(tmp_path / "a")
+    others = ddpp.DistilledDataset.from_tensors(*data.draw(ipc=3, seed=1), 0.1, data)
+    with untouched(*(tmp_path / "a").rglob("*.png")), refused("has pictures of something else"):
+        others.export_png(tmp_path / "a")
+    next((tmp_path / "a").rglob("*.png")).write_bytes(b"cut short by a kill")
+    assert more.export_png(tmp_path / "a") == 6
     folded = replace(fewer, formation=2)
     assert folded.export_png(tmp_path / "b") == 8
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import CONFIG, NETWORK, TEACHERS, load, refused, save
+from small import CONFIG, NETWORK, TEACHERS, load, refused, save, untouched
 from torch import Tensor
 
 import ddpp
@@ -397,6 +397,11 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, sample, capsys):
     (row,) = json.loads((out / "judged.json").read_text())["sets"]
     assert row["space"] == "raw" and len(row["accuracies"]["convnet"]) == 1
     assert (out / "judged.png").read_bytes().startswith(b"\x89PNG")
+    other = as_saved({"images": sample[0].flip(0), "lr": 0.02}, tmp_path / "other.pt")
+    with untouched(*out.iterdir()):
+        command = ["judge", str(other), *words.split()[2:], "--device", "cpu", "--out", str(out)]
+        assert cli.main(command) == 1
+    assert "mine.pt, which would be lost: name them, too" in capsys.readouterr().err
     assert cli.main(["judge", str(tmp_path / "nowhere.pt"), "--data", "cifar10-sample"]) == 1
     assert "there is no file" in capsys.readouterr().err
 
@@ -451,6 +456,11 @@ def test_pixels_from_minus_one_to_one_are_refused_and_dark_ones_are_not_whitened
         recognize(signed)
     with refused("it is not certain"):
         recognize(raw * 0.4 - 0.005)
+    strokes = (torch.rand(20, 1, 28, 28, generator=generator(0, "strokes")) < 0.1).float()
+    for learned in (0.05, 0.2):
+        noise = learned * torch.randn(strokes.shape, generator=generator(0, "noise"))
+        with refused("it is not certain"):
+            recognize(strokes + noise)
     torch.save(
         {"images": signed, "labels": torch.arange(10).repeat_interleave(5)}, tmp_path / "a.pt"
     )

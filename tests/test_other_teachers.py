@@ -31,7 +31,7 @@ distill = {{ rule = "{rule}", epsilon = 0.1, student_steps = 2, iterates = 1, im
 protocol = {{ epochs = 1 }}
 """
 NUMBERS = {"FROM": 2, "TO": 4, "EVERY": 1, "BEFORE": (1, 2, 4), "DRAWS": 3}
-OUT = Path("results/cpu/others")
+OUT = Path("results/others")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from small import CONFIG, TEACHERS, load, save
 
@@ -75,6 +76,10 @@ def test_random_numbers_depend_on_seed_and_path_alone():
     torch.manual_seed(5)
     assert torch.equal(first, torch.rand(3, generator=generator(0, "step", 1)))
     assert len({derive(s, "step", t) for s in range(10) for t in range(10)}) == 100
+
+
+def test_numbers_of_numpy_are_the_same_seeds():
+    assert derive(np.int64(3), "step", np.int32(17)) == derive(3, "step", 17)
 
 
 def test_a_seed_of_a_path_is_the_same_in_every_version():

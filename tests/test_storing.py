@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from small import NETWORK, refused, untouched
 
@@ -358,3 +359,29 @@ def test_a_form_that_cannot_say_what_a_set_is_does_not_take_it(tmp_path):
         with refused(f"the form {form} says neither", "choose file"):
             store(replace(real, formation=2), form, tmp_path / form, "cifar10-sample")
         assert not (tmp_path / form).exists()
+    soft = F.one_hot(real.labels, 10).float()
+    with refused("the form png has folders for labels, which are classes", "choose file"):
+        store(replace(real, labels=soft), "png", tmp_path / "png", "cifar10-sample")
+
+
+def test_a_whitening_that_was_given_is_not_left_to_the_data(own, tmp_path):
+    data, path = own
+    halved = replace(data.whitening, matrix=data.whitening.matrix / 2)
+    given = load_data(path, whitening=halved, device="cpu")
+    mine = ddpp.DistilledDataset.from_tensors(*given.draw(1, 0), 0.02, given, network=NETWORK)
+    with refused("the set's whitening is not the one of its data", "compact"):
+        write_sheet(mine, tmp_path / "a.webp")
+    with refused("the form png has no whitening"):
+        store(mine, "png", tmp_path / "png", path)
+    assert not any((tmp_path / name).exists() for name in ("a.webp", "png"))
+
+
+def test_the_error_of_pictures_is_that_of_the_same_pictures(npz, tmp_path):
+    path = npz(classes=12, channels=3)
+    data = load_data(path, zca=False, device="cpu")
+    images, labels = data.draw(1, 0)
+    order = torch.arange(len(labels)).flip(0)
+    made = ddpp.DistilledDataset.from_tensors(
+        images[order], labels[order], 0.02, data, network=NETWORK
+    )
+    assert store(made, "png", tmp_path / "png", path).error(made) < 0.01

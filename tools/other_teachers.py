@@ -89,7 +89,7 @@ def trained(network: Flat, theta: Tensor, made: DistilledDataset, updates: Updat
 
 def command(
     rule: str = "signed",
-    out: Path = Path("results/cpu/others"),
+    out: Path = Path("results/others"),
     work: Path = Path("runs/others"),
     root: Path = Path("data"),
 ) -> None:

@@ -1,5 +1,6 @@
 """The commands: functions whose options tyro makes from their signatures."""
 
+import hashlib
 import json
 import os
 import re
@@ -251,6 +252,7 @@ def judge(
     """
     # resolved here, as "package.module:name" gets into the table
     names = [ARCHITECTURES.name_of(name) for name in architectures]
+    judging.refuse_loss(paths, out)
     options = {"root": root, "device": device, "folder": out, "seed": seed}
     judged = judging.judge(
         *paths,
@@ -442,12 +444,19 @@ def pack(folder: Path, /, out: Path, size: int = 32, test: float = 0.2) -> None:
 
 
 def read_report(file: Path) -> dict | None:
-    """The report beside a distilled file, if there is one that has its accuracies."""
+    """The report beside a distilled file, if there is one that has the accuracies of this very
+    file.
+    """
     path = report_path(file)
     try:
         report = json.loads(path.read_text()) if path.exists() else {}
     except (OSError, ValueError):
         raise Error(f"{path} is no report, but another file: move it away") from None
+    of = report.get("asked", report.get("set")) or {}
+    known = of.get("sha256")
+    if known and known != hashlib.sha256(file.read_bytes()).hexdigest():
+        print(f"note: {path} is of another file, so its accuracies are left out")
+        return None
     return report if "distilled" in report else None
 
 

@@ -1,7 +1,7 @@
 """A data set as whole tensors on one device."""
 
-import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpp.data.sources import ARRAYS, check, class_names, find, keep_classes, sha256
+from ddpp.data.sources import ARRAYS, check, class_names, find, fingerprint, keep_classes
 from ddpp.data.whitening import Whitening, fit_channels, fit_zca
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error
@@ -304,6 +304,12 @@ def _prepared(
     device = find_device(device)
     raw = {part: _raw(arrays, part, device) for part in ("train", "test")}
     held_out = _hold_out(raw["train"].labels, len(classes), validation)
+    if without := _without(raw["train"].labels[held_out], classes):
+        warnings.warn(
+            f"the class '{without[0]}' has too few images for {validation:g} of them to be one, so "
+            "iterates are chosen on the other classes alone: raise validation, or set it to 0",
+            stacklevel=3,
+        )
     given = ""
     if whitening is not None:
         whitening = whitening.to(device)
@@ -321,7 +327,7 @@ def _prepared(
         whitening=whitening,
         held_out=validation,
         given=given,
-        sha256=hashlib.sha256("".join(sha256(arrays[key]) for key in ARRAYS).encode()).hexdigest(),
+        sha256=fingerprint({key: arrays[key] for key in ARRAYS}),
     )
 
 
@@ -338,6 +344,12 @@ def _pixels(x: np.ndarray) -> Tensor:
     # not `contiguous`, which leaves images of one channel with the strides of the array
     images = images.clone(memory_format=torch.contiguous_format)
     return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def _without(held_out: Tensor, classes: Sequence[str]) -> list[str]:
+    """The classes that have no held-out image where others have some."""
+    there = set(held_out.tolist())
+    return [name for label, name in enumerate(classes) if there and label not in there]
 
 
 def _hold_out(labels: Tensor, classes: int, share: float) -> Tensor:

@@ -15,7 +15,7 @@ from ddpp.data.whitening import Whitening
 from ddpp.distilled.checks import check_alpha, check_images, check_labels, checked_pixels
 from ddpp.distilled.format import how_to_read, loss_in, parts_of, state_in, state_parts
 from ddpp.distilled.formation import check_formation, unfold
-from ddpp.distilled.pictures import as_folder, grid, pil
+from ddpp.distilled.pictures import as_folder, grid, pil, shows
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import KIND as CHECKPOINT
@@ -390,32 +390,34 @@ class DistilledDataset(Dataset):
     def export_png(self, folder: str | Path) -> int:
         """Write every image in natural colours as FOLDER/LABEL_CLASS/INDEX.png.
 
-        - folder: made if it is missing. Raises Error if it cannot be written, or holds other
-          pictures.
+        - folder: made if it is missing. Raises Error if it cannot be written, or holds pictures of
+          something else.
 
         Returns the number of images. Where an image holds several pictures, they are enlarged, as
         networks train on them.
         """
         if self.formation > 1:
             return self.unfolded().export_png(folder)
-        images, wanted = self.natural(), set()
-        for label, members in enumerate(self.by_class()):
-            place = Path(folder) / f"{label}_{as_folder(self.classes[label])}"
-            wanted |= {place / f"{rank:03d}.png" for rank in range(len(members))}
-        if others := sorted({*Path(folder).glob("*/*.png")} - wanted):
-            raise Error(
-                f"{folder} has pictures of something else, such as {others[0]}, which would be "
-                "taken for this set's: choose another folder, or move them away"
+        images = self.natural()
+        pictures = {
+            Path(folder) / f"{label}_{as_folder(self.classes[label])}" / f"{rank:03d}.png": pil(
+                images[i]
             )
-        for label, members in enumerate(self.by_class()):
-            name = as_folder(self.classes[label])
-            for rank, i in enumerate(members):
-                path = Path(folder) / f"{label}_{name}" / f"{rank:03d}.png"
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    pil(images[i]).save(path)
-                except OSError as e:
-                    raise Error(f"cannot write {path}: {e.strerror}; choose another folder") from e
+            for label, members in enumerate(self.by_class())
+            for rank, i in enumerate(members)
+        }
+        there = sorted(Path(folder).glob("*/*.png"))
+        if other := next((path for path in there if not shows(path, pictures.get(path))), None):
+            raise Error(
+                f"{folder} has pictures of something else, such as {other}, which would be "
+                "taken for this set's or replaced: choose another folder, or move them away"
+            )
+        for path, picture in pictures.items():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+            except OSError as e:
+                raise Error(f"cannot write {path}: {e.strerror}; choose another folder") from e
         return len(self)
 
 

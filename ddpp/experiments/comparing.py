@@ -270,6 +270,14 @@ def _run(recipe: Recipe, setting: Setting, seed: int, own_teachers: bool) -> Run
     return Run(f"compare/{name}-seed{seed}", made)
 
 
+def _setting_of(row: dict) -> Setting:
+    """Rule and epsilon of a row, of any method that has them. Without pruning there is no epsilon,
+    so all such runs are of one setting.
+    """
+    config = row["recipe"]["distill"]
+    return config["rule"], 0.0 if config["rule"] == "none" else config["epsilon"]
+
+
 def comparison_of(
     rows: Sequence[dict], settings: Sequence[Setting] | None = None, seeds: int | None = None
 ) -> Comparison:
@@ -281,7 +289,7 @@ def comparison_of(
 
     Raises Error if there are no rows.
     """
-    found = {(row["rule"], row["epsilon"], row["seed"]): row for row in rows}
+    found = {(*_setting_of(row), row["seed"]): row for row in rows}
     if settings is None:
         known = dict.fromkeys((rule, epsilon) for rule, epsilon, _ in found)
         settings = sorted(known, key=lambda setting: setting[0] != "none")

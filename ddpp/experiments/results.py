@@ -115,6 +115,8 @@ def read_result(run: Run, results: str | Path) -> dict | None:
     if not path.exists():
         return None
     row = read_row(path)
+    if run.of and "of_sha256" in row:
+        _check_origin(path, row, Path(results) / run.recipe.profile / f"{run.of}.json")
     now = {"recipe": asdict(run.recipe)} | marks_of_run(run)
     if run.of:
         now |= {"of": run.of, "network": asdict(network_of(run))}
@@ -132,6 +134,13 @@ def read_result(run: Run, results: str | Path) -> dict | None:
             "folder for results"
         )
     return row
+
+
+def _check_origin(path: Path, row: dict, origin: Path) -> None:
+    """Raise an Error for the evaluation of a set that has been made anew since."""
+    made = read_row(origin).get("set") if origin.exists() else None
+    if made and made["sha256"] != row["of_sha256"]:
+        raise Error(f"{path} tested a set that {origin} has no more: move it away, and test again")
 
 
 def marks_of_run(run: Run) -> dict:

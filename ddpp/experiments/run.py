@@ -343,6 +343,16 @@ class WithSteps(MethodConfig, Protocol):
     def iterates(self) -> int: ...
 
 
+def whole(distilled: DistilledDataset) -> DistilledDataset:
+    """Return a set that has all its steps. Raises Error for one that `on_step` has stopped."""
+    if _stopped(distilled):
+        raise Error(
+            f"the set was stopped after {distilled.provenance['stopped_at']} steps: the same call "
+            "without the stop resumes"
+        )
+    return distilled
+
+
 def _stopped(distilled: DistilledDataset) -> bool:
     """Whether `on_step` has ended the run before its last step."""
     return "stopped_at" in distilled.provenance

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpp.data import ImageData, load_data
-from ddpp.data.sources import SHA256
+from ddpp.data.sources import SHA256, of_arrays
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import write_set
 from ddpp.evaluating import evaluate
 from ddpp.experiments.lists import CHOICES, Run
+from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.results import (
     describe,
     marks_of_run,
@@ -63,19 +64,20 @@ class Worker:
         """
         load = lru_cache(1)(self._load)
         for run in self.todo:
-            recipe = run.recipe
-            if recipe.data in SHA256 and not self.given:
-                continue
             row = read_result(run, self.results)
-            if (
-                row
-                and "images" in row
-                and row["images"] != load(recipe.data, recipe.zca, recipe.validation).identity
-            ):
+            if row and "images" in row and row["images"] != self._images(run.recipe, load):
                 raise Error(
                     f"{run.report(self.results)} is the result of other images, or of another "
                     "preprocessing: move it away, or choose another folder for results"
                 )
+
+    def _images(self, recipe: Recipe, load: Callable[..., ImageData]) -> dict:
+        """The identity of the images that a run has now, of CIFAR without loading them."""
+        if self.given or recipe.data not in SHA256:
+            return load(recipe.data, recipe.zca, recipe.validation).identity
+        kind = "channels" if recipe.zca is False else "zca"
+        known = {"sha256": of_arrays(SHA256[recipe.data]), "whitening": kind}
+        return known | {"validation": recipe.validation}
 
     def work(self, failed: "Marks") -> None:
         """Do what has no result and what no other process is doing, until nothing is left.
@@ -199,6 +201,7 @@ class Worker:
             )
         row = self._begun(run, data) | {
             "of": run.of,
+            "of_sha256": base[1]["set"]["sha256"],
             "network": asdict(network),
             "accuracy": found.mean,
             "distilled": found.to_dict(),

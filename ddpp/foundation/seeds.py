@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 
 def derive(seed: int, *path: float | str) -> int:
-    """A 32-bit seed that depends on `seed` and `path` alone."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *path)).encode()).digest()[:4], "little")
+    """A 32-bit seed that depends on `seed` and `path` alone, also if they are NumPy's numbers."""
+    plain = tuple(part.item() if isinstance(part, np.generic) else part for part in (seed, *path))
+    return int.from_bytes(hashlib.sha256(repr(plain).encode()).digest()[:4], "little")
 
 
 def generator(seed: int, *path: float | str) -> torch.Generator:

@@ -6,7 +6,7 @@ from ddpp.judging.opening import Opened, open_set
 from ddpp.judging.sheets import Sheet, read_sheet, write_sheet
 from ddpp.judging.storing import FORMS, Form, Networks, Stored, picture_bytes, store
 from ddpp.judging.tensors import Found, read_tensors
-from ddpp.judging.verdicts import Judged, judge, report
+from ddpp.judging.verdicts import Judged, judge, refuse_loss, report
 
 __all__ = [
     "FORMS",
@@ -24,6 +24,7 @@ __all__ = [
     "picture_bytes",
     "read_sheet",
     "read_tensors",
+    "refuse_loss",
     "report",
     "store",
     "write_sheet",

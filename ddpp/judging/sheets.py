@@ -71,6 +71,11 @@ def write_sheet(distilled: DistilledDataset, path: str | Path, quality: int | No
             "the set does not say what data it stands for, and a sheet leaves the whitening to the "
             "data: make it with DistilledDataset.from_tensors"
         )
+    if "given" in distilled.provenance["data"]:
+        raise Error(
+            "the set's whitening is not the one of its data, which a sheet would be read with: "
+            "export it as compact"
+        )
     check_pictures(distilled)
     pixels = distilled.whitening.invert(distilled.images).cpu()
     low, high = float(pixels.min()), float(pixels.max())

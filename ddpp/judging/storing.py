@@ -50,9 +50,13 @@ class Stored:
 
     def error(self, original: DistilledDataset) -> float:
         """How far the images are from the original's, as a share of their deviation."""
-        images = original.images.cpu()
-        far = (self.distilled.images.cpu() - images).square().mean().sqrt()
-        return float(far / images.std())
+        mine, images = (_by_class(each) for each in (self.distilled, original))
+        return float((mine - images).square().mean().sqrt() / images.std())
+
+
+def _by_class(distilled: DistilledDataset) -> Tensor:
+    """The images, class by class, as pictures in folders are."""
+    return distilled.images[[i for members in distilled.by_class() for i in members]].cpu()
 
 
 def store(distilled: DistilledDataset, form: str, folder: str | Path, data: str | Path) -> Stored:
@@ -82,6 +86,17 @@ def store(distilled: DistilledDataset, form: str, folder: str | Path, data: str 
         raise Error(
             f"the form {form} says neither how many pictures an image holds nor that labels are "
             "targets of a regression: choose file, compact or webp"
+        )
+    pictures = form in BARE[1:]
+    if pictures and distilled.labels.is_floating_point():
+        raise Error(
+            f"the form {form} has folders for labels, which are classes: choose file, compact or "
+            "webp"
+        )
+    if pictures and "given" in distilled.provenance.get("data", {}):
+        raise Error(
+            f"the form {form} has no whitening, and this set's is not the one of its data: choose "
+            "file or compact"
         )
     folder.mkdir(parents=True, exist_ok=True)
     distilled = distilled.to("cpu")

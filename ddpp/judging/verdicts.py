@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -212,6 +213,21 @@ def _rated(
     # scores of their own: these are not of test images
     scores = [test(one, held_out, "convnet", 1, "held-out-scores.json")[0] for one in rated]
     return rated[scores.index(max(scores))], True
+
+
+def refuse_loss(paths: Sequence[str | Path], folder: str | Path) -> None:
+    """Raise an Error if a table in the folder has sets that the new one would lack."""
+    path = Path(folder) / "judged.json"
+    try:
+        sets = json.loads(path.read_text())["sets"] if path.exists() else []
+        known = [one["path"] for one in sets]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Error(f"{path} is where the table belongs, but is another file: move it") from None
+    if lost := [one for one in known if one not in {*map(str, paths)}]:
+        raise Error(
+            f"{path} has other sets, such as {lost[0]}, which would be lost: name them, too, as "
+            "what is known is not tested again, or choose another folder with --out"
+        )
 
 
 def report(judged: Sequence[Judged], folder: str | Path, device: torch.device) -> str:

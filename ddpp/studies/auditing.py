@@ -23,7 +23,7 @@ from ddpp.evaluating import train
 from ddpp.experiments.lists import seeded
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.reports import refuse_other, write_report
-from ddpp.experiments.run import Experiment, teachers_in
+from ddpp.experiments.run import Experiment, teachers_in, whole
 from ddpp.foundation import files
 from ddpp.foundation.errors import (
     Count,
@@ -296,7 +296,7 @@ class _Model:
         out = self.folder / f"set{self.number:02d}.safetensors"
         at = teachers_in(self.teachers, config, half)
         made = Experiment(recipe, out, given=half, teachers_folder=at, saving=self.saving)
-        return made.distilled()
+        return whole(made.distilled())
 
     def attacked(self, made: DistilledDataset) -> dict[str, Tensor]:
         """Train networks on a set; ask them and the set about each audited image."""

@@ -6,6 +6,7 @@ after training on all images. Source: the search of DC (Zhao et al., ICLR 2021),
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +17,15 @@ from tqdm.auto import tqdm
 
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluating import Protocol, add_score, check_pair, read_scores, train
+from ddpp.evaluating import (
+    Protocol,
+    add_score,
+    check_pair,
+    diverged,
+    made_from_other_images,
+    read_scores,
+    train,
+)
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.foundation import files
 from ddpp.foundation.devices import clock
@@ -156,6 +165,8 @@ class _Trainer(NamedTuple):
             rated = replace(on, alpha=torch.tensor(rate, device=self.data.device))
             theta = train(network, rated, protocol, self.search.seed, *path)
             seconds = clock(self.data.device) - began
+            if not theta.isfinite().all():
+                warnings.warn(diverged(number, rate), stacklevel=2)
             splits = (self.data.validation, self.data.test)
             found = [accuracy(network, theta, *split) for split in splits if split]
             known[key] = (*found, round(seconds, 3))
@@ -194,6 +205,8 @@ def _check(
     for name, several in sets.items():
         for one in several:
             check_pair(one, data)
+            if other := made_from_other_images(one, data):
+                raise Error(f"the set '{name}' cannot be ranked with: {other}")
             share = one.provenance.get("data", {}).get("validation", data.held_out)
             if share != data.held_out:
                 raise Error(

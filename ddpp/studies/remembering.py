@@ -23,7 +23,7 @@ from ddpp.distilling import DistillConfig
 from ddpp.evaluating import evaluate
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.reports import refuse_other, write_report
-from ddpp.experiments.run import Experiment
+from ddpp.experiments.run import Experiment, whole
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving
@@ -128,7 +128,7 @@ def remember(
             part = load_data(recipe.data, only=labels, whitening=whitening, **where)
             whitening, known = part.whitening, known + labels
             out = folder / f"task{number}.safetensors"
-            memory.append(Experiment(recipe, out, given=part, saving=saving).distilled())
+            memory.append(whole(Experiment(recipe, out, given=part, saving=saving).distilled()))
             seen = part
             if number:
                 seen = load_data(recipe.data, only=known, whitening=whitening, **where)
