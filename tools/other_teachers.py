@@ -2,7 +2,7 @@
 
 From 1,500 to 2,000 steps their accuracy falls, though their loss does, too. Here the last 500 steps
 are made again with ten teachers that the images have not met, everything else being equal. And the
-loss of each set is measured on both groups of teachers. A stopped call resumes.
+loss before and after is measured on both groups of teachers. A stopped call resumes.
 """
 
 import sys
@@ -33,7 +33,6 @@ from tools.commands import resumed, run
 
 QUEUE = Path("results/cpu/queue.toml")
 FROM, TO, EVERY = 1500, 2000, 100  # steps: of the set to begin with, of the last one, between sets
-BEFORE = (500, 1000, 1500, 2000)  # steps of the sets made with the own teachers alone
 OWN = 6  # of the own teachers, that the losses are measured on
 DRAWS = 20  # of a teacher, a start epoch and augmentations, over which a loss is averaged
 
@@ -121,8 +120,12 @@ def command(
     made = go_on(start, data, others, config, work / f"{rule}.checkpoint")
     made = replace(made, iterates={at: one for at, one in made.iterates.items() if at > FROM})
 
-    sets = {("own", at): read_long(rule, at, data) for at in BEFORE}
-    sets |= {("others", at): made.at(at) for at in made.iterates}
+    sets = {("own", at): read_long(rule, at, data) for at in (FROM, TO)} | {("others", TO): made}
+    found = evaluate(
+        made, data, repeats=recipe.repeats, protocol=recipe.protocol, seed=recipe.distill.seed,
+        scores=work / "scores.json",
+    )  # fmt: skip
+
     counts = {k: len(teachers) for k, teachers in groups.items()}
     about = {"rule": rule, "draws": DRAWS, "teachers": counts, "after": began}
     with resumed(work / f"{rule}.json", "losses", about) as rows:
@@ -133,10 +136,6 @@ def command(
                 rows.append({"last": last, "steps": at} | measured)
                 files.write_json(work / f"{rule}.json", {"losses": rows} | about)
 
-    found = evaluate(
-        made, data, repeats=recipe.repeats, protocol=recipe.protocol, seed=recipe.distill.seed,
-        scores=work / "scores.json",
-    )  # fmt: skip
     report = {"distilled": found.to_dict()}
     trained_by = replace(recipe.teachers, seed=others.config.seed)
     used = replace(recipe, teachers=trained_by, distill=config)
