@@ -460,7 +460,7 @@ def test_a_test_of_a_set_that_was_made_anew_is_refused(npz, places, quiet):
     files.write(sheet, "result", again[0] | {"alpha": again[0]["alpha"] * 2}, again[1])
     row["set"]["sha256"] = hashlib.sha256(sheet.read_bytes()).hexdigest()
     path.write_text(json.dumps(row))
-    with pytest.raises(Error, match="tested a set that .* has no more: move it away"):
+    with pytest.raises(Error, match=r"tested a set that .* has no more: move it away"):
         reproduce([base, other], **quiet)
 
 

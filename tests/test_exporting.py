@@ -1,7 +1,7 @@
 """A set goes to other code and comes back the same; a card says what it is."""
 
-import io
 import hashlib
+import io
 import json
 import re
 import subprocess

@@ -120,12 +120,12 @@ def command(
     made = go_on(start, data, others, config, work / f"{rule}.checkpoint")
     made = replace(made, iterates={at: one for at, one in made.iterates.items() if at > FROM})
 
-    sets = {("own", at): read_long(rule, at, data) for at in (FROM, TO)} | {("others", TO): made}
     found = evaluate(
         made, data, repeats=recipe.repeats, protocol=recipe.protocol, seed=recipe.distill.seed,
         scores=work / "scores.json",
     )  # fmt: skip
 
+    sets = {("own", at): read_long(rule, at, data) for at in (FROM, TO)} | {("others", TO): made}
     counts = {k: len(teachers) for k, teachers in groups.items()}
     about = {"rule": rule, "draws": DRAWS, "teachers": counts, "after": began}
     with resumed(work / f"{rule}.json", "losses", about) as rows:
