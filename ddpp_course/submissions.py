@@ -24,6 +24,9 @@ from ddpp_course import copies
 from ddpp_course.messages import say
 
 LARGEST = 200_000_000  # bytes of a notebook file
+# what a notebook is made of takes many times its bytes in memory, and its code, once parsed, more
+PARTS = 1_000_000  # lists and objects, or brackets in texts
+CODE = 500_000  # characters in all cells of code
 LONGEST = 150  # bytes of a report's name, which gets endings
 # as browsers name the second file of one name; a longer number is a student's
 AGAIN = re.compile(r"^(?P<name>.+?) ?\((?P<number>\d{1,2})\)$")
@@ -216,6 +219,8 @@ def read(path: Path) -> NotebookNode:
             raw = file.read(LARGEST + 1)  # some files have more in them than they say
         if len(raw) > LARGEST:
             raise Error(say("grader", "large", size=max(len(raw), path.stat().st_size) / 1e6))
+        if raw.count(b"{") + raw.count(b"[") > PARTS:
+            raise Error(say("grader", "many_parts", most=PARTS))
         content = json.loads(raw)
         if content.get("nbformat") == 4:
             # without cell ids, which a cell that was copied shares with its original
@@ -229,6 +234,9 @@ def read(path: Path) -> NotebookNode:
             for cell in notebook.cells
         ):
             raise ValueError
+        code = sum(len(cell.source) for cell in notebook.cells if cell.cell_type == "code")
+        if code > CODE:
+            raise Error(say("grader", "much_code", found=code, most=CODE))
         for cell in notebook.cells:
             cell.source = LONE.sub("\N{REPLACEMENT CHARACTER}", cell.source)
     except OSError as e:

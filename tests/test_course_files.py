@@ -284,6 +284,20 @@ def test_no_more_of_a_file_is_read_than_a_notebook_has(tmp_path, monkeypatch):
             read(ENDLESS)
 
 
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        ([new_code_cell("x;" * 150_000), new_code_cell("x;" * 150_000)], "its code has 600,000"),
+        ([{}] * 1_000_000, "more than 1,000,000 brackets: clear the outputs"),
+    ],
+)
+def test_what_would_take_much_memory_in_the_grader_itself_is_refused(tmp_path, cells, says):
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}
+    (tmp_path / "many.ipynb").write_text(json.dumps(notebook))
+    with pytest.raises(Error, match=says):
+        read(tmp_path / "many.ipynb")
+
+
 # Names
 
 
