@@ -13,6 +13,7 @@ import secrets
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import threading
@@ -32,6 +33,7 @@ from ddpp_course.wall import Wall
 GRACE = 5  # seconds that a cell has to end after it was interrupted
 START = 120  # seconds that a process has to start
 LONGEST = 2**16  # bytes of an answer
+FOLDERS, FILES = 10_000, 100_000  # in the folder of a submission
 ENTER = str(Path(enter.__file__))
 
 
@@ -200,12 +202,13 @@ class Session:
         for process in family:
             with contextlib.suppress(psutil.Error):
                 memory += process.memory_info().rss
-        memory += _in_memory_files(family)
+        in_memory, on_disk = _without_folder(family)
+        memory += in_memory
         if memory > 1.25 * self.limits.memory * 1e9:  # where the limit of each process did not hold
             return say("grader", "memory", most=self.limits.memory)
         if len(family) > enter.PROCESSES:
             return say("grader", "processes", most=enter.PROCESSES)
-        if not self.wall.alone and _size(self._work) > wall.ROOM:
+        if not self.wall.alone and _size(self._work) + on_disk > wall.ROOM:
             return say("grader", "room", most=wall.ROOM / 1e9)
         return ""
 
@@ -245,29 +248,32 @@ def _write(pipe: int, data: bytes, seconds: float) -> None:
         data = data[os.write(pipe, data) :]
 
 
-def _in_memory_files(family: list[psutil.Process]) -> int:
-    """Return the bytes of these processes' files of memfd_create, which have no folder.
+def _without_folder(family: list[psutil.Process]) -> tuple[int, int]:
+    """Return the bytes of these processes' open files that are in no folder: in memory, on a disk.
 
-    Each counts once. What of it is mapped counts as the process's own memory, too.
+    The first are those of memfd_create, the second were removed. Each counts once. What of it is
+    mapped counts as the process's own memory, too.
     """
-    found = {}
+    found: tuple[dict, dict] = {}, {}
     for process in family:
         places = []
         with contextlib.suppress(OSError):  # it has ended, or is not ours to see
             places = [*Path(f"/proc/{process.pid}/fd").iterdir()]
         for place in places:
             with contextlib.suppress(OSError):  # closed meanwhile
-                if os.readlink(place).startswith("/memfd:"):
-                    file = os.stat(place)
-                    found[file.st_dev, file.st_ino] = file.st_blocks * 512
-    return sum(found.values())
+                file = os.stat(place)
+                if stat.S_ISREG(file.st_mode) and not file.st_nlink:
+                    on_disk = not os.readlink(place).startswith("/memfd:")
+                    found[on_disk][file.st_dev, file.st_ino] = file.st_blocks * 512
+    return sum(found[0].values()), sum(found[1].values())
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes below a folder; above the limit if it has over ten thousand folders."""
-    total = 0
+    """Return the bytes below a folder; above the limit if there are too many files or folders."""
+    total = files = 0
     for count, (where, _, names) in enumerate(os.walk(folder)):
-        if count > 10_000:
+        files += len(names)
+        if count > FOLDERS or files > FILES:
             return 2 * wall.ROOM
         for name in names:
             with contextlib.suppress(OSError):

@@ -645,12 +645,24 @@ def test_a_question_that_is_read_byte_by_byte_has_one_deadline():
         os.close(writer)
 
 
-def test_files_that_are_only_in_memory_count_as_memory(session):
-    fills = (
-        "import os, time\nfiles = [os.memfd_create('x') for _ in range(2)]\n"
-        "for file in files:\n    for _ in range(80): os.write(file, bytes(10**7))\ntime.sleep(3)"
-    )
-    assert "more than 1 GB of memory" in session.run(fills, 9).error
+@pytest.mark.parametrize(
+    "fills",
+    [
+        "for _ in range(30): os.write(file, bytes(10**6))",  # a file that is open, and removed
+        "for i in range(2000): open(str(i), 'w')",
+    ],
+)
+def test_files_that_have_no_folder_or_no_bytes_count_behind_landlock(monkeypatch, fills):
+    if not enter.landlock():
+        pytest.skip("this system has no Landlock")
+    monkeypatch.setattr(wall, "ROOM", ROOM)
+    monkeypatch.setattr("ddpp_course.session.FILES", 1000)
+    session = Session(Limits(seconds=9), wall.LANDLOCK)
+    code = f"import os, time\nfile = os.open('x', 66)\nos.remove('x')\n{fills}\ntime.sleep(3)"
+    try:
+        assert "very many files, into its folder" in session.run(code, 9).error
+    finally:
+        session.close()
 
 
 def test_where_no_wall_works_nothing_runs_and_the_ways_out_are_named(tmp_path, monkeypatch, capsys):
