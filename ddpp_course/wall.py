@@ -82,8 +82,10 @@ class Wall:
             "--proc /proc --dev /dev"
         )
         room = f"--size {SHARED} --tmpfs /dev/shm --remount-ro /dev --remount-ro /"
+        # else they were folders in memory without a limit
+        closed = [word for path in hidden if path.is_dir() for word in ("--remount-ro", str(path))]
         python = ["--chdir", str(INSIDE), sys.executable, *arguments]
-        return [self.program, *own.split(), *ordered, *room.split(), *python]
+        return [self.program, *own.split(), *ordered, *room.split(), *closed, *python]
 
     def rules(self, work: Path, private: tuple[Path, ...]) -> dict | None:
         """Return what Landlock should allow, if it is the wall; else None."""

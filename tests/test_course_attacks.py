@@ -665,6 +665,22 @@ def test_files_that_have_no_folder_or_no_bytes_count_behind_landlock(monkeypatch
         session.close()
 
 
+def test_memory_that_no_process_and_no_folder_would_show_is_refused(session):
+    if os.uname().machine not in enter.UNSEEN:
+        pytest.skip("there is no filter for this machine")
+    refused = "PermissionError: [Errno 1] Operation not permitted"
+    assert session.run("import os\nos.memfd_create('x')", 9).error == refused
+    shared = "from multiprocessing.shared_memory import SharedMemory\nSharedMemory(None, True, 99)"
+    assert session.run(f"import torch\n{shared}\ntorch.ones(9).share_memory_()", 9).error == ""
+
+
+def test_a_folder_that_is_hidden_takes_no_files(session):
+    if not BEST.alone:
+        pytest.skip("Landlock hides no folder")
+    place = wall.COURSE / "solutions" / "x"
+    assert "Read-only file system" in session.run(f"open({str(place)!r}, 'w')", 9).error
+
+
 def test_where_no_wall_works_nothing_runs_and_the_ways_out_are_named(tmp_path, monkeypatch, capsys):
     course = make(tmp_path / "course", "tries", SETUP, TASKS[:1])
     path = tmp_path / "ann.ipynb"
