@@ -37,6 +37,7 @@ COUNTS = (
 )
 NOTHING = "nothing was handed in"
 BUT_REFUSED = "nothing but {names}, which was refused"
+PERHAPS = "perhaps {names}, which may be theirs"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class Rules:
     - keep: which submission of a student counts: the `last`, the last one `in-time` (if none is,
       the last), or the `best`.
     - platform: canvas or moodle, for a table to import there; None: none is written.
-    - zeros: whether the total is 0 where nothing was handed in and the deadline is over.
+    - zeros: whether the total is 0 where nothing was handed in and the deadline is over. While a
+      file may be of such a student, it is not.
     - roster: the file with the students.
     """
 
@@ -232,6 +234,7 @@ class Rules:
         Returns notes for the instructor.
         """
         said, whose = [], {}
+        unclear = defaultdict(list)  # number of a student, None for nobody's -> rows
         for row in rows:
             name = row["submission"]
             student = None
@@ -239,6 +242,8 @@ class Rules:
                 found = owners(name, self.students)
                 student = found[0] if len(found) == 1 else None
                 row |= {"number": student.number, "name": student.name} if student else {}
+                for number in [] if student else [s.number for s in found] or [None]:
+                    unclear[number].append(row)
                 if not found:
                     said.append(f"{name} is of nobody in the roster")
                 elif not student:
@@ -251,7 +256,7 @@ class Rules:
                 self._late(row, times[name], student)
         if self.students:
             self._count(rows, times)
-            said += self._missing(rows, asked)
+            said += self._missing(rows, asked, unclear)
         return said + _doubts(rows)
 
     def _late(self, row: dict, written: float, student: Student | None) -> None:
@@ -286,12 +291,14 @@ class Rules:
         for several in together.values():
             max(several, key=rank)["counts"] = "yes"
 
-    def _missing(self, rows: list[dict], asked: list[str]) -> list[str]:
+    def _missing(
+        self, rows: list[dict], asked: list[str], unclear: defaultdict[str | None, list[dict]]
+    ) -> list[str]:
         """Add a row for each student and assignment without a submission, and return who they are.
 
         A refused file may be of any assignment: of one that is asked for alone, it is.
         """
-        missing = defaultdict(list)
+        missing, withheld = defaultdict(list), {}
         there = {(row.get("number"), row["assignment"]) for row in rows}
         refused = defaultdict(list)
         for row in rows:
@@ -303,22 +310,38 @@ class Rules:
                 if (s.number, assignment) in there or (names and len(asked) == 1):
                     continue
                 row = {"submission": "", "assignment": assignment, "number": s.number}
-                row |= {"name": s.name, "total": None}
-                row["refused"] = BUT_REFUSED.format(names=names) if names else NOTHING
-                if not names:
+                row |= {"name": s.name, "total": None, "refused": NOTHING}
+                if names:
+                    row["refused"] = BUT_REFUSED.format(names=names)
+                elif files := _of(assignment, unclear[s.number]):
+                    row["refused"] = PERHAPS.format(names=", ".join(files))
+                else:
                     missing[assignment].append(s.name or s.number)
                     if self.zeros and self._over(s):
-                        row |= {"total": 0.0, "counts": "yes"}
+                        nobodys = dict.fromkeys(_of(assignment, unclear[None]))
+                        row |= {} if nobodys else {"total": 0.0, "counts": "yes"}
+                        withheld |= nobodys
                 rows.append(row)
-        return [
+        said = [
             f"{assignment}: {NOTHING} by {len(who)} in the roster: {', '.join(who)[:500]}"
             for assignment, who in missing.items()
         ]
+        if withheld:
+            said.append(
+                f"--zeros gives no zeros, as one of them may own {', '.join(withheld)[:500]}: put "
+                "the student's number into its name, or take it out of the folder"
+            )
+        return said
 
     def _over(self, student: Student) -> bool:
         """Return whether the student's deadline, if there is one, is over."""
         due = student.due or self.due
         return due is None or due < datetime.now().astimezone()
+
+
+def _of(assignment: str, rows: list[dict]) -> list[str]:
+    """Return the names of the submissions that are, or if refused may be, this assignment."""
+    return [row["submission"] for row in rows if row["assignment"] in ("", assignment)]
 
 
 def _doubts(rows: list[dict]) -> list[str]:

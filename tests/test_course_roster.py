@@ -398,6 +398,27 @@ def test_a_zero_waits_for_the_end_of_an_extension():
         assert [row["total"] for row in rows] == totals
 
 
+def test_no_zero_for_a_student_who_may_own_a_file():
+    students = [BOB, ANN, ELEVEN]
+
+    def totals(name, assignment="a"):
+        row = {"submission": name, "assignment": assignment, "refused": "", "total": 1, "points": 1}
+        rows = [row]
+        said = Rules(students, zeros=True).apply(rows, {}, ["a"])
+        return {row["number"]: (row["total"], row["refused"]) for row in rows[1:]}, said[-1]
+
+    nothing, zero = (None, "nothing was handed in"), (0.0, "nothing was handed in")
+    perhaps = (None, "perhaps hw 1 ann lee, which may be theirs")
+    assert totals("hw 1 ann lee")[0] == {"1": perhaps, "2": perhaps, "4711": zero}
+    found, said = totals("homework")
+    assert found == dict.fromkeys(["1", "2", "4711"], nothing)
+    assert said == (
+        "--zeros gives no zeros, as one of them may own homework: put the student's number into "
+        "its name, or take it out of the folder"
+    )
+    assert totals("homework", "b")[0] == dict.fromkeys(["1", "2", "4711"], zero)
+
+
 @pytest.mark.parametrize("header", ["Number,NAME,Due", " number ,Name,due", "NUMBER,name,DUE"])
 def test_the_header_of_a_roster_may_have_any_case(tmp_path, header):
     (tmp_path / "roster.csv").write_text(f"{header}\n4711,Ann Lee,2026-12-04\n")
