@@ -20,6 +20,7 @@ from ddpp.foundation.errors import Error
 STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
 TEXT_STUB = "YOUR ANSWER HERE"
 SOLUTION, HIDDEN = "SOLUTION", "HIDDEN TESTS"  # between ### BEGIN ... and ### END ...
+MARKER = re.compile(rf".*(### *(BEGIN|END)\b|\b(BEGIN|END) ({SOLUTION}|{HIDDEN})).*")
 # in a heading, of all checks together or one by one
 POINTS = re.compile(r"^(##? .*\()[\d.]+( \+ [\d.]+)* points?\b", re.MULTILINE)
 CARD = re.compile(r"^(\| \*\*Points\*\* \| )[\d.]+(: [\d.]+ by checks, [\d.]+)?", re.MULTILINE)
@@ -52,15 +53,23 @@ def read(path: Path) -> NotebookNode:
 
 
 def instructors(path: Path) -> NotebookNode:
-    """Read an instructor's notebook, or raise Error where two of its cells have one grade_id.
+    """Read an instructor's notebook, or raise Error where it would not become what is meant.
 
-    Only one of them would be graded.
+    Of two cells with one grade_id only one would be graded, and a marker that has no effect would
+    hand out what it should hide.
     """
     notebook, seen = read(path), set()
     for name in (nbgrader(cell).get("grade_id") for cell in notebook.cells):
         if name is not None and name in seen:
             raise Error(f"two cells of {path} have the grade_id '{name}': give one of them another")
         seen.add(name)
+    for number, cell in enumerate(students(notebook).cells, 1):
+        if left := MARKER.search(cell.source):
+            raise Error(
+                f"cell {number} of {path} would be handed out with the marker {left[0].strip()!r}: "
+                f"correct its words, and mark the cell as a solution (for {SOLUTION}) or as graded "
+                f"(for {HIDDEN}) in its metadata"
+            )
     return notebook
 
 
@@ -184,6 +193,8 @@ def replace(text: str, what: str, by: str | None = None) -> str:
             inside, indent = True, line[: len(line) - len(line.lstrip())]
             lines += [indent + stub for stub in by.split("\n")] if by else []
         elif f"END {what}" in line:
+            if not inside:
+                raise Error(f"BEGIN {what} is missing in\n{text}")
             inside = False
         elif not inside:
             lines.append(line)

@@ -111,6 +111,32 @@ def test_a_marker_that_is_not_closed_is_named():
         copies.replace("### BEGIN SOLUTION\nx = 1", copies.SOLUTION, "stub")
     with pytest.raises(Error, match="stands inside another"):
         copies.replace("### BEGIN SOLUTION\n### BEGIN SOLUTION\n### END SOLUTION", copies.SOLUTION)
+    with pytest.raises(Error, match="BEGIN SOLUTION is missing"):
+        copies.replace("### BEGIN SOLUTON\nx = 1\n### END SOLUTION", copies.SOLUTION)
+
+
+@pytest.mark.parametrize(
+    ("cell", "source", "marker"),
+    [
+        ("setup", "### BEGIN SOLUTION\nx = 1\n### END SOLUTION", "### BEGIN SOLUTION"),
+        ("setup", "x = 0\n# BEGIN HIDDEN TESTS\nx = 1", "# BEGIN HIDDEN TESTS"),
+        ("double-check", "x\n### BEGIN HIDEN TESTS\nx = 1", "### BEGIN HIDEN TESTS"),
+    ],
+)
+def test_a_marker_without_effect_is_named_before_it_hands_out_what_it_hides(
+    course, tmp_path, cell, source, marker
+):
+    path = tmp_path / "source" / "numbers" / "numbers.ipynb"
+    shutil.copytree(course / "source", tmp_path / "source")
+    notebook = copies.read(path)
+    cell_of(notebook, cell).source = source
+    number = notebook.cells.index(cell_of(notebook, cell)) + 1
+    nbformat.write(notebook, path)
+    words = f"cell {number} of {path} would be handed out with the marker '{marker}'"
+    for reads in (copies.make, grade.assignments):
+        with pytest.raises(Error, match=re.escape(words)):
+            reads(tmp_path)
+    assert [*everything(tmp_path)] == [path]
 
 
 # Each mistake costs its points, and is named
