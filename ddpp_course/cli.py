@@ -19,7 +19,10 @@ def assign(folder: Path = Path("assignments"), /) -> None:
     Args:
         folder: the instructor's notebooks are in FOLDER/source/NAME/NAME.ipynb
     """
-    from ddpp_course import copies  # here, as ddpp itself does without notebooks
+    try:
+        from ddpp_course import copies  # here, as ddpp itself does without notebooks
+    except ModuleNotFoundError as e:
+        raise _lacks(e) from None
 
     written = copies.make(folder)
     print("\n".join(f"written: {path}" for path in written) or "everything is up to date")
@@ -69,7 +72,7 @@ def grade(
         from ddpp_course import session
         from ddpp_course.roster import Rules
     except ModuleNotFoundError as e:
-        raise Error(f"grading needs the package {e.name}: pip install 'ddpp[course]'") from None
+        raise _lacks(e) from None
 
     if not submissions.exists():
         raise Error(f"there is no {submissions}: name a notebook, or a folder of them")
@@ -114,3 +117,7 @@ def grade(
         print(report.text())
         reports = [report]
     return 0 if all(not r.refused and r.points == r.of for r in reports) else 3
+
+
+def _lacks(e: ModuleNotFoundError) -> Error:
+    return Error(f"the course needs the package {e.name}: pip install 'ddpp[course]'")

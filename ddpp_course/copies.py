@@ -7,6 +7,7 @@ itself is not needed.
 
 import copy
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 
 STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
@@ -43,6 +45,7 @@ def read(path: Path) -> NotebookNode:
         with open(path, encoding="utf-8") as file:
             notebook = nbformat.read(file, 4)
         nbformat.validate(notebook)
+        nbformat.writes(notebook).encode()  # half of a character is none
     except OSError as e:
         raise Error(f"cannot read {path}: {e.strerror}") from None
     except Exception:  # nbformat raises nearly anything, from KeyError to its own
@@ -59,7 +62,10 @@ def instructors(path: Path) -> NotebookNode:
     hand out what it should hide.
     """
     notebook, seen = read(path), set()
-    for name in (nbgrader(cell).get("grade_id") for cell in notebook.cells):
+    for number, cell in enumerate(notebook.cells, 1):
+        if wrong := _wrong(cell):
+            raise Error(f"cell {number} of {path} {wrong}: correct nbgrader's metadata of the cell")
+        name = nbgrader(cell).get("grade_id")
         if name is not None and name in seen:
             raise Error(f"two cells of {path} have the grade_id '{name}': give one of them another")
         seen.add(name)
@@ -71,6 +77,31 @@ def instructors(path: Path) -> NotebookNode:
                 f"(for {HIDDEN}) in its metadata"
             )
     return notebook
+
+
+def _wrong(cell: NotebookNode) -> str:
+    """Return what is wrong with a cell's nbgrader metadata, if there are some."""
+    marks = cell.metadata.get("nbgrader")
+    if not marks:
+        return ""
+    name = marks.get("grade_id") if isinstance(marks, dict) else None
+    if not isinstance(name, str) or not name:
+        return "has no grade_id, or one that is no text"
+    for key in ("grade", "solution", "locked"):
+        if not isinstance(marks.get(key), bool):
+            return f"('{name}') has the {key} {marks.get(key)!r}, not true or false"
+    points = marks.get("points")
+    if marks["grade"] and (
+        not isinstance(points, (int, float))
+        or isinstance(points, bool)
+        or not 0 <= points < math.inf
+    ):
+        return f"('{name}') has the points {points!r}, which are no number from 0"
+    if (marks["grade"] or marks["solution"]) and cell.cell_type not in ("code", "markdown"):
+        return f"('{name}') is graded or a solution, but neither code nor Markdown"
+    if marks["grade"] and not marks["solution"] and cell.cell_type != "code":
+        return f"('{name}') is a text that is graded, but nobody writes it, as it is no solution"
+    return ""
 
 
 def nbgrader(cell: NotebookNode) -> dict:
@@ -228,22 +259,33 @@ def points_table(notebooks: dict[str, NotebookNode]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def stale(folder: Path) -> dict[Path, str]:
-    """Find the files made from FOLDER/source that are not up to date; return the text of each."""
+def stale(folder: Path) -> dict[Path, bytes]:
+    """Find the files made from FOLDER/source that are not up to date, with what each should have.
+
+    Raises Error where one of them cannot be read.
+    """
     notebooks = {name: instructors(path) for name, path in sources(folder).items()}
     texts = {folder / "points.md": points_table(notebooks)}
     for name, notebook in notebooks.items():
         for kind, made in (("release", students(notebook)), ("solutions", solutions(notebook))):
             texts[folder / kind / name / f"{name}.ipynb"] = nbformat.writes(made) + "\n"
-    return {
-        path: text for path, text in texts.items() if not path.exists() or path.read_text() != text
-    }
+    made = {path: text.encode() for path, text in texts.items()}
+    return {path: data for path, data in made.items() if _now(path) != data}
+
+
+def _now(path: Path) -> bytes | None:
+    """Return what is in a file, None if there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise Error(f"cannot read {path}, to write it: {e.strerror}. Move it away") from None
 
 
 def make(folder: Path) -> list[Path]:
     """Write what is stale, and return the files written."""
-    texts = stale(folder)
-    for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return list(texts)
+    found = stale(folder)
+    for path, data in found.items():
+        files.write_bytes(path, data)
+    return list(found)

@@ -661,6 +661,55 @@ def test_two_cells_with_one_grade_id_are_named(course, tmp_path):
         grade.assignments(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("cell", "changes", "says"),
+    [
+        ("double", {"grade_id": 3}, "has no grade_id, or one that is no text"),
+        ("double", {"grade_id": ""}, "has no grade_id"),
+        ("double", {"solution": "yes"}, "('double') has the solution 'yes', not true or false"),
+        ("setup", {"locked": None}, "('setup') has the locked None, not true or false"),
+        ("double-check", {"points": "2"}, "('double-check') has the points '2', which are no"),
+        ("double-check", {"points": None}, "has the points None"),
+        ("double-check", {"cell_type": "markdown"}, "is a text that is graded, but nobody writes"),
+        ("double-check", {"cell_type": "raw"}, "neither code nor Markdown"),
+        ("double", {"source": "x = '\ud83d'"}, "is not a Jupyter notebook"),
+    ],
+)
+def test_metadata_that_make_no_sense_are_named_with_their_cell(
+    course, tmp_path, cell, changes, says, capsys
+):
+    path = tmp_path / "source" / "numbers" / "numbers.ipynb"
+    shutil.copytree(course / "source", tmp_path / "source")
+    notebook = json.loads(path.read_text())
+    (changed,) = [
+        c for c in notebook["cells"] if c["metadata"].get("nbgrader", {}).get("grade_id") == cell
+    ]
+    if changes.get("cell_type"):
+        del changed["outputs"], changed["execution_count"]
+    own = changed if {"cell_type", "source"} & changes.keys() else changed["metadata"]["nbgrader"]
+    own.update(changes)
+    path.write_text(json.dumps(notebook))
+    assert cli.main(["assign", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert says in said and str(path) in said
+    assert [*everything(tmp_path)] == [path]
+
+
+def test_assign_says_what_stands_in_its_way(course, tmp_path, capsys, monkeypatch):
+    shutil.copytree(course / "source", tmp_path / "source")
+    (tmp_path / "release").write_text("mine")
+    assert cli.main(["assign", str(tmp_path)]) == 1
+    assert "release/numbers/numbers.ipynb, to write it: Not a dir" in capsys.readouterr().err
+    (tmp_path / "release").unlink()
+    (tmp_path / "points.md").write_bytes(b"\xff")
+    assert cli.main(["assign", str(tmp_path)]) == 0
+    monkeypatch.delattr("ddpp_course.copies")
+    monkeypatch.delitem(sys.modules, "ddpp_course.copies")
+    monkeypatch.setitem(sys.modules, "nbformat", None)
+    assert cli.main(["assign", str(tmp_path)]) == 1
+    assert "needs the package nbformat: pip install 'ddpp[course]'" in capsys.readouterr().err
+
+
 # What a right solution may use
 
 
