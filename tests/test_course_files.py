@@ -389,6 +389,20 @@ def test_a_submission_that_stops_the_grader_itself_is_one_row(course, tmp_path, 
     assert [row["refused"][:20] for row in rows] == ["it stopped the grade", "its report could not"]
 
 
+def test_a_report_for_another_assignment_than_the_notebook_is_does_not_last(tmp_path):
+    setup = "from ddpp_course.checks import Mistake, ask"
+    both = make(tmp_path / "course", "texts", setup, TASKS)
+    make(tmp_path / "other", "other", setup, [("other", *TASKS[0][1:])])
+    (tmp_path / "other" / "source" / "other").rename(both / "source" / "other")
+    folder = tmp_path / "class"
+    folder.mkdir()
+    (folder / "ann.ipynb").write_text(json.dumps(solved(both)))
+    graded = lambda name: grade.grade_all(
+        folder, both, tmp_path / "out", name=name, limits=Limits(seconds=60), trust=TRUST
+    )
+    assert [graded(name)[0].assignment for name in ("other", None)] == ["other", "texts"]
+
+
 # Texts, which a person grades
 
 
