@@ -154,6 +154,8 @@ def grade_all(
     grade.
     """
     submissions, out = Path(submissions), Path(out)
+    if submissions.resolve().is_relative_to(out.resolve()):
+        raise Error(f"choose another --out than {out}: it contains the submissions")
     rules.check(out)
     known, closed = assignments(Path(folder)), (submissions, out)
     found = handed_in(submissions, out, every=rules.keep != "last")

@@ -644,6 +644,17 @@ def test_an_option_that_makes_no_sense_is_named_before_anything_is_written(
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("out", [".", "class", "class/../class"])
+def test_grades_around_the_submissions_are_refused(course, tmp_path, capsys, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "class").mkdir()
+    shutil.copy(course / "release" / "numbers" / "numbers.ipynb", tmp_path / "class")
+    before = everything(tmp_path)
+    assert cli.main(["grade", "class", "--assignments", str(course), "--out", out]) == 1
+    assert f"choose another --out than {Path(out)}: it contains" in capsys.readouterr().err
+    assert everything(tmp_path) == before
+
+
 def test_two_cells_with_one_grade_id_are_named(course, tmp_path):
     path = tmp_path / "source" / "numbers" / "numbers.ipynb"
     shutil.copytree(course / "source", tmp_path / "source")
