@@ -7,6 +7,7 @@ or edited do no harm.
 
 import ast
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,6 +15,7 @@ from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
 from ddpp.foundation.errors import Error
@@ -58,7 +60,10 @@ class Assignment:
         answers = {name for name, cell in code.items() if copies.nbgrader(cell)["solution"]}
         tasks = copies.tasks(notebook)
         checks = {task.name: code[task.name].source for task in tasks if not task.by_hand}
-        functions, values = names("\n".join(code[name].source for name in answers))
+        for name, check in checks.items():
+            _parsed(path, name, check)
+        found = [names(_parsed(path, name, _plain(code[name].source))) for name in answers]
+        functions, values = (set[str]().union(*(pair[i] for pair in found)) for i in (0, 1))
         students = copies.students(notebook).cells
         handed_out = {copies.nbgrader(cell).get("grade_id"): cell.source for cell in students}
         course = Path(__file__).parent
@@ -91,6 +96,20 @@ class Assignment:
         """Return the names of the student's functions and values that the code of a check uses."""
         used = {node.id for node in ast.walk(ast.parse(check)) if isinstance(node, ast.Name)}
         return sorted(used & self.functions), sorted(used & self.values)
+
+
+def _plain(code: str) -> str:
+    """Return the code of a notebook without its magics."""
+    return TransformerManager().transform_cell(re.sub(r"^%%.*", "", code))
+
+
+def _parsed(path: Path, name: str, code: str) -> str:
+    """Return the code of a cell, or raise Error where it is no Python: nobody could earn points."""
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError) as e:
+        raise Error(f"the cell '{name}' of {path} is no Python: {e}. Correct it") from None
+    return code
 
 
 def assignments(folder: Path) -> dict[str, Assignment]:

@@ -403,6 +403,20 @@ def test_a_report_for_another_assignment_than_the_notebook_is_does_not_last(tmp_
     assert [graded(name)[0].assignment for name in ("other", None)] == ["other", "texts"]
 
 
+def test_a_magic_in_a_solution_hides_no_name_and_what_is_no_python_is_named(tmp_path):
+    def with_cells(number, answer, check):
+        tasks = [(*TASKS[0][:2], answer, check), ("half", 1, "def half(x): ...\nh = 1", "half, h")]
+        return grade.assignments(make(tmp_path / number, "texts", "", tasks))["texts"]
+
+    answer, check = TASKS[0][2:]
+    with_magics = with_cells("1", f"%%time\n%matplotlib inline\n!ls\n{answer}", check)
+    assert (with_magics.functions, with_magics.values) == ({"double", "half"}, {"h"})
+    with pytest.raises(Error, match=r"the cell 'double' of .* is no Python: expected ':'"):
+        with_cells("2", "def double(x)", check)
+    with pytest.raises(Error, match=r"the cell 'double-check' of .* is no Python: invalid syntax"):
+        with_cells("3", answer, f"%time\n{check}")
+
+
 # Texts, which a person grades
 
 
