@@ -6,12 +6,13 @@ or edited do no harm.
 """
 
 import ast
+import contextlib
 import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ddpp_course import copies, marks, messages, report, wall
 from ddpp_course.checks import told
 from ddpp_course.report import Outcome, Report
 from ddpp_course.roster import Rules
-from ddpp_course.session import CourseError, Limits, Session
+from ddpp_course.session import START, CourseError, Limits, Session
 from ddpp_course.submissions import Submission, handed_in, names, read, safe, text_of, which
 
 SECONDS = 120  # for a cell, where the assignment does not say
@@ -227,7 +228,7 @@ def digests(
 class Grader:
     """What all submissions of a class are graded with.
 
-    closed: more paths that they may not see.
+    closed: more paths that they may not see; worked: assignments whose setup did.
     """
 
     folder: Path
@@ -236,6 +237,7 @@ class Grader:
     limits: Limits
     wall: wall.Wall
     closed: tuple[Path, ...]
+    worked: set[str] = field(default_factory=set)
 
     def grade(self, submission: Submission) -> Report:
         """Return a report, whatever happens; raise Error only where the course itself is wrong."""
@@ -259,7 +261,7 @@ class Grader:
             p.resolve() for p in (self.folder / "source", self.folder / "solutions", *self.closed)
         )
         begin = partial(Session, limits, self.wall, private)
-        outcomes, notes = _Grading(assignment, notebook, limits, begin).run()
+        outcomes, notes = _Grading(assignment, notebook, limits, begin, self.worked).run()
         result.assignment, result.wall = assignment.name, self.wall.says
         result.outcomes, result.notes = outcomes, [*result.notes, *notes]
         result.sha256, result.graded_with = digests(
@@ -308,9 +310,10 @@ class _Grading:
         notebook: NotebookNode,
         limits: Limits,
         begin: Callable[[], Session],
+        worked: set[str],
     ):
         self.assignment, self.notebook = assignment, notebook
-        self.limits, self.begin = limits, begin
+        self.limits, self.begin, self.worked = limits, begin, worked
         self.end = time.monotonic() + limits.total
         self.notes = list(self._in_checks())
         self.skip: set[int] = set()  # cells that brought the kernel down
@@ -329,13 +332,8 @@ class _Grading:
 
         That is the case if the process did not survive.
         """
-        session = self.begin()
+        session = self._ready()
         try:
-            ready = session.setup(self.assignment.setup, self.limits.seconds)
-            if not ready.error:
-                ready = session.run(self.assignment.setup, self.limits.seconds)
-            if ready.error:  # nothing of the student's has run yet
-                raise CourseError(f"the setup of {self.assignment.name} fails: {ready.error}")
             unwritten = False
             for number, code in self._cells():
                 if number in self.skip:
@@ -364,6 +362,34 @@ class _Grading:
             return True
         finally:
             session.close()
+
+    def _ready(self) -> Session:
+        """Return a process in which the setup has run; where one fails, try another.
+
+        Nothing of the student's has run yet: the course is wrong, unless its setup worked before.
+        """
+        with contextlib.suppress(CourseError):
+            return self._set_up()
+        try:
+            return self._set_up()
+        except CourseError as e:
+            if Session.stopped.is_set() or self.assignment.name not in self.worked:
+                raise
+            raise Error(messages.say("grader", "not_set_up", error=e)) from None
+
+    def _set_up(self) -> Session:
+        session, seconds = self.begin(), max(self.limits.seconds, START)
+        try:
+            ready = session.setup(self.assignment.setup, seconds)
+            if not ready.error:
+                ready = session.run(self.assignment.setup, seconds)
+            if ready.error:
+                raise CourseError(f"the setup of {self.assignment.name} fails: {ready.error}")
+        except BaseException:
+            session.close()
+            raise
+        self.worked.add(self.assignment.name)
+        return session
 
     def _cells(self) -> Iterator[tuple[int, str]]:
         """Yield number (from 1) and code of the student's own cells.

@@ -16,7 +16,7 @@ from small_course import best_wall, cell_of, make, solved
 from ddpp.foundation.errors import Error
 from ddpp_course import copies, grade, marks, submissions, wall
 from ddpp_course.report import Outcome, Report
-from ddpp_course.session import Limits
+from ddpp_course.session import Answer, Limits, Session
 from ddpp_course.submissions import handed_in, read, safe, text_of
 
 TRUST = best_wall() == wall.NONE  # these need none
@@ -415,6 +415,31 @@ def test_a_magic_in_a_solution_hides_no_name_and_what_is_no_python_is_named(tmp_
         with_cells("2", "def double(x)", check)
     with pytest.raises(Error, match=r"the cell 'double-check' of .* is no Python: invalid syntax"):
         with_cells("3", answer, f"%time\n{check}")
+
+
+def test_a_process_that_dies_during_the_setup_costs_no_more_than_its_submission(
+    course, tmp_path, monkeypatch
+):
+    folder, setup = tmp_path / "class", Session.setup
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.ipynb").write_text(json.dumps(solved(course)))
+    dies = [True, False, False, True, True]  # a process each: a's, a's again, b's, and c's two
+    given = []
+
+    def fails(session, code, seconds):
+        given.append(seconds)
+        return Answer("died", alive=False) if dies.pop(0) else setup(session, code, seconds)
+
+    monkeypatch.setattr(Session, "setup", fails)
+    run = lambda: grade.grade_all(folder, course, tmp_path / "out", limits=Limits(9), trust=TRUST)
+    assert [report.points for report in run()] == [2, 2, 0]
+    assert given == [120] * 5
+    dies += [True, True]
+    (folder / "a.ipynb").unlink()
+    (folder / "b.ipynb").unlink()
+    with pytest.raises(Error, match="the setup of texts fails"):
+        run()
 
 
 # Texts, which a person grades
