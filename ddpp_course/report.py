@@ -178,7 +178,7 @@ def _bytes(text: str) -> bytes:
 
 def _plain(text: str) -> str:
     """Return text, which may be a student's, in one line and without HTML."""
-    return re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", " ".join(text.split()))
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", " ".join(text.split()))
 
 
 def read(path: Path) -> Report | None:

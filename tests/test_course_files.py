@@ -140,8 +140,14 @@ def test_an_accident_costs_nothing_and_stops_nobody(graded, name):
     text = (out / f"{found.submission}.md").read_text()
     assert len(text) < 3000
     assert all(c.isprintable() or c == "\n" for c in text)
-    assert "<img" not in text.replace("\\<img", "")
+    assert "<img" not in text
     assert len([line for line in text.splitlines() if line.startswith("#")]) == 1
+
+
+@pytest.mark.parametrize("html", ["<img src=x>", r"\<img src=x>", r"\\<img src=x>"])
+def test_html_in_a_report_stays_text(html):
+    text = Report("ann", "texts", [Outcome("c", "C", 0, 2, html)], notes=[html]).text()
+    assert "<" not in text and text.count("&lt;img src=x>") == 2
 
 
 def test_what_a_student_defines_in_the_cell_of_a_check_is_named(graded):
