@@ -24,8 +24,9 @@ from ddpp_course import copies, marks, messages, report, wall
 from ddpp_course.checks import told
 from ddpp_course.report import Outcome, Report
 from ddpp_course.roster import Rules
-from ddpp_course.session import START, CourseError, Limits, Session
+from ddpp_course.session import START, Limits, Session
 from ddpp_course.submissions import Submission, handed_in, names, read, safe, text_of, which
+from ddpp_course.wall import CourseError
 
 SECONDS = 120  # for a cell, where the assignment does not say
 SAY = partial(print, flush=True)  # at once, also into a file

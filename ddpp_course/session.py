@@ -25,20 +25,15 @@ from typing import Any, cast
 import matplotlib
 import psutil
 
-from ddpp.foundation.errors import Error
 from ddpp_course import enter, mistakes, wall
 from ddpp_course.messages import say
-from ddpp_course.wall import Wall
+from ddpp_course.wall import CourseError, Wall
 
 GRACE = 5  # seconds that a cell has to end after it was interrupted
 START = 120  # seconds that a process has to start
 LONGEST = 2**16  # bytes of an answer
 FOLDERS, FILES = 10_000, 100_000  # in the folder of a submission
 ENTER = str(Path(enter.__file__))
-
-
-class CourseError(Error):
-    """What is wrong with the course or the machine, and so with every submission."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +69,20 @@ class Session:
 
     def __init__(self, limits: Limits, walls: Wall, private: tuple[Path, ...] = ()):
         self.limits, self.wall = limits, walls
-        self._folder = tempfile.TemporaryDirectory(prefix="ddpp-", ignore_cleanup_errors=True)
-        self._work = wall.INSIDE if walls.alone else Path(os.path.realpath(self._folder.name))
         self._key, self._count, self._seen = secrets.token_bytes(32), 0, {}
+        self._opened = contextlib.ExitStack()  # what closing it ends, removes and closes
+        try:
+            self._begin(private)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, private: tuple[Path, ...]) -> None:
+        walls, opened = self.wall, self._opened
+        folder = tempfile.TemporaryDirectory(prefix="ddpp-", ignore_cleanup_errors=True)
+        opened.callback(folder.cleanup)
+        self._work = wall.INSIDE if walls.alone else Path(os.path.realpath(folder.name))
+        rules = walls.rules(self._work, private)
         fonts = {
             self._work / "matplotlib" / path.name: path
             for path in Path(matplotlib.get_cachedir()).glob("font*")
@@ -85,25 +91,24 @@ class Session:
             (self._work / "matplotlib").mkdir()
             for place, path in fonts.items():
                 shutil.copy(path, place)
-        requests, self._requests = os.pipe()
-        self._answers, answers = os.pipe()
-        arguments = ["-P", ENTER, str(requests), str(answers)]
-        self._process = subprocess.Popen(
-            walls.command(arguments, private, fonts),
-            cwd="/" if walls.alone else self._work,
-            env=wall.environment(self._work),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(requests, answers),
-            start_new_session=True,
-        )
-        os.close(requests)
-        os.close(answers)
-        begin = {"key": self._key.hex(), "memory": int(limits.memory * 1e9), "alone": walls.alone}
-        started = self._ask(begin | {"landlock": walls.rules(self._work, private)}, START)
+        with contextlib.ExitStack() as its:  # ends of the pipes
+            requests, self._requests = _pipe(its, opened)
+            self._answers, answers = _pipe(opened, its)
+            arguments = ["-P", ENTER, str(requests), str(answers)]
+            self._process = subprocess.Popen(
+                walls.command(arguments, private, fonts),
+                cwd="/" if walls.alone else self._work,
+                env=wall.environment(self._work),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(requests, answers),
+                start_new_session=True,
+            )
+        opened.callback(self._kill)
+        begin = {"key": self._key.hex(), "memory": int(self.limits.memory * 1e9)}
+        started = self._ask(begin | {"alone": walls.alone, "landlock": rules}, START)
         if started.error:
-            self.close()
             raise CourseError(
                 f"no process to grade in: {started.error}; is IPython installed (pip install "
                 "'ddpp[course]')?"
@@ -127,10 +132,7 @@ class Session:
         return self._ask({"do": "report", "number": secrets.token_hex(16)}, GRACE)
 
     def close(self) -> None:
-        self._kill()
-        for pipe in (self._requests, self._answers):
-            os.close(pipe)
-        self._folder.cleanup()
+        self._opened.close()
 
     def _ask(self, question: dict, seconds: float) -> Answer:
         """Return what the process answers, or what kept it from answering."""
@@ -238,6 +240,14 @@ class Session:
 def _words(text: str) -> str:
     """Return what a process says, as a report and a terminal can show it."""
     return "".join(c if c.isprintable() else " " for c in text[:1000])
+
+
+def _pipe(*ends: contextlib.ExitStack) -> tuple[int, int]:
+    """Open a pipe; each of its ends is closed by one of these."""
+    pipe = os.pipe()
+    for stack, end in zip(ends, pipe, strict=True):
+        stack.callback(os.close, end)
+    return pipe
 
 
 def _write(pipe: int, data: bytes, seconds: float) -> None:

@@ -38,6 +38,10 @@ REFUSED = (
 )
 
 
+class CourseError(Error):
+    """What is wrong with the course or the machine, and so with every submission."""
+
+
 @dataclass(frozen=True)
 class Wall:
     """One way to confine a process.
@@ -88,13 +92,16 @@ class Wall:
         return [self.program, *own.split(), *ordered, *room.split(), *closed, *python]
 
     def rules(self, work: Path, private: tuple[Path, ...]) -> dict | None:
-        """Return what Landlock should allow, if it is the wall; else None."""
+        """Return what Landlock should allow, if it is the wall; else None.
+
+        Raises CourseError where it cannot hide what is private.
+        """
         if self != LANDLOCK:
             return None
         shown = libraries()
         for path in private:
             if any(path.is_relative_to(folder) for folder in shown):
-                raise Error(
+                raise CourseError(
                     f"Landlock cannot hide {path}, which lies among the libraries: move it, or "
                     f"{OTHERWISE}"
                 )

@@ -726,6 +726,18 @@ def test_course_files_among_the_libraries_are_hidden(tmp_path, monkeypatch):
         wall.LANDLOCK.rules(tmp_path, (tmp_path / "a",))
 
 
+def test_a_process_that_cannot_begin_leaves_nothing_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(wall, "libraries", lambda: [tmp_path])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    nowhere = wall.Wall("bubblewrap", program=str(tmp_path / "bwrap"))
+    before = os.listdir("/proc/self/fd")
+    for walls, error in ((wall.LANDLOCK, wall.CourseError), (nowhere, FileNotFoundError)):
+        with pytest.raises(error):
+            Session(Limits(), walls, (tmp_path / "a",))
+        assert os.listdir("/proc/self/fd") == before
+        assert [*tmp_path.iterdir()] == []
+
+
 _ORDER = (("--ro-bind", ""), ("--tmpfs", "/a"), ("--ro-bind", "/a/venv"))
 
 
