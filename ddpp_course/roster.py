@@ -369,13 +369,15 @@ def owners(name: str, students: list[Student]) -> list[Student]:
     """Find the students whose submission this may be.
 
     By the account in a name that Canvas or Moodle made, else by the number as a word in the name,
-    else by the student's name at its beginning. Where the name has a number and the name of another
-    student, it may be of both.
+    else by the student's name at its beginning. Where the name has an account or a number, and the
+    name of another student, it may be of both.
     """
     name = MARK.sub("", _one_way(name))
     if platform := PLATFORM.match(name):
         if found := [s for s in students if s.account == platform[2]]:
-            return found
+            begin = "".join(_letters(name[: name.index("_")]))
+            others = [] if any(begin in s.named() for s in found) else students
+            return found + [s for s in others if begin in s.named()]
         # the platform's numbers are no student's
         name = f"{name[: platform.start(2)]}_{CANVAS_AGAIN.sub('', name[platform.end() :])}"
     numbered, named = _by_number(AGAIN.sub("", name), students), _by_name(name, students)

@@ -242,6 +242,17 @@ def test_a_number_in_brackets_is_a_browsers_and_not_a_students(name, of):
     assert owners(name, [BOB, ANN, ELEVEN]) == of
 
 
+def test_an_account_with_the_name_of_another_student_may_be_of_both():
+    """So it is where the account of the roster is no account of the platform that made the file."""
+    ann, bob = Student("1", "Lee, Ann", account="12"), Student("2", "Bob Stone", account="13")
+    find = lambda name: owners(name, [ann, bob])
+    assert find("leeann_12_5013_hw") == find("Ann Lee_12_assignsubmission_file_/hw") == [ann]
+    assert (
+        find("bobstone_12_5013_hw") == find("Bob Stone_12_assignsubmission_file_/x") == [ann, bob]
+    )
+    assert find("anns new name_12_5013_hw") == [ann]
+
+
 def test_a_number_with_hyphens_is_one_word():
     students = [Student("12-345", "A B"), Student("12", "C D")]
     assert owners("hw_12-345", students) == students[:1]
