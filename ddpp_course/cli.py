@@ -82,8 +82,8 @@ def grade(
         raise Error(
             f"--seconds {seconds:g}: a number above 0; leave it out for what the assignment says"
         )
-    if not 0 < memory < math.inf:
-        raise Error(f"--memory {memory:g}: GB for a submission, a number above 0")
+    if not 1 <= memory <= 1e6:
+        raise Error(f"--memory {memory:g}: GB for a submission, from 1 to 1,000,000")
     limits = session.Limits(seconds or 0.0, memory)
     rules = Rules.of(roster, due, late, keep, platform, zeros)
     if rules != Rules() and not submissions.is_dir():

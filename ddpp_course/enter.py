@@ -27,7 +27,7 @@ UNSEEN = {
 
 
 def limit(memory: int, processes: bool) -> None:
-    """Set limits that this process, and those it starts, cannot raise again.
+    """Set limits that this process, and those it starts, cannot raise again. Lower ones stay.
 
     - memory: bytes.
     - processes: whether their number is limited, too: only where the process is alone in a space.
@@ -38,6 +38,8 @@ def limit(memory: int, processes: bool) -> None:
     for which, most in limits.items() | (
         {resource.RLIMIT_NPROC: PROCESSES}.items() if processes else set()
     ):
+        hard = resource.getrlimit(which)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(which, (most, most))
 
 

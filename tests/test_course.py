@@ -623,10 +623,12 @@ def everything(folder):
         ("--seconds", "0", "--seconds 0: a number above 0"),
         ("--seconds", "nan", "--seconds nan: a number above 0"),
         ("--seconds", "inf", "--seconds inf: a number above 0"),
-        ("--memory", "-1", "--memory -1: GB for a submission"),
-        ("--memory", "0", "--memory 0: GB for a submission"),
-        ("--memory", "nan", "--memory nan: GB for a submission"),
-        ("--memory", "inf", "--memory inf: GB for a submission"),
+        ("--memory", "-1", "--memory -1: GB for a submission, from 1"),
+        ("--memory", "0", "--memory 0: GB for a submission, from 1"),
+        ("--memory", "0.9", "--memory 0.9: GB for a submission, from 1 to 1,000,000"),
+        ("--memory", "1e7", "--memory 1e+07: GB for a submission, from 1"),
+        ("--memory", "nan", "--memory nan: GB for a submission, from 1"),
+        ("--memory", "inf", "--memory inf: GB for a submission, from 1"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_named_before_anything_is_written(
@@ -719,6 +721,19 @@ def test_assign_says_what_stands_in_its_way(course, tmp_path, capsys, monkeypatc
     monkeypatch.setitem(sys.modules, "nbformat", None)
     assert cli.main(["assign", str(tmp_path)]) == 1
     assert "needs the package nbformat: pip install 'ddpp[course]'" in capsys.readouterr().err
+
+
+def test_a_limit_of_the_system_that_is_lower_stays():
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(enter.__file__).parent)!r})
+import enter
+resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+enter.limit(4 * 10**9, False)
+print(resource.getrlimit(resource.RLIMIT_FSIZE))
+"""
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "(1000000, 1000000)\n", done.stderr
 
 
 # What a right solution may use
