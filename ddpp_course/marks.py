@@ -5,6 +5,7 @@ The grader makes by_hand.csv once, reads it, and never writes it again.
 
 import csv
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
     """
     points, comments, complaints = {}, {}, []
     for number, row in enumerate(_rows(path), 2):
-        key = (_bare(row.get("submission")), _bare(row.get("assignment")), _bare(row.get("task")))
+        key = _meant(row, asked)
         written = (row.get("points") or "").strip().replace(",", ".")
         if not written:
             continue
@@ -218,11 +219,7 @@ def _template(asked: dict) -> bytes:
 def _missing(hand: Path, asked: dict) -> list[str]:
     """Write the rows that by_hand.csv lacks to by_hand.new.csv, to be copied from there."""
     new = hand.with_name("by_hand.new.csv")
-    there = (
-        {tuple(_bare(row.get(name)) for name in BY_HAND[:3]) for row in _rows(hand)}
-        if hand.exists()
-        else set()
-    )
+    there = {_meant(row, asked) for row in _rows(hand)} if hand.exists() else set()
     missing = {key: found for key, found in asked.items() if key not in there}
     if not missing:
         if new.is_file():
@@ -248,6 +245,16 @@ def _older(reports: list[Report]) -> list[str]:
 def _key(one: Report, task: str) -> Key:
     """Return the key of a text as it is read from a table, where spaces at the ends are lost."""
     return _bare(one.submission), _bare(one.assignment), _bare(task)
+
+
+def _meant(row: dict, asked: Collection[Key]) -> Key:
+    """Return the key of a line, of those that are asked for where a spreadsheet took its zeros."""
+    key = (_bare(row.get("submission")), _bare(row.get("assignment")), _bare(row.get("task")))
+    if key in asked:
+        return key
+    bare = lambda k: (k[0].lstrip("0"), *k[1:])
+    alike = [other for other in asked if bare(other) == bare(key)]
+    return alike[0] if len(alike) == 1 else key
 
 
 def _rows(path: Path) -> list[dict]:

@@ -590,6 +590,22 @@ def test_a_mark_reaches_a_name_with_spaces_at_its_ends(tmp_path, name):
     assert "3 of 3" in (tmp_path / f"{name}.md").read_text()
 
 
+def test_a_mark_reaches_a_number_whose_zeros_a_spreadsheet_took(tmp_path):
+    reports = [report_of(name) for name in ("04711", "004712", "04712")]
+    marks.write(reports, tmp_path)
+    hand = tmp_path / "by_hand.csv"
+    saved = hand.read_text().replace("Text,,", "Text,3,").replace("\n0", "\n").replace("\n0", "\n")
+    hand.write_text(saved)
+    said = marks.write(reports, tmp_path)
+    totals = {row["submission"]: row["total"] for row in rows_of(tmp_path / "grades.csv")}
+    assert totals == {"04711": "5.0", "004712": "", "04712": ""}  # 4712 may be either
+    assert [sentence.partition(": ")[2][:36] for sentence in said[:2]] == [
+        "line 3 is of no submission that is g",
+        "line 4 is of no submission that is g",
+    ]
+    assert "04711" not in said[2]
+
+
 def test_older_versions_that_are_left_out_are_named(tmp_path):
     one = report_of("ann")
     one.notes = ["an older version was not graded: ann.ipynb", "cell 2 stopped: x"]
