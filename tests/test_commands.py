@@ -11,10 +11,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ddpp
 from ddpp import cli
+from ddpp.baselines import selection
 from ddpp.cli import commands, parsing
 from ddpp.cli.options import OWN_NAME
 from ddpp.data.sources import SHA256
@@ -115,6 +117,21 @@ except SystemExit: pass
 print([name for name in ("matplotlib", "torchvision", "ddpp_course") if name in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_warning_is_a_sentence(npz, tmp_path):
+    path = npz(channels=3)
+    data = ddpp.load_data(path, zca=False, device="cpu", validation=0)
+    made = selection.random(data, 1, {"width": 2})
+    made.save(tmp_path / "set.safetensors")
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"x_test": arrays["x_test"][::-1]})
+    words = f"evaluate {tmp_path}/set.safetensors --data {path} --repeats 1 --protocol.epochs 1"
+    code = f"import sys, ddpp.cli; sys.exit(ddpp.cli.main({words.split()!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "ddpp: the set was made from other images than those of mine" in done.stderr
+    assert "UserWarning" not in done.stderr and "commands.py" not in done.stderr
 
 
 def test_only_the_command_asked_for_is_loaded(monkeypatch, capsys):

@@ -5,7 +5,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes.size() > 1 and command not in SHARED:
             what = "only teachers and distill can be shared out by torchrun"
             raise Error(f"{what}: start this command without it")
-        with contextlib.redirect_stdout(None) if processes.rank() else contextlib.nullcontext():
+        quiet = contextlib.redirect_stdout(None) if processes.rank() else contextlib.nullcontext()
+        with quiet, as_sentences():
             return call() or 0
     except Error as e:
         say(str(e))
@@ -57,6 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         processes.leave()
+
+
+@contextlib.contextmanager
+def as_sentences() -> Iterator[None]:
+    """Show ddpp's warnings as it says everything else, without the lines of code they come from."""
+    usual = warnings.formatwarning
+
+    def show(message: Warning | str, category: type[Warning], *where, **more) -> str:
+        if category is UserWarning:
+            return f"ddpp: {message}\n"
+        return usual(message, category, *where, **more)
+
+    warnings.formatwarning = show
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def overview() -> str:
