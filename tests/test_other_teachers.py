@@ -16,7 +16,7 @@ from ddpp.pruning import masked_loss
 from ddpp.teachers import train_teachers
 from ddpp.unrolling import unroll
 from tools import other_teachers
-from tools.other_teachers import long_run, losses, main, read_long
+from tools.other_teachers import long_run, losses, main, mean, read_long
 
 QUEUE = """
 [[run]]
@@ -47,7 +47,7 @@ def queue(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def data(queue):
+def long(queue):
     """The queue's data, after its runs are finished."""
     reproduce(read_queue(queue), results="results", work="runs", device="cpu", progress=False)
     recipe = long_run("signed", 4).recipe
@@ -55,7 +55,7 @@ def data(queue):
     return load_data(recipe.data, **how)
 
 
-def test_the_steps_go_on_from_the_set_with_other_teachers(data):
+def test_the_steps_go_on_from_the_set_with_other_teachers(long):
     assert main(["--rule", "signed"]) == 0
     report = json.loads((OUT / "signed.json").read_text())
     made = [("own", 2), ("own", 4), ("others", 4)]
@@ -63,7 +63,7 @@ def test_the_steps_go_on_from_the_set_with_other_teachers(data):
     assert {len(row[group]) for row in report["losses"] for group in ("own", "others")} == {3}
     assert report["distilled"]["validation"].keys() == {"3", "4"}
 
-    own, other = read_long("signed", 4, data), read_set(OUT / "signed.json", report, data)
+    own, other = read_long("signed", 4, long), read_set(OUT / "signed.json", report, long)
     for name in ("epoch", "teacher"):  # which of the ten: drawn as before
         assert torch.equal(own.history[name], other.history[name])
     same = own.history["loss"] == other.history["loss"]
@@ -73,13 +73,21 @@ def test_the_steps_go_on_from_the_set_with_other_teachers(data):
     assert report["recipe"]["teachers"]["seed"] == other.provenance["teachers"]["seed"]
 
 
-def test_a_loss_is_that_of_the_next_steps_without_pruning(data):
+def test_the_mean_is_that_of_the_sets_on_the_way(distilled):
+    sets = distilled.iterates
+    made = mean(distilled)
+    assert torch.allclose(made.images, sum(images for images, _ in sets.values()) / len(sets))
+    assert float(made.alpha) == pytest.approx(sum(float(a) for _, a in sets.values()) / len(sets))
+    assert not made.iterates
+
+
+def test_a_loss_is_that_of_the_next_steps_without_pruning(long):
     assert main(["--rule", "none"]) == 0
     report = json.loads((OUT / "none.json").read_text())
     one = long_run("none", 4).recipe
     asked = one.stored_teachers()
-    teachers = train_teachers(data, asked, teachers_in(Path("runs/others"), asked, data))
-    made = read_long("none", 4, data)
+    teachers = train_teachers(long, asked, teachers_in(Path("runs/others"), asked, long))
+    made = read_long("none", 4, long)
     found = losses(made, teachers, one.distill)
     assert found == report["losses"][1]["own"]
     for draw, loss in enumerate(found):
@@ -90,7 +98,7 @@ def test_a_loss_is_that_of_the_next_steps_without_pruning(data):
         assert float(masked_loss(student, goal, start, everything)) == pytest.approx(loss, abs=1e-6)
 
 
-def test_it_resumes_and_says_what_is_missing(data, capsys, monkeypatch):
+def test_it_resumes_and_says_what_is_missing(long, capsys, monkeypatch):
     def kill(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
