@@ -61,7 +61,6 @@ from ddpp.unrolling import (
 )
 from ddpp.unrolling.checks import check_derivatives
 
-WITHOUT_EPSILON = ("none", "sign")  # rules that read no threshold
 MAX_SKIPPED = 20  # skipped steps in a row, after which the run stops with advice
 
 
@@ -463,11 +462,6 @@ def check_config(config: DistillConfig) -> None:
         )
     check_window(config)
     choose("rule", config.rule, RULES)
-    if config.rule in WITHOUT_EPSILON and config.epsilon not in (0.0, DistillConfig.epsilon):
-        raise Error(
-            f"epsilon is {config.epsilon:g}, but the rule {config.rule} has no threshold: leave it "
-            "out, or choose another rule"
-        )
     choose("init", config.init, STARTS)
     choose("engine", config.engine, ["auto", *ENGINES])
 

@@ -29,6 +29,9 @@ CONFIG = DistillConfig(
     steps=4, student_steps=2, image_lr=1.0, alpha0=0.02, iterates=2, engine="autograd"
 )
 
+# where only the distillation has an operation of one's own, which is not what is tested
+UNLIKE = pytest.mark.filterwarnings("ignore:the set was made with the operations")
+
 
 def listed(results):
     """All runs of the lists, and of the queues in a folder of results."""

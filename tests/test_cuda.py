@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pretending import Tape, gpu, tapes
-from small import refused, small_recipe
+from small import UNLIKE, refused, small_recipe
 
 from ddpp import (
     DistillConfig,
@@ -287,6 +287,7 @@ def gain_on(device):
     return louder
 
 
+@UNLIKE
 def test_what_is_of_ones_own_is_tried_out_where_it_will_run(npz, cuda, tmp_path):
     base = small_recipe(npz(classes=2), "ddpp", ipc=1, repeats=1)
     for made, words in ((threshold_on, "the rule fails"), (gain_on, "cannot take images")):
@@ -306,6 +307,7 @@ def waits_for_the_host(images, numbers):
     return images * (0.5 + 0.1 * float(numbers[0, 0]))
 
 
+@UNLIKE
 def test_an_operation_that_waits_for_the_host_is_in_no_graph(path, cuda):
     settings = {**vars(CONFIG), "augment": as_augmentation((waits_for_the_host,))}
     _, there, _ = make(path, **settings | {"engine": "compiled"})  # it would warn, an error here

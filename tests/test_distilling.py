@@ -45,10 +45,6 @@ def test_an_unknown_rule_or_engine_is_answered_with_the_nearest(run, setting, as
             for name in ("image_lr", "alpha0")
             for value in (0.0, -1.0, NAN)
         ],
-        (
-            {"rule": "none", "epsilon": 0.5},
-            ["epsilon is 0.5, but the rule none has no threshold", "leave it out"],
-        ),
         ({"ipc": 7}, ["class '0' has 6 training images", "7 images per class", "lower"]),
         (
             {"expert_epochs": 3},

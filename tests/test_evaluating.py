@@ -100,15 +100,6 @@ def _swapped(a):
     return [("test", f"{a}_train"), ("train", f"{a}_test")]
 
 
-def test_labels_of_another_type_are_the_same_images(tmp_path):
-    labels = {name: np.load(save(tmp_path / "a.npz"))[name] for name in ("y_train", "y_test")}
-    kinds = [{k: v.astype(kind) for k, v in labels.items()} for kind in ("uint8", "int64", "int32")]
-    found = {load(save(tmp_path / "b.npz", **changes)).sha256 for changes in kinds}
-    assert len(found) == 1
-    other = {"y_train": labels["y_train"][::-1]}
-    assert load(save(tmp_path / "b.npz", **other)).sha256 not in found
-
-
 def test_a_network_that_diverges_is_named(data, distilled):
     fast = replace(distilled, alpha=torch.tensor(1e12), iterates={})
     with pytest.warns(UserWarning, match="network 1 diverged at the learning rate 1e.12"):

@@ -9,7 +9,17 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from small import CONFIG, NETWORK, TEACHERS, load, refused, save, small_recipe, untouched
+from small import (
+    CONFIG,
+    NETWORK,
+    TEACHERS,
+    UNLIKE,
+    load,
+    refused,
+    save,
+    small_recipe,
+    untouched,
+)
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -557,6 +567,7 @@ def test_a_set_as_good_as_its_teachers_is_told_to_find_better_ones(
     assert ("--max-start-epoch" in lines[-1]) == saturated
 
 
+@UNLIKE
 @pytest.mark.parametrize("where", ["teachers", "protocol"])
 def test_a_result_knows_the_operations_of_teachers_and_of_the_evaluation(tmp_path, where):
     base = small_recipe(save(tmp_path / "mine.npz"), "mtt", ipc=1, repeats=1, augment=("crop",))
@@ -618,6 +629,7 @@ def of_rule(tmp_path, rule):
     return Run(f"own/{rule}", replace(base, distill=replace(base.distill, rule=rule)))
 
 
+@UNLIKE
 @pytest.mark.slow
 def test_what_is_of_ones_own_works_with_several_jobs(tmp_path, module, monkeypatch):
     monkeypatch.setitem(METHODS, "own", module.method)

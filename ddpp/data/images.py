@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpp.data.sources import ARRAYS, check, class_names, find, fingerprint, keep_classes
+from ddpp.data.sources import ARRAYS, check, class_names, find, keep_classes, of_arrays, sha256
 from ddpp.data.whitening import Whitening, fit_channels, fit_zca
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error
@@ -327,7 +327,7 @@ def _prepared(
         whitening=whitening,
         held_out=validation,
         given=given,
-        sha256=fingerprint({key: arrays[key] for key in ARRAYS}),
+        sha256=of_arrays({key: sha256(arrays[key]) for key in ARRAYS}),
     )
 
 

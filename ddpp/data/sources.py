@@ -247,20 +247,9 @@ def check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, .
         )
 
 
-def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
-    """Hash images and labels; labels count as the numbers that they are, of whatever type."""
-    whole = {k: sha256(_least(v) if k.startswith("y") else v) for k, v in arrays.items()}
-    return of_arrays(whole)
-
-
 def of_arrays(hashes: Mapping[str, str]) -> str:
     """Join the hashes of the four arrays into that of a data set."""
     return hashlib.sha256("".join(hashes[key] for key in ARRAYS).encode()).hexdigest()
-
-
-def _least(labels: np.ndarray) -> np.ndarray:
-    """The labels as bytes, if they fit, as those of CIFAR are; else as int64."""
-    return labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.int64)
 
 
 def sha256(array: np.ndarray) -> str:
