@@ -140,6 +140,36 @@ def test_the_readme_and_the_first_page_say_what_the_shipped_set_and_the_longest_
     assert f"{steps:,} steps, MTT reaches {show(mtt['distilled']['final'])}" in page
 
 
+def test_the_steps_with_other_teachers_are_told_as_their_reports_have_them():
+    page = (ROOT / "book" / "numbers.md").read_text()
+    rule, mtt = (
+        json.loads((ROOT / "results" / "others" / f"{name}.json").read_text())
+        for name in ("signed", "none")
+    )
+    show = lambda values: f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+    last, mean = ([row[of]["final"] for row in (rule, mtt)] for of in ("distilled", "mean"))
+    assert f"| {show(last[0])} ({show(last[1])}) |" in page
+    assert f"Its test accuracy is {show(mean[0])} % (MTT: {show(mean[1])} %)" in page
+    chosen = [row["distilled"]["selected"] for row in (rule, mtt)]
+    assert f"reach {show(chosen[0])} and {show(chosen[1])} % on the test images" in page
+    for group, name in (("own", "the teachers of the long runs"), ("others", "the other teachers")):
+        cells = [
+            f"{statistics.fmean(a[group]):.2f} ({statistics.fmean(b[group]):.2f})"
+            for a, b in zip(rule["losses"], mtt["losses"], strict=True)
+        ]
+        assert f"| loss on {name} | {' | '.join(cells)} |" in page
+    for row, before in ((rule, "are "), (mtt, "MTT: ")):
+        *first, end = (f"{value:.1f}" for value in row["distilled"]["validation"].values())
+        assert f"{before}{', '.join(first)} and {end} %" in page
+    gains = [a - b for x, y in zip(mean, last, strict=True) for a, b in zip(x, y, strict=True)]
+    assert f"each network gains {min(gains):.1f} to {max(gains):.1f} points" in page
+    text = " ".join(README.split())
+    assert (
+        f"reached {statistics.fmean(last[0]):.1f} %, but the mean of five sets on the way "
+        f"{statistics.fmean(mean[0]):.1f} %" in text
+    )
+
+
 def test_the_page_on_citing_names_what_is_there():
     page = (ROOT / "book" / "citing.md").read_text()
     software = yaml.safe_load((ROOT / "CITATION.cff").read_text())
