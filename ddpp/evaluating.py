@@ -194,12 +194,12 @@ def evaluate(
             f"all: give the protocol augment={tuple(some)} to leave out the others",
             stacklevel=2,
         )
-    other = made_from_other_images(distilled, data)
-    if other:
+    if other := made_from_other_images(distilled, data):
         warnings.warn(other, stacklevel=2)
+        data = replace(data, validation=None)  # to choose on
     with tqdm(desc="evaluate", unit="network", disable=not progress) as bar:
         scorer = _Scorer(data, config, protocol, seed, scores, bar)
-        return _judge(distilled, data, repeats, best_on_test, scorer, chooses=not other)
+        return _judge(distilled, data, repeats, best_on_test, scorer)
 
 
 def check_network(distilled: DistilledDataset, config: NetworkConfig) -> None:
@@ -259,13 +259,12 @@ def _judge(
     repeats: int,
     best_on_test: bool,
     scorer: "_Scorer",
-    chooses: bool,
 ) -> Evaluation:
     """Test the final iterate, and those chosen on held-out and on test images."""
     # 0 is where it started: real images
     sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}
     last = max(sets, default=0)
-    held_out = data.validation if len(sets) > 1 and chooses else None
+    held_out = data.validation if len(sets) > 1 else None
     validations = len(sets) if held_out else 0
     tests = len(sets) if best_on_test and sets else 1 + bool(held_out)
     scorer.bar.total = tests * repeats + validations
@@ -315,8 +314,7 @@ class _Scorer:
         else:
             network = self.data.network(self.config)
             theta = train(network, on, self.protocol, self.seed, role, number)
-            if not theta.isfinite().all():
-                warnings.warn(diverged(number, float(on.alpha)), stacklevel=2)
+            warn_if_diverged(theta, number, float(on.alpha))
             score = accuracy(network, theta, *split)
             add_score(self.scores, key, score)
         self.bar.update()
@@ -340,12 +338,14 @@ class _Scorer:
         return {"how": how, "set": trained_on}
 
 
-def diverged(number: int, rate: float) -> str:
-    """Say that a network has no accuracy of its own; numbers count from 0."""
-    return (
-        f"network {number + 1} diverged at the learning rate {rate:.2g}, and counts as one that "
-        "always guesses the first class: lower the rate"
-    )
+def warn_if_diverged(theta: Tensor, number: int, rate: float) -> None:
+    """Warn of a network, counted from 0, whose parameters say nothing any more."""
+    if not theta.isfinite().all():
+        warnings.warn(
+            f"network {number + 1} diverged at the learning rate {rate:.2g}, and counts as one "
+            "that always guesses the first class: lower the rate",
+            stacklevel=3,
+        )
 
 
 def add_score(path: str | Path | None, key: str, score: float | tuple) -> None:

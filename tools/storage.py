@@ -6,7 +6,6 @@ photographs that take the same bytes, and all photographs. Half an hour of one c
 resumes.
 """
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -155,7 +154,7 @@ def command(
     work.mkdir(parents=True, exist_ok=True)
     about = {
         "sets": {
-            path: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            path: files.sha256(path)
             for path in (name.format(seed) for name in SETS.values() for seed in SEEDS)
         },
         "data": DATA,

@@ -1,6 +1,5 @@
 """The commands: functions whose options tyro makes from their signatures."""
 
-import hashlib
 import json
 import os
 import re
@@ -454,7 +453,7 @@ def read_report(file: Path) -> dict | None:
         raise Error(f"{path} is no report, but another file: move it away") from None
     of = report.get("asked", report.get("set")) or {}
     known = of.get("sha256")
-    if known and known != hashlib.sha256(file.read_bytes()).hexdigest():
+    if known and known != files.sha256(file):
         print(f"note: {path} is of another file, so its accuracies are left out")
         return None
     return report if "distilled" in report else None

@@ -1,6 +1,5 @@
 """A distilled set stored bare: without its preprocessing, which the data brings."""
 
-import hashlib
 from pathlib import Path
 
 from ddpp.data import ImageData
@@ -28,7 +27,7 @@ def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
     state, numbers = state_parts(distilled)
     meta = {"provenance": distilled.provenance} | how_to_read(distilled)
     files.write(path, KIND, tensors | state, meta | numbers)
-    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"file": path.name, "sha256": files.sha256(path)}
 
 
 def rejoin(file: files.Lazy, data: ImageData, network: dict) -> DistilledDataset:

@@ -3,7 +3,6 @@
 The images are stored without their preprocessing, which the data brings.
 """
 
-import hashlib
 import json
 import statistics
 from dataclasses import asdict
@@ -81,7 +80,7 @@ def read_row(path: Path) -> dict:
             raise KeyError(missing)
         intact = True
         if kept := row.get("set"):
-            found = hashlib.sha256((path.parent / kept["file"]).read_bytes()).hexdigest()
+            found = files.sha256(path.parent / kept["file"])
             intact = found == kept["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Error(

@@ -1,7 +1,6 @@
 """One run of a recipe, from nothing to a distilled file with a report beside it."""
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -278,7 +277,7 @@ class Experiment:
         """What the report answers: the evaluation of these bytes in this way."""
         protocol = self.recipe.protocol
         asked = {
-            "sha256": hashlib.sha256(self.out.read_bytes()).hexdigest(),
+            "sha256": files.sha256(self.out),
             "protocol": asdict(protocol),
             "repeats": self.recipe.repeats,
             "best_on_test": self.best_on_test,

@@ -40,6 +40,11 @@ def identity(config: dict) -> str:
     return hashlib.sha256(_canonical(config).encode()).hexdigest()[:16]
 
 
+def sha256(path: str | Path) -> str:
+    """Hash the bytes of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def write(path: str | Path, kind: str, tensors: dict[str, Tensor], meta: dict) -> None:
     """Write tensors (moved to the CPU) and JSON-able metadata to `path`, all or nothing."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}

@@ -6,7 +6,6 @@ after training on all images. Source: the search of DC (Zhao et al., ICLR 2021),
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,10 +20,10 @@ from ddpp.evaluating import (
     Protocol,
     add_score,
     check_pair,
-    diverged,
     made_from_other_images,
     read_scores,
     train,
+    warn_if_diverged,
 )
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.foundation import files
@@ -165,8 +164,7 @@ class _Trainer(NamedTuple):
             rated = replace(on, alpha=torch.tensor(rate, device=self.data.device))
             theta = train(network, rated, protocol, self.search.seed, *path)
             seconds = clock(self.data.device) - began
-            if not theta.isfinite().all():
-                warnings.warn(diverged(number, rate), stacklevel=2)
+            warn_if_diverged(theta, number, rate)
             splits = (self.data.validation, self.data.test)
             found = [accuracy(network, theta, *split) for split in splits if split]
             known[key] = (*found, round(seconds, 3))
