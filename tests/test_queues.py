@@ -75,6 +75,51 @@ def test_where_the_folder_of_work_is_lost_the_result_goes_on(queue, tmp_path):
     assert longer.history["loss"].isfinite().all()
 
 
+MORE = """
+[[run]]
+name = "long/mine"
+profile = "smoke"
+data = "{data}"
+steps = [6, 8]
+every = 2
+repeats = 1
+teachers = {{ count = 1, epochs = 3, batch = 6, network = {{ width = 4, depth = 1 }} }}
+distill = {{ rule = "none", epsilon = 0.0, student_steps = 2, image_lr = 1.0 }}
+protocol = {{ epochs = 1 }}
+"""
+
+
+def test_a_later_entry_of_the_same_name_goes_on_and_keeps_iterates(queue, tmp_path):
+    text, more = queue.read_text(), MORE.format(data=tmp_path / "mine.npz")
+    queue.write_text(text + more)
+    runs = read_queue(queue)
+    assert [run.name for run in runs[4:]] == ["long/mine-6-seed0", "long/mine-8-seed0"]
+    assert [run.continues for run in runs[4:]] == [runs[1], runs[4]]
+    assert [run.recipe.distill.iterates for run in runs] == [1, 1, 1, 1, 3, 4]
+    todo = [*runs[:2], *runs[4:]]
+    work(todo[:2], tmp_path)
+    shutil.rmtree(tmp_path / "work")
+    work(todo, tmp_path)
+    last = ddpp.DistilledDataset.load(out_of(todo[-1], tmp_path / "work"))
+    assert list(last.iterates) == [6, 8]  # 4, too, were it not lost
+    work([replace(todo[-1], continues=None)], tmp_path / "alone")
+    whole = ddpp.DistilledDataset.load(out_of(todo[-1], tmp_path / "alone" / "work"))
+    assert torch.equal(last.images, whole.images) and list(whole.iterates) == [0, 2, 4, 6, 8]
+
+
+def test_an_entry_that_cannot_go_on_is_refused(queue, tmp_path):
+    text, more = queue.read_text(), MORE.format(data=tmp_path / "mine.npz")
+    queue.write_text(text + more.replace("[6, 8]", "[4, 8]"))
+    with refused("long/mine in", "goes on with long/mine-4-seed0: its steps must be more"):
+        read_queue(queue)
+    queue.write_text(text + more.replace("[6, 8]", "[7, 8]"))
+    with refused("7 steps of long/mine in", "not a multiple of every"):
+        read_queue(queue)
+    queue.write_text(text + more.replace("steps = [6, 8]", ""))
+    with refused("every, of long/mine in", "needs steps beside it"):
+        read_queue(queue)
+
+
 def test_a_queue_may_store_reports_alone(queue, tmp_path):
     text = queue.read_text()
     queue.write_text(text.replace("[4, 2]", "4") + "\n[[run]]\nname = 'long/other'\nsets = false\n")
@@ -132,6 +177,7 @@ def test_the_command_works_off_a_queue_and_lists_it(queue, tmp_path, capsys):
         ("[[run]]\nname = 'a'\n[[run]]\nname = 'a'", ["two of one name"]),
         ("[[run]]\nname = 'a'\neach = { rule = 'none' }", ["a in", "a list of values"]),
         ("[[run]]\nname = 'a'\neach = { rules = ['none'] }", ["unknown setting, rules"]),
+        ("[[run]]\nname = 'a'\nsteps = []", ["steps, of a in", "is an empty list"]),
         ("[[run", ["cannot be read"]),
     ],
 )

@@ -5,11 +5,12 @@ import tomllib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.lists import Run, seeded
 from ddpp.experiments.recipes import recipe
+from ddpp.experiments.run import WithSteps
 from ddpp.foundation.errors import Error
 
 CHOSEN = ("profile", "data", "ipc", "method")  # by which the recipe is looked up
@@ -17,6 +18,7 @@ OWN = {  # the entries that are no settings of a Recipe: what they must be, also
     **dict.fromkeys(("name", "profile", "data", "method"), (str, "text, in quotes")),
     "ipc": (int, "a whole number"),
     "steps": (int | list[int], "a whole number, or a list of them"),
+    "every": (int, "a whole number of steps"),
     "seeds": (list[int], "a list of whole numbers, as [0, 1]"),
     "each": (dict, "a table of lists"),
     "sets": (bool, "true or false"),
@@ -35,6 +37,8 @@ def read_queue(path: str | Path) -> list[Run]:
 
     - profile, data, ipc, method: as in `recipe`.
     - steps: a list of numbers, or one. Each is a run of its own, which resumes from the one before.
+      The first goes on with the last one of an earlier [[run]] that has the same name.
+    - every: an iterate is kept after so many steps each. Default: as the recipe has it.
     - seeds: a list. Each is a run of its own. Default [0]. In the smoke profile each has teachers
       of its own.
     - each: a table of lists of settings of the method. Each combination is a run of its own. A rule
@@ -53,14 +57,18 @@ def read_queue(path: str | Path) -> list[Run]:
         raise Error(f"the queue {path} cannot be read: {e}") from None
     if not _fits(entries, list[dict]):
         entries = []
-    found = [run for entry in entries for run in _runs(entry, path)]
+    found: list[Run] = []
+    longest: dict[str, Run] = {}  # of each name, without its steps
+    for entry in entries:
+        found += _runs(entry, path, longest)
     names = [run.name for run in found]
     if not names or len(set(names)) < len(names):
         raise Error(f"the queue {path} has no [[run]], or two of one name")
     return found
 
 
-def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
+def _runs(entry: dict[str, Any], path: str | Path, longest: dict[str, Run]) -> list[Run]:
+    """Return the runs of an entry, and enter the longest of each name."""
     name = entry.get("name", "")
     if not name or not isinstance(name, str):
         raise Error(f"a [[run]] in {path} has no name")
@@ -73,6 +81,10 @@ def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
     sets = entry.get("sets", True)
     counts = entry.get("steps", [None])
     counts = counts if isinstance(counts, list) else [counts]
+    if not counts:
+        raise Error(f"steps, of {name} in {path}, is an empty list")
+    if "every" in entry and None in counts:
+        raise Error(f"every, of {name} in {path}, needs steps beside it")
     base = _changed(base, _with_steps(rest, counts), f"{name} in {path}")
     if len(counts) > 1 and not sets:
         raise Error(
@@ -84,13 +96,18 @@ def _runs(entry: dict[str, Any], path: str | Path) -> list[Run]:
     for seed, chosen in itertools.product(entry.get("seeds", [0]), combinations):
         settings = {key: value for _, choice in chosen for key, value in choice.items()}
         made = seeded(_changed(base, {"distill": settings}, f"{name} in {path}"), seed)
-        full, before = "".join([name, *(label for label, _ in chosen)]), None
+        full = "".join([name, *(label for label, _ in chosen)])
+        before = None if None in counts else longest.get(f"{full}-seed{seed}")
+        if before and min(counts) <= cast(WithSteps, before.recipe.distill).steps:
+            raise Error(f"{full} in {path} goes on with {before.name}: its steps must be more")
         for count in sorted(counts, key=lambda count: count or 0):
             label = ""
             if count is not None:
-                made, label = _changed(made, {"distill": {"steps": count}}, name), f"-{count}"
+                made, label = _changed(made, _at_step(count, entry, path), name), f"-{count}"
             before = Run(f"{full}{label}-seed{seed}", made, continues=before, sets=sets)
             found.append(before)
+        if None not in counts:
+            longest[f"{full}-seed{seed}"] = found[-1]
     return found
 
 
@@ -108,9 +125,19 @@ def _check_tables(entry: dict[str, Any], profile: str, where: str) -> None:
 def _with_steps(settings: dict[str, Any], counts: list) -> dict[str, Any]:
     """Add the most steps to the settings of the method: the default of expand_steps follows."""
     own = settings.get("distill", {})
-    if None in counts or not counts or not isinstance(own, dict):
+    if None in counts or not isinstance(own, dict):
         return settings
     return settings | {"distill": own | {"steps": max(counts)}}
+
+
+def _at_step(count: int, entry: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Return the settings of the run with so many steps."""
+    settings = {"steps": count}
+    if every := entry.get("every"):
+        if every < 1 or count % every:
+            raise Error(f"{count} steps of {entry['name']} in {path} are not a multiple of every")
+        settings |= {"iterates": count // every}
+    return {"distill": settings}
 
 
 def _choices(each: dict[str, Any], where: str) -> list[list[tuple[str, dict[str, Any]]]]:
