@@ -271,17 +271,17 @@ def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
     return _markdown(lines)
 
 
-def leaks(audits: Mapping[str, Audit], group: str, attacks: Sequence[str]) -> str:
+def leaks(audits: Mapping[str, Audit], group: str, attacks: Mapping[str, str]) -> str:
     """Return a table, in Markdown, of how well attacks work, with 95 % intervals.
 
     - audits: by name. Those without this group are left out.
     - group: what is to be found: "all", "canaries" or "start", see `Audit`.
-    - attacks: their names.
+    - attacks: {attack: how the table calls it}. A single one has no column.
 
     True positives are given at 1 % and at 0.1 % of false ones.
     """
-    head = ["", "accuracy (%)", "attack", "AUC", "at 1 % (%)", "at 0.1 % (%)"]
-    lines = [head]
+    which = ["attack"] if len(attacks) > 1 else []
+    lines = [["", "accuracy (%)", *which, "AUC", "at 1 % (%)", "at 0.1 % (%)"]]
     for name, one in audits.items():
         accuracy = _show(statistics.fmean(one.accuracies), spread(one.accuracies))
         known = getattr(one, group)
@@ -293,7 +293,8 @@ def leaks(audits: Mapping[str, Audit], group: str, attacks: Sequence[str]) -> st
                 f"{100 * rate:.1f} ({100 * low:.1f} to {100 * high:.1f})"
                 for rate, (low, high) in zip(found.tpr, ends[1:], strict=True)
             ]
-            lines.append([name, accuracy, attack, area, *rates])
+            called = [attacks[attack]] if which else []
+            lines.append([name, accuracy, *called, area, *rates])
             name = accuracy = ""
     return _markdown(lines)
 
