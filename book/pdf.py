@@ -39,15 +39,14 @@ class Chapter:
 
     part: str  # the caption above it; empty for the first page
     page: str  # without its ending
-    title: str  # empty where the page's heading is its title
 
 
 def chapters(toc: dict) -> Iterator[Chapter]:
     """The pages of a table of contents in their order."""
-    yield Chapter("", toc["root"], START)
+    yield Chapter("", toc["root"])
     for part in toc["parts"]:
         for each in part["chapters"]:
-            yield Chapter(part["caption"], each["file"], each.get("title", ""))
+            yield Chapter(part["caption"], each["file"])
 
 
 def anchor(page: str, place: str = "") -> str:
@@ -75,8 +74,8 @@ def article(chapter: Chapter, html: Path, pages: set[str]) -> Tag:
             each["src"] = os.path.relpath(path.parent / source, html.parent)
     heading = found.h1
     assert heading is not None, f"{path} has no heading"
-    if chapter.title:
-        heading.string = chapter.title
+    if not chapter.part:
+        heading.string = START
     found["id"] = anchor(chapter.page)
     return found
 

@@ -19,14 +19,14 @@ pdf = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 TOC = {
     "root": "book/index",
     "parts": [
-        {"caption": "Part I", "chapters": [{"file": "notebooks/one", "title": "1. One"}]},
+        {"caption": "Part I", "chapters": [{"file": "notebooks/one"}]},
         {"caption": "Reference", "chapters": [{"file": "book/end"}]},
     ],
 }
 CONFIG = {"title": "A book", "author": "Some", "html": {"extra_footer": "CC BY"}}
 FRAMES = "".join(f'frames[{i}] = "data:image/png;base64,{i}AA\\\n=="\n' for i in range(10))
 ONE = f"""
-<h1 id="one">One<a class="headerlink" href="#one">#</a></h1>
+<h1 id="one">1. One<a class="headerlink" href="#one">#</a></h1>
 <p><a href="https://colab"><img src="https://colab/colab-badge.svg"></a></p>
 <details class="hide"><summary>Show</summary>install</details>
 <p>See <a href="../book/end.html#place">the end</a>, <a href="#one">above</a>,
