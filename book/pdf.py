@@ -28,7 +28,7 @@ DROPPED = (
     "script, noscript, button, input, a.headerlink, details.hide, .by-hand, .anim-controls, "
     'a:has(img[src*="colab-badge"])'
 )
-EXERCISE = re.compile(r"\d+\.")
+EXERCISE = re.compile(r"(\d+|[A-D])\.")  # or a question to test oneself
 FRAME = re.compile(r'frames\[\d+\] = "(.*?)"', re.S)
 START = "Start"  # the first page has the book's title as its heading
 
@@ -93,7 +93,7 @@ def show_frames(player: Tag) -> None:
 
 
 def gather_answers(page: Tag) -> None:
-    """Move what is folded under a numbered question to the page's end; unfold everything else."""
+    """Move what is folded under a numbered or lettered question to the page's end; unfold the rest."""
     last = None
     for folded in page.select("details"):
         question = next(

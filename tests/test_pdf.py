@@ -35,6 +35,7 @@ ONE = f"""
 <div class="by-hand"><input type="range"></div><button>Copy</button>
 <div class="output text_html"><script>{FRAMES}</script>
 <div class="animation"><img alt="It moves."><div class="anim-controls"></div></div></div>
+<p>A. Why?</p><details><summary>Answer</summary><p>Because.</p></details>
 <h2 id="exercises">Exercises</h2>
 <p>1. How?</p><details><summary>Hint</summary><p>Think.</p></details>
 <details><summary>Solution</summary><p>So.</p></details>
@@ -98,7 +99,7 @@ def test_a_player_becomes_four_of_its_frames(whole):
 
 def test_answers_move_to_the_end_of_their_chapter_and_other_folds_open(whole):
     answers = [" ".join(each.stripped_strings) for each in whole.select(".answers .answer")]
-    assert answers == ["1. Hint. Think.", "1. Solution. So."]
+    assert answers == ["A. Answer. Because.", "1. Hint. Think.", "1. Solution. So."]
     assert whole.select_one("#notebooks-one > section > .answers:last-child")
     assert "Rest." in whole.select_one("#book-end").get_text()
 
