@@ -93,7 +93,7 @@ def show_frames(player: Tag) -> None:
 
 
 def gather_answers(page: Tag) -> None:
-    """Move what is folded under a numbered or lettered question to the page's end; unfold others."""
+    """Move what is folded under a numbered or lettered question to the page's end; open others."""
     last = None
     for folded in page.select("details"):
         question = next(
