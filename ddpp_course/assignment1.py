@@ -167,6 +167,15 @@ def _judge_logits(network: nn.Module, kernels: list[int], x: Tensor, arguments: 
         z = F.avg_pool2d(F.instance_norm(z).relu(), 2)
     right, value = F.linear(z.flatten(1), weight, bias), see(x)
     if close(value, right, 1e-3):
+        network.eval()
+        if not close(see(x), right, 1e-3):
+            raise here.wrong("convnet_running")
+        with torch.enable_grad():
+            total = see(x).sum()
+        slopes = torch.autograd.grad(total, [*network.parameters()], allow_unused=True)
+        if any(slope is None for slope in slopes):
+            raise here.wrong("convnet_unused")
+        network.train()
         return
     if not close(value[:1], see(x[:1]), 1e-3):
         raise here.wrong("convnet_batch")
@@ -235,7 +244,8 @@ def shift(function: Callable, seed: int = 0) -> None:
     call = lambda images, moves: _real(
         ask(function, images, moves, forbid=(augmentation,)), tuple(images.shape), "shift"
     )
-    for given in ((x, offsets), (x[:1], offsets[:1]), (x[1:2], offsets[1:2])):
+    far = torch.tensor([[4 + seed, -4], [-6, 3], [0, 0], [1, -1], [-2, 5], [7, 0]])
+    for given in ((x, offsets), (x[:1], offsets[:1]), (x[1:2], offsets[1:2]), (x, far)):
         run = lambda s, given=given: s.shift(*given)
         here.compare("shift", call(*given), _moved(*given), run, "shift_example")
     pixels = x.clone().requires_grad_()

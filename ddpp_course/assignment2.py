@@ -52,7 +52,7 @@ def _judge_load(
     function: Callable, network: nn.Module, parameters: Sequence[Tensor], theta: Tensor
 ) -> None:
     before = deepcopy(network)
-    ask(function, network, theta, forbid=(networks,))
+    same = ask(function, network, theta, forbid=(networks,)) is network
     now = list(network.parameters())
     if [p.shape for p in now] != [p.shape for p in parameters]:
         raise here.wrong("load_shapes")
@@ -70,6 +70,8 @@ def _judge_load(
         raise here.wrong("load_gradients")
     if _changes(theta, now):
         raise here.wrong("load_shared")
+    if not same:
+        raise here.wrong("load_returns")
 
 
 def _changes(vector: Tensor, parameters: Sequence[Tensor]) -> bool:
@@ -258,7 +260,7 @@ def loss(function: Callable, seed: int = 0) -> None:
     rng, p = torch.Generator().manual_seed(seed), 40 + seed
     start, way, astray = torch.randn(3, p, generator=rng)
     target, student = start + 0.3 * way, start + 0.2 * way + 0.2 * astray
-    for scale in (1, 1e-4, 30):
+    for scale in (1, 1e-4, 1e-9, 30):
         _judge_loss(function, scale * student, scale * target, scale * start, scale)
     for s, right, key in ((target, 0.0, "loss_arrived"), (start, 1.0, "loss_not_moved")):
         value = _ask_loss(function, s.clone().requires_grad_(), target, start)

@@ -216,7 +216,8 @@ def opposite(opposite_share: Callable, seed: int = 0) -> None:
     """Percent of the pruned pairs that have opposite signs."""
     s, t = _pairs(seed)
     rng = generator(seed, "opposite")
-    s[torch.rand(len(s), generator=rng) < 0.2] = 0
+    for zeros in (s, t):
+        zeros[torch.rand(len(s), generator=rng) < 0.2] = 0
     keep = torch.rand(len(s), generator=rng) < 0.6
     value = _number(ask(opposite_share, s, t, keep), here.say("your_share"))
     right = 100 * (s * t < 0)[~keep].double().mean()

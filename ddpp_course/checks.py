@@ -103,6 +103,7 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
         raise _wrong("function", found=describe(function))
     name = str(getattr(function, "__name__", "the function"))[:60]
     before = [a.detach().clone() if isinstance(a, Tensor) else a for a in arguments]
+    needed = [isinstance(a, Tensor) and a.requires_grad for a in arguments]
     result = error = None
     with watching(forbid, arguments) as called:
         try:
@@ -122,9 +123,11 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
         given = messages.say("any", "given" if arguments else "given_nothing", arguments=given)
         line = _line_of(error, function)
         raise _wrong("stopped", name=name, line=line, error=told(error), given=given) from error
-    for now, then in zip(arguments, before, strict=True):
+    for now, then, need in zip(arguments, before, needed, strict=True):
         if isinstance(now, Tensor) and not torch.equal(now.detach(), then):
             raise _wrong("changed", name=name)
+        if isinstance(now, Tensor) and now.requires_grad != need:
+            raise _wrong("changed_gradient", name=name)
     if result is None:
         raise _wrong("nothing", name=name)
     return plain(result)

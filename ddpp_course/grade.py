@@ -207,9 +207,28 @@ def grade_all(
     ordered = [reports[one.name] for one in found]
     times = {one.name: one.path.stat().st_mtime for one in found if one.path.exists()}
     said = marks.write(ordered, out, rules, times, name)
+    said += _left_over({one.name for one in found}, out)
     for sentence in [*said, *filter(None, [grader.wall.says])]:
         say(sentence)
     return ordered
+
+
+def _left_over(names: set[str], out: Path) -> list[str]:
+    """Name the reports of files that are not there any more, or no longer count."""
+    paths = (path.relative_to(out) for path in sorted(out.rglob("*.json")))
+    old = [
+        str(path.with_suffix(".md"))
+        for path in paths
+        if "before" not in path.parts
+        and str(path.with_suffix("")) not in names
+        and report.read(out / path)
+    ]
+    if not old:
+        return []
+    return [
+        "reports of files that do not count any more, move them away before you hand reports out: "
+        f"{', '.join(old)[:500]}"
+    ]
 
 
 def _wall(trust: bool) -> wall.Wall:

@@ -223,9 +223,10 @@ def _missing(hand: Path, asked: dict) -> list[str]:
     missing = {key: found for key, found in asked.items() if key not in there}
     if not missing:
         if new.is_file():
+            report.replace(new, _template({}))  # what was typed into it is kept
             new.unlink()
         return []
-    files.write_bytes(new, _template(missing))
+    report.replace(new, _template(missing))
     who = ", ".join(dict.fromkeys(key[0] for key in missing))
     return [f"{hand} has no line for {who[:500]}: copy the lines from {new}"]
 

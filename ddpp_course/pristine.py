@@ -97,6 +97,7 @@ def _settings() -> tuple[Callable[[], None], dict]:
             torch._C._pop_torch_dispatch_stack(None)
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)
+        torch.set_anomaly_enabled(False)
         torch.set_num_threads(1)
         torch._C._set_deterministic_algorithms(False)
 

@@ -384,8 +384,10 @@ def owners(name: str, students: list[Student]) -> list[Student]:
     if not numbered:
         begin = "".join(_letters(re.split(r"[_/]", name)[0]))
         return [s for s in students if begin in s.named()]
-    if not named:
-        return numbered
+    if not named:  # a number such as 1 may be that of the assignment, beside a first name
+        words = {*_letters(name)}
+        parts = [s for s in students if words & {*_letters(s.name)}]
+        return numbered if any(s in parts for s in numbered) else numbered + parts
     both = [s for s in numbered if s in named]
     return both or [s for s in students if s in numbered or s in named]
 

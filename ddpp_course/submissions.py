@@ -272,12 +272,15 @@ def which(notebook: NotebookNode, known: dict, name: str | None = None) -> str:
     - name: the assignment, if it is known already.
 
     Otherwise the notebook's metadata decide, or what its cells have in common with an assignment.
-    Raises Error if that is nothing.
+    Raises Error if that is nothing, or if the metadata name another assignment.
     """
-    if name:
-        return choose("assignment", name, known)
     said = notebook.metadata.get("ddpp") if isinstance(notebook.metadata, dict) else None
     said = said.get("assignment") if isinstance(said, dict) else None
+    if name:
+        choose("assignment", name, known)
+        if isinstance(said, str) and said in known and said != name:
+            raise Error(say("grader", "other_assignment", said=said, name=name))
+        return name
     if isinstance(said, str) and said in known:
         return said
     cells = {copies.nbgrader(cell).get("grade_id") for cell in notebook.cells}

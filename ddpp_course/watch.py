@@ -24,7 +24,7 @@ FRAMES |= {"gc.get_objects", "gc.get_referrers", "gc.get_referents", "code.__new
 OF_OBJECTS = {"tb_frame", "gi_frame", "cr_frame", "ag_frame"}
 THREADS = {"_thread.start_new_thread", "_thread.start_joinable_thread"}
 # files of the library that look into frames on behalf of others
-GO_BETWEENS = ("inspect.py", "traceback.py", "contextlib.py")
+GO_BETWEENS = tuple(os.sep + name for name in ("inspect.py", "traceback.py", "contextlib.py"))
 GO_BETWEENS += tuple(os.path.join(package, "__init__.py") for package in ("ctypes", "logging"))
 
 KIND_OF_CODE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR

@@ -780,6 +780,21 @@ def test_a_right_function_may_log_what_it_does(asked):
     assert asked(logs) == (True, "")
 
 
+@pytest.mark.parametrize("decorator", ["no_grad", "inference_mode"])
+def test_a_right_function_may_be_decorated(asked, decorator):
+    function = "def double(x):\n    return (2 * torch.tensor(float(x))).item()"
+    assert asked(f"@torch.{decorator}()\n{function}") == (True, "")
+
+
+def test_a_switch_to_find_errors_does_not_count_as_one(asked):
+    slope = (
+        "torch.autograd.set_detect_anomaly(True)\ndef double(x):\n"
+        "    p = torch.tensor(float(x), requires_grad=True)\n    (p * p).backward()\n"
+        "    return p.grad.item()"
+    )
+    assert asked(slope) == (True, "")
+
+
 # What checks say of anything
 
 
@@ -794,6 +809,10 @@ def test_what_can_go_wrong_in_any_task_is_said_in_words():
     def changes(x):
         x += 1
         return x
+
+    def switches(x):
+        x.requires_grad_()
+        return x.detach().clone()
 
     for function, words in (
         (unwritten, "not written yet"),

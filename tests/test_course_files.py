@@ -375,7 +375,7 @@ def test_names_of_reports_are_safe_and_apart():
     assert made[0] == "ann"
     assert len(set(made)) == len(names)
     for name in made:
-        assert len(f"{name}.json.part".encode()) < 255
+        assert len(f"{name}.json.4194304.part".encode()) < 255  # the largest number of a process
         assert name.isprintable()
         assert not name.startswith(".")
 
@@ -402,10 +402,14 @@ def test_a_report_for_another_assignment_than_the_notebook_is_does_not_last(tmp_
     (tmp_path / "other" / "source" / "other").rename(both / "source" / "other")
     folder = tmp_path / "class"
     folder.mkdir()
-    (folder / "ann.ipynb").write_text(json.dumps(solved(both)))
+    notebook = solved(both)
+    (folder / "ann.ipynb").write_text(json.dumps(notebook))
     graded = lambda name: grade.grade_all(
         folder, both, tmp_path / "out", name=name, limits=Limits(seconds=60), trust=TRUST
     )
+    assert "it is texts, not other: was the wrong notebook" in graded("other")[0].refused
+    del notebook.metadata["ddpp"]  # as an editor may do
+    (folder / "ann.ipynb").write_text(json.dumps(notebook))
     assert [graded(name)[0].assignment for name in ("other", None)] == ["other", "texts"]
 
 
@@ -551,6 +555,16 @@ def test_marks_by_hand_are_never_written_again(tmp_path):
     assert [row["submission"] for row in rows_of(tmp_path / "by_hand.new.csv")] == ["cleo"]
     assert [row["total"] for row in rows_of(tmp_path / "grades.csv")] == ["4.5", "", ""]
     assert rows_of(tmp_path / "grades.csv")[0]["conclude"] == "2.5"
+
+    new = tmp_path / "by_hand.new.csv"
+    for names, left in ((["ann", "=ben", "cleo", "dan"], ["cleo", "dan"]), (["ann", "=ben"], [])):
+        filled = new.read_text().replace("Text,,", "Text,1,", 1)
+        new.write_text(filled)
+        marks.write([report_of(name) for name in names], tmp_path)
+        assert (rows_of(new) if new.exists() else []) == [] or {
+            row["submission"] for row in rows_of(new)
+        } == {*left}
+        assert filled in {path.read_text() for path in (tmp_path / "before").glob("by_hand.new.*")}
 
 
 def test_a_mark_by_hand_that_cannot_be_meant_is_named(tmp_path):

@@ -259,6 +259,14 @@ def test_a_number_with_hyphens_is_one_word():
     assert owners("hw-12", students) == students[1:]
 
 
+@pytest.mark.parametrize("name", ["bob_assignment_1", "hw 1/bob", "assignment-1-bob"])
+def test_the_number_of_an_assignment_does_not_outweigh_a_first_name(name):
+    students = [Student("1", "Ann Lee"), Student("2", "Bob Stone")]
+    assert {one.name for one in owners(name, students)} == {"Ann Lee", "Bob Stone"}
+    assert owners(name.replace("bob", "ann"), students) == students[:1]
+    assert owners("bob-2", students) == students[1:]
+
+
 def test_a_file_whose_number_and_name_are_of_two_is_given_to_nobody():
     row = {"submission": "hw 1 ann lee", "assignment": "a", "refused": "", "total": 1, "points": 1}
     (said,) = Rules([BOB, ANN]).apply([row], {}, [])
@@ -346,6 +354,15 @@ def test_a_table_for_canvas(course, grade, tmp_path, export, lines):
     assert (tmp_path / "grades" / "canvas.csv").read_text().splitlines() == lines
     numbers = [row["number"] for row in rows_of(tmp_path / "grades" / "grades.csv")]
     assert numbers == ["4711", "4712"]
+
+
+def test_reports_of_files_that_are_gone_are_named(course, grade, tmp_path):
+    hand_in(course, tmp_path / "in" / "ann.ipynb")
+    _, said = grade()
+    assert "do not count any more" not in said
+    (tmp_path / "in" / "ann.ipynb").rename(tmp_path / "in" / "ann lee.ipynb")
+    _, said = grade()
+    assert "do not count any more, move them away before you hand reports out: ann.md\n" in said
 
 
 def test_a_comment_on_a_text_is_in_the_students_report(course, grade, tmp_path):
