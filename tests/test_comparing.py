@@ -190,9 +190,10 @@ def test_what_is_detectable_accounts_for_the_number_of_differences():
 
 
 def test_finished_runs_are_compared_without_their_list():
-    def row(rule, seed, accuracy, epsilon=0.0):
-        recipe = {"distill": {"rule": rule, "epsilon": epsilon}}
-        return {"error": None, "recipe": recipe, "seed": seed, "accuracy": accuracy}
+    def row(rule, seed, accuracy, epsilon=0.0, steps=80):
+        recipe = {"distill": {"rule": rule, "epsilon": epsilon, "steps": steps}}
+        name = f"{rule}-{steps}-seed{seed}"
+        return {"error": None, "recipe": recipe, "seed": seed, "accuracy": accuracy, "name": name}
 
     # without pruning no epsilon has an effect, and a second none is no comparison
     rows = [row("sign", 3, 31.0), row("none", 3, 30.0), row("none", 5, 29.0, epsilon=0.3)]
@@ -202,6 +203,10 @@ def test_finished_runs_are_compared_without_their_list():
     assert len(found.differences) == 1
     with refused("no run is finished"):
         comparison_of([])
+    with refused("none-80-seed3 and none-500-seed3 have the same rule, epsilon and seed"):
+        comparison_of([*rows, row("none", 3, 35.0, steps=500)])
+    with refused("sign-80-seed3 and none-500-seed4 cannot be compared (steps was 80 and is 500)"):
+        comparison_of([*rows, row("none", 4, 35.0, steps=500)])
 
 
 def test_methods_without_a_rule_and_names_of_no_function_are_refused(tmp_path):

@@ -240,18 +240,22 @@ def test_a_card_says_what_was_measured(whitened, tmp_path, capsys):
     assert "set-compact/distilled.safetensors" in capsys.readouterr().out
 
 
-def test_the_file_itself_is_not_replaced(distilled, tmp_path, capsys):
+def test_no_other_file_is_replaced(distilled, whitened, tmp_path, capsys):
     file = tmp_path / "distilled.safetensors"
-    distilled.save(file)
+    whitened.save(file)
     there = ["--out", str(tmp_path)]
     with untouched(file):
         for kind in ("compact", "hf"):
             assert cli.main(["export", str(file), "--for", kind, *there]) == 1
-            assert "would be replaced by what is exported" in capsys.readouterr().err
+            assert f"{file} holds something else" in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == [file.name]
         assert cli.main(["export", str(file), "--for", "pt", *there]) == 0
         assert cli.main(["export", str(file), "--for", "compact"]) == 0
+        assert cli.main(["export", str(file), "--for", "compact"]) == 0  # the same again
     assert (tmp_path / "distilled-compact" / file.name).exists()
+    kept = tmp_path / "images_best.pt"
+    with untouched(kept), refused("images_best.pt holds something else", "move it away"):
+        ddpp.export(distilled, "pt", tmp_path)
 
 
 def test_a_place_where_nothing_can_be_written_gets_a_sentence(distilled, tmp_path):
@@ -287,7 +291,7 @@ def test_a_set_is_not_replaced_by_its_picture_or_page(data, tmp_path, capsys):
         assert "is the set itself" in capsys.readouterr().err
     readme = tmp_path / "README.md"
     readme.write_text("mine")
-    with untouched(readme), refused("has a README.md of something else"):
+    with untouched(readme), refused("README.md holds something else"):
         ddpp.export(ddpp.DistilledDataset.load(path), "hf", tmp_path)
 
 

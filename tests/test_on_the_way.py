@@ -51,7 +51,7 @@ def whole():
 
 def test_the_last_sets_and_their_mean_are_scored(data):
     assert main(ASKED) == 0
-    report = json.loads(Path("results/way/signed-6.json").read_text())
+    report = json.loads(Path("results/way/signed-4-6.json").read_text())
     assert report["steps"] == [4, 5, 6] and report["of"] == "long/cifar10-ipc1-signed-6-seed0"
     made, recipe = whole(), other_teachers.long_run("signed", 6).recipe
     score = lambda one, how: ddpp.evaluate(one, how, repeats=2, protocol=recipe.protocol).final
@@ -63,8 +63,9 @@ def test_the_last_sets_and_their_mean_are_scored(data):
             protocol=recipe.protocol,
         )
         assert there.validation[at] == found
-    stored = read_set(Path("results/way/signed-6.json"), report, data)
+    stored = read_set(Path("results/way/signed-4-6.json"), report, data)
     assert torch.allclose(stored.images, sum(made.iterates[at][0] for at in (4, 5, 6)) / 3)
+    assert stored.provenance["mean_of"] == [4, 5, 6]
     assert score(stored, data) == report["mean"]["test"]
     scores = [*report["held_out"], report["mean"]["held_out"]]
     assert report["best"]["step"] == [4, 5, 6, "mean"][scores.index(max(scores))]

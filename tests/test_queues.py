@@ -107,10 +107,41 @@ def test_a_later_entry_of_the_same_name_goes_on_and_keeps_iterates(queue, tmp_pa
     assert torch.equal(last.images, whole.images) and list(whole.iterates) == [0, 2, 4, 6, 8]
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_of_a_run_that_goes_on_no_iterate_is_chosen(queue, tmp_path, lost):
+    text = queue.read_text().replace("[4, 2]", "[2]\nevery = 1\nvalidation = 0.4")
+    more = MORE.format(data=tmp_path / "mine.npz").replace("[6, 8]", "[4]\nvalidation = 0.4")
+    queue.write_text(text.replace("iterates = 1, ", "") + more)
+    first, _, last = read_queue(queue)
+    (one,) = work([first], tmp_path)
+    if lost:
+        shutil.rmtree(tmp_path / "work")
+    *_, row = work([first, last], tmp_path)
+    assert one["distilled"]["validation"].keys() == {"1", "2"}
+    assert row["name"] == "long/mine-4-seed0"
+    assert row["distilled"]["validation"] is None and row["selected"] == row["accuracy"]
+
+
 def test_an_entry_that_cannot_go_on_is_refused(queue, tmp_path):
     text, more = queue.read_text(), MORE.format(data=tmp_path / "mine.npz")
     queue.write_text(text + more.replace("[6, 8]", "[4, 8]"))
-    with refused("long/mine in", "goes on with long/mine-4-seed0: its steps must be more"):
+    with refused("cannot go on with long/mine-4-seed0", "its steps must be more"):
+        read_queue(queue)
+    queue.write_text(text + more.replace("image_lr = 1.0", "image_lr = 2.0"))
+    with refused("other settings (distill.image_lr was 1.0 and is 2.0)"):
+        read_queue(queue)
+    first = text.replace("[4, 2]", "4").replace("profile", "sets = false\nprofile", 1)
+    queue.write_text(first + more)
+    with refused("cannot go on with long/mine-4-seed0", "stores no sets"):
+        read_queue(queue)
+    queue.write_text("[[run]]\nname = 'a'\nmethod = 'cafe'\nsteps = [1, 2]")
+    with refused("cannot go on with a-1-seed0", "depend on the number of steps"):
+        read_queue(queue)
+    queue.write_text(text + more.replace("student_steps", "iterates = 2, student_steps"))
+    with refused("iterates, of long/mine in", "every says how many there are"):
+        read_queue(queue)
+    queue.write_text(text + more.replace("every = 2", "every = 0"))
+    with refused("not a multiple of every"):
         read_queue(queue)
     queue.write_text(text + more.replace("[6, 8]", "[7, 8]"))
     with refused("7 steps of long/mine in", "not a multiple of every"):
@@ -178,6 +209,9 @@ def test_the_command_works_off_a_queue_and_lists_it(queue, tmp_path, capsys):
         ("[[run]]\nname = 'a'\neach = { rule = 'none' }", ["a in", "a list of values"]),
         ("[[run]]\nname = 'a'\neach = { rules = ['none'] }", ["unknown setting, rules"]),
         ("[[run]]\nname = 'a'\nsteps = []", ["steps, of a in", "is an empty list"]),
+        ("[[run]]\nname = 'a'\nseeds = []", ["seeds, of a in", "is an empty list"]),
+        ("data = 'cifar100'\n[[run]]\nname = 'a'", ["has data outside of a [[run]]"]),
+        ("[[run]]\nname = 'a'\n[[runs]]\nname = 'b'", ["has runs outside of a [[run]]"]),
         ("[[run", ["cannot be read"]),
     ],
 )

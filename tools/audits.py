@@ -15,6 +15,7 @@ from ddpp.data.sources import find
 from ddpp.evaluating import Protocol
 from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.foundation import files
+from ddpp.foundation.errors import choose
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.provenance import commit
 from ddpp.networks import NetworkConfig
@@ -95,10 +96,12 @@ def command(
         only: names of audits, with commas between them; empty: all
     """
     commit()
+    names = [each.name for each in audits()]
+    chosen = [choose("audit", name, names) for name in only.split(",")] if only else names
     halve(work / DATA)
     for each in audits():
         path = out / f"{each.name}.json"
-        if path.exists() or each.name not in (only.split(",") if only else each.name):
+        if path.exists() or each.name not in chosen:
             continue
         say = lambda line, name=each.name: print(f"{name}: {line}", flush=True)
         saving = Saving(progress=False, report=say)

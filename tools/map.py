@@ -17,6 +17,7 @@ from ddpp.data import ImageData, Split, from_arrays, load_data
 from ddpp.distilling import DistillConfig, distill
 from ddpp.experiments.recipes import recipe
 from ddpp.foundation import files
+from ddpp.foundation.errors import Error
 from ddpp.foundation.identity import settings
 from ddpp.foundation.provenance import commit, provenance
 from ddpp.networks import NetworkConfig
@@ -184,10 +185,13 @@ def command(
     """
     commit()
     stage, about = _Stage(work), {"teachers": settings(TEACHERS)}
+    chosen = [point for point in points() if only in point.factor]
+    if not chosen:
+        raise Error(f"no factor has '{only}' in its name: leave only out for all")
     with resumed(out, "points", about) as known:
         there = {(each["factor"], each["value"]) for each in known}
-        for point in points():
-            if (point.factor, point.value) in there or only not in point.factor:
+        for point in chosen:
+            if (point.factor, point.value) in there:
                 continue
             rows = measure(point, stage)
             known.append(asdict(point) | {"rows": rows})

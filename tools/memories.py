@@ -18,6 +18,7 @@ from ddpp.evaluating import Protocol
 from ddpp.experiments.lists import seeded
 from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.foundation import files
+from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.provenance import commit
 from ddpp.studies import remember
@@ -85,10 +86,11 @@ def command(
         show: print what is finished and what is missing, and do nothing
     """
     commit()
-    for memory in memories_of_cifar100() if cifar100 else memories():
+    known = memories_of_cifar100() if cifar100 else memories()
+    if not (chosen := [memory for memory in known if only in memory.name]):
+        raise Error(f"no memory has '{only}' in its name: leave only out for all")
+    for memory in chosen:
         report, folder = results / f"{memory.name}.json", work / memory.name
-        if only not in memory.name:
-            continue
         if show:
             print(f"{memory.name}: {'finished' if report.exists() else 'missing'}")
         if show or report.exists():

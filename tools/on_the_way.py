@@ -14,6 +14,7 @@ from ddpp.data import load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import write_set
 from ddpp.evaluating import evaluate
+from ddpp.experiments.run import Experiment
 from ddpp.experiments.worker import out_of
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
@@ -54,9 +55,11 @@ def command(
     one = long_run(rule, steps)
     if not (whole := out_of(one, work)).exists():
         raise Error(f"{whole} is not there: first run 'ddpp reproduce --queue {QUEUE}'")
-    recipe, made = one.recipe, kept(DistilledDataset.load(whole), last)
+    recipe = one.recipe
     how = {"zca": recipe.zca, "validation": recipe.validation}
     data = load_data(recipe.data, root=root, **how, device="cpu")
+    made = kept(Experiment(recipe, whole, given=data).distilled(), last)
+    first = min(made.iterates)
 
     middle = mean(made)
     beyond = steps + 1  # where the mean stands among the sets: it is the last of them
@@ -71,7 +74,7 @@ def command(
     )
     held_out = found.validation or {}
     report = {
-        "name": f"way/{rule}-{steps}",
+        "name": f"way/{rule}-{first}-{steps}",
         "rule": rule,
         "steps": sorted(made.iterates),
         "held_out": [held_out[at] for at in sorted(made.iterates)],
@@ -81,8 +84,9 @@ def command(
     if found.selected_step == beyond:
         report["best"]["step"] = "mean"
     report |= {"recipe": asdict(recipe), "of": one.name}
-    report["set"] = write_set(out / f"{rule}-{steps}.safetensors", replace(middle, history={}))
-    files.write_json(out / f"{rule}-{steps}.json", report | provenance(data.device))
+    path = out / f"{rule}-{first}-{steps}.json"
+    report["set"] = write_set(path.with_suffix(".safetensors"), replace(middle, history={}))
+    files.write_json(path, report | provenance(data.device))
     print("\n".join(found.lines()))
 
 

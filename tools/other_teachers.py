@@ -41,9 +41,11 @@ DRAWS = 20  # of a teacher, a start epoch and augmentations, over which a loss i
 
 
 def long_run(rule: str, steps: int) -> Run:
-    """Find the run of one image per class in the queue."""
+    """Find the run of one image per class in the queue. Error if it has none with so many steps."""
     name = f"long/cifar10-ipc1-{rule}-{steps}-seed0"
-    return next(each for each in read_queue(QUEUE) if each.name == name)
+    if not (found := [each for each in read_queue(QUEUE) if each.name == name]):
+        raise Error(f"the queue {QUEUE} has no {name}")
+    return found[0]
 
 
 def read_long(rule: str, steps: int, data: ImageData) -> DistilledDataset:
@@ -73,7 +75,8 @@ def mean(made: DistilledDataset) -> DistilledDataset:
     """Average the images and alpha of all sets on the way."""
     images, rates = zip(*made.iterates.values(), strict=True)
     middle = {"images": torch.stack(images).mean(0), "alpha": torch.stack(rates).mean()}
-    return replace(made, **middle, iterates={}, state={})
+    about = made.provenance | {"mean_of": sorted(made.iterates)}
+    return replace(made, **middle, provenance=about, iterates={}, state={})
 
 
 def losses(made: DistilledDataset, teachers: Teachers, config: DistillConfig) -> list[float]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ddpp.evaluating import spread
 from ddpp.experiments.comparing import Difference, holm
 from ddpp.experiments.methods import METHODS
+from ddpp.foundation.errors import Error
 from ddpp.foundation.text import in_markdown, show_p
 from ddpp.studies.auditing import Audit
 from ddpp.studies.membership import Leak
@@ -445,11 +446,9 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
     lines = []
     base = _by_seed([r for r in rows if r["rule"] == "none" and not r["error"]], value)
     for rule, epsilon in dict.fromkeys((row["rule"], row["epsilon"]) for row in rows):
-        group = {
-            row["seed"]: row for row in rows if (row["rule"], row["epsilon"]) == (rule, epsilon)
-        }
-        finished = {seed: row for seed, row in group.items() if not row["error"]}
-        values = _by_seed(finished.values(), value)
+        group = [row for row in rows if (row["rule"], row["epsilon"]) == (rule, epsilon)]
+        finished = [row for row in group if not row["error"]]
+        values = _by_seed(finished, value)
         gains = None if rule == "none" else Difference.paired(values, base)
         lines.append(
             {
@@ -459,8 +458,8 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
                 "stopped": len(group) - len(finished),
                 "mean": _mean([*values.values()]),
                 "std": spread([*values.values()]) if len(values) > 1 else None,
-                "kept": _mean([row["kept"] for row in finished.values()]),
-                "unmasked": _mean([row["unmasked"] for row in finished.values()]),
+                "kept": _mean([row["kept"] for row in finished]),
+                "unmasked": _mean([row["unmasked"] for row in finished]),
                 "gains": [*gains.values] if gains else [],
             }
         )
@@ -468,7 +467,12 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
 
 
 def _by_seed(rows: Iterable[dict], value: str = "accuracy") -> dict[int, float]:
-    return {row["seed"]: row[value] for row in rows}
+    rows = [*rows]
+    found = {row["seed"]: row[value] for row in rows}
+    if len(found) < len(rows):
+        names = ", ".join(row.get("name", "a run without a name") for row in rows)
+        raise Error(f"several runs have one seed, and would be taken for one: {names}")
+    return found
 
 
 def _mean(values: list[float]) -> float | None:

@@ -25,7 +25,6 @@ from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.loop import Saving
-from ddpp.judging.exporting import SETS
 from ddpp.judging.opening import SPACES, load_set, open_own
 from ddpp.networks import ARCHITECTURES, accuracy
 from ddpp.pruning import RULES
@@ -413,11 +412,9 @@ def export(
         file: the distilled file, a checkpoint, or a result under results/
         kind: beard or eccv, for these judges; pt, tensors; hf, for the Hugging Face Hub; compact, a
             smaller file; or webp, one picture without the whitening
-        out: the folder; None: beside the file
+        out: the folder, in which nothing is replaced; None: beside the file
     """
     out = out or file.with_name(f"{file.stem}-{kind}")
-    if file.name == SETS.get(kind) and out.resolve() == file.parent.resolve():
-        raise Error(f"{file} would be replaced by what is exported: choose another folder, --out")
     written, notes = judging.export(load_set(file, root=root), kind, out, read_report(file))
     for path in written:
         print(path)

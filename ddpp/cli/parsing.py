@@ -131,6 +131,8 @@ def _gathered(words: Sequence[str]) -> list[str]:
             rules.append(word.partition("=")[2])
         else:
             others.append(word)
+    if sum(word.partition("=")[0] == "--rules" for word in others) + bool(rules) > 1:
+        raise Error("rules are given twice: name all after one --rules, or each after a --rule")
     # a last --rule without a name is refused as it stands
     return [*others, *(["--rules", *rules] if rules else []), *(["--rule"] if wanted else [])]
 

@@ -14,7 +14,7 @@ from ddpp.experiments.lists import Run, seeded
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.recipes import recipe as recipe_of
 from ddpp.experiments.reproducing import reproduce
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import Error, choose, differences
 from ddpp.foundation.text import AsTable, show_p
 from ddpp.pruning import RULES, Rule
 
@@ -278,6 +278,29 @@ def _setting_of(row: dict) -> Setting:
     return config["rule"], 0.0 if config["rule"] == "none" else config["epsilon"]
 
 
+def _by_setting(rows: Sequence[dict]) -> dict[tuple[str, float, int], dict]:
+    """Return rows by rule, epsilon and seed. Error for rows that are no fair comparison."""
+    found: dict[tuple[str, float, int], dict] = {}
+    for row in rows:
+        same = found.setdefault((*_setting_of(row), row["seed"]), row)
+        if same is not row:
+            raise Error(
+                f"{same['name']} and {row['name']} have the same rule, epsilon and seed: give one "
+                "of them"
+            )
+        then, now = (
+            {key: each["recipe"]["distill"].get(key) for key in ("ipc", "steps")}
+            | {"data": each["recipe"].get("data")}
+            for each in (rows[0], row)
+        )
+        if then != now:
+            raise Error(
+                f"{rows[0]['name']} and {row['name']} cannot be compared "
+                f"({differences(then, now)}): give rows that differ in rule, epsilon and seed alone"
+            )
+    return found
+
+
 def comparison_of(
     rows: Sequence[dict], settings: Sequence[Setting] | None = None, seeds: int | None = None
 ) -> Comparison:
@@ -287,9 +310,9 @@ def comparison_of(
     - settings: (rule, epsilon), the base first. Default: the ones in the rows, none first.
     - seeds: of 0, 1, ... how many. Default: all that the rows have.
 
-    Raises Error if there are no rows.
+    Raises Error if there are no rows, and for rows of other data, images per class or steps.
     """
-    found = {(*_setting_of(row), row["seed"]): row for row in rows}
+    found = _by_setting(rows)
     if settings is None:
         known = dict.fromkeys((rule, epsilon) for rule, epsilon, _ in found)
         settings = sorted(known, key=lambda setting: setting[0] != "none")

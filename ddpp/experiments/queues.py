@@ -2,16 +2,18 @@
 
 import itertools
 import tomllib
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
+from ddpp.evaluating import Protocol
 from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.lists import Run, seeded
-from ddpp.experiments.recipes import recipe
+from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.experiments.run import WithSteps
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Error, differences
+from ddpp.foundation.identity import of_state
 
 CHOSEN = ("profile", "data", "ipc", "method")  # by which the recipe is looked up
 OWN = {  # the entries that are no settings of a Recipe: what they must be, also in words
@@ -27,6 +29,7 @@ ABOVE = {  # settings of a method that a [[run]] has as entries of its own: how 
     "seed": "write seeds = [0, 1]",
     "ipc": "write one [[run]] for each number, with ipc = 10",  # the recipe depends on it
     "steps": "write steps = [500, 1000]",
+    "iterates": "every says how many there are",
 }
 
 
@@ -37,7 +40,8 @@ def read_queue(path: str | Path) -> list[Run]:
 
     - profile, data, ipc, method: as in `recipe`.
     - steps: a list of numbers, or one. Each is a run of its own, which resumes from the one before.
-      The first goes on with the last one of an earlier [[run]] that has the same name.
+      The first goes on with the last one of an earlier [[run]] that has the same name. Of a run
+      that resumes from another, the last set is tested, and none is chosen.
     - every: an iterate is kept after so many steps each. Default: as the recipe has it.
     - seeds: a list. Each is a run of its own. Default [0]. In the smoke profile each has teachers
       of its own.
@@ -52,9 +56,12 @@ def read_queue(path: str | Path) -> list[Run]:
     that cannot be read.
     """
     try:
-        entries = tomllib.loads(Path(path).read_text()).get("run", [])
+        content = tomllib.loads(Path(path).read_text())
     except (OSError, ValueError) as e:
         raise Error(f"the queue {path} cannot be read: {e}") from None
+    if other := sorted(content.keys() - {"run"}):
+        raise Error(f"the queue {path} has {other[0]} outside of a [[run]]: write it into each")
+    entries = content.get("run", [])
     if not _fits(entries, list[dict]):
         entries = []
     found: list[Run] = []
@@ -81,8 +88,9 @@ def _runs(entry: dict[str, Any], path: str | Path, longest: dict[str, Run]) -> l
     sets = entry.get("sets", True)
     counts = entry.get("steps", [None])
     counts = counts if isinstance(counts, list) else [counts]
-    if not counts:
-        raise Error(f"steps, of {name} in {path}, is an empty list")
+    for key, values in {"steps": counts, "seeds": entry.get("seeds", [0])}.items():
+        if not values:
+            raise Error(f"{key}, of {name} in {path}, is an empty list")
     if "every" in entry and None in counts:
         raise Error(f"every, of {name} in {path}, needs steps beside it")
     base = _changed(base, _with_steps(rest, counts), f"{name} in {path}")
@@ -98,12 +106,12 @@ def _runs(entry: dict[str, Any], path: str | Path, longest: dict[str, Run]) -> l
         made = seeded(_changed(base, {"distill": settings}, f"{name} in {path}"), seed)
         full = "".join([name, *(label for label, _ in chosen)])
         before = None if None in counts else longest.get(f"{full}-seed{seed}")
-        if before and min(counts) <= cast(WithSteps, before.recipe.distill).steps:
-            raise Error(f"{full} in {path} goes on with {before.name}: its steps must be more")
         for count in sorted(counts, key=lambda count: count or 0):
             label = ""
             if count is not None:
                 made, label = _changed(made, _at_step(count, entry, path), name), f"-{count}"
+            if before and (why := _cannot_go_on(before, made)):
+                raise Error(f"{full} in {path} cannot go on with {before.name}: {why}")
             before = Run(f"{full}{label}-seed{seed}", made, continues=before, sets=sets)
             found.append(before)
         if None not in counts:
@@ -113,7 +121,9 @@ def _runs(entry: dict[str, Any], path: str | Path, longest: dict[str, Run]) -> l
 
 def _check_tables(entry: dict[str, Any], profile: str, where: str) -> None:
     """Raise Error for settings in the tables that other entries of the [[run]] would overwrite."""
-    refused = [(table, key) for table in ("distill", "each") for key in ABOVE]
+    refused = [(table, key) for table in ("distill", "each") for key in ("seed", "ipc", "steps")]
+    if "every" in entry:
+        refused += [("distill", "iterates"), ("each", "iterates")]
     if profile == "smoke":  # teachers have the seed of their run
         refused.append(("teachers", "seed"))
     for table, key in refused:
@@ -133,11 +143,30 @@ def _with_steps(settings: dict[str, Any], counts: list) -> dict[str, Any]:
 def _at_step(count: int, entry: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """Return the settings of the run with so many steps."""
     settings = {"steps": count}
-    if every := entry.get("every"):
+    every = entry.get("every")
+    if every is not None:
         if every < 1 or count % every:
             raise Error(f"{count} steps of {entry['name']} in {path} are not a multiple of every")
         settings |= {"iterates": count // every}
     return {"distill": settings}
+
+
+def _cannot_go_on(before: Run, made: Recipe) -> str:
+    """Say why a run cannot resume from one with fewer steps; empty if it can."""
+    if not before.sets:
+        return "that stores no sets"
+    if not getattr(made.distill, "lasting", True):
+        return "its iterates depend on the number of steps"
+    if cast(WithSteps, made.distill).steps <= cast(WithSteps, before.recipe.distill).steps:
+        return "its steps must be more"
+    then, now = _before_steps(before.recipe), _before_steps(made)
+    return f"it has other settings ({differences(then, now)})" if then != now else ""
+
+
+def _before_steps(recipe: Recipe) -> dict[str, Any]:
+    """All that a set on the way is a function of, but for its step."""
+    config = of_state({"config": asdict(recipe.distill)})["config"]
+    return asdict(replace(recipe, repeats=1, protocol=Protocol())) | {"distill": config}
 
 
 def _choices(each: dict[str, Any], where: str) -> list[list[tuple[str, dict[str, Any]]]]:
@@ -189,7 +218,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(value, part) for part in parts)
     if origin is tuple:  # of one or more: a text stands for itself
-        return isinstance(value, (list, str))
+        values = value if isinstance(value, list) else [value]
+        return all(_fits(each, parts[0]) for each in values)
     if origin is list:
         return isinstance(value, list) and all(_fits(each, parts[0]) for each in value)
     if hint in (int, float) and isinstance(value, bool):

@@ -40,6 +40,7 @@ class Experiment:
     - saving: when the state is saved, and who hears of the progress. The checkpoint is beside `out`
       in any case.
     - best_on_test: whether the report also has the best iterate on the test set, as papers do.
+    - choosing: whether an iterate is chosen on held-out images. Else the last is tested alone.
     - scores: a file of accuracies that several runs share, for the sets that they have in common.
 
     `teachers`, `distilled` and `report` each read what is on disk, or make it; `run` makes all that
@@ -56,6 +57,7 @@ class Experiment:
     teachers_folder: Path | None = None
     saving: Saving = field(default_factory=Saving)
     best_on_test: bool = False
+    choosing: bool = True
     scores: Path | None = None
 
     def run(self) -> tuple[DistilledDataset, dict]:
@@ -324,7 +326,7 @@ class Experiment:
             return distilled
         steps = cast(WithSteps, config).steps
         count = cast(WithSteps, config).iterates if getattr(config, "lasting", True) else 1
-        own = milestones(steps, count)
+        own = milestones(steps, count) if self.choosing else {steps}
         if not own <= distilled.iterates.keys():
             self._say("no iterate is chosen: a shorter run, which this one resumed, kept others")
             own = {steps}

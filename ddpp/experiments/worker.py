@@ -148,6 +148,7 @@ class Worker:
             given=data,
             saving=saving,
             best_on_test=run.recipe.profile != "smoke",
+            choosing=not run.continues,  # the run before has kept its iterates only in `work`
             scores=self._scores(run),
         )
         try:

@@ -110,6 +110,7 @@ def _made(made: Mapping) -> str:
     rows = {"method": made.get("method")} | config
     if teachers := made.get("teachers"):
         rows |= {"teachers": made.get("teacher_count"), "network": teachers.get("network")}
+    rows |= {"mean of the sets after steps": made.get("mean_of")}
     rows |= {"data": made.get("data"), "machines": made.get("made_on")}
     lines = ["| setting | value |", "|---|---|"]
     lines += [f"| {key} | `{value}` |" for key, value in rows.items() if value is not None]

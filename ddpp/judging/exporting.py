@@ -2,6 +2,7 @@
 
 import io
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from ddpp.judging.opening import PUBLISHED
 from ddpp.judging.sheets import ENDING, check_pictures, write_sheet
 
 WHOLE, WEBP = "distilled.safetensors", f"distilled{ENDING}"
-SETS = {"compact": WHOLE, "hf": WHOLE, "webp": WEBP}  # names of sets that a kind writes
 Written = tuple[list[Path], list[str]]  # files, and what to know about them
 
 
@@ -38,10 +38,10 @@ def export(
       distilled.safetensors in a quarter of the bytes. "webp": distilled.webp, one picture of 8
       bits, without the whitening.
     - report: what `ddpp distill` wrote beside the set, for the README.md.
-    - folder: existing files of these names are replaced.
+    - folder: where the files belong.
 
     Returns the files, and sentences on what was lost or assumed. Raises Error for a set that cannot
-    take this form.
+    take this form, and for other files of these names: nothing is replaced.
     """
     write = KINDS[choose("kind of export", kind, KINDS)]
     if distilled.formation > 1 and kind not in OWN:
@@ -50,7 +50,17 @@ def export(
             "would take for one: export it as compact or webp, or in Python unfolded(), which has "
             "so many times as many images"
         )
-    return write(distilled.to("cpu"), Path(folder), report)
+    with tempfile.TemporaryDirectory() as made:
+        written, notes = write(distilled.to("cpu"), Path(made), report)
+        contents = {Path(folder) / path.name: path.read_bytes() for path in written}
+    for path, content in contents.items():
+        files.check_writable(path)
+        if path.exists() and path.read_bytes() != content:
+            raise Error(f"{path} holds something else: move it away, or choose another folder")
+    for path, content in contents.items():
+        if not path.exists():
+            files.write_bytes(path, content)
+    return [*contents], notes
 
 
 def pixels(distilled: DistilledDataset) -> Tensor:
@@ -154,8 +164,6 @@ def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Wr
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise Error("a Parquet file needs the package pyarrow: pip install pyarrow") from None
-    if (folder / "README.md").exists() and not (folder / WHOLE).exists():
-        raise Error(f"{folder} has a README.md of something else: choose a folder of its own")
     images = [{"bytes": _png(image), "path": None} for image in distilled.natural()]
     columns: dict[str, Any] = {"image": images, "label": distilled.hard_labels.tolist()}
     label = {"names": list(distilled.classes), "_type": "ClassLabel"}
