@@ -91,8 +91,8 @@ class DistillConfig:
     augment: Augmentation = field(default=True, metadata={"since": 2})
     # decay of a moving average of the images, which is then the result; 0: the images themselves
     ema: Share = field(default=0.0, metadata={"since": 3})
-    # largest norm of the gradient of the images (with label_lr, also of their logits), which is
-    # shortened to it; None: any
+    # largest norm of the gradient of the images, which is shortened to it (with label_lr, of images
+    # and logits together, the latter times label_lr / image_lr); None: any
     clip: Positive | None = field(default=None, metadata={"since": 3})
     # whether that gradient is divided by its norm; image_lr is then the length of the first step
     normalize: bool = field(default=False, metadata={"since": 3})
@@ -438,6 +438,11 @@ def check_own(config: DistillConfig, data: ImageData, network: Flat) -> None:
     check_rule(config.rule, network.size, data.device)
     check_operations(config.augment, data.shape, data.device)
     check_derivatives(network, data.shape, len(data.classes))
+    if network.needs_company and config.batch == 1:
+        raise Error(
+            f"batch is 1, but the network '{network.name}' cannot take the statistics of a single "
+            "image: choose 2 or more"
+        )
 
 
 def rule_of(config: DistillConfig, network: Flat) -> Rule:

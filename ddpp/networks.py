@@ -209,8 +209,9 @@ class NetworkConfig:
 
     def takes(self, name: str) -> bool:
         """Tell whether the network is built by a parameter, as "width" or "depth"."""
-        taken = inspect.signature(ARCHITECTURES[self.name]).parameters
-        fixed = getattr(ARCHITECTURES[self.name], "keywords", {})  # of a functools.partial
+        made_by = ARCHITECTURES[choose("network", self.name, ARCHITECTURES)]
+        taken = inspect.signature(made_by).parameters
+        fixed = getattr(made_by, "keywords", {})  # of a functools.partial
         any_name = any(one.kind is one.VAR_KEYWORD for one in taken.values())
         return (name in taken or any_name) and name not in fixed
 
@@ -387,13 +388,14 @@ class Flat:
                 f"{what} gives the same images other logits each time: leave out dropout and "
                 "other randomness"
             )
+        moved = _moved(module)  # a last layer may begin at 0, where all logits are equal
         try:
             with torch.no_grad():
-                alone = module(given[:1])
+                both, alone = (functional_call(module, moved, (x,)) for x in (given, given[:1]))
         except Exception:  # batch statistics of a single value
             self.mixes = self.needs_company = True
         else:
-            self.mixes = not torch.allclose(alone, logits[:1], rtol=1e-3, atol=1e-4)
+            self.mixes = not torch.allclose(alone, both[:1], rtol=1e-3, atol=1e-4)
         if module is not self._module:
             try:
                 with torch.no_grad():
@@ -522,6 +524,13 @@ def _attributes(module: nn.Module) -> list[dict]:
         {name: value for name, value in vars(one).items() if isinstance(value, plain)}
         for one in module.modules()
     ]
+
+
+def _moved(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's parameters after a random step."""
+    rng = generator(0, "moved")
+    draw = lambda p: torch.randn(p.shape, generator=rng, dtype=torch.float32).to(p)
+    return {name: p.detach() + 0.1 * draw(p) for name, p in module.named_parameters()}
 
 
 def _problem_of_logits(logits: object, classes: int) -> str:

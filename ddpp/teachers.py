@@ -57,6 +57,8 @@ class TeacherConfig:
 
     def __post_init__(self):
         check_bounds(self, "the teachers' ")
+        if not isinstance(self.network, NetworkConfig):  # a name, or a class of one's own
+            object.__setattr__(self, "network", NetworkConfig(self.network))
         object.__setattr__(self, "augment", as_augmentation(self.augment))
 
     def identity(self, data: ImageData) -> dict:

@@ -135,9 +135,16 @@ class Operations(TorchDispatchMode):
             if tensor not in self.storages and tensor.dim() and tensor.device == CPU
         ]
         place = bool(there) or (not given and self.storages.ambient)
+        mixed = [t for t in given if t not in self.storages and t.device == CPU]
         if packet in INDEXED:
             place = args[0] in self.storages
+            if place and mixed:
+                _refuse_in_capture("an index from the CPU")
             here = [] if place else here
+        elif there and mixed and packet not in BETWEEN:
+            # a number on the CPU may be read in operations by element, but not written
+            written = function._schema.is_mutable and any(args[0] is tensor for tensor in mixed)
+            here = mixed if written or packet in (aten.cat, aten.stack) else here
         if there and here and packet not in BETWEEN:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device: {packet} has some on cuda:0 and "

@@ -23,7 +23,7 @@ from ddpp.experiments.run import Experiment
 from ddpp.foundation.fingerprints import fingerprint
 from ddpp.foundation.identity import TABLES
 from ddpp.foundation.loop import Saving
-from ddpp.networks import ARCHITECTURES
+from ddpp.networks import ARCHITECTURES, ConvNet
 from ddpp.unrolling.checks import check_derivatives
 
 QUIET = {"progress": False}
@@ -169,6 +169,23 @@ def test_it_can_be_tested_on_a_set(data):
 def test_one_that_can_is_taken(data, kind):
     network = data.network(ddpp.NetworkConfig(kind))
     check_derivatives(network, data.shape, len(data.classes))
+
+
+class AsPublished(ConvNet):
+    """The published ConvNet under a name of its own: so many ReLUs that some cross their kink."""
+
+
+class CutOff(AsPublished):
+    def forward(self, x):
+        return Detached.apply(super().forward(x))
+
+
+@pytest.mark.parametrize("width", [16, 128])
+def test_a_network_of_the_published_size_is_taken_and_a_wrong_one_found(width):
+    shape, build = (3, 32, 32), lambda kind: ddpp.NetworkConfig(kind, width=width).build(3, 10, 32)
+    check_derivatives(build(AsPublished), shape, 10)
+    with refused("'CutOff' cannot be unrolled", "the derivative of its gradient is"):
+        check_derivatives(build(CutOff), shape, 10)
 
 
 # what draws random numbers, keeps something, or has parameters elsewhere

@@ -208,6 +208,8 @@ def test_the_rules_of_a_gpu_are_kept(cuda):
         lambda: here * there.sum(),
         lambda: here[torch.tensor([0], device="cuda")],
         lambda: torch.stack([there, here]),
+        lambda: torch.stack([there.sum(), torch.tensor(0.0)]),
+        lambda: torch.tensor(0.0).sub_(there.sum()),
         lambda: torch.index_select(there, 0, torch.tensor([0])),
         lambda: torch.rand(3, device="cuda", generator=torch.Generator()),
     ):

@@ -459,6 +459,8 @@ def test_data_from_memory_that_cannot_be_used_are_refused():
         from_arrays(torch.full((20, 1, 8, 8), 2.0), y, x, y)
     with refused("validation share is 1"):
         from_arrays(x, y, x, y, validation=1)
+    resized = torch.full((20, 1, 8, 8), 1.0000002)  # white, as resizing rounds it
+    assert float(from_arrays(resized, y, resized, y, zca=False).train.images.max()) < 1e3
     with refused("must be a list of different names"):
         from_arrays(x, y, x, y, classes=["cat", "cat"])
     with refused("several shapes", "resize"):

@@ -131,7 +131,7 @@ def test_a_check_that_is_killed_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_earlier_versions_left_of_a_check_is_swept_once_its_process_is_gone(tmp_path):
+def test_what_a_process_left_is_swept_once_it_is_gone(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     mine = tmp_path / f"out.{os.getpid()}.probe.part"
@@ -141,10 +141,23 @@ def test_what_earlier_versions_left_of_a_check_is_swept_once_its_process_is_gone
         mine,
         tmp_path / f"out.{gone.pid}.probe",
         tmp_path / f"out.{gone.pid}.probe.part",
+        tmp_path / f"out.{gone.pid}.part",
     ):
         path.touch()
     files.check_writable(tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == sorted([*others, mine])
+
+
+def test_two_processes_may_write_to_one_place(tmp_path):
+    code = (
+        "import sys; from ddpp.foundation import files\n"
+        "for i in range(100): files.write_bytes(sys.argv[1], sys.argv[2].encode() * 100_000)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "out")]
+    both = [subprocess.Popen([*words, letter]) for letter in "ab"]
+    assert [process.wait() for process in both] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_bytes() in (b"a" * 100_000, b"b" * 100_000)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
@@ -153,7 +166,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     for path in (tmp_path / "folder", tmp_path / "file" / "out", tmp_path / ("x" * 252)):
         with pytest.raises(Error, match=r"cannot write .*choose another place"):
             files.check_writable(path)
-    assert files.check_writable(tmp_path / ("x" * 250)) is None
+    assert files.check_writable(tmp_path / ("x" * 240)) is None
 
 
 def test_equal_content_is_equal_bytes(file):

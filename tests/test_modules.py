@@ -29,6 +29,7 @@ from ddpp import (
 )
 from ddpp.baselines import cafe, common, dm, selection
 from ddpp.data.augmentation import OPERATIONS, Draw
+from ddpp.experiments.methods import METHODS
 from ddpp.foundation.seeds import generator
 from ddpp.networks import ARCHITECTURES, Flat, accuracy, plain
 from ddpp.unrolling import Updates, draw_updates, unroll
@@ -332,6 +333,19 @@ def mixing(register, npz):
     return data, config, theta
 
 
+class FromZero(BatchStatistics):
+    """Its logits are all 0 at first, whatever else is in the batch."""
+
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self[-1].weight)
+
+
+def test_batch_statistics_are_seen_behind_a_last_layer_that_begins_at_zero(mixing, register):
+    data, *_ = mixing
+    assert data.network(register(FromZero, "from zero")).mixes
+
+
 def test_batch_statistics_are_taken_over_images_of_all_classes(mixing):
     """A test set in the order of its classes has batches of one class: their statistics would say
     which.
@@ -453,6 +467,8 @@ def test_a_network_that_cannot_take_a_single_image_trains_unless_a_batch_has_one
     real = selection.random(data, 1, asdict(config))
     with refused("4 images in batches of 3 leave a single one"):
         evaluate(real, data, protocol=Protocol(epochs=1, batch=3), progress=False)
+    with refused("batch is 1", "cannot take the statistics of a single image: choose 2 or more"):
+        METHODS["ddpp"].fits(data, config, DistillConfig(batch=1))
 
 
 @pytest.mark.parametrize("size", [2.5, "4", 0, float("nan")])
@@ -469,6 +485,13 @@ def test_numbers_of_numpy_are_as_good_as_pythons():
     assert json.dumps(asdict(config)) == json.dumps(asdict(DistillConfig(ipc=2, seed=3)))
     with refused("seed is 1.5: it must be a whole number"):
         DistillConfig(seed=1.5)
+
+
+@pytest.mark.parametrize("kind, name", [(Protocol, "batch"), (DistillConfig, "ipc")])
+def test_nothing_is_no_number_where_one_is_needed(kind, name):
+    with refused(f"{name} is None: it must be a whole number"):
+        kind(**{name: None})
+    assert DistillConfig(batch=None, clip=None).batch is None
 
 
 # How images lie in memory

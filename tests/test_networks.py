@@ -267,8 +267,10 @@ def test_an_unknown_network_is_answered_with_the_nearest(data, distilled):
         train_teachers(
             data, replace(TEACHERS, network=replace(NETWORK, name="convnets")), progress=False
         )
-    with refused("unknown network 'convnets'", "did you mean 'convnet'"):
-        evaluate(distilled, data, "convnets", progress=False)
+    for sizes in ({}, {"width": 8}):
+        with refused("unknown network 'convnets'", "did you mean 'convnet'"):
+            evaluate(distilled, data, "convnets", **sizes, progress=False)
+    assert TeacherConfig(network="resnet18").network == NetworkConfig("resnet18")
 
 
 def test_images_too_small_for_the_depth_are_told_the_depth_that_fits(tmp_path):

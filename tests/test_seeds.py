@@ -29,6 +29,7 @@ PATHS = {
     "derive(_, *)",  # of an evaluation: its role and the network's number
     "generator(0, 'derivatives')",
     "generator(0, 'fits')",
+    "generator(0, 'moved')",
     "generator(0, 'probe')",
     "generator(0, 'random rule', _, _)",
     "generator(_, 'bootstrap')",
@@ -92,6 +93,15 @@ def test_the_paths_of_seeds_are_those_of_stored_files():
     assert set().union(*(paths(path.read_text()) for path in files)) == PATHS
 
 
+def test_a_call_that_is_the_first_to_use_cuda_is_no_draw(monkeypatch):
+    begun = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(begun))
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.zeros(1)])
+    assert seeds.drawn(lambda: begun.append(1)) == (None, False)
+    begun.clear()
+    assert seeds.drawn(lambda: begun.append(torch.rand(())))[1]
+
+
 def test_another_path_is_seen():
     text = 'def f(x):\n    return seeds.generator(x.seed, "steps", *x.path, 1.5)'
     assert paths(text) == {"generator(_, 'steps', *, 1.5)"}
@@ -108,7 +118,8 @@ def test_a_run_uses_these_paths(tmp_path, monkeypatch):
     teachers = train_teachers(data, TEACHERS, progress=False)
     distilled = distill(data, teachers, CONFIG, progress=False)
     evaluate(distilled, data, repeats=2, protocol=Protocol(epochs=1), seed=3, progress=False)
-    assert {text for text in used if "probe" not in text} == {
+    drawn = {text for text in used if "probe" not in text and "moved" not in text}
+    assert drawn == {
         *(f"(0, 'teacher', {k})" for k in range(2)),
         *(f"(0, 'teacher', {k}, {epoch})" for k in range(2) for epoch in (1, 2, 3)),
         "(0, 'draw', 1)",

@@ -28,6 +28,7 @@ CLASSES = {
     "cifar10": CIFAR10.split(),
     "cifar100": CIFAR100.split(),
 }
+ROUNDING = 1e-3  # by which resized floats may leave 0 to 1
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 SHA256 = {  # of the arrays' bytes: uint8 images (N, H, W, C) and labels (N,) in the official order
     "cifar10-sample": {
@@ -165,7 +166,7 @@ def _check_images(key: str, x: np.ndarray) -> None:
         raise Error(f"{key} has the type {x.dtype}: give uint8, or floats between 0 and 1")
     if not np.isfinite(x).all():
         raise Error(f"{key} holds values that are not finite: replace or drop those images")
-    if x.min() < 0 or x.max() > 1:
+    if x.min() < -ROUNDING or x.max() > 1 + ROUNDING:
         raise Error(
             f"{key} has values from {x.min():g} to {x.max():g}: scale the floats to between 0 and 1"
         )

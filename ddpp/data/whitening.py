@@ -93,7 +93,7 @@ class Whitening:
 
     def to(self, device: torch.device | str) -> "Whitening":
         """Move all tensors to a device. Where they are there, this keeps its inverse, too."""
-        if self.mean.device == torch.device(device):
+        if self.mean.to(device) is self.mean:
             return self
         return Whitening.from_tensors({name: t.to(device) for name, t in self.tensors().items()})
 

@@ -68,7 +68,8 @@ def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
             value = value.item()
             object.__setattr__(config, field.name, value)
         bound, whole = _bound(hint), _is_whole(hint)
-        if value is None or not (bound or whole):
+        optional = type(None) in get_args(hint)
+        if not (bound or whole) or (value is None and optional):
             continue
         must = f"it must be {'a whole number' if whole else 'a number'}"
         must += f", {bound}" if bound else ""

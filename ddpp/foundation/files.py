@@ -29,6 +29,8 @@ from ddpp.foundation.errors import Error
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what flock says where there are none
 KEY = "ddpp"  # the one metadata entry of our safetensors files
+# after PATH.PID: of what is left by a kill, and of what earlier versions left
+LEFT = ("part", "probe", "probe.part")
 
 
 class Busy(Error):
@@ -62,9 +64,10 @@ def write(path: str | Path, kind: str, tensors: dict[str, Tensor], meta: dict) -
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Replace the file at `path` by these bytes, or leave it untouched and raise an Error."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    part = _part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
@@ -135,7 +138,7 @@ def check_writable(path: str | Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + ".part").stat()  # the longest name that will be written
+            _part(path).stat()  # the longest name that will be written
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         _sweep(path)
@@ -146,13 +149,16 @@ def check_writable(path: str | Path) -> None:
         raise _cannot_write(path, e) from e
 
 
+def _part(path: Path) -> Path:
+    """The file that a process writes, to put it in the place of `path` then: PATH.PID.part."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
 def _sweep(path: Path) -> None:
-    """Remove what earlier versions left beside `path` when they were killed: PATH.PID.probe, or
-    .probe.part.
-    """
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.probe*"):
-        pid = left.name.removeprefix(f"{path.name}.").partition(".")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+    """Remove what processes left beside `path` when they were killed."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*"):
+        pid, _, ending = left.name.removeprefix(f"{path.name}.").partition(".")
+        if ending in LEFT and pid.isdecimal() and not psutil.pid_exists(int(pid)):
             left.unlink(missing_ok=True)
 
 

@@ -94,6 +94,7 @@ def unroll(
     (torch.Size([2, 1, 8, 8]), torch.Size([]))
     """
     run = ENGINES[choose("engine", engine, ENGINES)]
+    alpha, updates = alpha.to(images.device), updates.to(images)
     # to an engine, Carried is as good as labels
     out = run(network, start, images, cast(Tensor, labels), alpha, updates, loss)
     if isinstance(labels, Carried):

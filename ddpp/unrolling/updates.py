@@ -21,6 +21,18 @@ class Updates(NamedTuple):
     batches: Sequence[Tensor]  # J index vectors into the distilled set
     draws: Sequence[Draw | None]  # J augmentations; None leaves a batch as it is
 
+    def to(self, images: Tensor) -> "Updates":
+        """Move all at once to the images' device: each copy waits for what was started before."""
+        if images.device.type == "cpu" or not self.batches:
+            return self
+        batches = torch.stack([*self.batches]).to(images.device).unbind()
+        draws = [how for how in self.draws if how is not None]
+        if not draws:
+            return Updates(batches, self.draws)
+        numbers = torch.stack([how.u for how in draws]).to(images.device, images.dtype).unbind()
+        moved = (how._replace(u=u) for how, u in zip(draws, numbers, strict=True))
+        return Updates(batches, [how and next(moved) for how in self.draws])
+
 
 class Unrolled(NamedTuple):
     """The student after J updates, its loss, and the gradients of the loss."""
