@@ -138,7 +138,7 @@ def test_an_entry_that_cannot_go_on_is_refused(queue, tmp_path):
     with refused("cannot go on with a-1-seed0", "depend on the number of steps"):
         read_queue(queue)
     queue.write_text(text + more.replace("student_steps", "iterates = 2, student_steps"))
-    with refused("iterates, of long/mine in", "every says how many there are"):
+    with refused("iterates, of long/mine in", "write every = 100, which says how many there are"):
         read_queue(queue)
     queue.write_text(text + more.replace("every = 2", "every = 0"))
     with refused("not a multiple of every"):
@@ -162,7 +162,7 @@ def test_a_queue_may_store_reports_alone(queue, tmp_path):
     assert row["set"] is None and not [*(tmp_path / "results").rglob("*.safetensors")]
     assert work([first], tmp_path) == [row]
     queue.write_text(one.replace("\nsteps = 2", "\nsteps = [2, 4]"))
-    with refused("long/mine in", "stores no sets", "give one number of steps"):
+    with refused("long/mine in", "stores no sets", "Give one number of steps"):
         read_queue(queue)
     queue.write_text(one.replace("student_steps = 2", "student_steps = [2, 4]"))
     with refused("student_steps is (2, 4): it must be a whole number, at least 1"):

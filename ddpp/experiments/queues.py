@@ -29,7 +29,7 @@ ABOVE = {  # settings of a method that a [[run]] has as entries of its own: how 
     "seed": "write seeds = [0, 1]",
     "ipc": "write one [[run]] for each number, with ipc = 10",  # the recipe depends on it
     "steps": "write steps = [500, 1000]",
-    "iterates": "every says how many there are",
+    "iterates": "write every = 100, which says how many there are,",
 }
 
 
@@ -76,29 +76,15 @@ def read_queue(path: str | Path) -> list[Run]:
 
 def _runs(entry: dict[str, Any], path: str | Path, longest: dict[str, Run]) -> list[Run]:
     """Return the runs of an entry, and enter the longest of each name."""
-    name = entry.get("name", "")
-    if not name or not isinstance(name, str):
-        raise Error(f"a [[run]] in {path} has no name")
-    for key, (kind, what) in OWN.items():
-        if key in entry and not _fits(entry[key], kind):
-            raise Error(f"{key}, of {name} in {path}, must be {what}")
+    _check_entry(entry, path)
+    name = entry["name"]
     base = recipe(**{key: entry[key] for key in CHOSEN if key in entry})
     _check_tables(entry, base.profile, f"{name} in {path}")
     rest = {key: value for key, value in entry.items() if key not in OWN}
     sets = entry.get("sets", True)
     counts = entry.get("steps", [None])
     counts = counts if isinstance(counts, list) else [counts]
-    for key, values in {"steps": counts, "seeds": entry.get("seeds", [0])}.items():
-        if not values:
-            raise Error(f"{key}, of {name} in {path}, is an empty list")
-    if "every" in entry and None in counts:
-        raise Error(f"every, of {name} in {path}, needs steps beside it")
     base = _changed(base, _with_steps(rest, counts), f"{name} in {path}")
-    if len(counts) > 1 and not sets:
-        raise Error(
-            f"{name} in {path} stores no sets, and longer runs go on with those of shorter ones: "
-            "give one number of steps, or leave sets out"
-        )
     combinations = list(itertools.product(*_choices(entry.get("each", {}), f"{name} in {path}")))
     found: list[Run] = []
     for seed, chosen in itertools.product(entry.get("seeds", [0]), combinations):
@@ -117,6 +103,21 @@ def _runs(entry: dict[str, Any], path: str | Path, longest: dict[str, Run]) -> l
         if None not in counts:
             longest[f"{full}-seed{seed}"] = found[-1]
     return found
+
+
+def _check_entry(entry: dict[str, Any], path: str | Path) -> None:
+    """Raise Error for an entry whose own settings, those beside its tables, cannot be read."""
+    name = entry.get("name", "")
+    if not name or not isinstance(name, str):
+        raise Error(f"a [[run]] in {path} has no name")
+    for key, (kind, what) in OWN.items():
+        if key in entry and not _fits(entry[key], kind):
+            raise Error(f"{key}, of {name} in {path}, must be {what}")
+    for key in ("steps", "seeds"):
+        if entry.get(key) == []:
+            raise Error(f"{key}, of {name} in {path}, is an empty list")
+    if "every" in entry and "steps" not in entry:
+        raise Error(f"every, of {name} in {path}, needs steps beside it")
 
 
 def _check_tables(entry: dict[str, Any], profile: str, where: str) -> None:
@@ -154,7 +155,7 @@ def _at_step(count: int, entry: dict[str, Any], path: str | Path) -> dict[str, A
 def _cannot_go_on(before: Run, made: Recipe) -> str:
     """Say why a run cannot resume from one with fewer steps; empty if it can."""
     if not before.sets:
-        return "that stores no sets"
+        return "that stores no sets. Give one number of steps, or leave sets out"
     if not getattr(made.distill, "lasting", True):
         return "its iterates depend on the number of steps"
     if cast(WithSteps, made.distill).steps <= cast(WithSteps, before.recipe.distill).steps:
