@@ -223,7 +223,7 @@ def _missing(hand: Path, asked: dict) -> list[str]:
     missing = {key: found for key, found in asked.items() if key not in there}
     if not missing:
         if new.is_file():
-            report.replace(new, _template({}))  # what was typed into it is kept
+            report.keep(new)  # perhaps something was typed into it
             new.unlink()
         return []
     report.replace(new, _template(missing))

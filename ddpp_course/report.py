@@ -195,27 +195,33 @@ def read(path: Path) -> Report | None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file, all or nothing. Different earlier contents get a second name in `before`.
+    """Write a file, all or nothing, and keep different earlier contents.
 
     Raises Error where something else has one of these names.
     """
     if path.is_dir():
         raise Error(f"cannot write {path}: there is a folder of this name. Move it away")
     if path.exists() and path.read_bytes() != data:
-        written = time.strftime("%Y-%m-%d-%H%M%S", time.gmtime(path.stat().st_mtime))
-        folder = path.parent / "before"
-        if folder.exists() and not folder.is_dir():
-            raise Error(
-                f"cannot write {path}: earlier grades are kept in a folder {folder}, and there is "
-                "a file of this name. Move it away"
-            )
-        folder.mkdir(exist_ok=True)
-        names = (
-            f"{path.stem}.{written}{f'-{i}' if i else ''}{path.suffix}" for i in itertools.count()
-        )
-        kept = next(folder / name for name in names if not (folder / name).exists())
-        try:
-            os.link(path, kept)
-        except OSError:  # a file system without second names
-            shutil.copy2(path, kept)
+        keep(path)
     files.write_bytes(path, data)
+
+
+def keep(path: Path) -> None:
+    """Give a file a second name in `before`, with the time when it was written.
+
+    Raises Error where something else has the name of that folder.
+    """
+    written = time.strftime("%Y-%m-%d-%H%M%S", time.gmtime(path.stat().st_mtime))
+    folder = path.parent / "before"
+    if folder.exists() and not folder.is_dir():
+        raise Error(
+            f"cannot write {path}: earlier grades are kept in a folder {folder}, and there is "
+            "a file of this name. Move it away"
+        )
+    folder.mkdir(exist_ok=True)
+    names = (f"{path.stem}.{written}{f'-{i}' if i else ''}{path.suffix}" for i in itertools.count())
+    kept = next(folder / name for name in names if not (folder / name).exists())
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without second names
+        shutil.copy2(path, kept)

@@ -75,18 +75,8 @@ def test_where_the_folder_of_work_is_lost_the_result_goes_on(queue, tmp_path):
     assert longer.history["loss"].isfinite().all()
 
 
-MORE = """
-[[run]]
-name = "long/mine"
-profile = "smoke"
-data = "{data}"
-steps = [6, 8]
-every = 2
-repeats = 1
-teachers = {{ count = 1, epochs = 3, batch = 6, network = {{ width = 4, depth = 1 }} }}
-distill = {{ rule = "none", epsilon = 0.0, student_steps = 2, image_lr = 1.0 }}
-protocol = {{ epochs = 1 }}
-"""
+MORE = QUEUE.replace("steps = [4, 2]\nseeds = [0, 1]", "steps = [6, 8]\nevery = 2")
+MORE = MORE.replace("iterates = 1, ", "")
 
 
 def test_a_later_entry_of_the_same_name_goes_on_and_keeps_iterates(queue, tmp_path):

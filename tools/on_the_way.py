@@ -10,7 +10,6 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ddpp.data import load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import write_set
 from ddpp.evaluating import evaluate
@@ -55,10 +54,8 @@ def command(
     one = long_run(rule, steps)
     if not (whole := out_of(one, work)).exists():
         raise Error(f"{whole} is not there: first run 'ddpp reproduce --queue {QUEUE}'")
-    recipe = one.recipe
-    how = {"zca": recipe.zca, "validation": recipe.validation}
-    data = load_data(recipe.data, root=root, **how, device="cpu")
-    made = kept(Experiment(recipe, whole, given=data).distilled(), last)
+    recipe, run_of_it = one.recipe, Experiment(one.recipe, whole, root=root, device="cpu")
+    data, made = run_of_it.data, kept(run_of_it.distilled(), last)
     first = min(made.iterates)
 
     middle = mean(made)
@@ -73,17 +70,17 @@ def command(
         scores=work / f"{recipe.profile}-scores.json",
     )
     held_out = found.validation or {}
+    best = "mean" if found.selected_step == beyond else found.selected_step
     report = {
         "name": f"way/{rule}-{first}-{steps}",
         "rule": rule,
         "steps": sorted(made.iterates),
         "held_out": [held_out[at] for at in sorted(made.iterates)],
         "mean": {"held_out": held_out[beyond], "test": found.final},
-        "best": {"step": found.selected_step, "test": found.selected},
+        "best": {"step": best, "test": found.selected},
+        "recipe": asdict(recipe),
+        "of": one.name,
     }
-    if found.selected_step == beyond:
-        report["best"]["step"] = "mean"
-    report |= {"recipe": asdict(recipe), "of": one.name}
     path = out / f"{rule}-{first}-{steps}.json"
     report["set"] = write_set(path.with_suffix(".safetensors"), replace(middle, history={}))
     files.write_json(path, report | provenance(data.device))

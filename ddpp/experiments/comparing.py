@@ -278,6 +278,13 @@ def _setting_of(row: dict) -> Setting:
     return config["rule"], 0.0 if config["rule"] == "none" else config["epsilon"]
 
 
+def _size_of(row: dict) -> dict:
+    """Data, images per class and steps of a row: runs that are compared have these in common."""
+    config = row["recipe"]["distill"]
+    own = {key: config.get(key) for key in ("ipc", "steps")}
+    return own | {"data": row["recipe"].get("data")}
+
+
 def _by_setting(rows: Sequence[dict]) -> dict[tuple[str, float, int], dict]:
     """Return rows by rule, epsilon and seed. Error for rows that are no fair comparison."""
     found: dict[tuple[str, float, int], dict] = {}
@@ -288,12 +295,7 @@ def _by_setting(rows: Sequence[dict]) -> dict[tuple[str, float, int], dict]:
                 f"{same['name']} and {row['name']} have the same rule, epsilon and seed: give one "
                 "of them"
             )
-        then, now = (
-            {key: each["recipe"]["distill"].get(key) for key in ("ipc", "steps")}
-            | {"data": each["recipe"].get("data")}
-            for each in (rows[0], row)
-        )
-        if then != now:
+        if (then := _size_of(rows[0])) != (now := _size_of(row)):
             raise Error(
                 f"{rows[0]['name']} and {row['name']} cannot be compared "
                 f"({differences(then, now)}): give rows that differ in rule, epsilon and seed alone"

@@ -274,12 +274,11 @@ def walk(
 
     All draws move to the device in advance, so that no update waits for the host.
     """
-    images, batches = images.detach(), torch.stack([*updates.batches]).to(images.device)
-    names = [None if how is None else how.operation for how in updates.draws]
-    numbers = torch.stack(
-        [torch.zeros(batches.shape[1], 3) if how is None else how.u for how in updates.draws]
-    )
-    moves = list(zip(batches, numbers.to(images), names, strict=True))
+    images, none = images.detach(), images.new_zeros(len(updates.batches[0]), 3)
+    moves = [
+        (batch, none, None) if how is None else (batch, how.u, how.operation)
+        for batch, how in zip(*updates.to(images), strict=True)
+    ]
     student.alpha.copy_(alpha.detach())
     student.theta.copy_(start.detach())
     with contextlib.closing(StudentPath(start.device)) as path:

@@ -23,7 +23,7 @@ class Updates(NamedTuple):
 
     def to(self, images: Tensor) -> "Updates":
         """Move all at once to the images' device: each copy waits for what was started before."""
-        if images.device.type == "cpu" or not self.batches:
+        if not self.batches or self.batches[0].device == images.device:
             return self
         batches = torch.stack([*self.batches]).to(images.device).unbind()
         draws = [how for how in self.draws if how is not None]
