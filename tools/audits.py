@@ -96,10 +96,10 @@ def command(
         only: names of audits, with commas between them; empty: all
     """
     commit()
-    names = [each.name for each in audits()]
-    chosen = [choose("audit", name, names) for name in only.split(",")] if only else names
+    known = {each.name: each for each in audits()}
+    chosen = [choose("audit", name, known) for name in only.split(",")] if only else [*known]
     halve(work / DATA)
-    for each in audits():
+    for each in known.values():
         path = out / f"{each.name}.json"
         if path.exists() or each.name not in chosen:
             continue

@@ -2,15 +2,18 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import tyro
 
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import as_in_files
+
+T = TypeVar("T")
 
 
 def run(command: Callable[..., None], name: str, argv: list[str] | None) -> int:
@@ -21,6 +24,13 @@ def run(command: Callable[..., None], name: str, argv: list[str] | None) -> int:
         print(f"{name}: {e}", file=sys.stderr)
         return 1
     return 0
+
+
+def containing(only: str, named: Iterable[tuple[str, T]], kind: str) -> list[T]:
+    """Return what has a text in its name, in order. Raises Error if nothing has."""
+    if found := [each for name, each in named if only in name]:
+        return found
+    raise Error(f"no {kind} has '{only}' in its name: leave only out for all")
 
 
 @contextmanager

@@ -17,13 +17,12 @@ from ddpp.data import ImageData, Split, from_arrays, load_data
 from ddpp.distilling import DistillConfig, distill
 from ddpp.experiments.recipes import recipe
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error
 from ddpp.foundation.identity import settings
 from ddpp.foundation.provenance import commit, provenance
 from ddpp.networks import NetworkConfig
 from ddpp.studies.turning import Mask, Turn, mask_of, masks_by_part, turns
 from ddpp.teachers import Teachers, train_teachers
-from tools.commands import resumed, run
+from tools.commands import containing, resumed, run
 
 RULES = (
     ("signed", 0.1),
@@ -185,9 +184,7 @@ def command(
     """
     commit()
     stage, about = _Stage(work), {"teachers": settings(TEACHERS)}
-    chosen = [point for point in points() if only in point.factor]
-    if not chosen:
-        raise Error(f"no factor has '{only}' in its name: leave only out for all")
+    chosen = containing(only, ((point.factor, point) for point in points()), "factor")
     with resumed(out, "points", about) as known:
         there = {(each["factor"], each["value"]) for each in known}
         for point in chosen:

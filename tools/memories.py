@@ -18,12 +18,11 @@ from ddpp.evaluating import Protocol
 from ddpp.experiments.lists import seeded
 from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.provenance import commit
 from ddpp.studies import remember
 from ddpp.studies.remembering import REPORT, for_tasks
-from tools.commands import run
+from tools.commands import containing, run
 
 ORDERS, REPEATS = range(5), 3
 SIZES = {  # images per class
@@ -87,9 +86,7 @@ def command(
     """
     commit()
     known = memories_of_cifar100() if cifar100 else memories()
-    if not (chosen := [memory for memory in known if only in memory.name]):
-        raise Error(f"no memory has '{only}' in its name: leave only out for all")
-    for memory in chosen:
+    for memory in containing(only, ((memory.name, memory) for memory in known), "memory"):
         report, folder = results / f"{memory.name}.json", work / memory.name
         if show:
             print(f"{memory.name}: {'finished' if report.exists() else 'missing'}")
