@@ -15,10 +15,10 @@ from ddpp.pruning import keep_mask
 
 
 def plane(trajectories: Mapping[str, Tensor]) -> Figure:
-    """Plot trajectories from a common start, in the plane in which they differ most.
+    """Plot trajectories from a common start, in the plane that holds most of them.
 
-    The plane is spanned by the first two principal directions of all displacements. The axes say
-    which share of the squared displacements each direction has.
+    It is the plane with the largest share of the squared displacements. The axes say which share
+    each direction has.
 
     - trajectories: {name: parameters (epochs, p)}; row 0 is the start.
 
