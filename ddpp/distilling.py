@@ -438,11 +438,7 @@ def check_own(config: DistillConfig, data: ImageData, network: Flat) -> None:
     check_rule(config.rule, network.size, data.device)
     check_operations(config.augment, data.shape, data.device)
     check_derivatives(network, data.shape, len(data.classes))
-    if network.needs_company and config.batch == 1:
-        raise Error(
-            f"batch is 1, but the network '{network.name}' cannot take the statistics of a single "
-            "image: choose 2 or more"
-        )
+    network.check_company(config.batch, "batch")
 
 
 def rule_of(config: DistillConfig, network: Flat) -> Rule:

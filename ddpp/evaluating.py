@@ -172,7 +172,12 @@ def evaluate(
     """
     if repeats < 1:
         raise Error(f"the evaluation's repeats is {repeats}: it must be at least 1")
-    repeats, seed = operator.index(repeats), operator.index(seed)  # of NumPy's integers, too
+    try:
+        repeats, seed = operator.index(repeats), operator.index(seed)  # of NumPy's integers, too
+    except TypeError:
+        raise Error(
+            f"the evaluation's repeats and seed are {repeats} and {seed}: give whole numbers"
+        ) from None
     distilled = distilled.to(data.device).unfolded()
     check_pair(distilled, data)
     config = NetworkConfig(**distilled.network)

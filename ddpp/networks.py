@@ -412,6 +412,14 @@ class Flat:
         other._module, other.device = self._fresh(0).double(), torch.device("cpu")
         return other
 
+    def check_company(self, images: int | None, setting: str) -> None:
+        """Raise an Error for a setting that leaves an image alone, and must not."""
+        if self.needs_company and images == 1:
+            raise Error(
+                f"{setting} is 1, but the network '{self.name}' cannot take the statistics of a "
+                "single image: choose 2 or more"
+            )
+
     def check_batches(self, images: int, batch: int) -> None:
         """Raise an Error if `images` in batches leave one that is alone, and must not be."""
         if self.needs_company and (batch == 1 or images % batch == 1):

@@ -87,6 +87,16 @@ def test_each_image_is_in_half_of_the_models_and_no_two_models_have_the_same():
     assert torch.equal(members, halves(300, 8, 3)) and not torch.equal(members, halves(300, 8, 4))
 
 
+def test_what_an_audit_draws_is_the_same_with_another_default_type():
+    drawn = lambda: (halves(50, 8, 3), *balanced(halves(50, 8, 3), generator(0)))
+    before = drawn()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(before, drawn(), strict=True))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("models", [0, 2, 4, 7])
 def test_too_few_models_or_an_odd_number_are_refused(models):
     with refused(f"an audit cannot have {models} models", "an even number from 6 on"):

@@ -94,6 +94,11 @@ def test_the_output_must_end_in_safetensors(tmp_path, said, name):
     assert "must end in .safetensors" in said(command(save(tmp_path / "mine.npz"), tmp_path / name))
 
 
+def test_a_folder_called_teachers_is_in_nobodys_way(npz, tmp_path):
+    (tmp_path / "teachers").mkdir()
+    assert cli.main(command(npz(), tmp_path, verb="teachers")) == 0
+
+
 @pytest.mark.parametrize("verb", ["distill", "teachers"])
 def test_an_output_that_cannot_be_written_is_noticed_before_training(
     tmp_path, said, monkeypatch, verb

@@ -15,7 +15,7 @@ from ddpp import cli
 from ddpp.book import figures
 from ddpp.book.tables import T_95
 from ddpp.experiments import Comparison, Difference
-from ddpp.experiments.comparing import comparison_of, holm, parse_setting
+from ddpp.experiments.comparing import comparison_of, holm, in_name, parse_setting
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import recipe
 
@@ -146,6 +146,11 @@ def test_what_cannot_be_compared_is_refused(rules, options, words, tmp_path, sma
         ddpp.compare(
             *rules, recipe=small, folder=tmp_path, progress=False, say=lambda _: None, **options
         )
+
+
+def test_two_thresholds_are_two_names():
+    assert (in_name(0.1), in_name(0.0), in_name(1e-05)) == ("0.1", "0", "1e-05")
+    assert in_name(0.1234567) != in_name(0.12345671)
 
 
 def test_a_rule_with_an_epsilon_is_read():

@@ -374,6 +374,20 @@ def test_a_failed_download_says_where_the_arrays_can_go(tmp_path, monkeypatch):
         load("cifar100", root=tmp_path)
 
 
+def test_a_folder_of_the_name_of_a_data_set_is_in_nobodys_way(tmp_path, monkeypatch):
+    def there_after_download(root, train, download):
+        if not download:
+            raise RuntimeError("not there")
+        part = "train" if train else "test"
+        return SimpleNamespace(data=arrays()[f"x_{part}"], targets=arrays()[f"y_{part}"].tolist())
+
+    (tmp_path / "cifar100").mkdir()
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", there_after_download)
+    # which these are not, but they were downloaded
+    with refused("x_train of cifar100 is not the official array"):
+        load("cifar100", root=tmp_path)
+
+
 def test_data_that_is_there_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
     asked = []
 

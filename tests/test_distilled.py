@@ -132,6 +132,10 @@ def test_raw_pixels_go_up_to_1(data):
     assert torch.allclose(data.whitening.invert(made.images), learned, atol=1e-4)
 
 
+def test_alpha_may_be_a_number_of_numpy(make):
+    assert float(replace(make([0, 1]), alpha=np.float32(0.01)).alpha) == pytest.approx(0.01)
+
+
 def test_pictures_go_by_the_labels(make, tmp_path):
     made = make([2, 0, 2, 0, 0])
     assert made.by_class() == [[1, 3, 4], [], [0, 2]]

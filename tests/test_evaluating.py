@@ -79,6 +79,8 @@ def test_a_distilled_file_is_for_its_own_classes_and_preprocessing(tmp_path, dis
 def test_an_evaluation_takes_at_least_one(distilled, data):
     with refused("the evaluation's repeats is 0", "at least 1"):
         evaluate(distilled, data, repeats=0, progress=False)
+    with refused("repeats and seed are 2.5 and 0", "whole numbers"):
+        evaluate(distilled, data, repeats=2.5, progress=False)
     with refused("the evaluation's epochs is 0", "at least 1"):
         Protocol(epochs=0)
     with refused("the evaluation's momentum is 1", "at least 0 and below 1"):

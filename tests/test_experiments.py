@@ -5,10 +5,12 @@ and its tables.
 import hashlib
 import json
 import math
+import multiprocessing
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -328,13 +330,41 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(npz, places, capfd, jobs
 
 
 @pytest.mark.slow
-def test_what_would_stop_all_runs_stops_at_once(places, capfd):
-    todo = tiny_runs("nowhere.npz")
-    with pytest.raises(Error, match=r"there is no file nowhere\.npz"):
-        reproduce(todo, **places, device="cpu")
-    with pytest.raises(Error, match="not all processes came to the end"):
-        reproduce(todo, **places, device="cpu", jobs=2)
-    assert "ddpp: there is no file nowhere.npz" in capfd.readouterr().err
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_runs_without_their_data_fail_and_the_others_are_done(npz, places, capfd, jobs):
+    good, other = tiny_runs(npz())
+    lost = replace(other, name="table1/lost", recipe=replace(other.recipe, data="nowhere.npz"))
+    with pytest.raises(Error, match=r"failed, for the reasons above: table1/lost$"):
+        reproduce([lost, good, other], **places, device="cpu", jobs=jobs, progress=False)
+    said = capfd.readouterr().out
+    assert said.count("table1/lost failed: there is no file nowhere.npz") == 1
+    assert said.rstrip().endswith("2 of 3 runs are finished")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_has_failed_is_named_when_the_minutes_are_over(npz, places, quiet, jobs):
+    good, other = tiny_runs(npz(), steps=1_000_000)
+    lost = replace(other, name="table1/lost", recipe=replace(other.recipe, data="nowhere.npz"))
+    with pytest.raises(Error, match=r"failed, for the reasons above: table1/lost$"):
+        reproduce([lost, good], minutes=jobs**2 * 10 / 60, jobs=jobs, **quiet)
+
+
+@pytest.mark.slow
+def test_a_process_that_the_system_ended_is_told_from_one_that_failed(npz, places, quiet):
+    todo = tiny_runs(npz(), steps=1_000_000)
+
+    def kill() -> None:
+        while not multiprocessing.active_children():
+            time.sleep(0.1)
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(Error, match=r"ended by the system, perhaps for lack of memory"):
+        reproduce(todo, jobs=2, **quiet)
+    killer.join()
 
 
 def test_what_another_process_is_at_is_left_to_it(npz, places, quiet):

@@ -22,7 +22,7 @@ from ddpp import (
     load_data,
     train_teachers,
 )
-from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, ntk, tgdd
+from ddpp.baselines import bptt, cafe, common, dm, dsa, iadd, kip, ntk, selection, tgdd
 from ddpp.baselines.selection import forgetting_events, herd
 from ddpp.cli import main
 from ddpp.data.augmentation import augment, draw
@@ -516,6 +516,13 @@ def test_teachers_of_other_data_or_too_few_epochs_are_refused(data, teachers, np
         tgdd.distill(load_data(npz(name="other", size=16), device="cpu"), teachers, small("tgdd"))
     with pytest.raises(Error, match="epochs 4 reaches epoch 4, but these teachers stop at 3"):
         tgdd.distill(data, teachers, small("tgdd", epochs=4))
+
+
+def test_images_are_not_chosen_by_teachers_of_other_data(teachers, npz):
+    other = load_data(npz(name="other", size=16), device="cpu")
+    for choose in (selection.herding, selection.forgetting):
+        with pytest.raises(Error, match="trained on another data set or preprocessing"):
+            choose(other, teachers, selection.SelectionConfig(epochs=1))
 
 
 @pytest.mark.parametrize("name", [*WITHOUT_TEACHERS, "tgdd"])

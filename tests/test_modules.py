@@ -27,7 +27,7 @@ from ddpp import (
     networks,
     train_teachers,
 )
-from ddpp.baselines import cafe, common, dm, selection
+from ddpp.baselines import bptt, cafe, common, dm, dsa, selection
 from ddpp.data.augmentation import OPERATIONS, Draw
 from ddpp.experiments.methods import METHODS
 from ddpp.foundation.seeds import generator
@@ -469,6 +469,23 @@ def test_a_network_that_cannot_take_a_single_image_trains_unless_a_batch_has_one
         evaluate(real, data, protocol=Protocol(epochs=1, batch=3), progress=False)
     with refused("batch is 1", "cannot take the statistics of a single image: choose 2 or more"):
         METHODS["ddpp"].fits(data, config, DistillConfig(batch=1))
+    with refused("batch is 1", "cannot take the statistics of a single image"):
+        bptt.distill(data, config, bptt.BPTTConfig(ipc=2, batch=1))
+    with refused("ipc is 1", "cannot take the statistics of a single image"):
+        dsa.distill(data, config, dsa.DSAConfig(ipc=1))
+    with refused("batch_real is 1", "cannot take the statistics of a single image"):
+        dsa.distill(data, config, dsa.DSAConfig(ipc=2, batch_real=1))
+    with refused("there are 4 weights, but this network has"):
+        cafe.distill(data, config, cafe.CAFEConfig(ipc=2))
+
+
+def test_a_number_without_bounds_must_be_finite():
+    with refused("discrimination is nan", "a finite number"):
+        cafe.CAFEConfig(discrimination=float("nan"))
+    with refused("saturated is inf", "a finite number"):
+        cafe.CAFEConfig(saturated=float("inf"))
+    with refused("seed is nan", "a finite number"):
+        DistillConfig(seed=float("nan"))
 
 
 @pytest.mark.parametrize("size", [2.5, "4", 0, float("nan")])

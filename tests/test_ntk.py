@@ -201,6 +201,12 @@ def test_the_memory_covers_what_the_graph_holds(kind):
         del kernel
 
 
+def test_a_kernel_of_ones_own_is_counted_like_the_larger_one(monkeypatch):
+    monkeypatch.setitem(KERNELS, "mine", KERNELS["fc"])
+    shape = (1, 3, 3)
+    assert bytes_needed("mine", 2, 3, shape, 1) == bytes_needed("conv", 2, 3, shape, 1)
+
+
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(Error, match="of one shape"):
         KERNELS["fc"](images(1, size=3), images(1, size=4), 1)

@@ -5,6 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -439,6 +440,18 @@ def small(npz, steps):
     return replace(
         base, teachers=TEACHERS, distill=distill, protocol=ddpp.Protocol(epochs=1), repeats=1
     )
+
+
+def test_a_run_that_its_callback_stopped_keeps_its_seconds(tmp_path):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "set.safetensors"
+
+    def make(on_step):
+        saving = Saving(progress=False, on_step=on_step)
+        return Experiment(small(npz, 3), out, saving=saving, device="cpu").run()[1]
+
+    assert make(lambda run: time.sleep(1.2) or True) == {}
+    assert make(lambda run: False)["seconds"]["distill"] >= 1.2
+    assert not out.with_name(f"{out.name}.seconds").exists()
 
 
 def test_more_steps_continue_a_finished_file_and_keep_the_shorter_one(tmp_path, monkeypatch):

@@ -291,6 +291,9 @@ def test_a_window_that_grows_does_so_over_the_steps_of_the_run(queue):
         ("teachers = { augment = 3 }", "augment is 3: it must be True, False, or a list"),
         ("teachers = { network = { width = 'x' } }", "the network's width is 'x': it must be"),
         ("distill = { normalize = 'x' }", "normalize, of a in queue.toml, cannot be 'x'"),
+        ("distill = { rule = 'nosuch' }", "a-seed0 in queue.toml cannot work: unknown rule"),
+        ("teachers = { network = { name = 'x' } }", "cannot work: unknown network"),
+        ("distill = { max_start_epoch = 99 }", "cannot work: max_start_epoch 99"),
     ],
 )
 def test_a_setting_of_another_type_gets_a_sentence(line, words, tmp_path, monkeypatch):

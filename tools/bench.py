@@ -127,6 +127,8 @@ def bench_jobs(
     - rounds: measurements of a step with each engine, in turn. Other jobs are measured once.
     """
     rate = _child("matmul_rate", device=device)
+    if isinstance(rate, dict):
+        raise Error(f"the rate of a matrix product cannot be measured: {rate['failed']}")
     say(f"\njobs of a full-scale run: ConvNet width {width}, float32; {_machine(device)}")
     gflops = f"{rate / 1e9:,.0f} GFLOP/s, the rate of a large matrix product"
     say(f"floor: the arithmetic at {gflops} on this device")

@@ -23,6 +23,9 @@ def run(command: Callable[..., None], name: str, argv: list[str] | None) -> int:
     except Error as e:
         print(f"{name}: {e}", file=sys.stderr)
         return 1
+    except FileNotFoundError as e:
+        print(f"{name}: {e.filename} is not there: is this the project's folder?", file=sys.stderr)
+        return 1
     return 0
 
 

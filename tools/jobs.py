@@ -155,6 +155,7 @@ def measure(job: dict, engine: str, width: int, count: int, device: str) -> dict
         with warnings.catch_warnings():
             # the engine that takes its place is measured anyway
             warnings.filterwarnings("error", message="the engine compiled")
+            warnings.filterwarnings("error", message="the GPU's memory was full")
             work = prepare(Job(**job), engine, NetworkConfig(width=width), count, device)
             work.warm_up()
             seconds = _seconds(work.run, device)

@@ -3,7 +3,7 @@
     python -m tools.make_sample ROOT        ROOT holds cifar10.npz
 
 Writes cifar10-sample.webp: 6,000 tiles of 32 x 32 in a lossless mosaic, and prints the arrays'
-SHA-256 for data.py.
+SHA-256 for ddpp/data/sources.py.
 """
 
 import sys

@@ -167,7 +167,8 @@ def measure(point: Point, stage: _Stage) -> list[dict]:
         columns = {key: [asdict(turn)[key] for turn in each] for key in asdict(each[0])}
         row = {key: statistics.fmean(values) for key, values in columns.items()}
         row = {key: None if math.isnan(value) else value for key, value in row.items()}
-        spread = statistics.stdev(columns["angle"])
+        angles = [angle for angle in columns["angle"] if not math.isnan(angle)]
+        spread = statistics.stdev(angles) if len(angles) > 1 else None
         rows.append({"mask": name, "of": len(each), "angle_spread": spread} | row)
     return rows
 

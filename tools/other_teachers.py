@@ -51,7 +51,7 @@ def long_run(rule: str, steps: int) -> Run:
 def read_long(rule: str, steps: int, data: ImageData) -> DistilledDataset:
     """Read the set of a run in the queue. Error if it has no result yet."""
     one, results = long_run(rule, steps), Path("results")
-    if not (row := read_result(one, results)):
+    if not (row := read_result(one, results)) or not row.get("set"):
         raise Error(f"{one.name} has no result: first run 'ddpp reproduce --queue {QUEUE}'")
     return read_set(one.report(results), row, data)
 

@@ -61,7 +61,7 @@ def distill(
     Source: Wang et al., CVPR 2022.
     """
     network_of = data.network(network)
-    layers = len(network_of.activations(network_of.initial(0), data.train.images[:1]))
+    layers = len(network_of.activations(network_of.initial(0), data.train.images[:2]))
     if len(config.weights) != layers:
         raise Error(
             f"there are {len(config.weights)} weights, but this network has {layers} layers of "

@@ -51,7 +51,10 @@ def distill(
 
     Raises Error for settings that cannot work. Source: Zhao & Bilen, ICML 2021.
     """
-    check_derivatives(data.network(network), data.shape, len(data.classes))
+    flat = data.network(network)
+    check_derivatives(flat, data.shape, len(data.classes))
+    flat.check_company(config.ipc, "ipc")
+    flat.check_company(config.batch_real, "batch_real")
     return common.distill("dsa" if config.augment else "dc", step, data, network, config, saving)
 
 

@@ -26,7 +26,7 @@ from ddpp.distilling import (
     run,
 )
 from ddpp.distilling import State as Unweighted
-from ddpp.foundation.errors import Error, Positive
+from ddpp.foundation.errors import Error, Positive, Share
 from ddpp.foundation.loop import Saving
 from ddpp.teachers import Teachers
 from ddpp.unrolling import unroll
@@ -36,7 +36,7 @@ from ddpp.unrolling import unroll
 class IADDConfig(DistillConfig):
     """The settings of MTT, and of the weights. Nothing is pruned."""
 
-    epsilon: float = 0.0
+    epsilon: Share = 0.0
     rule: str = "none"
     # of the weights; for the gradient of p L, so that one value fits networks of any size; ours
     weights_lr: Positive = 0.01

@@ -71,7 +71,7 @@ def bytes_needed(
     to three times the arrays that it holds, because memory fragments.
     """
     channels, height, width = shape
-    places = {"fc": 1, "conv": height * width}[choose("kernel", kind, KERNELS)]
+    places = {"fc": 1}.get(choose("kernel", kind, KERNELS), height * width)
     numbers = n * m * places * (18 * depth + 12) + 2 * (n + m) * channels * height * width
     return itemsize * numbers
 

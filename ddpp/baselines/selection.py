@@ -80,6 +80,7 @@ def herding(
 
     Source: Welling, 2009; Chen et al., 2010.
     """
+    teachers.check_data(data)
     theta = teachers.snapshot(0, config.epochs)
     network = teachers.network
     features = in_batches(network, lambda x: network.features(theta, x), data.train.images)
@@ -101,6 +102,7 @@ def forgetting(
     random. Forgetting is tested once per epoch, on all images without augmentation, and not when an
     image is in a batch. Source: Toneva et al., ICLR 2019.
     """
+    teachers.check_data(data)
     history = _looks(data, teachers, config, saving)
     order = torch.randperm(history.shape[1], generator=generator(config.seed, "ties")).to(
         data.device

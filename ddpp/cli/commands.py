@@ -47,7 +47,7 @@ def teachers(
         out: the teachers' folder is made in here, named by their configuration
     """
     config = recipe.stored_teachers()
-    files.check_writable(out / "teachers")
+    files.check_writable(out / "teachers.safetensors")
     with processes.in_turn():
         data = load_data(
             recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device

@@ -108,9 +108,10 @@ def _download(name: str, root: Path) -> dict[str, np.ndarray]:
     try:
         train, test = both(False)  # a complete data set needs no permission to write
     except Exception:  # missing or incomplete
-        files.check_writable(root / name)
+        target = root / f"{name}.npz"  # a name that torchvision does not give to a folder
+        files.check_writable(target)
         try:
-            with files.lock(root / name, wait=True):  # several runs may download at once
+            with files.lock(target, wait=True):  # several runs may download at once
                 train, test = both(True)
         except Exception as e:
             raise Error(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -67,7 +68,7 @@ class DistilledDataset(Dataset):
 
     def __post_init__(self):
         self.classes = tuple(self.classes)
-        if isinstance(self.alpha, (int, float)):
+        if isinstance(self.alpha, (int, float, np.number)):
             self.alpha = torch.tensor(float(self.alpha), dtype=torch.float32)
         if dataclasses.is_dataclass(self.network):
             self.network = dataclasses.asdict(self.network)

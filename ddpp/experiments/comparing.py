@@ -262,11 +262,17 @@ def _setting(one: Rule | tuple[Rule, float], recipe: Recipe) -> Setting:
     return name, getattr(recipe.distill, "epsilon", 0.1) if epsilon is None else epsilon
 
 
+def in_name(number: float) -> str:
+    """Write a number as short as its value allows, for the name of a run."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
 def _run(recipe: Recipe, setting: Setting, seed: int, own_teachers: bool) -> Run:
     rule, epsilon = setting
     distill = replace(recipe.distill, rule=rule, epsilon=epsilon)  # pyright: ignore[reportCallIssue]
     made = seeded(replace(recipe, distill=distill), seed, own_teachers)
-    name = re.sub(r"[^\w.-]", "-", f"{rule}-{epsilon:g}")
+    name = re.sub(r"[^\w.-]", "-", f"{rule}-{in_name(epsilon)}")
     return Run(f"compare/{name}-seed{seed}", made)
 
 

@@ -1,6 +1,7 @@
 """A queue: a committed list of runs in order of value, which `ddpp reproduce --queue` works off."""
 
 import itertools
+import re
 import tomllib
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from ddpp.evaluating import Protocol
-from ddpp.experiments.comparing import parse_setting
+from ddpp.experiments.comparing import in_name, parse_setting
 from ddpp.experiments.lists import Run, seeded
 from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.experiments.run import WithSteps
@@ -99,6 +100,10 @@ def _runs(entry: dict[str, Any], path: str | Path, longest: dict[str, Run]) -> l
             if before and (why := _cannot_go_on(before, made)):
                 raise Error(f"{full} in {path} cannot go on with {before.name}: {why}")
             before = Run(f"{full}{label}-seed{seed}", made, continues=before, sets=sets)
+            try:
+                made.stored_teachers()
+            except Error as e:
+                raise Error(f"{before.name} in {path} cannot work: {e}") from None
             found.append(before)
         if None not in counts:
             longest[f"{full}-seed{seed}"] = found[-1]
@@ -181,10 +186,10 @@ def _choices(each: dict[str, Any], where: str) -> list[list[tuple[str, dict[str,
 
 def _choice(key: str, value: Any) -> tuple[str, dict[str, Any]]:
     if key != "rule":
-        return f"-{key}{value}", {key: value}
+        return re.sub(r"[^\w.@-]+", "-", f"-{key}{value}"), {key: value}
     match parse_setting(str(value)):
         case (rule, epsilon):
-            return f"-{rule}-{epsilon:g}", {"rule": rule, "epsilon": epsilon}
+            return f"-{rule}-{in_name(epsilon)}", {"rule": rule, "epsilon": epsilon}
         case rule:
             return f"-{rule}", {"rule": rule}
 

@@ -58,8 +58,8 @@ def reproduce(
     module, or in the script above that line: what stands in a notebook works with one job.
 
     Raises Error at once for a result that is damaged or belongs to other settings, for what another
-    process cannot import, and for whatever would stop all runs. If single runs fail, the others are
-    still done. Then an Error names those that failed.
+    process cannot import, and for folders that cannot be written. If single runs fail, perhaps for
+    lack of their data, the others are still done. Then an Error names those that failed.
     """
     worker = Worker(tuple(todo), Path(results), Path(work), root, device, given, progress, say)
     _check_jobs(jobs)
@@ -70,7 +70,7 @@ def reproduce(
     try:
         with time_limit(minutes):
             if jobs > 1:
-                failed = side_by_side(jobs, worker)
+                side_by_side(jobs, worker, failed)
             else:
                 worker.work(failed)
             worker.say_what_is_left(failed)

@@ -58,8 +58,8 @@ def read_row(path: Path) -> dict:
     - name, method, seed, error: of every run; trajectories also have rule and epsilon.
     - accuracy: percent, mean over the final iterate's networks; selected: the same of the iterate
       chosen on held-out images; alpha.
-    - kept: share of parameters, mean over steps; unmasked: MTT's loss, mean over the last steps;
-      skipped: number of steps.
+    - kept: share of parameters, mean over the steps that were not skipped; unmasked: MTT's loss,
+      mean over the last of them; skipped: number of steps.
     - distilled, random: all accuracies, see Evaluation.
     - of, network: where another run's set was evaluated.
     - recipe, seconds, device, versions, commit, finished: how it was made.

@@ -86,6 +86,7 @@ class Experiment:
             distilled = self.distilled()
             if _stopped(distilled):
                 self._say("to resume, run the same command again")
+                self.clock.stopped = True
                 return distilled, {}
             return distilled, self.report(distilled, resumed)
 
@@ -367,7 +368,7 @@ class Clock:
     """The seconds of each stage. A run that is stopped leaves them in a file for the next one."""
 
     def __init__(self, out: Path):
-        self.path, self.seconds = working_file(out, "seconds"), {}
+        self.path, self.seconds, self.stopped = working_file(out, "seconds"), {}, False
 
     def __enter__(self) -> "Clock":
         with contextlib.suppress(OSError, ValueError, TypeError):  # lost or damaged: only a clock
@@ -377,7 +378,7 @@ class Clock:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if processes.rank():
             return
-        if kind is None:
+        if kind is None and not self.stopped:
             self.path.unlink(missing_ok=True)
         elif sum(self.seconds.values()) - self.seconds.get("data", 0) > 1:
             with contextlib.suppress(Error):

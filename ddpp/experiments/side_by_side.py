@@ -28,20 +28,20 @@ if TYPE_CHECKING:  # a class that takes no subscript when the program runs
 CANNOT_IMPORT = 3  # exit code of a process that cannot import what its runs use
 
 
-def side_by_side(jobs: int, worker: Worker) -> "Marks":
-    """Do `Worker.work` in several processes, and return which runs failed.
+def side_by_side(jobs: int, worker: Worker, failed: "Marks") -> None:
+    """Do `Worker.work` in several processes, and mark the runs that failed.
 
-    Ctrl-C stops them as it stops one: what was done is saved.
+    Ctrl-C stops them as it stops one: what was done is saved, and what failed is marked.
     """
     spawn = multiprocessing.get_context("spawn")
-    failed, started = spawn.Array("b", len(worker.todo)), []
+    marks, started = spawn.Array("b", len(worker.todo)), []
     todo, count = pack_runs(worker.todo), min(jobs, len(worker.todo))
     worker = replace(worker, todo=(), progress=False, say=_print_at_once)
     # not fewer processes for a shorter list: the number of threads decides the bits
     threads = max(1, torch.get_num_threads() // jobs)
     try:
         for _ in range(count):
-            process = spawn.Process(target=_job, args=(threads, worker, todo, failed))
+            process = spawn.Process(target=_job, args=(threads, worker, todo, marks))
             with _interrupts_blocked():  # in the child, too, until it can take one
                 process.start()
                 started.append(process)
@@ -50,14 +50,20 @@ def side_by_side(jobs: int, worker: Worker) -> "Marks":
     except BaseException:
         _stop(started)
         raise
+    finally:
+        failed[:] = bytearray(marks[:])
     codes = {process.exitcode for process in started}
     if CANNOT_IMPORT in codes:
         raise _cannot_import(todo.used)
+    if any(code and code < 0 for code in codes):
+        raise Error(
+            "a process was ended by the system, perhaps for lack of memory: choose fewer jobs. "
+            "What was done is saved"
+        )
     if any(codes):
         raise Error(
             "not all processes came to the end; the reasons are above, and what was done is saved"
         )
-    return bytearray(failed[:])
 
 
 @dataclass(frozen=True)

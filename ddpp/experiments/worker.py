@@ -104,9 +104,7 @@ class Worker:
                     if not failed[i] and not read_result(run, self.results):
                         self.say(f"\n{run.name}")
                         files.check_writable(run.report(self.results))
-                        recipe = run.recipe
-                        data = load(recipe.data, recipe.zca, recipe.validation)
-                        failed[i] = not self._attempt(run, base, data)
+                        failed[i] = not self._attempt(run, base, load)
                     missing.pop()
 
     def say_what_is_left(self, failed: "Marks") -> None:
@@ -128,9 +126,12 @@ class Worker:
             return self.given
         return load_data(data, root=self.root, zca=zca, validation=validation, device=self.device)
 
-    def _attempt(self, run: Run, base: tuple[Path, dict] | None, data: ImageData) -> bool:
+    def _attempt(
+        self, run: Run, base: tuple[Path, dict] | None, load: Callable[..., ImageData]
+    ) -> bool:
         """Do a run and print what came out. Return False if it failed."""
         try:
+            data = load(run.recipe.data, run.recipe.zca, run.recipe.validation)
             row = self._transferred(run, base, data) if run.of else self._distilled(run, data)
         except Error as e:
             self.say(f"{run.name} failed: {e}")

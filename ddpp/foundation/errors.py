@@ -68,6 +68,8 @@ def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
             value = value.item()
             object.__setattr__(config, field.name, value)
         bound, whole = _bound(hint), _is_whole(hint)
+        if isinstance(value, float) and not (bound or math.isfinite(value)):
+            raise Error(f"{whose}{field.name} is {value}: it must be a finite number")
         optional = type(None) in get_args(hint)
         if not (bound or whole) or (value is None and optional):
             continue

@@ -31,7 +31,8 @@ def halves(images: int, models: int, seed: int) -> Tensor:
     """
     if models % 2 or models < 6:
         raise Error(f"an audit cannot have {models} models: choose an even number from 6 on")
-    draws = torch.rand(models, images, generator=generator(seed, "halves"))
+    rng = generator(seed, "halves")
+    draws = torch.rand(models, images, generator=rng, dtype=torch.float32)
     return draws.argsort(0).argsort(0) < models // 2
 
 
@@ -104,7 +105,7 @@ def balanced(inside: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     Returns which models count as "in", and which as "out", (M, N) each.
     """
     least = torch.minimum(inside.sum(0), (~inside).sum(0))
-    draws = torch.rand(inside.shape, generator=rng).to(inside.device)
+    draws = torch.rand(inside.shape, generator=rng, dtype=torch.float32).to(inside.device)
     ins = (draws + ~inside).argsort(0).argsort(0) < least
     outs = (draws + inside).argsort(0).argsort(0) < least
     return ins, outs

@@ -79,7 +79,7 @@ def noisy_gradient(
     - rng: of the noise, on the CPU.
     """
     total = clipped_sum(network, theta, images, labels, noise.max_norm)
-    normal = torch.randn(theta.shape, generator=rng).to(theta)
+    normal = torch.randn(theta.shape, generator=rng, dtype=torch.float32).to(theta)
     return (total + noise.sigma * noise.max_norm * normal) / batch
 
 
@@ -119,7 +119,8 @@ def train(
     for step in range(steps):
         if step == (steps + 1) // 2:
             rate = rate / 10
-        drawn = (torch.rand(len(labels), generator=rng) < share).to(labels.device)
+        drawn = torch.rand(len(labels), generator=rng, dtype=torch.float32) < share
+        drawn = drawn.to(labels.device)
         x, y = images[drawn], labels[drawn]
         if protocol.augment and len(y):
             x = augment(x, draw(len(y), rng, protocol.augment))
