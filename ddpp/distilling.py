@@ -285,7 +285,7 @@ def learning(
 ) -> tuple[S, Step[S]]:
     """Return a first state with logits, and a step that moves them behind the images, in rows.
 
-    The logits begin as those of a random teacher, at the last epoch that is used. Source: DATM (Guo
+    The logits begin as a random teacher's, at the last epoch that is used. Source: DATM (Guo
     et al., ICLR 2024). There labels have a momentum of their own, 0.9.
     """
     assert config.label_lr

@@ -220,7 +220,7 @@ def check_network(distilled: DistilledDataset, config: NetworkConfig) -> None:
 
 
 def made_from_other_images(distilled: DistilledDataset, data: ImageData) -> str:
-    """Say so if a set was made from other images than these; else return an empty text."""
+    """Return a sentence if a set was made from other images than these, else an empty text."""
     source = _source(distilled)
     if source.get("sha256", data.sha256) == data.sha256:
         return ""
@@ -354,7 +354,7 @@ def warn_if_diverged(theta: Tensor, number: int, rate: float) -> None:
 
 
 def add_score(path: str | Path | None, key: str, score: float | tuple) -> None:
-    """Add a score to those in a file; several runs may do so at once."""
+    """Add a score to the scores in a file. Several runs may do this at once."""
     if path is not None:
         files.check_writable(path)
         with files.lock(path, wait=True):

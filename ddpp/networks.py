@@ -72,9 +72,9 @@ class ConvNet(Layers):
 class AlexNet(Layers):
     """AlexNet (Krizhevsky et al., 2012) in the field's version for images of 32 x 32.
 
-    Five convolutions, the only ones here without normalization; 2x2 max pooling after the first,
-    second and last; one linear layer. 1,872,202 parameters for CIFAR-10. Arguments as in
-    `NetworkConfig.build`; a width of 128 gives the published channels.
+    Five convolutions, the only ones here without normalization, with 2x2 max pooling after the
+    first, second and last, and one linear layer. 1,872,202 parameters for CIFAR-10. Arguments as in
+    `NetworkConfig.build`. A width of 128 gives the published channels.
     """
 
     def __init__(self, channels=3, classes=10, width=128, image_size=32):
@@ -97,9 +97,9 @@ class AlexNet(Layers):
 class VGG11(Layers):
     """VGG11 (Simonyan & Zisserman, 2015) in the field's version for images of 32 x 32.
 
-    Eight 3x3 convolutions with the ConvNet's normalization; 2x2 max pooling after the first,
-    second, fourth, sixth and last; one linear layer. 9,231,114 parameters for CIFAR-10. Arguments
-    as in `NetworkConfig.build`; a width of 128 gives the published channels.
+    Eight 3x3 convolutions with the ConvNet's normalization, with 2x2 max pooling after the first,
+    second, fourth, sixth and last, and one linear layer. 9,231,114 parameters for CIFAR-10.
+    Arguments as in `NetworkConfig.build`. A width of 128 gives the published channels.
     """
 
     def __init__(self, channels=3, classes=10, width=128, image_size=32):
@@ -120,8 +120,8 @@ class ResNet18(Layers):
     """ResNet18 (He et al., 2016) in the field's version for small images.
 
     A first convolution of 3x3 without pooling, four stages of two residual blocks, the mean of each
-    map, one linear layer; normalization as in the ConvNet. 11,173,962 parameters for CIFAR-10.
-    Arguments as in `NetworkConfig.build`; a width of 128 gives the published channels.
+    map, and one linear layer. The normalization is the ConvNet's. 11,173,962 parameters for
+    CIFAR-10. Arguments as in `NetworkConfig.build`. A width of 128 gives the published channels.
     """
 
     def __init__(self, channels=3, classes=10, width=128, image_size=32):

@@ -52,13 +52,14 @@ def start_epochs(step: int, least: int, first: int, most: int, steps: int) -> ra
 
 
 def logits_of(network: Flat, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    """Compute the logits (N, classes) from which soft labels are learned: those of a teacher.
+    """Compute a teacher's logits (N, classes), from which soft labels are learned.
 
     - network, theta: the teacher, and its parameters (p,).
     - images, labels: the first ones, and their classes (N,).
 
-    Where the teacher is wrong, its largest logit changes places with that of the class. DATM (Guo
-    et al., ICLR 2024) takes images that it classifies correctly. Here they stay those of all runs.
+    Where the teacher is wrong, its largest logit changes places with the logit of the class. DATM
+    (Guo et al., ICLR 2024) takes images that the teacher classifies correctly. Here the images are
+    the same as in all other runs.
     """
     with torch.no_grad():
         logits = network(theta, images)

@@ -1,8 +1,8 @@
 """Checks of assignment 1: ZCA and its inverse, the ConvNet, a differentiable augmentation,
 accuracy.
 
-Each draws its cases from `seed`; the right answers are computed here, apart from ddpp's functions
-and from the solution.
+Each draws its cases from `seed`. The right answers are computed here, without ddpp's functions and
+without the solution.
 """
 
 from collections.abc import Callable
@@ -97,8 +97,8 @@ def unwhiten(function: Callable, seed: int = 0) -> None:
 def convnet(
     function: Callable, channels=3, classes=10, width=128, image_size=32, seed: int = 0
 ) -> None:
-    """build_convnet: the layers by their parameters, then the logits by those of the right network
-    with the same.
+    """build_convnet: the layers by their parameters, then the logits by comparison with the right
+    network, which gets the same parameters.
     """
     arguments = channels, classes, width, image_size
     with torch.random.fork_rng(devices=[]):

@@ -423,7 +423,7 @@ class Network(networks.Flat):
 
 
 def _images(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """n images and labels for a Network; no label is that of the image before it."""
+    """n images and labels for a Network. No image has the label of the one before it."""
     return torch.randn(n, 3, 2, 2, generator=rng), torch.arange(n) % 3
 
 

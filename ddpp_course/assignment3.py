@@ -142,7 +142,7 @@ def loss(pruned_loss: Callable, seed: int = 0) -> None:
 
 
 def gradient(pruned_loss: Callable, seed: int = 0) -> None:
-    """The gradient is that of the loss's own value with the mask held fixed, and goes to the
+    """The gradient belongs to the loss's own value with the mask held fixed, and goes to the
     student's kept entries.
     """
     epsilon, h, names = 0.3, 1e-3, ("student", "teacher", "start")

@@ -93,7 +93,7 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
     """Call a student's function, and put in words what can go wrong in any task.
 
     - function, arguments: what is called, and with what.
-    - forbid: modules of ddpp that have the answer, or single functions of them; calling one is a
+    - forbid: modules of ddpp that have the answer, or single functions of them. Calling one is a
       Mistake.
 
     Returns its result (see `plain`). Raises Mistake, too, where the function is missing, is not

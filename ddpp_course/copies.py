@@ -1,8 +1,8 @@
 """Make the students' copies, the solutions and the points from the instructor's notebooks.
 
 FOLDER/source/NAME/NAME.ipynb is the notebook to edit. It has nbgrader's markers and metadata, and
-the students' copy is, cell for cell, the one that `nbgrader generate_assignment` makes; nbgrader
-itself is not needed.
+the students' copy is, cell for cell, the one that `nbgrader generate_assignment` makes. But the
+package nbgrader is not needed.
 """
 
 import copy

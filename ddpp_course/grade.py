@@ -169,7 +169,7 @@ def grade_all(
     - say: takes each line of output.
 
     A report that is there already is kept if neither the submission, the assignment, its checks,
-    the limits nor the wall have changed; so a stopped call resumes.
+    the limits nor the wall have changed. So a stopped call resumes.
 
     Raises Error if the instructor's side is wrong, as `grade` does, and if there is nothing to
     grade.
@@ -348,7 +348,7 @@ class _Grading:
         return [self._outcome(task) for task in self.assignment.tasks], self.notes
 
     def _through(self) -> bool:
-        """Run all cells, then all checks, in one process; return False if another one is to follow.
+        """Run all cells, then all checks, in one process. Return False if another one must follow.
 
         That is the case if the process did not survive.
         """

@@ -59,7 +59,7 @@ def write(
     times: dict[str, float] | None = None,
     assignment: str | None = None,
 ) -> list[str]:
-    """Write OUT/grades.csv, with the points of OUT/by_hand.csv; return notes for the instructor.
+    """Write OUT/grades.csv, with the points of OUT/by_hand.csv. Return notes for the instructor.
 
     - reports: one for each submission.
     - out: the folder of the reports.

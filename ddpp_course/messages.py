@@ -17,5 +17,5 @@ def texts() -> dict[str, dict[str, str]]:
 
 
 def say(section: str, key: str, /, **words) -> str:
-    """Return a message with these words in it; raise KeyError where the file does not have it."""
+    """Return a message with these words in it. Raise KeyError if the file does not have it."""
     return texts()[section][key].format(**words)

@@ -14,8 +14,8 @@ The name of a mistake is the key of its message, in the section NAME of messages
 a colon in it tells two mistakes with one message apart. A check compares a wrong answer with the
 mistakes of its place, in order. A mistake with `says` is not run by checks, which see it by
 themselves and say that message. It is here for the tests. `fails` names the checks that it fails,
-if they are not those of its place, or each with its own message. `words` are the words in the
-message.
+if they are not the checks of its place, or maps each of them to a message. `words` are the words in
+the message.
 
 A submission that is graded cannot read these files. The grader sends their texts to its process
 before the first line of the submission runs, and only the functions made of them stay there.

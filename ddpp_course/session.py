@@ -261,8 +261,8 @@ def _write(pipe: int, data: bytes, seconds: float) -> None:
 def _without_folder(family: list[psutil.Process]) -> tuple[int, int]:
     """Return the bytes of these processes' open files that are in no folder: in memory, on a disk.
 
-    The first are those of memfd_create, the second were removed. Each counts once. What of it is
-    mapped counts as the process's own memory, too.
+    The first were made by memfd_create, the second were removed from their folder. Each counts
+    once. What is mapped of them counts as the process's own memory, too.
     """
     found: tuple[dict, dict] = {}, {}
     for process in family:

@@ -154,7 +154,7 @@ def _around(shown: list[Path], hidden: Path) -> tuple[list[Path], list[Path]]:
 
 
 def environment(work: Path) -> dict[str, str]:
-    """Return the environment variables of a submission; of the grader's only what it needs."""
+    """Return a submission's environment variables, with only what it needs of the grader's."""
     kept = {
         name: os.environ[name]
         for name in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")

@@ -141,7 +141,7 @@ def step(state: State, data: ImageData, config: KIPConfig) -> tuple[State, dict]
 
 
 def room(device: torch.device) -> int:
-    """Return the bytes of memory that the device has; of a GPU, those that are free."""
+    """Return the bytes of memory that the device has, or of a GPU the bytes that are free."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept

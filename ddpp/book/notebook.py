@@ -92,7 +92,7 @@ def distilled(path: Path, make: Callable[[Path], DistilledDataset]) -> Distilled
     - make: distils the set, given the path of a checkpoint that a stopped call resumes from.
     """
     if path.exists():
-        print(f"loaded from {path}")
+        print(f"loaded from {path} (delete this file to distil again)")
         return DistilledDataset.load(path)
     checkpoint, began = path.with_suffix(".checkpoint"), time.monotonic()
     result = make(checkpoint)

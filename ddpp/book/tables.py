@@ -117,7 +117,7 @@ def best_1(rows: Sequence[dict]) -> str:
       cells. Of a cell the largest scale is shown, and there the runs with the most steps. Cells
       that nothing was run for are left out, see `missing_1`.
 
-    The column `run` has teachers and steps where trajectories were matched; a column in which all
+    The column `run` has teachers and steps where trajectories were matched. A column in which all
     cells are equal is left out.
     """
     head = ("data, images per class", "method", "paper", "here", "seeds", "run", "scale")
@@ -234,7 +234,7 @@ def rivals(rows: Sequence[dict]) -> str:
 
 
 def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
-    """Return a table, in Markdown, of paired differences to one of several settings.
+    """Return a table, in Markdown, of paired differences from one of several settings.
 
     - rows: of runs whose names are SETTING-seedN, as `experiments.read` returns them.
     - base: the setting that the others are compared with.
@@ -242,8 +242,9 @@ def against(rows: Sequence[dict], base: str, names: Mapping[str, str]) -> str:
       out.
 
     Differences are of equal seeds, with 95 % intervals. Their p is corrected by Holm's procedure.
-    The seconds are those of the distillation, without the teachers: the median, as a run that was
-    killed has too few, or none, and one beside other work too many. Without any there is no column.
+    The column of seconds has the median time of the distillation, without the teachers. (A run that
+    was killed has too few seconds, or none, and a run beside other work has too many.) Without any
+    seconds there is no column.
     """
     timed = any("distill" in row.get("seconds", ()) for row in rows)
     timing = ["seconds"] if timed else []
@@ -276,7 +277,7 @@ def leaks(audits: Mapping[str, Audit], group: str, attacks: Mapping[str, str]) -
     """Return a table, in Markdown, of how well attacks work, with 95 % intervals.
 
     - audits: by name. Those without this group are left out.
-    - group: what is to be found: "all", "canaries" or "start", see `Audit`.
+    - group: what the attacks look for: "all", "canaries" or "start", see `Audit`.
     - attacks: {attack: how the table calls it}. A single one has no column.
 
     True positives are given at 1 % and at 0.1 % of false ones.
@@ -364,7 +365,7 @@ def _name(data: str, ipc: int) -> str:
 
 
 def _key(row: dict) -> tuple[str, int, str]:
-    """Return data set, images per class, and the method; of trajectories, the rule."""
+    """Return data set, images per class, and the method, or for trajectories the rule."""
     return row["recipe"]["data"], row["recipe"]["distill"]["ipc"], row.get("rule") or row["method"]
 
 

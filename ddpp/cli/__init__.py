@@ -27,7 +27,7 @@ NAMED = re.compile(r"(--[\w.-]+=)?[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@[\d.]+)?")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 or its own, 1 for an Error, 130 after Ctrl-C."""
+    """Run a command. Returns 0 or the command's exit code, 1 for an Error, 130 after Ctrl-C."""
     name, *words = (sys.argv[1:] if argv is None else argv) or [""]
     named = any(NAMED.fullmatch(word) or word.endswith(".toml") for word in words)
     if named and os.getcwd() not in sys.path:
@@ -93,7 +93,7 @@ def others() -> dict[str, EntryPoint]:
 
 
 def find(name: str) -> Command:
-    """The command of this name; a word that is none ends the program with exit code 2."""
+    """The command of this name. Any other word ends the program with exit code 2."""
     if name in COMMANDS:
         return COMMANDS[name]
     brought = others()

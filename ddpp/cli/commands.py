@@ -154,7 +154,7 @@ def compare(
     Another call resumes where one stopped. Writes a table and a figure.
 
     Args:
-        rules: or --rule once for each; perhaps with an epsilon of its own, as signed@0.3
+        rules: one or more, or --rule once for each. signed@0.3 has an epsilon of its own
         base: what they are compared with; none is MTT
         seeds: paired runs of each rule: they share all but the rule
         out: folder of results, teachers and checkpoints, and of the table and the figure
@@ -323,7 +323,7 @@ def remember(
     After each task networks train on the memory, and are tested on all classes.
 
     Args:
-        tasks: of equally many classes, each of which makes its images from its own data alone
+        tasks: how many. They have equal numbers of classes, and each uses its own data alone
         order: seed of the order of the classes, and of the evaluation
         rate: learning rate of the networks trained on the memory; None: the sets' own alpha
         out: folder of the memory, of its teachers and of the report
@@ -376,7 +376,7 @@ def rank(
     Args:
         paths: distilled files, or results under results/; NAME-seed0 and NAME-seed1 are one row
         networks: drawn from the grid, so that each value of each factor appears equally often
-        draws: of equally many random real images, which are always among the sets
+        draws: of the same number of random real images, which are always among the sets
         data: None: the data set that they were distilled from
         out: folder of the report, of the figure, and of what a stopped call resumes
     """
@@ -410,8 +410,8 @@ def export(
 
     Args:
         file: the distilled file, a checkpoint, or a result under results/
-        kind: beard or eccv, for these judges; pt, tensors; hf, for the Hugging Face Hub; compact, a
-            smaller file; or webp, one picture without the whitening
+        kind: pt (tensors), beard or eccv (for this benchmark and this challenge), hf (for the
+            Hugging Face Hub), compact (a smaller file), or webp (one picture, no whitening)
         out: the folder, in which nothing is replaced; None: beside the file
     """
     out = out or file.with_name(f"{file.stem}-{kind}")
@@ -425,7 +425,7 @@ def export(
 def pack(folder: Path, /, out: Path, size: int = 32, test: float = 0.2) -> None:
     """Make an .npz file, for --data, of a folder of your pictures.
 
-    They lie as FOLDER/CLASS/PICTURE or FOLDER/{train,test}/CLASS/PICTURE.
+    They are in FOLDER/CLASS/PICTURE or FOLDER/{train,test}/CLASS/PICTURE.
 
     Args:
         folder: the folder with the pictures
@@ -496,7 +496,7 @@ def save_figure(name: str, subject: Any, path: Path) -> None:
 
 
 def save_picture(save: Callable[[Path], Any], path: Path) -> None:
-    """Save a picture or a figure; raises Error where that is not possible."""
+    """Save a picture or a figure. Raises Error where that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save(path)

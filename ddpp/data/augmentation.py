@@ -42,7 +42,7 @@ def draw(n: int, generator: torch.Generator, augment: Augmentation = True) -> Dr
     """Draw the augmentation of a batch of n images.
 
     - n: images in the batch.
-    - generator: on the CPU; it advances by one operation and (n, 3) numbers.
+    - generator: on the CPU. It advances by one operation and (n, 3) numbers.
     - augment: the operations to draw from. Default: DSA's six, whatever else is in OPERATIONS.
 
     >>> from ddpp.data.augmentation import draw
@@ -62,7 +62,7 @@ def draw_epoch(
     """Draw the augmentation of each batch of an epoch, and move all numbers at once.
 
     - batches: the indices (n,) of each.
-    - generator, augment: as in `draw`; where there is no augmentation, all are None.
+    - generator, augment: as in `draw`. Without augmentation all draws are None.
     - to: the images. On a GPU, each move to them waits for all that was started before.
     """
     if not augment:

@@ -207,8 +207,8 @@ def keep_classes(
 ) -> tuple[str, dict[str, np.ndarray]]:
     """Keep some classes of a data set, and number them from 0 in the order of `labels`.
 
-    Returns another name, and arrays with the names of the classes. Raises Error for labels that are
-    not those of two or more different classes.
+    Returns another name, and arrays with the names of the classes. Raises Error unless the
+    labels name two or more different classes.
     """
     check(name, arrays)
     names = class_names(name, arrays)
@@ -250,7 +250,7 @@ def check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, .
 
 
 def of_arrays(hashes: Mapping[str, str]) -> str:
-    """Join the hashes of the four arrays into that of a data set."""
+    """Join the hashes of the four arrays into one for the data set."""
     return hashlib.sha256("".join(hashes[key] for key in ARRAYS).encode()).hexdigest()
 
 

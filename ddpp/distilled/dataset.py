@@ -213,7 +213,7 @@ class DistilledDataset(Dataset):
         - step: one of `iterates`, else Error. Step 0 has the real images at the start.
 
         No run can resume from an earlier step than the last one, as what the next step would read
-        is not kept. Learned labels stay those of the last step.
+        is not kept. Learned labels stay as they are after the last step.
 
         >>> import ddpp, torch
         >>> from ddpp.data.whitening import fit_channels
@@ -369,7 +369,7 @@ class DistilledDataset(Dataset):
         - zoom: side of an image's pixel, in pixels of the picture. White lines are as wide.
 
         The order is the first image of every class, the second of every class, and so on. A row has
-        as many images as there are classes, at most 20.
+        one image of each class, but at most 20.
 
         >>> import ddpp, torch
         >>> from ddpp.data.whitening import fit_channels

@@ -22,7 +22,7 @@ def fold(pictures: Tensor, formation: int) -> Tensor:
 def unfold(images: Tensor, formation: int) -> Tensor:
     """Enlarge the n x n pictures in each image (N, C, H, W), bilinearly: (N n^2, C, H, W).
 
-    They stand in the order of rows. Source: multi-formation (Kim et al., ICML 2022).
+    They are in the order of rows. Source: multi-formation (Kim et al., ICML 2022).
 
     >>> import torch
     >>> from ddpp.distilled.formation import fold, unfold

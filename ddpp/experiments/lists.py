@@ -195,7 +195,7 @@ def elsewhere(base: Run, experiment: str, networks: Sequence[NetworkConfig]) -> 
 
 
 def _which(network: NetworkConfig, own: NetworkConfig) -> str:
-    """Say in what a network differs from another one; the width, where it does not differ."""
+    """Say in what a network differs from another one, or its width if it does not differ."""
     found = [re.sub(r"[^\w.-]", "-", str(network.name))] if network.name != own.name else []
     for size in ("width", "depth"):
         if getattr(network, size) != getattr(own, size):

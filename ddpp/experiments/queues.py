@@ -41,7 +41,7 @@ def read_queue(path: str | Path) -> list[Run]:
 
     - profile, data, ipc, method: as in `recipe`.
     - steps: a list of numbers, or one. Each is a run of its own, which resumes from the one before.
-      The first goes on with the last one of an earlier [[run]] that has the same name. Of a run
+      The first resumes from the last one of an earlier [[run]] that has the same name. Of a run
       that resumes from another, the last set is tested, and none is chosen.
     - every: an iterate is kept after so many steps each. Default: as the recipe has it.
     - seeds: a list. Each is a run of its own. Default [0]. In the smoke profile each has teachers
@@ -158,7 +158,7 @@ def _at_step(count: int, entry: dict[str, Any], path: str | Path) -> dict[str, A
 
 
 def _cannot_go_on(before: Run, made: Recipe) -> str:
-    """Say why a run cannot resume from one with fewer steps; empty if it can."""
+    """Return why a run cannot resume from one with fewer steps, or an empty text if it can."""
     if not before.sets:
         return "that stores no sets. Give one number of steps, or leave sets out"
     if not getattr(made.distill, "lasting", True):

@@ -96,7 +96,7 @@ class Recipe:
     def marks(self, network: object = None) -> dict:
         """Mark all that it names and that is not ddpp's own, see `marks` in foundation/identity.py.
 
-        - network: the name of the one that is evaluated. Default: that of the teachers.
+        - network: the name of the one that is evaluated. Default: the teachers' network.
         """
         own = marks_of(self.method, self.distill, network or self.teachers.network.name)
         found = own.get("custom", {})

@@ -18,7 +18,7 @@ def report_path(out: Path) -> Path:
 
 
 def refuse_other(path: Path, asked: dict, what: str, advice: str) -> None:
-    """Raise an Error if the report at `path` is there and is that of another run.
+    """Raise an Error if there is a report of another run at `path`.
 
     - asked: all settings. The report has them under this name.
     - what, advice: what is of another run, and what to do then, for the message.
@@ -36,7 +36,7 @@ def refuse_other(path: Path, asked: dict, what: str, advice: str) -> None:
 
 
 def write_report(path: Path, content: dict, device: torch.device) -> None:
-    """Write a report with its provenance; one that has all of it stays as it is.
+    """Write a report with its provenance. A report that has all of it stays as it is.
 
     So a second call does not say that it made what the first one did, and a report of tasks does
     not begin anew.

@@ -55,7 +55,7 @@ def reproduce(
     Several calls may work at one list at the same time: each skips the runs that another is doing.
     A script that calls this with several jobs needs the line `if __name__ == "__main__":`, because
     each process imports it. Rules, networks, augmentations and methods of your own must be in a
-    module, or in the script above that line: what stands in a notebook works with one job.
+    module, or in the script above that line. What a notebook defines works with one job only.
 
     Raises Error at once for a result that is damaged or belongs to other settings, for what another
     process cannot import, and for folders that cannot be written. If single runs fail, perhaps for

@@ -179,7 +179,7 @@ class Experiment:
         return distilled
 
     def _drop_checkpoint(self) -> None:
-        """Delete the checkpoint of this run; one of more steps stays."""
+        """Delete the checkpoint of this run, but not one of a run with more steps."""
         if self.checkpoint.exists():
             kept = files.Lazy(self.checkpoint, CHECKPOINT).meta["identity"]
             if kept == self.identity:

@@ -43,7 +43,7 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds of the processor so far; of real time where a GPU works, which is waited for."""
+    """Processor seconds so far, or on a GPU, which is waited for, seconds of real time."""
     if device.type == "cpu":
         return time.process_time()
     torch.cuda.synchronize(device)

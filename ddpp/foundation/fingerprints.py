@@ -294,7 +294,7 @@ def _imported(code: types.CodeType, known: dict) -> Iterator[tuple[str, types.Mo
 
 
 def _code(code: types.CodeType) -> list:
-    """What a code object does, without where it stands and what its text looks like."""
+    """What a code object does, without its place in the file and the look of its text."""
     return [
         code.co_code.hex(),
         [_constant(c) for c in code.co_consts],

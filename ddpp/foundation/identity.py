@@ -34,9 +34,7 @@ class Table(dict):
         TABLES[kind] = self
 
     def marks(self, *names: object) -> dict[str, str]:
-        """{"KIND NAME": fingerprint} of those of the names that are not ddpp's own; empty for all
-        that are.
-        """
+        """{"KIND NAME": fingerprint} of the names that are not ddpp's own."""
         brought = {f"{self.kind} {name}": self[name] for name in names if self.is_brought(name)}
         return {name: fingerprint(thing, name) for name, thing in brought.items()}
 

@@ -194,7 +194,7 @@ class Checkpoint(Generic[S]):
         return Run(state, iterates, history, tuple(meta["made_on"]))
 
     def _check_iterates(self, tensors: dict, meta: dict, method: Method[S]) -> None:
-        """Raise an Error if as many steps were begun with other iterates, and some are gone."""
+        """Raise an Error if this many steps were begun with other iterates, and some are gone."""
         then, now = (of.get("config", {}) for of in (meta["identity"], self.identity))
         kept, _ = unpack(tensors)
         gone = {at for at in method.milestones if at <= meta["step"]} - kept.keys()
@@ -245,9 +245,8 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
 
     Returns the run after the last step, or after the one at which `saving.on_step` returned True.
     Raises Stopped, with advice, if the run is stuck, and Busy if another run has this checkpoint.
-    After Ctrl-C or an Error all steps so far are
-    in the checkpoint, and the same call resumes from it. With more steps than before, the call goes
-    on from where the run had ended.
+    After Ctrl-C or an Error all steps so far are in the checkpoint, and the same call resumes from
+    it. With more steps than before, the call resumes where the run had ended.
     """
     _check_names(method)
     processes.check_joined()

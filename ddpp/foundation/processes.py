@@ -22,7 +22,10 @@ PATIENCE = datetime.timedelta(hours=24)  # a rank may wait for another's teacher
 
 
 def join() -> None:
-    """Meet the other processes that torchrun started; nothing on its own or for the second time."""
+    """Meet the other processes that torchrun started.
+
+    Does nothing in a process that was started alone, or in a second call.
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1 or dist.is_initialized():
         return
@@ -108,8 +111,8 @@ def in_turn() -> Iterator[None]:
 
 
 def average(parts: Sequence[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
-    """The mean of `count` dicts of tensors, of which `parts` are those in this rank's `share`; on
-    every rank the same.
+    """The mean of `count` dicts of tensors, of which `parts` are the ones in this rank's `share`.
+    It is the same on every rank.
 
     Summed in the order of the whole, so that the bits do not depend on the number of ranks, which
     must divide `count`.

@@ -28,7 +28,7 @@ def pack_tables() -> Packed:
 
 
 def unpack_tables(packed: Packed) -> None:
-    """Make the tables those of another process. What cannot be imported here is left out."""
+    """Make the tables equal to another process's. What cannot be imported here is left out."""
     for kind, contents in packed.items():
         table, found = TABLES[kind], {}
         for name, content in contents.items():
@@ -41,7 +41,7 @@ def unpack_tables(packed: Packed) -> None:
 def all_spawn() -> bool:
     """Tell whether another process surely gets all that is in the tables.
 
-    What stands in a notebook or a script itself, and not in a module, it may be unable to import.
+    It may be unable to import what a notebook or a script defines itself, and not a module.
     """
     packed = pack_tables()
     if any(packed[kind].keys() != table.keys() for kind, table in TABLES.items()):

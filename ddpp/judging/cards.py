@@ -98,8 +98,9 @@ def _expected(report: Mapping | None, file: str, known: bool) -> str:
     ours, real = (Evaluation(**report[which]) for which in ("distilled", "random"))
     networks = f"mean and deviation of {len(ours.final)} networks"
     return (
-        f"Test accuracy {ours.mean:.1f} ± {ours.std:.1f} % ({networks}); as many random real "
-        f"images give {real.mean:.1f} ± {real.std:.1f} %. {test} should come within the deviation. "
+        f"Test accuracy {ours.mean:.1f} ± {ours.std:.1f} % ({networks}). The same number of "
+        f"random real images gives {real.mean:.1f} ± {real.std:.1f} %. {test} should come within "
+        "the deviation. "
         f"Measured on {report['device']}, torch {report['versions']['torch']}, commit "
         f"{report['commit']}, {report['finished']}."
     )
@@ -121,7 +122,7 @@ def _licence(data: str) -> str:
     base = str(data).removesuffix("-sample")
     source = LICENCES.get(base, f"'{data}'")
     return (
-        f"The images derive from {source}: its terms hold for them. Distilled images begin as real "
-        "ones and may still show them, or reveal who or what was in the data; do not publish a set "
+        f"The images derive from {source}, so its terms apply to them. Distilled images begin as real "
+        "ones and may still show them, or reveal who or what was in the data. Do not publish a set "
         "made of data that you would not publish."
     )

@@ -31,7 +31,7 @@ def export(
 
     - distilled: the set.
     - kind: "pt": images_best.pt, labels_best.pt and lr_best.pt, named as by MTT and DATM, of pixels
-      in natural colours; soft labels as logits. "beard": for the benchmark BEARD, images_best.pt
+      in natural colours, soft labels as logits. "beard": for the benchmark BEARD, images_best.pt
       and labels_best.pt, standardized by channel, with hard labels. "eccv": for the ECCV 2024
       challenge, one tensor, sorted by class, standardized. "hf": train.parquet for Hugging Face's
       `datasets`, with a README.md, the compact set and its picture. "compact":

@@ -232,7 +232,7 @@ def _grey(found: Found, data: ImageData) -> Found:
 
 
 def _scaled(found: Found, space: str) -> Found:
-    """Bring raw pixels to 0 to 1; those of 8 bits may be there as numbers of any type."""
+    """Bring raw pixels to 0 to 1. Pixels of 8 bits may be there as numbers of any type."""
     images = found.images
     if space == "raw" and images.dtype != torch.uint8:
         _refuse_signed(images.float())

@@ -67,7 +67,7 @@ def store(distilled: DistilledDataset, form: str, folder: str | Path, data: str 
     - folder: for the files. It must be empty, or not there.
     - data: the data set that the set stands for, a name or the path of an .npz.
 
-    The bytes are those of all files in the folder. Raises Error for a form that this set cannot
+    The bytes count all files in the folder. Raises Error for a form that this set cannot
     take, and for a folder that holds something.
 
     >>> import ddpp

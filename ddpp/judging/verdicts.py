@@ -26,8 +26,8 @@ RATES = (0.003, 0.01, 0.03, 0.1)  # tried on held-out images where a set brings 
 
 @dataclass(frozen=True)
 class Judged:
-    """Accuracies in percent of a set, and of as many random real images of each class, in each
-    architecture.
+    """Accuracies in percent of a set, and of the same number of random real images per class, in
+    each architecture.
     """
 
     path: str
@@ -44,7 +44,7 @@ class Judged:
 
     @property
     def name(self) -> str:
-        """The file with its folder, as many files are called images_best.pt."""
+        """The file with its folder, because many files are called images_best.pt."""
         return "/".join(Path(self.path).parts[-2:])
 
     def lines(self) -> list[list[str]]:
@@ -92,9 +92,9 @@ def judge(
     - progress, say: whether progress bars are shown, and what hears every line.
 
     Returns one verdict per path. Where a set brings no learning rate, the best of four is chosen on
-    held-out images with one ConvNet each, and the random images get the best of four, too. Else
-    theirs is 0.01. Raises Error for what cannot be read or tested. Sets before it have been tested
-    by then, and are not tested again.
+    held-out images with one ConvNet each, and the random images get the best of four, too. Beside a
+    set with a rate of its own, they get 0.01. Raises Error for what cannot be read or tested. The
+    sets before it are not tested again by the next call.
     """
     if not paths:
         raise Error("there is nothing to judge: name a file or folder")
@@ -189,7 +189,7 @@ def _judge(
 
 
 def _counts(distilled: DistilledDataset) -> list[int]:
-    """How many random images of each class a set is compared with: as many as it has itself."""
+    """How many random images of each class a set is compared with: the same number as its own."""
     if not distilled.labels.is_floating_point():
         return [len(members) for members in distilled.by_class()]
     # the largest entry of a learned label need not be the class: so evenly

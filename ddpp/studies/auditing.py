@@ -2,7 +2,7 @@
 
 A pool of images is audited, some of which are canaries with a wrong label. Many models are made,
 each from a random half of the pool alone: teachers, distilled set, and networks. Then every model
-is attacked, the others being what the attacker has learned from. Source: the design of Carlini et
+is attacked by an attacker who has learned from the others. Source: the design of Carlini et
 al., IEEE S&P 2022, with the mislabelled canaries of Aerni, Zhang & Tramer, CCS 2024.
 """
 
@@ -93,7 +93,7 @@ class Pool:
         return replace(self.data, train=Split(images, labels), sha256=own)
 
     def noise(self, design: Design) -> Noise | None:
-        """The noise of each training; it depends on no half. None where there is none."""
+        """The noise of each training, the same for all halves. None where there is none."""
         if not design.noise:
             return None
         return Noise(design.noise, design.max_norm, images=len(self.canaries) // 2)
@@ -145,7 +145,7 @@ class Audit:
     """What an audit found, see `Leak`: by attack, for members among all images or the canaries.
 
     Attacks on networks are "loss" and "lira", on the set itself "nearest" and "closer". `start` is
-    how well the latter find the images that the set started from; empty if it did from none.
+    how well the latter find the images that the set started from. Without such images it is empty.
     """
 
     accuracies: tuple[float, ...]  # of each model's networks, on test images, in percent
@@ -181,16 +181,16 @@ def audit(
     """Audit what a method's sets reveal of the images that they were made from.
 
     - recipe: the data, the method with its settings, the teachers, and the protocol and repeats of
-      the networks that are attacked. Nothing is held out. The seed of the method is that of the
+      the networks that are attacked. Nothing is held out. The method's seed is the seed of the
       whole audit.
-    - folder: of sets, models and the report; the same call resumes from what is there.
+    - folder: of sets, models and the report. The same call resumes from what is there.
     - design: how many images, canaries and models.
     - teachers: the folder in which the halves' teachers are, which audits can share. Default:
       `folder`.
     - root, device: as in `load_data`.
     - saving: `report` is called with a line after each model.
 
-    The whitening is that of the whole data set, the same for all models, and counts as known.
+    The whitening is fitted on the whole data set. All models share it, and it counts as known.
     Raises Error for settings that cannot work, and for a folder of another audit.
     """
     recipe, path = replace(recipe, validation=0.0), Path(folder) / REPORT
@@ -287,7 +287,7 @@ class _Model:
         return derive(self.recipe.distill.seed, "audited model", self.number)
 
     def made(self) -> DistilledDataset:
-        """The set of this half: read, or made and written; or the half itself."""
+        """The set of this half, read, or made and written. With `whole` it is the half itself."""
         half, recipe = self.pool.half(self.number), seeded(self.recipe, self.seed, True)
         config = recipe.stored_teachers()
         if self.design.whole:
@@ -299,7 +299,7 @@ class _Model:
         return whole(made.distilled())
 
     def attacked(self, made: DistilledDataset) -> dict[str, Tensor]:
-        """Train networks on a set; ask them and the set about each audited image."""
+        """Train networks on a set, then ask them and the set about each audited image."""
         data, confidences, scores = self.pool.data, [], []
         images, labels = data.train
         network, noise = data.network(NetworkConfig(**made.network)), self.pool.noise(self.design)

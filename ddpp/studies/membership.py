@@ -95,9 +95,9 @@ def lira(scores: Tensor, members: Tensor, seed: int = 0) -> Tensor:
 def balanced(inside: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Choose for each image as many models that have it as models that lack it, at random.
 
-    Each image is in half of the models. So among the shadow models of a member one "in" is missing,
-    and among those of another image one "out". The mean of fewer scores has the larger error, and
-    where nothing leaks a comparison of both means would err more often than a guess.
+    Each image is in half of the models. So a member lacks one "in" among its shadow models, and any
+    other image lacks one "out". The mean of fewer scores has the larger error, and where nothing
+    leaks a comparison of both means would err more often than a guess.
 
     - inside: which models have the image, (M, N).
     - rng: what is drawn from.

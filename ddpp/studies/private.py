@@ -1,4 +1,4 @@
-"""Training with differential privacy: the noise hides any single image, whoever looks, and however.
+"""Training with differential privacy: noise limits what any attack can learn of a single image.
 
 The gradient of each image is shortened to a norm. Their sum gets Gaussian noise in proportion to
 this norm, so that it looks nearly the same with and without any one image. Source: DP-SGD of Abadi
@@ -91,14 +91,14 @@ def train(
     seed: int,
     *path: int | str,
 ) -> Tensor:
-    """Train a fresh network by DP-SGD; return its parameters (p,).
+    """Train a fresh network by DP-SGD, and return its parameters (p,).
 
     - distilled: its images, with classes as labels, and its alpha, the first learning rate.
     - protocol: as in `evaluating.train`. Each image is in a batch or not by a lot of its own, with
       the same probability: `batch` is the mean number. An operation of your own in `augment` must
       treat each image alone.
     - noise: how much, and how long gradients may be.
-    - seed, path: what all is drawn from. Whoever knows them can take the noise off again.
+    - seed, path: what all is drawn from. Anyone who knows them can subtract the noise.
 
     Raises Error for a network that mixes the images of a batch, as batch normalization does.
     Source: Algorithm 1 of Abadi et al., CCS 2016. Momentum and weight decay use nothing but the
@@ -157,8 +157,8 @@ def guarantee(noise: Noise, protocol: Protocol, delta: float, networks: int = 1)
     - delta: at which epsilon is given, in (0, 1): below one over the number of images.
     - networks: trained on the same images, which an attacker sees together.
 
-    Epsilon is an upper bound: that of Rényi divergences, by the package opacus, for one image more
-    or less. Raises Error where opacus is missing. Sources: Mironov, CSF 2017; Mironov, Talwar &
+    Epsilon is an upper bound by Rényi divergences, from the package opacus, for one image more or
+    less. Raises Error where opacus is missing. Sources: Mironov, CSF 2017; Mironov, Talwar &
     Zhang, 2019.
     """
     if not 0 < delta < 1:

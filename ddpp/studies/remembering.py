@@ -99,16 +99,16 @@ def remember(
     - recipe: the data, the method with its settings (the images per class, too), the teachers,
       and the protocol and repeats of the evaluation. Nothing is held out.
     - folder: of the memory, the teachers and the report. The same call resumes from what is there.
-    - tasks: of equally many classes.
+    - tasks: how many, with the same number of classes each.
     - order: seed of the order in which they arrive, and of the evaluation.
     - rate: learning rate of the networks that are trained on the memory, so that several methods
       can be compared with the same one; None: the sets' own alpha.
     - root, device: as in `load_data`.
     - saving: `report` is called with a line after each task.
 
-    The whitening is that of the first task: later images are not seen before they arrive. A set's
-    alpha counts by its number of images, as one network needs one learning rate. Raises Error for
-    settings that cannot work, and for a folder of another run.
+    The whitening is fitted on the first task, because later images are not seen before they arrive.
+    A network needs one learning rate: the mean of the sets' alphas, weighted by their numbers of
+    images. Raises Error for settings that cannot work, and for a folder of another run.
     """
     if rate is not None and not 0 < rate < math.inf:
         raise Error(f"the rate is {rate}: it must be a positive number")

@@ -85,8 +85,8 @@ def average_turns(
       with each teacher.
 
     Returns angles in degrees: the mean angle between MTT's gradients of two draws, and for each
-    mask two angles between its gradient and MTT's. The first is the mean over the draws, the second
-    that of the gradients' averages over the draws.
+    mask two angles between its gradient and MTT's. The first is the mean over the draws. The second
+    is the angle between the gradients' averages over the draws.
     """
     if draws < 2:
         raise Error(f"the average is of {draws} draws: give at least 2, to compare them")

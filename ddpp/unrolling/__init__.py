@@ -71,15 +71,15 @@ def unroll(
     - start: parameters (p,) before the first update.
     - images: the distilled images (N, C, H, W), preprocessed.
     - labels: their classes (N,), int64, or distributions (N, classes), or `Carried`, if they are
-      learned. Then images and their gradient are rows with the logits behind the pixels, and those
-      of the gradient are multiplied by `Carried.rate`.
+      learned. Then images and their gradient are rows with the logits behind the pixels, and the
+      gradient's logits are multiplied by `Carried.rate`.
     - alpha: the student's learning rate, a scalar tensor.
     - updates: the J batches and augmentations, see `draw_updates`.
     - loss: maps the student's parameters (p,) to a scalar.
     - engine: "autograd", "stored", "adjoint" or "compiled", see above, else Error.
 
-    Returns the student, the loss, and its gradients for the images and alpha. These are the terms
-    of Eqs. (1)-(4), so the parameters are as many.
+    Returns the student, the loss, and its gradients for the images and alpha. There are so many
+    parameters because they are the terms of Eqs. (1)-(4).
 
     >>> import ddpp, torch
     >>> from ddpp.foundation.seeds import generator
@@ -111,8 +111,8 @@ def choose_engine(
     - total: distillation steps of the run.
 
     On a GPU: `compiled`, or `adjoint` in runs of so few updates that compiling would take longer.
-    On a CPU the first that takes at most half of the memory: `autograd`,
-    `stored`, which is as fast, or `adjoint`, whose memory does not grow with the updates.
+    On a CPU the first that takes at most half of the memory: `autograd`, `stored`, which is about
+    as fast, or `adjoint`, whose memory hardly grows with the updates.
     """
     if images.device.type != "cpu":
         if steps * total < WORTH_COMPILING:

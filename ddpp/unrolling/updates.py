@@ -54,9 +54,9 @@ def draw_updates(
 
     - size: images in the distilled set.
     - batch: images per update, drawn without replacement; None: the whole set. Each pass through
-      the set is a fresh permutation; a rest smaller than a batch is left out.
+      the set is a fresh permutation. A rest smaller than a batch is left out.
     - steps: J, the number of updates.
-    - generator: on the CPU; first all batches are drawn, then all augmentations.
+    - generator: on the CPU. First all batches are drawn, then all augmentations.
     - augment: the operations to draw from; False: none. Default: all.
 
     >>> from ddpp.foundation.seeds import generator

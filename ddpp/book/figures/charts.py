@@ -104,7 +104,7 @@ def scores(
 ) -> Figure:
     """Plot the mean of each group of values, with their standard deviation as an error bar.
 
-    - columns: {name on the x axis: {set: values}}; every name has the same sets.
+    - columns: {name on the x axis: {set: values}}. Every name has the same sets.
     - ylabel: text beside the axis.
 
     >>> from ddpp.book import figures

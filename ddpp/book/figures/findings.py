@@ -191,7 +191,7 @@ def shadows(scores: Tensor, members: Tensor, images: Mapping[str, int], target: 
     - scores: of models and images, (M, N).
     - members: which images each model was made from, (M, N).
     - images: of each panel, by its title.
-    - target: the model that is attacked, a dashed line; the others are dots, with their Gaussians.
+    - target: the model that is attacked, a dashed line. The others are dots, with their Gaussians.
     """
     size = (WIDTH, 0.7 + 1.7 * len(images))
     figure, axes = plt.subplots(

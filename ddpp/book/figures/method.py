@@ -227,7 +227,7 @@ def draw_pairs(
     - axis: where to draw; it is cleared first.
     - student, teacher: their parameters (p,).
     - epsilon, rule: the pruning rule and its threshold.
-    - points: how many pairs are drawn at most; the share in the title counts all of them.
+    - points: how many pairs are drawn at most. The share in the title counts all of them.
     """
     axis.clear()
     keep = drawable(keep_mask(student, teacher, epsilon, rule))

@@ -28,7 +28,7 @@ def pictures(
 
     - rows: {name: images (n, C, H, W) in [0, 1]}; rows may differ in length.
     - titles: texts over the columns; default: none.
-    - columns: at most so many; what is left of each row is drawn in a second block below, and so
+    - columns: at most so many. The rest of each row is drawn in a second block below, and so
       on. Default: five where more than seven have titles, which would be too small on a phone.
 
     >>> import torch
@@ -155,7 +155,7 @@ def history(distilled: DistilledDataset) -> Figure:
 def layers(distilled: DistilledDataset, names: list[str]) -> Figure:
     """Plot the share of parameters kept in each layer, for each start epoch.
 
-    - distilled: a set made by matching trajectories; shares are averaged over its steps.
+    - distilled: a set made by matching trajectories. Shares are averaged over its steps.
     - names: of the layers, in the network's order.
     """
     epochs = distilled.history["epoch"]
