@@ -140,6 +140,30 @@ def test_the_readme_and_the_first_page_say_what_the_shipped_set_and_the_longest_
     assert f"{steps:,} steps, MTT reaches {show(mtt['distilled']['final'])}" in page
 
 
+def test_the_seeds_of_500_steps_are_told_as_their_reports_have_them():
+    folder = ROOT / "results" / "cpu" / "long"
+    rule, mtt = (
+        {
+            seed: statistics.fmean(json.loads(path.read_text())["distilled"]["final"])
+            for seed in (0, 1, 2)
+            for path in [folder / f"cifar10-ipc1-{name}-500-seed{seed}.json"]
+        }
+        for name in ("signed", "none")
+    )
+    show = lambda of: f"{statistics.fmean(of.values()):.1f} ± {statistics.stdev(of.values()):.1f}"
+    difference = experiments.Difference.paired(rule, mtt)
+    said = difference.text().replace("-", "−")
+    readme, numbers = " ".join(README.split()), (ROOT / "book" / "numbers.md").read_text()
+    assert f"reach {show(rule)} % with the paper's rule and {show(mtt)} % with MTT" in readme
+    assert max(rule, key=lambda seed: rule[seed]) == 0 and "Seed 0, the best of the" in readme
+    assert f"differ by {said.replace(' (', ' points (')}" in readme
+    page = (ROOT / "book" / "index.md").read_text()
+    assert f"reach {show(rule)} % with the rule and {show(mtt)} % with MTT" in page
+    each = [f"{value:+.2f}" for value in difference.values]
+    assert f"| the paper's rule minus MTT | {' | '.join(each)} | {said} |" in numbers
+    assert f"a true difference of {difference.detectable():.1f} points" in numbers
+
+
 def test_the_steps_with_other_teachers_are_told_as_their_reports_have_them():
     page = (ROOT / "book" / "numbers.md").read_text()
     rule, mtt = (
