@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar, cast
@@ -26,10 +26,11 @@ from ddpp.foundation.errors import (
     Positive,
     Share,
     Whole,
+    as_texts,
     check_bounds,
     choose,
 )
-from ddpp.foundation.identity import of_run
+from ddpp.foundation.identity import TABLES, marks_of, of_run
 from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat, NetworkConfig
 from ddpp.pruning import (
@@ -114,8 +115,7 @@ class DistillConfig:
         check_bounds(self)
         object.__setattr__(self, "rule", RULES.name_of(self.rule))
         object.__setattr__(self, "augment", as_augmentation(self.augment))
-        parts = [self.leave_out] if isinstance(self.leave_out, str) else self.leave_out or ()
-        object.__setattr__(self, "leave_out", tuple(parts))
+        object.__setattr__(self, "leave_out", as_texts(self.leave_out, "leave_out"))
         if self.first_max_start_epoch and not self.expand_steps:
             # said once: with more steps later, a step still draws from the same epochs
             object.__setattr__(self, "expand_steps", self.steps)
@@ -228,9 +228,7 @@ def run(
 ) -> DistilledDataset:
     """Distil with Algorithm 1, or with another method that matches trajectories."""
     check(config, data, teachers)
-    start_set = data.draw(config.ipc, config.seed)
-    if config.init == "noise":
-        start_set = start_set.as_noise(config.seed)
+    start_set = draw_start(data, config)
     engine, why = config.engine, "as asked for"
     if engine == "auto":
         network, batch = teachers.network, config.batch
@@ -246,8 +244,8 @@ def run(
         first, advance = learning(first, start_set, algorithm, teachers, config, engine)
     if config.ema:
         advance = averaged(advance, config.ema)
-    if RULES.is_brought(config.rule):
-        advance = constant(advance, config.rule)
+    if brought := marks_of(algorithm.name, config, network.name):
+        advance = constant(advance, brought["custom"])
     about = beside(data, start_set.labels, network)
     iterates = config.iterates if config.lasting else 1
     method = loop.Method(first, advance, config.steps, iterates, _advice, about, config.lasting)
@@ -259,17 +257,21 @@ def run(
     return DistilledDataset.from_run(done, about, identity)
 
 
-def constant(advance: Step[S], rule: Rule) -> Step[S]:
-    """Return a step that refuses a rule of one's own which is not what it was at first."""
-    marks = RULES.marks(rule)
+def constant(advance: Step[S], marks: Mapping[str, str]) -> Step[S]:
+    """Return a step that refuses what is of one's own and not what it was at first.
+
+    - marks: the fingerprints of all of it, see `marks_of`.
+    """
 
     def step(state: S) -> tuple[S, dict]:
-        if RULES.marks(rule) != marks:
-            raise Error(
-                f"the rule {rule} reads a value that has changed in this run, so the run could not "
-                "be resumed: write it without, or say which version it is, with "
-                "ddpp.custom(..., version=1)"
-            )
+        for name, mark in marks.items():
+            kind, _, own = name.partition(" ")
+            if TABLES[kind].marks(own) != {name: mark}:
+                raise Error(
+                    f"the {name} reads a value that has changed in this run, so the run could not "
+                    "be resumed: write it without, or say which version it is, with "
+                    "ddpp.custom(..., version=1)"
+                )
         return advance(state)
 
     return step
@@ -435,7 +437,7 @@ def fits(data: ImageData, network: NetworkConfig, config: DistillConfig) -> None
 def check_own(config: DistillConfig, data: ImageData, network: Flat) -> None:
     """Raise an Error for a rule, parts or operations that cannot be used with this network here."""
     rule_of(config, network)
-    check_rule(config.rule, network.size, data.device)
+    check_rule(config.rule, network.size, data.device, config.epsilon)
     check_operations(config.augment, data.shape, data.device)
     check_derivatives(network, data.shape, len(data.classes))
     network.check_company(config.batch, "batch")
@@ -489,6 +491,12 @@ def check_window(config: DistillConfig) -> None:
             "expand_steps says how long start epochs grow from first_max_start_epoch: give that, "
             "too, or leave it out"
         )
+
+
+def draw_start(data: ImageData, config: DistillConfig) -> Split:
+    """Draw the images and labels that a run starts from: real ones, or noise."""
+    drawn = data.draw(config.ipc, config.seed)
+    return drawn if config.init == "real" else drawn.as_noise(config.seed)
 
 
 def begin(start_set: Split, config: DistillConfig) -> State:

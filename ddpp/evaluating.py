@@ -7,7 +7,6 @@ best on the test set is given beside them, labelled as such.
 """
 
 import json
-import operator
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from ddpp.data.augmentation import (
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.checks import SQUARED_ERROR
 from ddpp.foundation import files
-from ddpp.foundation.errors import Count, Error, Share, check_bounds
+from ddpp.foundation.errors import Count, Error, Share, as_whole, check_bounds
 from ddpp.foundation.identity import as_in_files, marks
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import ARCHITECTURES, Flat, NetworkConfig, accuracy
@@ -170,14 +169,12 @@ def evaluate(
     >>> len(result.final)
     2
     """
+    repeats = as_whole(repeats, "the evaluation's repeats")
+    seed = as_whole(seed, "the evaluation's seed")
     if repeats < 1:
         raise Error(f"the evaluation's repeats is {repeats}: it must be at least 1")
-    try:
-        repeats, seed = operator.index(repeats), operator.index(seed)  # of NumPy's integers, too
-    except TypeError:
-        raise Error(
-            f"the evaluation's repeats and seed are {repeats} and {seed}: give whole numbers"
-        ) from None
+    if scores is not None:
+        files.check_writable(scores)
     distilled = distilled.to(data.device).unfolded()
     check_pair(distilled, data)
     config = NetworkConfig(**distilled.network)
@@ -319,9 +316,9 @@ class _Scorer:
         else:
             network = self.data.network(self.config)
             theta = train(network, on, self.protocol, self.seed, role, number)
-            warn_if_diverged(theta, number, float(on.alpha))
             score = accuracy(network, theta, *split)
-            add_score(self.scores, key, score)
+            if not diverged(theta, number, float(on.alpha)):
+                add_score(self.scores, key, score)
         self.bar.update()
         self.bar.set_postfix(accuracy=f"{score:.1f} %")
         return score
@@ -343,14 +340,19 @@ class _Scorer:
         return {"how": how, "set": trained_on}
 
 
-def warn_if_diverged(theta: Tensor, number: int, rate: float) -> None:
-    """Warn of a network, counted from 0, whose parameters say nothing any more."""
-    if not theta.isfinite().all():
-        warnings.warn(
-            f"network {number + 1} diverged at the learning rate {rate:.2g}, and counts as one "
-            "that always guesses the first class: lower the rate",
-            stacklevel=3,
-        )
+def diverged(theta: Tensor, number: int, rate: float) -> bool:
+    """Whether the parameters of a network, counted from 0, say nothing any more. Warns if so.
+
+    Its score is not kept in a file, so that a later call warns as well.
+    """
+    if theta.isfinite().all():
+        return False
+    warnings.warn(
+        f"network {number + 1} diverged at the learning rate {rate:.2g}, and counts as one that "
+        "always guesses the first class: lower the rate",
+        stacklevel=3,
+    )
+    return True
 
 
 def add_score(path: str | Path | None, key: str, score: float | tuple) -> None:

@@ -256,7 +256,9 @@ def _build(
     sizes |= {"depth": config.depth}
     sizes = {name: size for name, size in sizes.items() if config.takes(name)}
     network = Flat(partial(architecture, **sizes), device, str(config.name))
+    before = ARCHITECTURES.marks(config.name)
     network.check((channels, image_size, image_size), classes)
+    ARCHITECTURES.check_unchanged(before)
     if mark and torch.equal(network.initial(0), network.initial(1)):
         warnings.warn(
             f"the network '{network.name}' has the same parameters whatever the seed, so all its "
@@ -297,7 +299,9 @@ class Flat:
         return functional_call(self._module, self.unflatten(theta), (plain(images),))
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
-        """Compute the input of the linear layer that is called last, (n, d)."""
+        """Compute the input of the linear layer that is called last, (n, d): of one that is applied
+        to several places of an image, all of them.
+        """
         return self.activations(theta, images, kinds=())[-1]
 
     def activations(
@@ -311,7 +315,8 @@ class Flat:
             if isinstance(module, kinds):
                 hooks.append(module.register_forward_hook(lambda m, x, y: seen.append(y)))
             if isinstance(module, nn.Linear):
-                hooks.append(module.register_forward_pre_hook(lambda m, x: inputs.append(x[0])))
+                take = lambda m, x, named: inputs.append(x[0] if x else named["input"])
+                hooks.append(module.register_forward_pre_hook(take, with_kwargs=True))
         try:
             self(theta, images)
         finally:
@@ -323,7 +328,13 @@ class Flat:
                 "its last nn.Linear, and it calls none: end it with one, or choose a method that "
                 "matches something else"
             )
-        return [*seen, inputs[-1]]
+        if len(inputs[-1]) != len(images):
+            raise Error(
+                f"the last nn.Linear of the network '{self.name}' is given {len(inputs[-1])} rows "
+                f"for {len(images)} images, so an image has no features of its own: give it one "
+                "row for each image, or choose a method that matches something else"
+            )
+        return [*seen, inputs[-1].flatten(1)]
 
     def initial(self, seed: int) -> Tensor:
         """Draw an initialization (p,) from PyTorch's default distributions, by the seed alone."""
@@ -408,9 +419,18 @@ class Flat:
 
     def double(self) -> "Flat":
         """Return the same network for float64, on the CPU."""
-        other = copy.copy(self)
-        other._module, other.device = self._fresh(0).double(), torch.device("cpu")
+        other, module = copy.copy(self), self._fresh(0).double()
+        for part in module.modules():  # constants that are no buffers
+            for name, value in vars(part).items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    setattr(part, name, value.double())
+        other._module, other.device = module, torch.device("cpu")
         return other
+
+    def check_features(self, images: Tensor) -> None:
+        """Raise an Error unless the network has features of these images, (n, C, H, W)."""
+        with torch.no_grad():
+            self.features(self.initial(0), images)
 
     def check_company(self, images: int | None, setting: str) -> None:
         """Raise an Error for a setting that leaves an image alone, and must not."""

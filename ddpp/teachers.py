@@ -113,8 +113,12 @@ class Teachers:
         """Read one teacher's parameters after an epoch, (p,), on the network's device.
 
         - teacher: index, from 0.
-        - epoch: from 0, the initialization, to `epochs`, else Error.
+        - epoch: from 0, the initialization, to `epochs`.
+
+        Raises Error for a teacher or an epoch that is not there.
         """
+        if not 0 <= teacher < len(self):
+            raise Error(f"teacher {teacher} is not there: choose 0 to {len(self) - 1}")
         if not 0 <= epoch <= self.epochs:
             raise Error(
                 f"epoch {epoch} is not stored: these teachers have epochs 0 to {self.epochs}; "
@@ -189,15 +193,29 @@ def train_teachers(
     return Teachers(trajectories, training.identity, config, training.network)
 
 
-def read_snapshot(folder: str | Path, teacher: int, epoch: int) -> Tensor | None:
-    """Read the parameters (p,) of one stored teacher after an epoch; None if they are not there.
+def read_snapshot(folder: str | Path, identity: dict, teacher: int, epoch: int) -> Tensor | None:
+    """Read the parameters (p,) of one stored teacher after an epoch. None if they are not there, or
+    if another teacher is.
 
     - folder: of `train_teachers`. Nothing is trained, and no other process is waited for.
+    - identity: of the teachers, see `TeacherConfig.identity`.
     - teacher, epoch: as in `Teachers.snapshot`.
     """
-    path, name = Path(folder) / f"teacher_{teacher:03d}.safetensors", f"epoch_{epoch:03d}"
-    stored = files.Lazy(path, KIND) if path.exists() else {}
-    return stored.get(name)
+    path = _path(Path(folder), teacher)
+    if not path.exists():
+        return None
+    stored = files.Lazy(path, KIND)
+    return stored.get(f"epoch_{epoch:03d}") if stored.meta == _meta(identity, teacher) else None
+
+
+def _path(folder: Path, k: int) -> Path:
+    """The file of teacher k."""
+    return folder / f"teacher_{k:03d}.safetensors"
+
+
+def _meta(identity: dict, k: int) -> dict:
+    """The metadata of that file."""
+    return {"identity": identity, "teacher": k}
 
 
 @dataclass(frozen=True)
@@ -212,11 +230,11 @@ class _Training:
 
     def path(self, k: int) -> Path | None:
         """The file of teacher k."""
-        return self.folder and self.folder / f"teacher_{k:03d}.safetensors"
+        return self.folder and _path(self.folder, k)
 
     def meta(self, k: int) -> dict:
         """The metadata of that file."""
-        return {"identity": self.identity, "teacher": k}
+        return _meta(self.identity, k)
 
     def stored(self, k: int) -> Mapping[str, Tensor]:
         """Open the file of teacher k. Empty if there is none. Raise Error if it is another's."""
@@ -231,6 +249,11 @@ class _Training:
             )
         return stored
 
+    def finished(self, k: int) -> Mapping[str, Tensor] | None:
+        """Open the file of teacher k, if it has all epochs."""
+        stored = self.stored(k)
+        return stored if len(stored) // 2 >= self.config.epochs else None
+
 
 def _train_share(training: _Training, progress: bool) -> dict[int, Mapping[str, Tensor]]:
     """Train the teachers in this rank's share, by their index.
@@ -244,6 +267,10 @@ def _train_share(training: _Training, progress: bool) -> dict[int, Mapping[str, 
     with tqdm(total=total, desc="teachers", unit="epoch", disable=quiet) as bar:
         for k, wait in [(k, False) for k in mine] + [(k, True) for k in mine]:
             if k in trained:
+                continue
+            if done := training.finished(k):  # also where nothing can be written
+                trained[k] = done
+                bar.update(training.config.epochs)
                 continue
             path = training.path(k)
             if path:

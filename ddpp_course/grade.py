@@ -8,6 +8,7 @@ or edited do no harm.
 import ast
 import contextlib
 import hashlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -86,7 +87,7 @@ class Assignment:
                 for cell in notebook.cells
                 if "skip-grading" in cell.metadata.get("tags", [])
             },
-            notebook.metadata.get("ddpp", {}).get("seconds", SECONDS),
+            _seconds(path, notebook),
             hashlib.sha256(b"".join(path.read_bytes() for path in made_of)).hexdigest(),
         )
 
@@ -98,6 +99,27 @@ class Assignment:
         """Return the names of the student's functions and values that the code of a check uses."""
         used = {node.id for node in ast.walk(ast.parse(check)) if isinstance(node, ast.Name)}
         return sorted(used & self.functions), sorted(used & self.values)
+
+
+def _seconds(path: Path, notebook: NotebookNode) -> float:
+    """Return what a cell has, or raise Error where the metadata have no seconds to run in."""
+    own = notebook.metadata.get("ddpp", {})
+    if not isinstance(own, dict):
+        raise Error(
+            f"the metadata of {path} have the ddpp {own!r}: write an object, such as "
+            f'{{"assignment": "{path.stem}"}}, or leave it out'
+        )
+    seconds = own.get("seconds", SECONDS)
+    if (
+        not isinstance(seconds, (int, float))
+        or isinstance(seconds, bool)
+        or not 0 < seconds < math.inf
+    ):
+        raise Error(
+            f"the metadata of {path} have the seconds {seconds!r}: write a number above 0, or "
+            f"leave them out for {SECONDS}"
+        )
+    return seconds
 
 
 def _plain(code: str) -> str:

@@ -14,7 +14,7 @@ from ddpp.foundation.errors import Error
 from ddpp_course import messages, platforms, report
 from ddpp_course.checks import told
 from ddpp_course.report import Grade, Report
-from ddpp_course.roster import Rules, table
+from ddpp_course.roster import WHEN, WHOSE, Rules, table
 
 BY_HAND = (
     "submission",
@@ -171,10 +171,12 @@ def cell(text: str) -> str:
 def _table(reports: list[Report], given: dict[Key, float]) -> tuple[list[str], list[dict]]:
     """Return grades.csv: one line for each submission, one column for each task.
 
-    The total is empty while points by hand are missing.
+    The total is empty while points by hand are missing. The name of a column begins with its
+    assignment where there are several, and where a task has the name of another column.
     """
     several = len({one.assignment for one in reports if one.assignment}) > 1
-    name = lambda one, outcome: f"{one.assignment} {outcome.task}" if several else outcome.task
+    apart = lambda task: several or task in (*FIRST, *WHOSE, *WHEN)
+    name = lambda one, o: f"{one.assignment} {o.task}" if apart(o.task) else o.task
     tasks = dict.fromkeys(name(one, outcome) for one in reports for outcome in one.outcomes)
     rows = []
     for one in reports:

@@ -154,17 +154,24 @@ class Report:
         (files.write_bytes if new else replace)(path, _bytes(self.text(grade)))
 
     def write(self, out: Path) -> None:
-        """Write OUT/SUBMISSION.md for the student, and OUT/SUBMISSION.json for programs."""
+        """Write OUT/SUBMISSION.md for the student, and OUT/SUBMISSION.json for programs.
+
+        A report for the student that still holds is left as it is: it may have marks by hand.
+        """
         values = {"points": self.points, "of": self.of, "by_hand": self.by_hand} | asdict(self)
         contents = {".json": json.dumps(values, indent=1) + "\n", ".md": self.text()}
-        write = replace if self._differs(out) else files.write_bytes
+        differs = self._differs(out)
         for ending, text in contents.items():
-            write(out / f"{self.submission}{ending}", _bytes(text))
+            path = out / f"{self.submission}{ending}"
+            if differs:
+                replace(path, _bytes(text))
+            elif ending == ".json" or not path.is_file():
+                files.write_bytes(path, _bytes(text))
 
     def _differs(self, out: Path) -> bool:
-        """Return whether an earlier report differs in more than its seconds."""
+        """Return whether no earlier report told the student the same."""
         before = read(out / f"{self.submission}.json")
-        same = ("refused", "assignment", "outcomes", "notes")
+        same = ("refused", "assignment", "outcomes", "notes", "wall")
         return before is None or any(getattr(before, name) != getattr(self, name) for name in same)
 
 

@@ -20,14 +20,20 @@ NUMBER = ("number", "SIS User ID", "ID number", "SIS Login ID", "ID", "Email add
 NAME = ("name", "Student", "Full name")
 ACCOUNT = ("ID", "Identifier")  # by which Canvas and Moodle name the files that they hand out
 # Canvas: name_ACCOUNT_submission_file, with LATE_ in front of the account; Moodle: Name_ACCOUNT_...
-PLATFORM = re.compile(r"^[^_/]*_(LATE_)?(\d+)_(\d+_|assignsubmission_)", re.IGNORECASE)
+# numbers alone, as in 4711_4712_1_hw, are students': Canvas begins with the letters of a name
+PLATFORM = re.compile(
+    r"^(?![\W\d]*_(?:LATE_)?\d+_\d+_)[^_/]*_(LATE_)?(\d+)_(\d+_|assignsubmission_)", re.IGNORECASE
+)
 # what the names of reports end in where names of files were changed
 MARK = re.compile(r"~[0-9a-f]{8}(?=/|$)")
 # by which browsers, and Canvas, tell apart files of one name
 AGAIN = re.compile(r"\(\d{1,2}\)(?=\s*(/|$))")
 CANVAS_AGAIN = re.compile(r"-\d{1,2}$")
-DATE = re.compile(r"\d{4}-\d\d-\d\d")
+DATE = re.compile(r"(?<![^\W_])(?<!-)\d{4}-\d\d-\d\d(?!-)(?![^\W_])")
 NOT_STUDENTS = ("points possible", "student, test")  # lines of Canvas's export
+# columns that the rules add to grades.csv
+WHOSE = ("number", "name", "counts")
+WHEN = ("handed_in", "days_late", "deducted")
 KEEP = ("last", "in-time", "best")
 PLATFORMS = ("canvas", "moodle")
 NEEDED = {"canvas": ("Student", "ID", "Section"), "moodle": ()}  # columns of its roster
@@ -221,8 +227,7 @@ class Rules:
     @property
     def columns(self) -> list[str]:
         """The columns that grades.csv has on top of its own."""
-        known = ["number", "name", "counts"] if self.students else []
-        return known + (["handed_in", "days_late", "deducted"] if self.due else [])
+        return [*(WHOSE if self.students else ()), *(WHEN if self.due else ())]
 
     def apply(self, rows: list[dict], times: dict[str, float], asked: list[str]) -> list[str]:
         """Put students, lateness and what counts into the rows of grades.csv.
@@ -245,7 +250,7 @@ class Rules:
                 for number in [] if student else [s.number for s in found] or [None]:
                     unclear[number].append(row)
                 if not found:
-                    said.append(f"{name} is of nobody in the roster")
+                    said.append(_nobodys(name, self.students or []))
                 elif not student:
                     said.append(
                         f"{name} may be of {', '.join(map(str, found))}, so it is given to "
@@ -329,7 +334,7 @@ class Rules:
         if withheld:
             said.append(
                 f"--zeros gives no zeros, as one of them may own {', '.join(withheld)[:500]}: put "
-                "the student's number into its name, or take it out of the folder"
+                "the student's number at the beginning of its name, or take it out of the folder"
             )
         return said
 
@@ -342,6 +347,17 @@ class Rules:
 def _of(assignment: str, rows: list[dict]) -> list[str]:
     """Return the names of the submissions that are, or if refused may be, this assignment."""
     return [row["submission"] for row in rows if row["assignment"] in ("", assignment)]
+
+
+def _nobodys(name: str, students: list[Student]) -> str:
+    """Say that a submission is of nobody, and which numbers in its name may be Canvas's."""
+    said, numbers = f"{name} is of nobody in the roster", _in_place_of_canvas(name, students)
+    if not numbers:
+        return said
+    return (
+        f"{said}, as {', '.join(s.number for s in numbers)} may be from Canvas: put the student's "
+        "number at the beginning of its name"
+    )
 
 
 def _doubts(rows: list[dict]) -> list[str]:
@@ -369,36 +385,67 @@ def owners(name: str, students: list[Student]) -> list[Student]:
     """Find the students whose submission this may be.
 
     By the account in a name that Canvas or Moodle made, else by the number as a word in the name,
-    else by the student's name at its beginning. Where the name has an account or a number, and the
-    name of another student, it may be of both.
+    else by the student's name at its beginning. Where the name has an account, a number or the
+    name of one student, and the number or the name of another, it may be of both.
     """
     name = MARK.sub("", _one_way(name))
-    if platform := PLATFORM.match(name):
-        if found := [s for s in students if s.account == platform[2]]:
-            begin = "".join(_letters(name[: name.index("_")]))
-            others = [] if any(begin in s.named() for s in found) else students
-            return found + [s for s in others if begin in s.named()]
-        # the platform's numbers are no student's
-        name = f"{name[: platform.start(2)]}_{CANVAS_AGAIN.sub('', name[platform.end() :])}"
+    platform = PLATFORM.match(name)
+    if not platform:
+        return _by_words(name, students)
+    begin = "".join(_letters(name[: name.index("_")]))
+    named = [s for s in students if begin in s.named()]
+    if found := [s for s in students if s.account == platform[2]]:
+        return found if any(s in named for s in found) else found + named
+    # the platform's numbers are no student's
+    rest = f"{name[: platform.start(2)]}_{CANVAS_AGAIN.sub('', name[platform.end() :])}"
+    found = _by_words(rest, students)
+    if named or not found:
+        return found
+    return found + [s for s in _in_place_of_canvas(name, students) if s not in found]
+
+
+def _in_place_of_canvas(name: str, students: list[Student]) -> list[Student]:
+    """Find the students whose number is where Canvas has numbers of its own."""
+    platform = PLATFORM.match(_one_way(name))
+    if not platform or not platform[3][0].isdigit():
+        return []
+    return _by_number(platform[0], students)
+
+
+def _by_words(name: str, students: list[Student]) -> list[Student]:
+    """Find the students whose number or name is in the name of a file."""
     numbered, named = _by_number(AGAIN.sub("", name), students), _by_name(name, students)
     if not numbered:
-        begin = "".join(_letters(re.split(r"[_/]", name)[0]))
-        return [s for s in students if begin in s.named()]
+        first = re.split(r"[_/]", name)[0]
+        found = [s for s in students if "".join(_letters(first)) in s.named()]
+        others = _by_name(name[len(first) :], students) if found else []
+        return found + [s for s in others if s not in found]
     if not named:  # a number such as 1 may be that of the assignment, beside a first name
         words = {*_letters(name)}
         parts = [s for s in students if words & {*_letters(s.name)}]
         return numbered if any(s in parts for s in numbered) else numbered + parts
     both = [s for s in numbered if s in named]
-    return both or [s for s in students if s in numbered or s in named]
+    if not both:
+        return [s for s in students if s in numbered or s in named]
+    own = {way for s in both for way in s.named()}
+    apart = lambda s: not any(way in one for way in s.named() for one in own)
+    return both + [s for s in named if s not in both and apart(s)]
 
 
 def _by_number(name: str, students: list[Student]) -> list[Student]:
-    """Find the students whose number is a word in the name, or a part of one between hyphens."""
-    words = set(re.split(r"[^\w-]|_", name))
-    if found := [s for s in students if _one_way(s.number) in words]:
-        return found
-    parts = {part for word in words if not DATE.fullmatch(word) for part in word.split("-")}
-    return [s for s in students if _one_way(s.number) in parts]
+    """Find the students whose number is a word in the name, or a part of one between hyphens.
+
+    A number of several words, such as 12-345 or an address, is found first. Its words are no
+    numbers of others.
+    """
+    found = set()
+    for number in sorted({_one_way(s.number) for s in students}, key=len, reverse=True):
+        if number in name and not number.isalnum():
+            alone = rf"(?<![^\W_]){re.escape(number)}(?![^\W_])"
+            name, times = re.subn(alone, " ", name)
+            found |= {number} if times else set()
+    found |= set(re.split(r"[\W_]+", DATE.sub(" ", name)))
+    return [s for s in students if _one_way(s.number) in found]
 
 
 def _by_name(name: str, students: list[Student]) -> list[Student]:

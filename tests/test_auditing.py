@@ -428,6 +428,28 @@ def test_an_audit_that_cannot_be_made_is_refused(npz, tmp_path, changes, words):
         audit(small(npz), tmp_path / "a", replace(DESIGN, **changes), device="cpu", saving=QUIET)
 
 
+def test_what_no_half_can_give_is_noticed_before_the_first_model(npz, tmp_path):
+    base = small_recipe(npz, "dm", ipc=9, repeats=1, steps=2, batch_real=4, iterates=1)
+    with refused("training images, fewer than the 9"):
+        audit(base, tmp_path / "a", DESIGN, device="cpu", saving=QUIET)
+    assert not list((tmp_path / "a").glob("*.safetensors"))
+    with refused("an audit holds no images out: leave the validation share out"):
+        audit(replace(small(npz), validation=0.3), tmp_path / "b", DESIGN, saving=QUIET)
+
+
+def test_operations_that_break_the_guarantee_are_noticed_before_the_first_model(npz, tmp_path):
+    def mix(images, u):
+        return images + images.mean(0, keepdim=True)
+
+    pytest.importorskip("opacus")
+    base = small(npz)
+    base = replace(base, protocol=replace(base.protocol, augment=("crop", mix)))
+    with refused("the augmentation mix makes an image depend on the others"):
+        noisy = replace(DESIGN, whole=True, noise=1.0)
+        audit(base, tmp_path / "a", noisy, device="cpu", saving=QUIET)
+    assert not list((tmp_path / "a").glob("model*"))
+
+
 def test_the_command_says_what_each_attack_finds(npz, tmp_path, capsys):
     more = ("--images", 12), ("--canaries", 12), ("--models", 6)
     line = [str(word) for word in command(npz, tmp_path / "a", *more, verb="audit")]

@@ -165,10 +165,41 @@ def test_it_can_be_tested_on_a_set(data):
     assert len(found.final) == 1
 
 
-@pytest.mark.parametrize("kind", [Activated, RightNet, SinglePrecision])
+@pytest.mark.parametrize("kind", [Activated, RightNet])
 def test_one_that_can_is_taken(data, kind):
     network = data.network(ddpp.NetworkConfig(kind))
     check_derivatives(network, data.shape, len(data.classes))
+
+
+class Asserts(Activated):
+    @staticmethod
+    def act(x):
+        assert x.dtype == torch.float32
+        return F.silu(x)
+
+
+@pytest.mark.parametrize("kind", [SinglePrecision, Asserts])
+def test_one_of_single_precision_is_taken_with_a_warning(data, kind):
+    network = data.network(ddpp.NetworkConfig(kind))
+    with pytest.warns(UserWarning, match=f"'{kind.__name__}' cannot compute in double precision"):
+        check_derivatives(network, data.shape, len(data.classes))
+
+
+class Turned(DetachedNet):
+    """A wrong one with a constant that is a plain tensor, and no buffer."""
+
+    def __init__(self, channels, classes, image_size):
+        super().__init__(channels, classes, image_size)
+        self.turn = torch.eye(6).roll(1, 0)
+
+    def act(self, x):
+        return Detached.apply(x @ self.turn)
+
+
+def test_a_constant_that_is_no_buffer_hides_no_wrong_derivative(data):
+    network = data.network(ddpp.NetworkConfig(Turned))
+    with refused("'Turned' cannot be unrolled", "the derivative of its gradient is"):
+        check_derivatives(network, data.shape, len(data.classes))
 
 
 class AsPublished(ConvNet):
@@ -287,6 +318,9 @@ def test_a_mask_elsewhere_is_refused():
 def test_on_step_may_answer_with_a_truth_of_numpy_or_torch(data, teachers, true):
     found = ddpp.distill(data, teachers, CONFIG, on_step=lambda run: true, **QUIET)
     assert found.provenance["stopped_at"] == 1
+    for other in ([1], torch.tensor(0.02), torch.ones(2, 3), torch.ones(2, dtype=torch.bool)):
+        found = ddpp.distill(data, teachers, CONFIG, on_step=lambda run, it=other: it, **QUIET)
+        assert "stopped_at" not in found.provenance
     found = ddpp.distill(data, teachers, CONFIG, on_step=lambda run: [1], **QUIET)
     assert "stopped_at" not in found.provenance
 

@@ -7,6 +7,7 @@ import math
 import statistics
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -389,9 +390,26 @@ def test_searches_that_cannot_work_are_refused():
         ({"rates": ()}, "learning rates"),
         ({"rates": (0.1, -1.0)}, "all of them positive"),
         ({"epochs": 0}, "the search's epochs is 0"),
+        ({"rates": 0.03}, "the search's rates is 0.03: it must be a list of finite numbers"),
     ):
         with refused(words):
             replace(QUICK, **change)
+
+
+def test_numbers_of_numpy_are_taken(images, tmp_path):
+    assert replace(QUICK, rates=np.array([0.25, 0.5])).rates == (0.25, 0.5)
+    assert Grid(width=np.arange(8, 10)).width == (8, 9)
+    assert Candidate(np.int64(4), 1) == Candidate(4, 1)
+    with refused("the grid's width is 8: it must be a list of whole numbers"):
+        Grid(width=8)
+    with refused("the candidate's depth is 0: it must be at least 1"):
+        Candidate(depth=0)
+
+
+def test_a_single_set_is_not_taken_for_a_list_of_them(images, tmp_path):
+    one = {"mine": sets_of(images)["random"][0]}
+    with refused("the sets 'mine' are a single set: give a list of sets"):
+        rank(TINY.candidates(), one, images, tmp_path, QUICK, progress=False)
 
 
 def test_a_report_that_is_none_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 that is not 0, and nothing is lost.
 """
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -119,6 +120,14 @@ def test_the_output_of_another_run_is_refused_and_left_as_it_is(finished, said, 
     line = said(command(*finished, changes))
     assert "holds the result of another run" in line and "choose another output" in line
     assert contents(finished[1].parent) == before
+
+
+def test_a_set_with_other_names_of_classes_is_not_taken_for_the_result(finished, tmp_path, said):
+    npz, out = finished
+    renamed = save(tmp_path / npz.name, classes=np.array(["cat", "dog"]))
+    with untouched(out):
+        line = said(command(renamed, out))
+    assert "has other names of classes than" in line and "move that file away" in line
 
 
 def test_a_file_at_the_output_that_is_not_ours_is_left_as_it_is(tmp_path, said):

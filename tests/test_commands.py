@@ -5,6 +5,7 @@ what.
 import dataclasses
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import ddpp
 from ddpp import cli
@@ -365,3 +367,18 @@ def test_a_rank_that_is_not_the_first_is_silent(monkeypatch, capsys):
 def test_under_torchrun_each_rank_matches_a_trajectory(monkeypatch, help_of):
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert re.search(r"--trajectories INT [^(-]*\(default: 3\)", flat(help_of("distill")))
+
+
+def test_a_class_whose_name_is_not_utf8_is_packed(tmp_path):
+    for name in (os.fsdecode(b"caf\xe9"), "tea"):
+        for i in range(2):
+            try:
+                (tmp_path / "in" / name).mkdir(parents=True, exist_ok=True)
+            except OSError:
+                pytest.skip("the file system takes UTF-8 alone")
+            Image.new("RGB", (8, 8), "red").save(tmp_path / "in" / name / f"{i}.png")
+    words = ["-m", "ddpp", "pack", tmp_path / "in", "--out", tmp_path / "a.npz", "--size", "8"]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, env=strict)
+    assert done.returncode == 0, done.stderr
+    assert rb"caf\udce9: 1 images to train on" in done.stdout and b"written:" in done.stdout

@@ -139,6 +139,7 @@ def test_other_data_in_the_same_folder_is_not_mistaken(small, tmp_path):
         (["none"], {}, ["there is nothing to compare"]),
         (["signed"], {"seeds": 0}, ["seeds is 0", "at least 1"]),
         (["signd"], {}, ["unknown rule 'signd'", "did you mean 'signed'?"]),
+        ([("sign", 0.1)], {"base": ("sign", 0.3)}, ["there is nothing to compare"]),
     ],
 )
 def test_what_cannot_be_compared_is_refused(rules, options, words, tmp_path, small):
@@ -146,6 +147,15 @@ def test_what_cannot_be_compared_is_refused(rules, options, words, tmp_path, sma
         ddpp.compare(
             *rules, recipe=small, folder=tmp_path, progress=False, say=lambda _: None, **options
         )
+
+
+def test_seeds_that_would_have_no_effect_are_refused(tmp_path, small):
+    own = replace(small, distill=replace(small.distill, seed=7))
+    with refused("seed is 7, but the runs have the seeds 0, 1, ..."):
+        ddpp.compare("signed", recipe=own, folder=tmp_path)
+    own = replace(small, teachers=replace(small.teachers, seed=9))
+    with refused("teachers.seed is 9, but the runs have the seeds 0, 1, ..."):
+        ddpp.compare("signed", recipe=own, folder=tmp_path)
 
 
 def test_two_thresholds_are_two_names():

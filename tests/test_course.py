@@ -708,6 +708,37 @@ def test_metadata_that_make_no_sense_are_named_with_their_cell(
     assert [*everything(tmp_path)] == [path]
 
 
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"seconds": 0}, "the seconds 0: write a number above 0"),
+        ({"seconds": -1}, "the seconds -1"),
+        ({"seconds": float("inf")}, "the seconds inf"),
+        ({"seconds": float("nan")}, "the seconds nan"),
+        ({"seconds": "300"}, "the seconds '300'"),
+        ({"seconds": True}, "the seconds True"),
+        ({"seconds": None}, "the seconds None"),
+        (None, "the ddpp None: write an object"),
+        ("numbers", "the ddpp 'numbers'"),
+    ],
+)
+def test_a_limit_in_the_metadata_that_makes_no_sense_is_named(
+    course, tmp_path, own, says, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "source" / "numbers" / "numbers.ipynb"
+    shutil.copytree(course / "source", tmp_path / "source")
+    notebook = json.loads(path.read_text())
+    notebook["metadata"]["ddpp"] = own
+    path.write_text(json.dumps(notebook))
+    (tmp_path / "in").mkdir()
+    before = everything(tmp_path)
+    assert cli.main(["grade", "in", "--assignments", "."]) == 1
+    said = capsys.readouterr().err
+    assert says in said and "the metadata of source/numbers/numbers.ipynb have" in said
+    assert everything(tmp_path) == before
+
+
 def test_assign_says_what_stands_in_its_way(course, tmp_path, capsys, monkeypatch):
     shutil.copytree(course / "source", tmp_path / "source")
     (tmp_path / "release").write_text("mine")

@@ -657,6 +657,49 @@ def test_a_grade_that_is_replaced_is_kept(tmp_path):
     assert points == {2.0, 1.0}
 
 
+@pytest.mark.parametrize("again", ["a class", "one"])
+def test_a_report_with_marks_is_kept_where_it_is_graded_again(tmp_path, again):
+    one, path = report_of("ann"), tmp_path / "ann.md"
+    one.write(tmp_path)
+    marks.write([one], tmp_path)
+    hand = tmp_path / "by_hand.csv"
+    without = hand.read_text()
+    hand.write_text(without.replace("Text,,", "Text,3,"))
+    marks.write([one], tmp_path)
+    path.write_text(marked := path.read_text() + "\nWell done.\n")
+    one.graded_with = "other limits"
+    one.write(tmp_path)
+    assert path.read_text() == marked
+    if again == "a class":
+        hand.write_text(without.replace("Text,,", "Text,1,"))
+        marks.write([one], tmp_path)
+        assert "| **total** | **3 of 5** |" in path.read_text()
+        kept = [kept.read_text() for kept in (tmp_path / "before").glob("ann.*.md")]
+        assert marked in kept
+    path.unlink()
+    one.write(tmp_path)
+    assert path.read_text() == one.text()
+
+
+def test_a_report_says_what_confines_a_submission_now(tmp_path):
+    one = report_of("ann")
+    one.write(tmp_path)
+    one.wall = "Nothing confined it."
+    one.write(tmp_path)
+    assert "Nothing confined it." in (tmp_path / "ann.md").read_text()
+
+
+@pytest.mark.parametrize("task", ["total", "points", "of", "notes", "name", "number", "days_late"])
+def test_a_task_with_the_name_of_a_column_has_a_column_of_its_own(tmp_path, task):
+    each = [Outcome(task, "A", 1.0, 2, "fine"), Outcome("check", "B", 2.0, 8, "fine")]
+    marks.write([Report("ann", "texts", each)], tmp_path)
+    columns = (tmp_path / "grades.csv").read_text().splitlines()[0].split(",")
+    assert len(columns) == len({*columns})
+    (row,) = rows_of(tmp_path / "grades.csv")
+    assert (row["total"], row["points"], row["of"], row["notes"]) == ("3.0", "3.0", "10", "0")
+    assert (row[f"texts {task}"], row["check"]) == ("1.0", "2.0")
+
+
 def test_points_that_change_in_the_metadata_change_the_headings_of_the_copies(course):
     (path,) = course.glob("source/*/*.ipynb")
     source = copies.read(path)

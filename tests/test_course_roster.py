@@ -255,8 +255,63 @@ def test_an_account_with_the_name_of_another_student_may_be_of_both():
 
 def test_a_number_with_hyphens_is_one_word():
     students = [Student("12-345", "A B"), Student("12", "C D")]
-    assert owners("hw_12-345", students) == students[:1]
+    assert owners("hw_12-345", students) == owners("hw-12-345", students) == students[:1]
     assert owners("hw-12", students) == students[1:]
+    assert owners("12-345_hw-12", students) == students
+
+
+@pytest.mark.parametrize("number", ["a.lee", "lee@x.org", "a_lee", "12 345"])
+@pytest.mark.parametrize("name", ["{}", "hw_{}", "hw1-{} final", "{}_1"])
+def test_a_number_with_other_characters_is_found_whole(number, name):
+    students = [Student(number, "E F"), Student("lee", "G H"), Student("345", "I J")]
+    assert owners(name.format(number), students) == students[:1]
+    assert students[0] not in owners(name.format(f"b{number}"), students)
+    assert students[0] not in owners(name.format(f"{number}s"), students)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "4711_4712_1_hw",
+        "4711_LATE_4712_1_hw",
+        "4711_hw-4712",
+        "group_4711_1_4712",
+        "ann lee_bob stone",
+        "ann lee/bob stone",
+        "ann lee_hw_bob_stone",
+        "annlee_12_5013_bob stone",
+        "4711_ann lee_bob stone",
+    ],
+)
+def test_a_file_of_two_students_is_given_to_neither(name):
+    ann, bob = Student("4711", "Ann Lee"), Student("4712", "Bob Stone")
+    assert {one.name for one in owners(name, [ann, bob])} == {"Ann Lee", "Bob Stone"}
+    row = {"submission": name, "assignment": "a", "refused": "", "total": 18, "points": 18}
+    rows = [row]
+    (said,) = Rules([ann, bob], zeros=True).apply(rows, {}, ["a"])
+    assert "so it is given to nobody" in said
+    assert {row["name"]: row["total"] for row in rows[1:]} == {"Ann Lee": None, "Bob Stone": None}
+
+
+@pytest.mark.parametrize("name", ["maria ray lopez_hw", "4712 maria ray lopez"])
+def test_a_name_that_begins_as_another_is_of_one(name):
+    students = [Student("4711", "Maria Ray"), Student("4712", "Maria Ray Lopez")]
+    assert owners(name, students) == students[1:]
+
+
+@pytest.mark.parametrize("name", ["hw_4711_2_final", "a1_4711_2026_12_01"])
+def test_a_number_where_canvas_has_its_own_is_named(name):
+    row = {"submission": name, "assignment": "a", "refused": "", "total": 1, "points": 1}
+    (said,) = Rules([BOB, ELEVEN]).apply([row], {}, [])
+    assert said == (
+        f"{name} is of nobody in the roster, as 4711 may be from Canvas: put the student's number "
+        "at the beginning of its name"
+    )
+    assert owners(f"4711_{name}", [BOB, ELEVEN]) == [ELEVEN]
+    row["submission"] = "hw_5012_5013_final"
+    assert Rules([BOB, ELEVEN]).apply([row], {}, []) == [
+        "hw_5012_5013_final is of nobody in the roster"
+    ]
 
 
 @pytest.mark.parametrize("name", ["bob_assignment_1", "hw 1/bob", "assignment-1-bob"])
@@ -441,8 +496,8 @@ def test_no_zero_for_a_student_who_may_own_a_file():
     found, said = totals("homework")
     assert found == dict.fromkeys(["1", "2", "4711"], nothing)
     assert said == (
-        "--zeros gives no zeros, as one of them may own homework: put the student's number into "
-        "its name, or take it out of the folder"
+        "--zeros gives no zeros, as one of them may own homework: put the student's number at "
+        "the beginning of its name, or take it out of the folder"
     )
     assert totals("homework", "b")[0] == dict.fromkeys(["1", "2", "4711"], zero)
 

@@ -79,12 +79,28 @@ def test_a_distilled_file_is_for_its_own_classes_and_preprocessing(tmp_path, dis
 def test_an_evaluation_takes_at_least_one(distilled, data):
     with refused("the evaluation's repeats is 0", "at least 1"):
         evaluate(distilled, data, repeats=0, progress=False)
-    with refused("repeats and seed are 2.5 and 0", "whole numbers"):
+    with refused("repeats is 2.5", "a whole number"):
         evaluate(distilled, data, repeats=2.5, progress=False)
     with refused("the evaluation's epochs is 0", "at least 1"):
         Protocol(epochs=0)
     with refused("the evaluation's momentum is 1", "at least 0 and below 1"):
         Protocol(momentum=1)
+
+
+def test_a_network_that_diverges_is_named_each_time(distilled, data, tmp_path):
+    wild = replace(distilled, alpha=torch.tensor(1e30), iterates={})
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="network 1 diverged at the learning rate 1e"):
+            found = evaluate(wild, data, repeats=1, scores=tmp_path / "scores", progress=False)
+    assert found.final == [50.0] and not (tmp_path / "scores").exists()
+
+
+def test_scores_that_cannot_be_written_are_noticed_before_training(
+    distilled, data, file, trainings
+):
+    with refused("cannot write"):
+        evaluate(distilled, data, repeats=1, scores=file / "scores", progress=False)
+    assert not trainings
 
 
 def test_images_of_other_data_choose_no_iterate_and_are_warned_of(tmp_path, distilled, data):

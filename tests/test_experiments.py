@@ -329,6 +329,20 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(npz, places, capfd, jobs
     assert reproduce([], **places, jobs=jobs) == []
 
 
+def test_a_fault_in_code_of_ones_own_fails_its_run_alone(npz, places, capfd):
+    def wrong(student, teacher, epsilon):
+        return student.kthvalue(0) if len(student) else student
+
+    good, other = tiny_runs(npz())
+    config = replace(other.recipe.distill, rule=wrong)
+    mine = replace(other, name="table1/mine", recipe=replace(other.recipe, distill=config))
+    with pytest.raises(Error, match=r"failed, for the reasons above: table1/mine$"):
+        reproduce([mine, good], **places, device="cpu", progress=False)
+    said = capfd.readouterr().out
+    assert said.count("table1/mine failed: the rule fails on vectors of") == 1
+    assert said.rstrip().endswith("1 of 2 runs are finished")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_runs_without_their_data_fail_and_the_others_are_done(npz, places, capfd, jobs):

@@ -25,6 +25,15 @@ from ddpp.judging import card
 from ddpp.judging.cards import YOURS
 from ddpp.judging.opening import PUBLISHED
 
+REPORT = {
+    "distilled": {"final": [40.0, 42.0]},
+    "random": {"final": [20.0, 20.0]},
+    "device": "cpu",
+    "versions": {"torch": "2.11"},
+    "commit": "abc",
+    "finished": "today",
+}
+
 
 @pytest.fixture(scope="module")
 def whitened():
@@ -213,26 +222,18 @@ def test_a_card_says_how_many_images_there_are(size, category, data):
 
 def test_a_card_says_what_was_measured(whitened, tmp_path, capsys):
     write_set(tmp_path / "set.safetensors", whitened)
-    report = {
-        "distilled": {"final": [40.0, 42.0]},
-        "random": {"final": [20.0, 20.0]},
-        "device": "cpu",
-        "versions": {"torch": "2.11"},
-        "commit": "abc",
-        "finished": "today",
-    }
-    (tmp_path / "set.json").write_text(json.dumps(report))
+    (tmp_path / "set.json").write_text(json.dumps(REPORT))
     words = ["show", str(tmp_path / "set.safetensors"), "--card", str(tmp_path / "card.md")]
     assert cli.main(words) == 0
     text = (tmp_path / "card.md").read_text()
     assert "Test accuracy 41.0 ± 1.4 % (mean and deviation of 2 networks)" in text
-    assert "random real images give 20.0 ± 0.0 %" in text
+    assert "random real images gives 20.0 ± 0.0 %" in text
     assert "](set.png)" in text and "ddpp evaluate set.safetensors" in text
     # a report that names the bytes it is of is not quoted for others
     asked = {"sha256": hashlib.sha256((tmp_path / "set.safetensors").read_bytes()).hexdigest()}
-    (tmp_path / "set.json").write_text(json.dumps(report | {"asked": asked}))
+    (tmp_path / "set.json").write_text(json.dumps(REPORT | {"asked": asked}))
     assert cli.main(words) == 0 and "41.0" in (tmp_path / "card.md").read_text()
-    (tmp_path / "set.json").write_text(json.dumps(report | {"asked": {"sha256": "other"}}))
+    (tmp_path / "set.json").write_text(json.dumps(REPORT | {"asked": {"sha256": "other"}}))
     assert cli.main(words) == 0
     assert "Nobody wrote down an accuracy" in (tmp_path / "card.md").read_text()
     assert "set.json is of another file" in capsys.readouterr().out
@@ -276,7 +277,8 @@ def test_pictures_of_another_set_do_not_get_among_these(data, tmp_path):
     others = ddpp.DistilledDataset.from_tensors(*data.draw(ipc=3, seed=1), 0.1, data)
     with untouched(*(tmp_path / "a").rglob("*.png")), refused("has pictures of something else"):
         others.export_png(tmp_path / "a")
-    next((tmp_path / "a").rglob("*.png")).write_bytes(b"cut short by a kill")
+    first = next((tmp_path / "a").rglob("*.png"))
+    first.write_bytes(first.read_bytes()[:40])  # cut short by a kill
     assert more.export_png(tmp_path / "a") == 6
     folded = replace(fewer, formation=2)
     assert folded.export_png(tmp_path / "b") == 8
@@ -302,3 +304,59 @@ def test_a_sheet_is_not_joined_with_another_preprocessing(tmp_path):
     made = ddpp.DistilledDataset.from_tensors(*given.draw(ipc=1, seed=0), 0.1, given)
     with refused("or from other preprocessing"):
         check_source(path, made.provenance, load_images(path))
+
+
+def test_only_the_beginning_of_a_picture_is_replaced(data, tmp_path):
+    made = ddpp.DistilledDataset.from_tensors(*data.draw(ipc=1, seed=0), 0.1, data)
+    made.export_png(tmp_path)
+    first, *_ = sorted(tmp_path.rglob("*.png"))
+    whole = first.read_bytes()
+    for kept in (0, 3, 8, 20, len(whole) // 2, len(whole) - 1):
+        first.write_bytes(whole[:kept])
+        assert made.export_png(tmp_path) == len(made)
+        assert first.read_bytes() == whole
+    for other in (b"my notes", b"GIF89a", whole[:50] + b"?" + whole[51:]):
+        first.write_bytes(other)
+        with untouched(first), refused("pictures of something else", str(first), "move them away"):
+            made.export_png(tmp_path)
+    first.unlink()
+    first.mkdir()
+    with refused("pictures of something else"):
+        made.export_png(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [1],
+        None,
+        "text",
+        {"set": "CIFAR"},
+        {"asked": [1]},
+        {"distilled": 1},
+        {"distilled": None, "random": None},
+        REPORT | {"random": [20.0]},
+        REPORT | {"distilled": {}},
+        REPORT | {"distilled": {"final": "high"}},
+        REPORT | {"versions": "2.11"},
+        {key: value for key, value in REPORT.items() if key != "commit"},
+    ],
+)
+def test_a_file_of_somebody_elses_beside_a_set_is_no_report(other, data, tmp_path, capsys):
+    path, beside = tmp_path / "set.safetensors", tmp_path / "set.json"
+    ddpp.DistilledDataset.from_tensors(*data.draw(ipc=1, seed=0), 0.1, data).save(path)
+    beside.write_text(json.dumps(other))
+    for words in (["show", "--card", str(tmp_path / "card.md")], ["export", "--for", "compact"]):
+        with untouched(beside):
+            assert cli.main([words[0], str(path), *words[1:]]) == 1
+        assert f"{beside} is no report, but another file: move it away" in capsys.readouterr().err
+
+
+def test_a_report_without_a_comparison_has_no_accuracy_for_a_card(data, tmp_path):
+    path, page = tmp_path / "set.safetensors", tmp_path / "card.md"
+    ddpp.DistilledDataset.from_tensors(*data.draw(ipc=1, seed=0), 0.1, data).save(path)
+    alone = {key: value for key, value in REPORT.items() if key != "random"}
+    for known in ({"mean": 1}, alone):
+        (tmp_path / "set.json").write_text(json.dumps(known))
+        assert cli.main(["show", str(path), "--card", str(page)]) == 0
+        assert "Nobody wrote down an accuracy" in page.read_text()

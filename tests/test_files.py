@@ -160,6 +160,20 @@ def test_two_processes_may_write_to_one_place(tmp_path):
     assert (tmp_path / "out").read_bytes() in (b"a" * 100_000, b"b" * 100_000)
 
 
+def test_a_file_that_is_swept_while_it_is_written_is_written_again(tmp_path, monkeypatch):
+    replace, lost = os.replace, []
+
+    def swept(part, path):
+        if len(lost) < 2:
+            lost.append(part)
+            os.unlink(part)  # by a process on another machine, where this one is not known
+        replace(part, path)
+
+    monkeypatch.setattr(os, "replace", swept)
+    files.write_bytes(tmp_path / "out", b"mine")
+    assert (tmp_path / "out").read_bytes() == b"mine" and len(lost) == 2
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
@@ -167,6 +181,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         with pytest.raises(Error, match=r"cannot write .*choose another place"):
             files.check_writable(path)
     assert files.check_writable(tmp_path / ("x" * 240)) is None
+
+
+def test_a_name_that_safetensors_cannot_read_is_refused_at_once(file, tmp_path):
+    name = os.fsdecode(b"s\xe9t.safetensors")
+    for path in (tmp_path / name, tmp_path / f"{name}.checkpoint", tmp_path / name / file.name):
+        with refused(r"s\udce9t", "is not in UTF-8", "rename"):
+            files.check_writable(path)
+    assert [one.name for one in tmp_path.iterdir()] == [file.name]
+    files.check_writable(tmp_path / os.fsdecode(b"s\xe9t.npz"))  # which is read by others
+    try:
+        renamed = file.rename(tmp_path / name)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 alone")
+    with untouched(renamed), refused(r"s\udce9t.safetensors is not in UTF-8", "rename"):
+        files.read(renamed, "thing")
 
 
 def test_equal_content_is_equal_bytes(file):

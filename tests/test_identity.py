@@ -5,9 +5,11 @@ for its own.
 import functools
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import dataclass, field, make_dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -106,6 +108,87 @@ def test_equal_code_with_equal_values_is_the_same():
     for one in space:  # as when a cell is run again, elsewhere in the notebook
         exec(f"{'# a comment' * len(one)}\n\ndef f(x, k=3):\n    return x ** k", one)
     assert fingerprint(space[0]["f"]) == fingerprint(space[1]["f"])
+
+
+class Plain:
+    """Has a __dict__."""
+
+
+class Slotted(Plain):
+    __slots__ = ("k",)
+
+    def __init__(self, k):
+        self.k = k
+
+
+class Named(torch.Tensor):
+    def __matmul__(self, other):
+        return super().__matmul__(other) + 1
+
+
+def catching(x):
+    try:
+        y = x + 1
+        return -y
+    except ValueError:
+        return 0
+
+
+def catching_less(x):
+    try:
+        y = x + 1
+    except ValueError:
+        return 0
+    return -y
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (catching, catching_less),
+        (eval("lambda x, u: u"), eval("lambda x, *u: u")),
+        (eval("lambda x, u: u"), eval("lambda x, **u: u")),
+        (defaultdict(int), defaultdict(list)),
+        (Slotted(1), Slotted(2)),
+        (torch.ones(2), torch.ones(2).as_subclass(Named)),
+    ],
+)
+def test_less_common_differences_count(one, other):
+    uses = lambda value: value if callable(value) else (lambda: value)
+    assert fingerprint(uses(one)) != fingerprint(uses(other))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.frompyfunc(lambda x: x, 1, 1),
+        np.ma.masked_array([1.0, 2.0], mask=[True, False]),
+        torch.eye(2).to_sparse(),
+        torch.ones(2, device="meta"),
+        random.Random(0),
+    ],
+)
+def test_values_that_cannot_be_seen_through_ask_for_a_version(value):
+    with pytest.raises(Error, match=r"of which ddpp cannot tell.*ddpp.custom\(..., version=1\)"):
+        fingerprint(lambda x: (x, value))
+
+
+def test_a_set_of_functions_is_the_same_in_each_process():
+    code = (
+        "from ddpp.foundation.fingerprints import fingerprint\n"
+        "def helper(x): return x\n"
+        "def one(x): return helper(x)\n"
+        "def two(x): return helper(x) + 1\n"
+        "ALL = {('a', one), ('b', two), ('c', helper)}\n"
+        "def rule(x): return [f(x) for _, f in sorted(ALL)]\n"
+        "print(fingerprint(rule))"
+    )
+    found = set()
+    for seed in range(4):
+        of = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        run = [sys.executable, "-B", "-c", code]
+        found.add(subprocess.run(run, env=of, capture_output=True, text=True, check=True).stdout)
+    assert len(found) == 1
 
 
 def test_the_order_of_a_set_in_the_code_does_not_count():

@@ -2,12 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import CONFIG, NETWORK, TEACHERS, load, refused, save, untouched
+from PIL import Image
+from small import CONFIG, NETWORK, TEACHERS, arrays, load, refused, save, untouched
 from torch import Tensor
 
 import ddpp
@@ -401,7 +404,7 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, sample, capsys):
     with untouched(*out.iterdir()):
         command = ["judge", str(other), *words.split()[2:], "--device", "cpu", "--out", str(out)]
         assert cli.main(command) == 1
-    assert "mine.pt, which would be lost: name them, too" in capsys.readouterr().err
+    assert "mine.pt, which would be lost: ask for them, too" in capsys.readouterr().err
     assert cli.main(["judge", str(tmp_path / "nowhere.pt"), "--data", "cifar10-sample"]) == 1
     assert "there is no file" in capsys.readouterr().err
 
@@ -517,3 +520,178 @@ def test_sets_of_one_data_set_share_it(npz, tmp_path, monkeypatch):
     options = {"width": 4, "repeats": 1, "protocol": QUICK, "folder": tmp_path / "out"}
     ddpp.judge(*paths, data=npz(channels=3), space="raw", **options, **PLACES)
     assert len(data) >= 3 and len(set(map(id, data))) == 1
+
+
+def test_images_and_labels_in_a_list_are_no_experiments(sample, tmp_path):
+    images, labels = sample[0][[0, 0, 1, 1, 2, 2, 3, 3]], torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    made = {"data": (images, labels)}, {"images": [images, labels], "lr": 0.02}
+    made += ({"images": [images], "labels": labels}, {"data": [[images]], "labels": labels})
+    for content in made:
+        found = read_tensors(as_saved(content, tmp_path / "mine.pt"))
+        assert torch.equal(found.images, images) and torch.equal(found.labels, labels)
+        assert (found.alpha == 0.02) == ("lr" in content)
+        experiments = [note for note in found.notes if "experiment" in note]
+        assert bool(experiments) == isinstance(content.get("data"), list)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_tensor_for_each_class_is_not_taken_for_the_first_alone(count, sample, tmp_path):
+    tensors = [sample[0][[label] * 3] for label in range(count)]
+    for content in ({"images": tensors}, tensors):
+        with refused(f"a list of {count} tensors of images", "torch.cat", "give the labels"):
+            read_tensors(as_saved(content, tmp_path / "mine.pt"))
+
+
+def flipped(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x40
+    path.write_bytes(content)
+
+
+def test_a_byte_that_was_changed_in_a_foreign_file_is_noticed(tmp_path):
+    images = torch.rand(10, 3, 32, 32)
+    middle = lambda path: path.stat().st_size // 2
+    path = as_saved({"images": images}, tmp_path / "mine.pt")
+    assert torch.equal(read_tensors(path).images, images)
+    flipped(path, middle(path))
+    with refused("mine.pt is damaged", "get it anew"):
+        read_tensors(path)
+    as_saved(images, tmp_path / "images_best.pt")
+    flipped(as_saved(torch.arange(10), tmp_path / "labels_best.pt"), at=-900)
+    for at in range(0, 10_000, 400):
+        np.savez_compressed(tmp_path / "mine.npz", images=np.zeros((10, 3, 64, 64), np.uint8) + 7)
+        size = (tmp_path / "mine.npz").stat().st_size
+        flipped(tmp_path / "mine.npz", at % size)
+        try:
+            found = read_tensors(tmp_path / "mine.npz")
+        except ddpp.Error as error:
+            assert "mine.npz" in str(error)
+        else:
+            assert (found.images == 7).all()
+
+
+def test_a_file_that_was_saved_without_checksums_is_read(tmp_path):
+    images = torch.rand(10, 3, 32, 32)
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = as_saved(images, tmp_path / "mine.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    torch.save(images, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for each in (path, tmp_path / "old.pt"):
+        assert torch.equal(read_tensors(each).images, images)
+
+
+class Tiny(torch.nn.Sequential):
+    def __init__(self, channels, classes, image_size):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(channels * image_size**2, classes))
+
+
+def test_a_width_that_a_network_does_not_take_is_refused(sample, tmp_path):
+    path = as_saved({"images": sample[0], "labels": sample[1]}, tmp_path / "mine.pt")
+    name = ddpp.NetworkConfig(Tiny).name
+    with refused(f"the network {name} has no width to choose", "leave width out"):
+        ddpp.judge(
+            path,
+            data="cifar10-sample",
+            architectures=("convnet", name),
+            width=4,
+            repeats=1,
+            protocol=QUICK,
+            folder=tmp_path / "out",
+            **PLACES,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_architecture_and_no_accuracy_of_a_table_is_lost(npz, tmp_path, capsys):
+    content = {"images": torch.rand(3, 3, 12, 12), "labels": torch.arange(3), "lr": 0.02}
+    path, out = as_saved(content, tmp_path / "mine.pt"), tmp_path / "out"
+    words = f"judge {path} --data {npz(channels=3)} --space raw --width 4 --device cpu --out {out}"
+    words = [*words.split(), "--protocol.epochs", "1"]
+    both = ["--architectures", "convnet", "alexnet"]
+    assert cli.main([*words, *both, "--repeats", "2"]) == 0
+    capsys.readouterr()
+    with untouched(*out.iterdir()):
+        assert cli.main([*words, "--repeats", "2"]) == 1
+        assert (
+            "other architectures, such as alexnet, which would be lost" in capsys.readouterr().err
+        )
+        assert cli.main([*words, *both, "--repeats", "1"]) == 1
+        said = capsys.readouterr().err
+        assert "more accuracies (2 of convnet) than --repeats 1 gives" in said
+    assert cli.main([*words, *both, "--repeats", "3"]) == 0
+
+
+@pytest.fixture
+def nameless(npz, tmp_path):
+    """Data in a file whose name is not UTF-8."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.npz")
+    try:
+        return npz(channels=3).rename(path)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 alone")
+
+
+def test_data_and_sets_whose_names_are_not_utf8_are_judged(nameless, tmp_path):
+    content = {"images": torch.rand(3, 3, 12, 12), "labels": torch.arange(3), "lr": 0.02}
+    path, out = as_saved(content, nameless.with_suffix(".pt")), tmp_path / "out"
+    words = ["judge", path, "--data", nameless, "--space", "raw", "--width", 4, "--device", "cpu"]
+    words += ["--out", out, "--protocol.epochs", 1, "--repeats", 1]
+    code = f"import sys, ddpp.cli; sys.exit(ddpp.cli.main({[*map(str, words)]!r}))"
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=strict)
+    assert done.returncode == 0, done.stderr
+    assert rb"caf\udce9" in done.stdout and b"written:" in done.stdout
+    assert r"caf\udce9" in (out / "judged.csv").read_text()
+    assert (out / "judged.png").exists()
+
+
+def test_data_whose_name_is_not_utf8_are_named_on_a_card(nameless, tmp_path):
+    data = ddpp.load_data(nameless, zca=False, device="cpu")
+    real, path = selection.random(data, 1, {"width": 2}), tmp_path / "set.safetensors"
+    real.save(path)
+    assert cli.main(["show", str(path), "--card", str(tmp_path / "card.md")]) == 0
+    assert r"distilled from caf\udce9" in (tmp_path / "card.md").read_text()
+    pytest.importorskip("pyarrow")
+    assert cli.main(["export", str(path), "--for", "hf"]) == 0
+    page = (tmp_path / "set-hf" / "README.md").read_text()
+    assert r"distilled from caf\udce9" in page
+
+
+def of_classes(tmp_path, *names):
+    """Data of classes of these names."""
+    path = save(tmp_path / "named.npz", classes=np.array(names), **arrays(len(names)))
+    return load(path), path
+
+
+def pictures(folder, *names):
+    """A folder of pictures, one in each of these folders, darker from one to the next."""
+    for i, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (200 - 50 * i,) * 3).save(folder / name / "a.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "classes, folders, labels",
+    [
+        (("2_door", "4_door"), ("2_door", "4_door"), [0, 1]),
+        (("x", "1_x", "y"), ("1_x", "y"), [1, 2]),
+        (("x", "1_x", "y"), ("0_x", "1_1_x", "2_y"), [0, 1, 2]),
+        (("4_door", "2_door"), ("0_4_door", "1_2_door"), [0, 1]),
+        (("red", "2 door"), ("1_red", "2_2_door"), [0, 1]),
+        (("red", "2 door"), ("2_door", "red"), [1, 0]),
+    ],
+)
+def test_a_class_may_begin_with_a_number(classes, folders, labels, tmp_path):
+    _, path = of_classes(tmp_path, *classes)
+    opened = ddpp.open_set(pictures(tmp_path / "pics", *folders), path, "raw", device="cpu")
+    assert opened.distilled.labels.tolist() == labels
+
+
+def test_a_folder_that_may_be_of_two_classes_is_refused(tmp_path):
+    _, path = of_classes(tmp_path, "1_x", "x", "y")
+    # a class of the data, and what `export_png` calls another
+    with refused("the folder '1_x' may be of several classes", "a number before them"):
+        ddpp.open_set(pictures(tmp_path / "pics", "1_x", "2_y"), path, "raw", device="cpu")

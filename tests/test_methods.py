@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from small import refused
+from small import NAN, TEACHERS, refused
 from torch import nn
 
 from ddpp import (
@@ -734,6 +734,77 @@ def test_settings_that_cannot_work_are_refused_before_any_work(
     assert not out.parent.exists() or not list(out.parent.iterdir())
 
 
+@pytest.mark.parametrize("name", ["herding", "tgdd"])
+def test_a_network_without_features_is_refused_before_its_teachers_are_trained(npz, name):
+    data = load_data(str(npz()), device="cpu")
+    with refused("the network 'Pooled' has no features to match"):
+        METHODS[name].fits(data, NetworkConfig(Pooled), small(name))
+
+
+class Pooled(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.last = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, x):
+        return self.last(x).mean((2, 3))
+
+
+class Places(nn.Module):
+    """A linear layer at each place of an image, which is called by keyword."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.last = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        return self.last(input=x.flatten(2).mT).mean(1)
+
+
+class Rows(Places):
+    """One that is given the places as rows."""
+
+    def forward(self, x):
+        rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+        return self.last(rows).unflatten(0, (len(x), -1)).mean(1)
+
+
+def test_features_of_a_layer_at_each_place_are_those_of_all_places(data):
+    network = data.network(NetworkConfig(Places))
+    images = data.train.images[:5]
+    found = network.features(network.initial(0), images)
+    assert torch.equal(found, images.flatten(2).mT.flatten(1))
+    rows = data.network(NetworkConfig(Rows))
+    with refused("is given 720 rows for 5 images", "one row for each image"):
+        rows.features(rows.initial(0), images)
+
+
+@pytest.mark.parametrize("name", ["cafe", "herding"])
+def test_methods_of_features_take_a_layer_at_each_place(data, name):
+    network = NetworkConfig(Places)
+    if name == "herding":
+        teachers = train_teachers(data, replace(TEACHERS, network=network), progress=False)
+        made = METHODS[name].run(data, teachers, small(name, epochs=3), Saving(progress=False))
+    else:
+        config = small(name, weights=(1.0,))
+        made = METHODS[name].run(data, network, config, Saving(progress=False))
+    assert made.images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("iadd", {"epsilon": 0.9}, "epsilon is 0.9, but IADD prunes nothing"),
+        ("kip", {"label_lr": 0.5}, "label_lr has no meaning without learn_labels"),
+        ("cafe", {"weights": (NAN, 1.0)}, "weights is (nan, 1.0): it must be a list of finite"),
+        ("cafe", {"weights": 0.1}, "weights is 0.1: it must be a list of finite numbers"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(name, changes, words):
+    with refused(words):
+        METHODS[name].check(small(name, **changes))
+
+
 @pytest.mark.parametrize("name", ["dm", "bptt"])
 def test_images_that_leave_the_numbers_stop_the_run_with_advice(name, data):
     with pytest.raises(Stopped, match="lower image_lr"):
@@ -876,9 +947,8 @@ def test_a_method_is_not_run_under_the_name_of_another(
 
 @pytest.mark.parametrize("method", ["dm", "tgdd", "bptt"])
 def test_names_of_operations_are_refused_where_they_would_not_be_heard(method):
-    config = METHODS[method].config(augment=("crop",))
-    with refused("augment is ('crop',): this method takes True, for all operations, or False"):
-        METHODS[method].check(config)
+    with refused("augment is ('crop',): it must be True or False"):
+        METHODS[method].config(augment=("crop",))
 
 
 def test_tgdd_draws_every_pair_of_an_epoch_and_a_later_one():

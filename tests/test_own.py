@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -154,7 +155,8 @@ def test_a_rule_that_draws_anew_each_time_or_fails_is_refused(data):
     teachers = ddpp.train_teachers(data, TEACHERS, progress=False)
     with refused("the rule gives the same student and teacher another mask each time"):
         ddpp.distill(data, teachers, replace(CONFIG, rule=random), progress=False)
-    with refused(f"the rule fails on vectors of {teachers.network.size} parameters: IndexError"):
+    size = teachers.network.size
+    with refused(f"the rule fails on vectors of {size} parameters at epsilon 0.1: IndexError"):
         ddpp.distill(data, teachers, replace(CONFIG, rule=broken), progress=False)
 
 
@@ -559,6 +561,15 @@ def test_the_report_says_how_good_the_matched_teachers_are(tmp_path):
     assert json.loads(out.with_suffix(".json").read_text())["teachers"] == report["teachers"]
 
 
+def test_other_teachers_that_came_into_the_folder_are_not_taken_for_the_matched_ones(tmp_path):
+    npz, out = save(tmp_path / "mine.npz"), tmp_path / "set.safetensors"
+    run = Experiment(small(npz, 2), out, saving=Saving(progress=False), device="cpu")
+    made = run.distilled()
+    shutil.rmtree(run.folder)
+    ddpp.train_teachers(run.data, replace(TEACHERS, seed=9), run.folder, progress=False)
+    assert "teachers" not in run.report(made)
+
+
 def test_without_teachers_the_report_says_nothing_of_them(tmp_path):
     base = recipe("smoke", str(save(tmp_path / "mine.npz")), method="random")
     base = replace(base, teachers=TEACHERS, protocol=ddpp.Protocol(epochs=1), repeats=1)
@@ -752,6 +763,72 @@ def test_an_iterate_is_chosen_among_those_of_a_run_of_all_steps(tmp_path):
     _, other = make(7, "set.safetensors")  # 5 was not kept
     assert other["distilled"]["selected"] is None
     assert any("no iterate is chosen" in line for line in lines)
+
+
+def test_a_rule_that_fails_at_the_epsilon_of_the_run_is_refused_before_its_teachers(data):
+    def farthest(student, teacher, epsilon):
+        distance = (student - teacher).abs()
+        return distance <= distance.kthvalue(int(epsilon * len(distance))).values
+
+    config = replace(CONFIG, rule=farthest, epsilon=0.0)
+    with refused("the rule fails on vectors of", "at epsilon 0.0: ", "kthvalue"):
+        METHODS["ddpp"].fits(data, TEACHERS.network, config)
+
+
+KEPT = {}
+
+
+def kept(images, u):
+    KEPT.setdefault(len(images), len(KEPT))
+    return images
+
+
+class Kept(ddpp.ConvNet):
+    def forward(self, x):
+        KEPT.setdefault(len(x), len(KEPT))
+        return super().forward(x)
+
+
+def test_operations_and_networks_that_change_what_they_read_are_refused(data):
+    for config, what in (
+        (replace(TEACHERS, augment=("crop", kept)), "augmentation kept"),
+        (replace(TEACHERS, network=ddpp.NetworkConfig(Kept, width=4, depth=1)), "network Kept"),
+    ):
+        KEPT.clear()
+        with refused(f"the {what} changes a value that it reads", "ddpp.custom"):
+            ddpp.train_teachers(data, config, progress=False)
+
+
+STRENGTH = [1.0]
+
+
+def raised(images, u):
+    return images * STRENGTH[0]
+
+
+def test_an_operation_that_reads_what_changes_in_the_run_ends_it(data, teachers):
+    STRENGTH[:] = [1.0]
+
+    def raise_it(run):
+        STRENGTH[0] += 1
+
+    config = replace(CONFIG, augment=("crop", raised))
+    with refused("the augmentation raised reads a value that has changed in this run"):
+        ddpp.distill(data, teachers, config, progress=False, on_step=raise_it)
+    STRENGTH[:] = [1.0]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"leave_out": 0}, "leave_out is 0: it must be a list of texts"),
+        ({"leave_out": ("bias", 1)}, "it must be a list of texts"),
+        ({"normalize": "no"}, "normalize is 'no': it must be True or False"),
+    ],
+)
+def test_a_setting_of_another_type_is_not_taken_for_none(changes, words):
+    with refused(words):
+        replace(CONFIG, **changes)
 
 
 CALLS = {}

@@ -238,6 +238,26 @@ def test_a_network_that_mixes_its_batch_cannot_protect_single_images(data, made)
         private.train(network, made, PLAIN, Noise(1.0, 1.0, 12), 0)
 
 
+def mix(images, u):
+    return images + images.mean(0, keepdim=True)
+
+
+def anew(images, u):
+    return images + torch.rand(()) * images
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [(mix, "depend on the others of its batch"), (anew, "another result each time")],
+)
+def test_an_operation_that_mixes_its_batch_or_draws_anew_breaks_the_guarantee(
+    data, made, operation, words
+):
+    protocol = replace(PLAIN, augment=("crop", operation))
+    with refused(operation.__name__, words):
+        private.train(data.network(NETWORK), made, protocol, Noise(1.0, 1.0, 12), 0)
+
+
 def test_a_missing_accountant_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "opacus.accountants", None)
     with refused("needs the package opacus: pip install opacus"):

@@ -184,6 +184,8 @@ def test_the_command_works_off_a_queue_and_lists_it(queue, tmp_path, capsys):
     assert cli.main(words) == 0
     assert cli.main([*words, "--list"]) == 0
     assert "2 of 2 runs are finished" in capsys.readouterr().out
+    assert cli.main(["reproduce", "--queue", str(queue), "--profile", "cpu", "--list"]) == 1
+    assert "each run of a queue has its own profile" in capsys.readouterr().err
     assert (tmp_path / "r" / "smoke" / "long" / "mine-4-seed0.json").exists()
 
 
@@ -196,6 +198,7 @@ def test_the_command_works_off_a_queue_and_lists_it(queue, tmp_path, capsys):
         ("[[run]]\nname = 'a'\ndistill = { rules = 'none' }", ["unknown setting, rules"]),
         ("[[run]]\nname = 'a'\nprofile = 'big'", ["unknown profile 'big'"]),
         ("[[run]]\nname = 'a'\n[[run]]\nname = 'a'", ["two of one name"]),
+        ("[[run]]\nname = 'x/a'\n[[run]]\nname = 'x-a'", ["would work in one file: rename one"]),
         ("[[run]]\nname = 'a'\neach = { rule = 'none' }", ["a in", "a list of values"]),
         ("[[run]]\nname = 'a'\neach = { rules = ['none'] }", ["unknown setting, rules"]),
         ("[[run]]\nname = 'a'\nsteps = []", ["steps, of a in", "is an empty list"]),
@@ -290,7 +293,7 @@ def test_a_window_that_grows_does_so_over_the_steps_of_the_run(queue):
         ("validation = 'x'", "validation, of a in queue.toml, cannot be 'x'"),
         ("teachers = { augment = 3 }", "augment is 3: it must be True, False, or a list"),
         ("teachers = { network = { width = 'x' } }", "the network's width is 'x': it must be"),
-        ("distill = { normalize = 'x' }", "normalize, of a in queue.toml, cannot be 'x'"),
+        ("distill = { normalize = 'x' }", "normalize is 'x': it must be True or False"),
         ("distill = { rule = 'nosuch' }", "a-seed0 in queue.toml cannot work: unknown rule"),
         ("teachers = { network = { name = 'x' } }", "cannot work: unknown network"),
         ("distill = { max_start_epoch = 99 }", "cannot work: max_start_epoch 99"),

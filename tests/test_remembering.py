@@ -337,3 +337,23 @@ def test_a_larger_set_counts_more_in_the_rate_of_the_memory(four):
     found = union([draw(0, 1, 0.1), draw(1, 3, 0.2)], whole)
     assert float(found.alpha) == pytest.approx((2 * 0.1 + 6 * 0.2) / 8)
     assert found.labels.tolist() == [0, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_a_class_that_is_too_small_is_noticed_before_the_first_task(four, tmp_path):
+    arrays = dict(np.load(four))
+    last = class_tasks(4, 2, 1)[1][1]
+    few = np.flatnonzero(arrays["y_train"] == last)[1:]
+    for name in ("x_train", "y_train"):
+        arrays[name] = np.delete(arrays[name], few, axis=0)
+    with refused(f"class '{last}' has 1 training images, fewer than the 2"):
+        run(write_npz(tmp_path, name="few", **arrays), tmp_path / "memory", "random")
+    assert not list((tmp_path / "memory").glob("task*"))
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons(four, tmp_path):
+    found = run(four, tmp_path / "a", "random", tasks=np.int64(2), order=np.int64(1))
+    assert found == run(four, tmp_path / "b", "random")
+    rated = run(four, tmp_path / "c", "random", rate=np.float32(0.25))
+    assert rated == run(four, tmp_path / "d", "random", rate=0.25)
+    with refused("order is 1.5: it must be a whole number"):
+        run(four, tmp_path / "e", "random", order=1.5)

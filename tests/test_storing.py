@@ -15,6 +15,7 @@ from ddpp import cli
 from ddpp.baselines import selection
 from ddpp.book.tables import forms
 from ddpp.data import load_data
+from ddpp.distilled.bare import write_set
 from ddpp.judging import (
     FORMS,
     Networks,
@@ -385,3 +386,51 @@ def test_the_error_of_pictures_is_that_of_the_same_pictures(npz, tmp_path):
         images[order], labels[order], 0.02, data, network=NETWORK
     )
     assert store(made, "png", tmp_path / "png", path).error(made) < 0.01
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.safetensors"])
+def test_a_sheet_or_a_result_of_ones_own_data_is_shown_and_exported(own, tmp_path, capsys, name):
+    data, path = own
+    distilled, file = made(data, reach=1.5), tmp_path / name
+    if file.suffix == ".webp":
+        write_sheet(distilled, file)
+    else:
+        write_set(file, distilled)
+    about = ["--data", str(path)]
+    assert cli.main(["show", str(file)]) == 1
+    assert "a file of your own: say where it is with --data" in capsys.readouterr().err
+    assert cli.main(["show", str(file), *about]) == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["export", str(file), "--for", "compact"]) == 1
+    assert "say where it is with --data" in capsys.readouterr().err
+    assert cli.main(["export", str(file), "--for", "compact", *about]) == 0
+    back = ddpp.DistilledDataset.load(tmp_path / "a-compact" / "distilled.safetensors")
+    assert torch.allclose(back.images, load_set(file, path).images)
+    assert torch.allclose(back.images, distilled.images, atol=0.1)
+
+
+def test_soft_labels_of_a_sheet_do_not_depend_on_the_default_type(own, tmp_path):
+    data, _ = own
+    labels = torch.rand(6, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
+    for name, given in (("soft.webp", {"labels": labels, "loss": None}), ("hard.webp", {})):
+        write_sheet(written := made(data, **given), tmp_path / name)
+        torch.set_default_dtype(torch.float64)
+        try:
+            back = read_sheet(tmp_path / name).join(data)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert torch.equal(back.labels, written.labels)
+
+
+def test_pictures_of_more_than_a_thousand_images_are_read_in_their_order(npz, tmp_path):
+    path = npz(channels=3, classes=2, size=8)
+    data = load_data(path, zca=False, device="cpu")
+    images = torch.rand(1012, *data.shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0] * 1010 + [1] * 2)
+    many = ddpp.DistilledDataset.from_tensors(images, labels, 0.02, data, network=NETWORK, raw=True)
+    assert store(many, "png", tmp_path / "png", path).error(many) < 0.01
+    names = sorted(one.name for one in (tmp_path / "png" / "0_0").iterdir())
+    assert names[0] == "0000.png" and names[-1] == "1009.png"
+    few = replace(many, images=many.images[10:], labels=labels[10:])
+    few.export_png(tmp_path / "few")
+    assert sorted(one.name for one in (tmp_path / "few" / "0_0").iterdir())[-1] == "999.png"

@@ -40,6 +40,22 @@ def test_an_epoch_that_is_not_stored(teachers):
         teachers.snapshot(0, 4)
 
 
+@pytest.mark.parametrize("k", [-1, 2])
+def test_a_teacher_that_is_not_there(teachers, k):
+    with refused(f"teacher {k} is not there", "0 to 1"):
+        teachers.snapshot(k, 0)
+
+
+def test_finished_teachers_are_read_where_nothing_can_be_written(data, trained, monkeypatch):
+    def never(*_):
+        pytest.fail("finished teachers were to be written")
+
+    monkeypatch.setattr(files, "check_writable", never)
+    monkeypatch.setattr(files, "lock", never)
+    read = train_teachers(data, replace(TEACHERS, epochs=2), trained, progress=False)
+    assert len(read) == TEACHERS.count and read.epochs >= 2
+
+
 def test_a_teacher_that_diverges_is_stored_up_to_then(data, tmp_path):
     # the loss of the first epoch is still that of the start
     one_update = replace(TEACHERS, lr=1e30, batch=len(data.train.labels))

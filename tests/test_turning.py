@@ -7,6 +7,7 @@ import pytest
 import torch
 from small import CONFIG, refused
 
+from ddpp.data import load_data
 from ddpp.distilling import draw_piece
 from ddpp.pruning import keep_mask, masked_loss
 from ddpp.studies.turning import average_turns, mask_of, masks_by_part, turns
@@ -124,3 +125,26 @@ def test_a_mask_that_keeps_nothing_leaves_no_angle(data, teachers):
 def test_an_average_of_fewer_than_two_is_refused(data, teachers, draws):
     with refused(f"the average is of {draws} draws: give at least 2"):
         average_turns(data, teachers, CONFIG, {"none": mask_of("none", 0.0)}, draws=draws)
+
+
+def test_a_turn_is_measured_where_the_run_starts(data, teachers):
+    masks = {"mine": mask_of("signed", 0.5)}
+    noise = replace(CONFIG, init="noise")
+    start = data.draw(CONFIG.ipc, CONFIG.seed).as_noise(CONFIG.seed)
+    from_noise = turns(data, teachers, noise, masks)
+    assert from_noise == turns(data, teachers, CONFIG, masks, start_set=start)
+    assert from_noise != turns(data, teachers, CONFIG, masks)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan])
+def test_a_rate_of_zero_is_not_taken_for_the_default(data, teachers, alpha):
+    with refused(f"alpha is {alpha}: it must be a positive number"):
+        turns(data, teachers, CONFIG, {}, alpha=alpha)
+
+
+def test_teachers_of_other_data_have_no_turn(teachers, npz):
+    other = load_data(str(npz()), device="cpu")
+    with refused("these teachers were trained on another data set"):
+        turns(other, teachers, CONFIG, {})
+    with refused("these teachers were trained on another data set"):
+        average_turns(other, teachers, CONFIG, {})

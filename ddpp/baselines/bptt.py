@@ -91,6 +91,7 @@ def distill(
     flat, start = data.network(network), data.draw(config.ipc, config.seed)
     check_derivatives(flat, data.shape, len(data.classes))
     flat.check_company(config.batch, "batch")
+    flat.check_company(config.target, "target")
     engine, why = config.engine, "as asked for"
     if engine == "auto":
         engine, why = choose_engine(flat, *start, config.batch, config.window, config.steps)

@@ -61,6 +61,7 @@ def distill(
     Source: Wang et al., CVPR 2022.
     """
     network_of = data.network(network)
+    network_of.check_company(config.queries, "queries")
     layers = len(network_of.activations(network_of.initial(0), data.train.images[:2]))
     if len(config.weights) != layers:
         raise Error(

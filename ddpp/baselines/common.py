@@ -112,6 +112,7 @@ def descend(state: State, gradient: Tensor, config: BatchConfig) -> State:
     if not torch.isfinite(images).all():
         raise loop.Stopped(
             f"the images became NaN or infinite in step {state.step + 1}: lower image_lr"
+            + (" or network_lr" if hasattr(config, "network_lr") else "")
         )
     return replace(state, images=images, velocity=velocity)
 
@@ -192,6 +193,3 @@ def check(config: Started) -> None:
             "only the matching of trajectories can be shared out by torchrun: start without it"
         )
     choose("init", config.init, STARTS)
-    # where it would not be heard; the trajectories have a check of their own
-    if not isinstance(of := getattr(config, "augment", True), bool):
-        raise Error(f"augment is {of}: this method takes True, for all operations, or False")

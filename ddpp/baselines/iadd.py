@@ -109,8 +109,9 @@ def distill(
 def check(config: IADDConfig) -> None:
     """Raise an Error for settings that cannot work."""
     check_config(config)
-    if config.rule != "none":
-        raise Error(f"rule is {config.rule}, but IADD prunes nothing: leave it out")
+    for name, value in (("rule", "none"), ("epsilon", 0.0)):
+        if getattr(config, name) != value:
+            raise Error(f"{name} is {getattr(config, name)}, but IADD prunes nothing: leave it out")
     if config.leave_out:
         raise Error("IADD weighs every parameter: leave leave_out out, or choose another method")
     if config.trajectories > 1:

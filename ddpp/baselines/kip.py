@@ -133,10 +133,11 @@ def step(state: State, data: ImageData, config: KIPConfig) -> tuple[State, dict]
             labels.detach(), of[1], state.label_moments, config.label_lr, state.step
         )
         after = replace(after, labels=learned, label_moments=moments)
-    if not torch.isfinite(after.images).all():
-        raise loop.Stopped(
-            f"the images became NaN or infinite in step {after.step}: lower image_lr"
-        )
+    for name, values in (("image", after.images), ("label", after.labels)):
+        if not torch.isfinite(values).all():
+            raise loop.Stopped(
+                f"the {name}s became NaN or infinite in step {after.step}: lower {name}_lr"
+            )
     return after, {"loss": value.detach()}
 
 
@@ -152,6 +153,8 @@ def check(config: KIPConfig) -> None:
     """Raise an Error for settings that cannot work."""
     common.check(config)
     choose("kernel", config.kernel, KERNELS)
+    if config.label_lr != KIPConfig.label_lr and not config.learn_labels:
+        raise Error("label_lr has no meaning without learn_labels: set that, or leave label_lr out")
 
 
 def centred(labels: Tensor, classes: int) -> Tensor:

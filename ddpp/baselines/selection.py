@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from ddpp.data import ImageData, Split
 from ddpp.distilled import DistilledDataset
 from ddpp.foundation import files, loop
-from ddpp.foundation.errors import Count, check_bounds
+from ddpp.foundation.errors import Count, as_whole, check_bounds
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
@@ -57,6 +57,8 @@ def random(
     >>> selection.random(data, ipc=2, network={"width": 32}).images.shape
     torch.Size([20, 3, 32, 32])
     """
+    seed = as_whole(seed, "the seed")
+    ipc = ipc if isinstance(ipc, Sequence) else as_whole(ipc, "the images per class")
     made = {"method": "random real images", "ipc": ipc, "seed": seed}
     return _set(data, data.draw(ipc, seed), network, made)
 

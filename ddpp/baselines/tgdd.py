@@ -65,9 +65,12 @@ def distill(
 
 
 def fits(data: ImageData, network: NetworkConfig, config: TGDDConfig) -> None:
-    """Raise an Error for a class with too few images, or images that cannot hold the pictures."""
+    """Raise an Error for a class with too few images, images that cannot hold the pictures, or a
+    network without features.
+    """
     check_formation(config.formation, data.train.images)
     data.draw(config.ipc * config.formation**2, config.seed)
+    data.network(network).check_features(data.train.images[:2])
 
 
 def step(state: State, problem: Problem[TGDDConfig], teachers: Teachers) -> tuple[State, dict]:

@@ -1,6 +1,7 @@
 """The command line: `main` finds the command, and makes the call that the words ask for."""
 
 import contextlib
+import io
 import os
 import re
 import subprocess
@@ -23,15 +24,18 @@ from ddpp.cli.parsing import parse, say
 from ddpp.foundation import processes
 from ddpp.foundation.errors import Error, choose
 
-NAMED = re.compile(r"(--[\w.-]+=)?[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@[\d.]+)?")
+NAMED = re.compile(r"(--[\w.-]+=)?[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@.+)?")
+READS_SETS = ("evaluate", "judge")  # whose files may name a network
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0 or the command's exit code, 1 for an Error, 130 after Ctrl-C."""
     name, *words = (sys.argv[1:] if argv is None else argv) or [""]
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     named = any(NAMED.fullmatch(word) or word.endswith(".toml") for word in words)
-    if named and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, and only where a module is named; a queue may name one
+    if (named or name in READS_SETS) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, and only where a module is named, or may be in a file
     if name == "--version":
         print(f"ddpp {ddpp.__version__}")
         return 0

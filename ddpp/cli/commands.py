@@ -23,7 +23,7 @@ from ddpp.experiments.reproducing import usual_jobs
 from ddpp.experiments.run import Experiment, teachers_in
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving
 from ddpp.judging.opening import SPACES, load_set, open_own
 from ddpp.networks import ARCHITECTURES, accuracy
@@ -35,6 +35,7 @@ from ddpp.studies.grids import Grid
 from ddpp.teachers import train_teachers
 
 Command = Callable[..., int | None]
+MADE = {"device", "versions", "commit", "finished"}  # what a report says of itself
 SATURATED = 0.5  # loss below which little is left to match
 
 
@@ -99,7 +100,7 @@ def distill(
 
 
 def reproduce(
-    profile: Annotated[str, listing(PROFILES)] = "paper",
+    profile: Annotated[str | None, listing(PROFILES)] = None,
     queue: Path | None = None,
     only: str | None = None,
     list: bool = False,
@@ -115,7 +116,7 @@ def reproduce(
     The most valuable come first. Another call resumes where one stopped.
 
     Args:
-        profile: the scale
+        profile: the scale; None: paper
         queue: a TOML file with a list of runs of your own, instead of the profile's
         only: the runs whose names match, as 'table1/cifar10-ipc10-*'
         list: show what is finished and what is missing, and do nothing
@@ -124,8 +125,9 @@ def reproduce(
         results: where reports and distilled images go
         work: where teachers and checkpoints are
     """
-    choose("profile", profile, PROFILES)
-    runs = experiments.runs(profile) if queue is None else experiments.read_queue(queue)
+    if profile and queue:
+        raise Error("each run of a queue has its own profile: leave --profile out")
+    runs = experiments.read_queue(queue) if queue else experiments.runs(profile or "paper")
     todo = experiments.select(runs, only)
     if list:
         print("\n".join(experiments.overview(todo, results, work)))
@@ -250,7 +252,7 @@ def judge(
     """
     # resolved here, as "package.module:name" gets into the table
     names = [ARCHITECTURES.name_of(name) for name in architectures]
-    judging.refuse_loss(paths, out)
+    judging.refuse_loss(paths, out, names, repeats)
     options = {"root": root, "device": device, "folder": out, "seed": seed}
     judged = judging.judge(
         *paths,
@@ -275,6 +277,7 @@ def show(
     before_after: Path | None = None,
     folder: Path | None = None,
     card: Path | None = None,
+    data: Annotated[str | None, listing(DATA)] = None,
     root: Root = Path("data"),
 ) -> None:
     """Write pictures of a distilled file in natural colours.
@@ -286,8 +289,9 @@ def show(
         before_after: also a figure: left the real images, right what became of them
         folder: also every image as a PNG of its own, in a folder per class
         card: also a page about the set, in Markdown, as for the Hugging Face Hub
+        data: for a file without its preprocessing. None: the data set that it was distilled from
     """
-    distilled = load_set(file, root=root)
+    distilled = load_set(file, data, root=root)
     out = out or file.with_suffix(".png")
     for path in (out, progress, before_after, card):
         if path and path.resolve() == file.resolve():
@@ -305,7 +309,7 @@ def show(
     if card:
         known = read_report(file)
         text = judging.card(distilled, known, file.name, os.path.relpath(out, card.parent))
-        files.write_bytes(card, text.encode())
+        files.write_bytes(card, text.encode(errors="backslashreplace"))
         print(f"a page about the set: {card}")
 
 
@@ -404,6 +408,7 @@ def export(
     /,
     kind: Annotated[str, arg(name="for", metavar="KIND")],
     out: Path | None = None,
+    data: Annotated[str | None, listing(DATA)] = None,
     root: Root = Path("data"),
 ) -> None:
     """Write a distilled file in a form that other code reads.
@@ -413,9 +418,11 @@ def export(
         kind: pt (tensors), beard or eccv (for this benchmark and this challenge), hf (for the
             Hugging Face Hub), compact (a smaller file), or webp (one picture, no whitening)
         out: the folder, in which nothing is replaced; None: beside the file
+        data: for a file without its preprocessing. None: the data set that it was distilled from
     """
     out = out or file.with_name(f"{file.stem}-{kind}")
-    written, notes = judging.export(load_set(file, root=root), kind, out, read_report(file))
+    distilled = load_set(file, data, root=root)
+    written, notes = judging.export(distilled, kind, out, read_report(file))
     for path in written:
         print(path)
     for note in notes:
@@ -446,14 +453,18 @@ def read_report(file: Path) -> dict | None:
     path = report_path(file)
     try:
         report = json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError):
+        known = (report.get("asked", report.get("set")) or {}).get("sha256")
+        accuracies = report.keys() & {"distilled", "random"}
+        for which in accuracies:
+            Evaluation(**report[which]).lines()
+        if accuracies and not (report.keys() >= MADE and "torch" in dict(report["versions"])):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Error(f"{path} is no report, but another file: move it away") from None
-    of = report.get("asked", report.get("set")) or {}
-    known = of.get("sha256")
     if known and known != files.sha256(file):
         print(f"note: {path} is of another file, so its accuracies are left out")
         return None
-    return report if "distilled" in report else None
+    return report if len(accuracies) == 2 else None
 
 
 def show_report(out: Path, distilled: DistilledDataset, report: dict) -> None:

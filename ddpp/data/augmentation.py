@@ -163,18 +163,47 @@ def check_operations(
     equal results for equal arguments, keeps their shape and type, and leaves them as they are. Else
     engines would disagree silently, or runs end late.
     """
-    for name in () if isinstance(augment, bool) else augment:
-        if not OPERATIONS.is_brought(name):
-            continue
-        if problem := _problem(OPERATIONS[str(name)], shape, device):
+    for name in _brought(augment):
+        before = OPERATIONS.marks(name)
+        if problem := _problem(OPERATIONS[name], shape, device):
             raise Error(f"the augmentation {name} {problem}")
+        OPERATIONS.check_unchanged(before)
+
+
+def check_alone(augment: Augmentation, shape: tuple[int, ...], device: torch.device | str) -> None:
+    """Raise an Error for an operation of one's own that mixes the images of a batch.
+
+    Arguments as in `check_operations`. Only a guarantee for each image needs this.
+    """
+    images, u = _probe(shape, device)
+    for name in _brought(augment):
+        both, alone = (
+            OPERATIONS[name](x.clone(), n.clone()) for x, n in ((images, u), (images[:1], u[:1]))
+        )
+        if not torch.allclose(both[:1], alone, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise Error(
+                f"the augmentation {name} makes an image depend on the others of its batch, so "
+                "nothing can be guaranteed for each image: leave it out"
+            )
+
+
+def _brought(augment: Augmentation) -> list[str]:
+    """The names of operations that are not ddpp's own."""
+    names = () if isinstance(augment, bool) else augment
+    return [str(name) for name in names if OPERATIONS.is_brought(name)]
+
+
+def _probe(shape: tuple[int, ...], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Draw images (4, C, H, W) and numbers (4, 3) to try an operation with."""
+    rng = generator(0, "probe")
+    images = torch.randn(4, *shape, generator=rng, dtype=torch.float32).to(device)
+    return images, torch.rand(4, 3, generator=rng, dtype=torch.float32).to(device)
 
 
 def _problem(operation: Operation, shape: tuple[int, ...], device: torch.device | str) -> str:
     """Say why an operation cannot be used. Empty if it can."""
-    rng = generator(0, "probe")
-    images = torch.randn(4, *shape, generator=rng, dtype=torch.float32).to(device).requires_grad_()
-    u = torch.rand(4, 3, generator=rng, dtype=torch.float32).to(device)
+    images, u = _probe(shape, device)
+    images.requires_grad_()
     given, numbers = images.clone(), u.clone()
     try:
         made, draws = drawn(lambda: operation(given, numbers))

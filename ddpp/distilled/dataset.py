@@ -399,12 +399,13 @@ class DistilledDataset(Dataset):
         """
         if self.formation > 1:
             return self.unfolded().export_png(folder)
-        images = self.natural()
+        images, classes = self.natural(), self.by_class()
+        digits = max(3, len(str(max(map(len, classes)) - 1)))  # so that names sort as numbers do
         pictures = {
-            Path(folder) / f"{label}_{as_folder(self.classes[label])}" / f"{rank:03d}.png": pil(
-                images[i]
+            Path(folder) / f"{label}_{as_folder(self.classes[label])}" / f"{rank:0{digits}d}.png": (
+                pil(images[i])
             )
-            for label, members in enumerate(self.by_class())
+            for label, members in enumerate(classes)
             for rank, i in enumerate(members)
         }
         there = sorted(Path(folder).glob("*/*.png"))

@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+PNG, END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # its first and its last bytes
+
 
 def as_folder(name: str) -> str:
     """Write the name of a class as a folder may be called."""
@@ -37,8 +39,20 @@ def shows(path: Path, picture: Image.Image | None) -> bool:
     try:
         with Image.open(path) as there:
             return picture is not None and np.array_equal(np.asarray(there), np.asarray(picture))
-    except OSError:  # a kill came while it was written
-        return picture is not None
+    except Exception:  # of damaged bytes, whatever they happen to mean
+        return picture is not None and _is_cut_short(path)
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Whether a file is the beginning of a PNG, as a kill leaves it that came while it was written.
+
+    It may be empty.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return PNG.startswith(content[: len(PNG)]) and not content.endswith(END)
 
 
 def pil(image: Tensor) -> Image.Image:

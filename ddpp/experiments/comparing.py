@@ -16,7 +16,7 @@ from ddpp.experiments.recipes import recipe as recipe_of
 from ddpp.experiments.reproducing import reproduce
 from ddpp.foundation.errors import Error, choose, differences
 from ddpp.foundation.text import AsTable, show_p
-from ddpp.pruning import RULES, Rule
+from ddpp.pruning import RULES, WITHOUT_EPSILON, Rule
 
 Setting = tuple[str, float]  # a rule and its epsilon
 K = TypeVar("K")
@@ -210,6 +210,12 @@ def compare(
     recipe = recipe or recipe_of()
     if not hasattr(recipe.distill, "rule"):
         raise Error(f"{recipe.method} has no pruning rule: compare rules with the method ddpp")
+    own_seed = {"seed": recipe.distill.seed}
+    if data is not None or recipe.profile == "smoke":  # else all seeds share the recipe's teachers
+        own_seed["teachers.seed"] = recipe.teachers.seed
+    for name, seed in own_seed.items():
+        if seed:
+            raise Error(f"{name} is {seed}, but the runs have the seeds 0, 1, ...: choose how many")
     first, *others = (_setting(one, recipe) for one in (base, *rules))
     settings = list(dict.fromkeys([first, *others]))
     if len(settings) < 2:
@@ -257,7 +263,7 @@ def _signed(points: float) -> str:
 def _setting(one: Rule | tuple[Rule, float], recipe: Recipe) -> Setting:
     rule, epsilon = one if isinstance(one, tuple) else (one, None)
     name = choose("rule", RULES.name_of(rule), RULES)
-    if name == "none":
+    if name in WITHOUT_EPSILON and not RULES.is_brought(name):
         return name, 0.0
     return name, getattr(recipe.distill, "epsilon", 0.1) if epsilon is None else epsilon
 
@@ -277,11 +283,11 @@ def _run(recipe: Recipe, setting: Setting, seed: int, own_teachers: bool) -> Run
 
 
 def _setting_of(row: dict) -> Setting:
-    """Rule and epsilon of a row, of any method that has them. Without pruning there is no epsilon,
-    so all such runs are of one setting.
+    """Rule and epsilon of a row, of any method that has them. Runs of a rule that reads no epsilon
+    are of one setting.
     """
     config = row["recipe"]["distill"]
-    return config["rule"], 0.0 if config["rule"] == "none" else config["epsilon"]
+    return config["rule"], 0.0 if config["rule"] in WITHOUT_EPSILON else config["epsilon"]
 
 
 def _size_of(row: dict) -> dict:

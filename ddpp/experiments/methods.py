@@ -44,6 +44,12 @@ def enough_images(data: ImageData, network: NetworkConfig, config: MethodConfig)
     data.draw(config.ipc, config.seed)
 
 
+def with_features(data: ImageData, network: NetworkConfig, config: MethodConfig) -> None:
+    """Raise an Error for a class with too few images, or a network without features."""
+    enough_images(data, network, config)
+    data.network(network).check_features(data.train.images[:2])
+
+
 @dataclass(frozen=True)
 class Method:
     """A method that turns a data set into a few images per class."""
@@ -127,7 +133,9 @@ METHODS = Table(
             bptt.check,
         ),
         "random": _choice("nothing: random real images", run=selection.choose_random),
-        "herding": _one_teacher("mean features, by choosing real images", run=selection.herding),
+        "herding": _one_teacher(
+            "mean features, by choosing real images", run=selection.herding, fits=with_features
+        ),
         "forgetting": _one_teacher("nothing: images often forgotten", run=selection.forgetting),
     },
 )

@@ -128,6 +128,16 @@ class Recipe:
         return replace(self.teachers, count=count, epochs=epochs)
 
 
+def nothing_held_out(recipe: Recipe, what: str) -> Recipe:
+    """Return the recipe with all training images. Raises Error for one that asks to hold some out.
+
+    - what: uses it, for the message.
+    """
+    if recipe.validation not in (0.0, Recipe.validation):
+        raise Error(f"{what} holds no images out: leave the validation share out")
+    return replace(recipe, validation=0.0)
+
+
 def recipe(
     profile: str = "smoke", data: str | None = None, ipc: int = 1, method: str = "ddpp"
 ) -> Recipe:

@@ -218,8 +218,9 @@ class Experiment:
         config, data = self.teacher_config, self.data
         network = data.network(config.network)
         epoch = cast(GivenTeachers, self.recipe.distill).teacher_epochs
-        stored = [read_snapshot(self.folder, k, epoch) for k in range(CEILING)]
-        there = [theta.to(data.device) for theta in stored[: config.count] if theta is not None]
+        identity, first = config.identity(data), range(min(config.count, CEILING))
+        stored = [read_snapshot(self.folder, identity, k, epoch) for k in first]
+        there = [theta.to(data.device) for theta in stored if theta is not None]
         if not there:
             return {}
         scores = [accuracy(network, theta, *data.test) for theta in there]
@@ -273,6 +274,11 @@ class Experiment:
             raise Error(
                 f"{self.out} holds the result of another run ({differences(kept, made_from)}): "
                 "choose another output, or move that file away"
+            )
+        if distilled.classes != self.data.classes:
+            raise Error(
+                f"{self.out} has other names of classes than {self.data.name} has now: move that "
+                "file away, and the run makes it anew"
             )
         return distilled.to(self.data.device)
 

@@ -6,6 +6,7 @@ the distilled images. The report is written last: a run is finished exactly if i
 """
 
 import contextlib
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ from ddpp.data.sources import SHA256, of_arrays
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import write_set
 from ddpp.evaluating import evaluate
-from ddpp.experiments.lists import CHOICES, Run
+from ddpp.experiments.lists import CHOICES, Run, working_name
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.results import (
     describe,
@@ -30,7 +31,7 @@ from ddpp.experiments.results import (
 from ddpp.experiments.run import Clock, Experiment, working_file
 from ddpp.foundation import files
 from ddpp.foundation.devices import find_device
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Error, first_line
 from ddpp.foundation.loop import Saving, Stopped
 from ddpp.foundation.provenance import commit, provenance
 
@@ -133,8 +134,10 @@ class Worker:
         try:
             data = load(run.recipe.data, run.recipe.zca, run.recipe.validation)
             row = self._transferred(run, base, data) if run.of else self._distilled(run, data)
-        except Error as e:
-            self.say(f"{run.name} failed: {e}")
+        except Exception as e:  # of a rule or network of one's own, say: the others are done
+            if not isinstance(e, Error):
+                traceback.print_exc()
+            self.say(f"{run.name} failed: {e if isinstance(e, Error) else first_line(e)}")
             return False
         self.say(f"{run.name}: {describe(row)}")
         return True
@@ -246,4 +249,4 @@ class Worker:
 
 def out_of(run: Run, work: str | Path) -> Path:
     """Return the path of a run's distilled file. Its checkpoint and teachers lie beside it."""
-    return Path(work) / f"{run.recipe.profile}-{run.name.replace('/', '-')}.safetensors"
+    return Path(work) / working_name(run)

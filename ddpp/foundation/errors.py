@@ -2,10 +2,20 @@
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Annotated, get_args, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    SupportsIndex,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 
@@ -56,7 +66,8 @@ Share = Annotated[float, Bound(least=0, below=1)]
 
 def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
     """Raise an Error for the first number of a config that its annotation excludes; NaN and
-    infinity are always excluded. NumPy's numbers become Python's, which files can hold. A 1 becomes
+    infinity are always excluded. NumPy's numbers become Python's, which files can hold, also in a
+    list of numbers. A 1 becomes
     1.0 where that is meant, so that both name one run.
 
     Call it in `__post_init__`: then no config with such a number exists.
@@ -67,6 +78,13 @@ def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
         if isinstance(value, np.generic):
             value = value.item()
             object.__setattr__(config, field.name, value)
+        if get_origin(hint) is tuple and get_args(hint)[0] in (int, float):
+            kind = get_args(hint)[0]
+            numbers = _as_numbers(value, kind, f"{whose}{field.name}")
+            object.__setattr__(config, field.name, numbers)
+            continue
+        if hint is bool and not isinstance(value, bool):
+            raise Error(f"{whose}{field.name} is {value!r}: it must be True or False")
         bound, whole = _bound(hint), _is_whole(hint)
         if isinstance(value, float) and not (bound or math.isfinite(value)):
             raise Error(f"{whose}{field.name} is {value}: it must be a finite number")
@@ -86,6 +104,19 @@ def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
             object.__setattr__(config, field.name, float(value))
 
 
+def _as_numbers(values: Any, kind: type, what: str) -> tuple:
+    """Numbers as a tuple of Python's, or an Error."""
+    try:
+        numbers = tuple(as_whole(one, what) if kind is int else float(one) for one in values)
+        if all(map(math.isfinite, numbers)):
+            return numbers
+    except (TypeError, ValueError):  # Error is a ValueError
+        pass
+    raise Error(
+        f"{what} is {values!r}: it must be a list of {'whole' if kind is int else 'finite'} numbers"
+    )
+
+
 def _bound(hint: object) -> Bound | None:
     """The bound in an annotation, also in one like `Count | None`."""
     for part in get_args(hint):
@@ -99,6 +130,30 @@ def _bound(hint: object) -> Bound | None:
 def _is_whole(hint: object) -> bool:
     """Whether an annotation, such as `Count | None`, is of whole numbers."""
     return hint is int or any(_is_whole(part) for part in get_args(hint))
+
+
+def as_whole(value: object, what: str) -> int:
+    """`value` as a Python integer, also if it is NumPy's. Raises Error for all but whole numbers.
+
+    - what: it is, for the message.
+    """
+    try:
+        return operator.index(cast(SupportsIndex, value))
+    except TypeError:
+        raise Error(f"{what} is {value!r}: it must be a whole number") from None
+
+
+def as_texts(values: object, what: str) -> tuple[str, ...]:
+    """A list of texts as a tuple, from a single text or None, too. Raises Error for all else.
+
+    - what: it is, for the message.
+    """
+    if values is None or isinstance(values, str):
+        return () if values is None else (values,)
+    found = tuple(values) if isinstance(values, Iterable) else (values,)
+    if not all(isinstance(one, str) for one in found):
+        raise Error(f"{what} is {values!r}: it must be a list of texts")
+    return cast(tuple[str, ...], found)
 
 
 def first_line(error: Exception) -> str:

@@ -68,11 +68,17 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        for attempt in (1, 2, 3):
+            with open(part, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.replace(part, path)
+                break
+            except FileNotFoundError:  # a process elsewhere, to which this one is gone, swept it
+                if attempt == 3:
+                    raise
     except OSError as e:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -135,6 +141,8 @@ def _is_at(path: Path, file: IO) -> bool:
 def check_writable(path: str | Path) -> None:
     """Raise the Error now that `write` would raise after hours of work."""
     path = Path(path)
+    if ".safetensors" in path.suffixes:
+        _check_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -147,6 +155,17 @@ def check_writable(path: str | Path) -> None:
             pass
     except OSError as e:
         raise _cannot_write(path, e) from e
+
+
+def _check_name(path: Path) -> None:
+    """Raise an Error for a path that safetensors, which takes UTF-8 alone, could not read."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise Error(
+            f"the path {shown} is not in UTF-8: rename the file or folder, or choose another"
+        ) from None
 
 
 def _part(path: Path) -> Path:
@@ -194,6 +213,7 @@ class Lazy(Mapping):
             raise Error(
                 f"cannot read {self.path}: {e.strerror}; check the path and its permissions"
             ) from e
+        _check_name(self.path)
         try:
             self._file = safe_open(self.path, "pt")
             envelope = json.loads((self._file.metadata() or {})[KEY])

@@ -9,7 +9,9 @@ import dis
 import functools
 import hashlib
 import importlib
+import inspect
 import json
+import random
 import re
 import sys
 import sysconfig
@@ -124,7 +126,7 @@ def _describe(value, seen: dict):
     """Return a value in terms of JSON, by its content; `seen` numbers what was met before."""
     if _is_plain(value):
         return f"{type(value).__name__} {value!r}"
-    if isinstance(value, (Tensor, np.ndarray)):
+    if isinstance(value, (Tensor, np.ndarray)) and _is_library(type(value)):
         return _array(value)
     if (version := version_of(value)) is not None:
         return f"version {version}"
@@ -135,14 +137,23 @@ def _describe(value, seen: dict):
         if not _in_library(value):  # which of its functions are used, the code does not tell
             raise _Unseen(f"all of the module {value.__name__}")
         return f"module {value.__name__}"
+    if isinstance(value, (Tensor, np.ndarray)):  # of a class of one's own
+        parts = type(value), getattr(value, "__dict__", {})
+        return ["own", _array(value), *(_describe(part, seen) for part in parts)]
     if plain := _built_in(value):
         parts = plain(value), type(value), getattr(value, "__dict__", {})
         return ["own", *(_describe(part, seen) for part in parts)]
     if isinstance(value, (set, frozenset)):
-        return ["set", *sorted(json.dumps(_describe(item, seen)) for item in value)]
+        # each for itself, as the order of a set is another one in each process
+        return ["set", *sorted(json.dumps(_describe(item, dict(seen))) for item in value)]
     if isinstance(value, (dict, types.MappingProxyType)):
-        return ["dict", *([_describe(k, seen), _describe(v, seen)] for k, v in value.items())]
+        factory = getattr(value, "default_factory", None)  # of a defaultdict
+        made_by = [_describe(factory, seen)] if factory else []
+        items = ([_describe(k, seen), _describe(v, seen)] for k, v in value.items())
+        return ["dict", *made_by, *items]
     if not isinstance(value, (list, tuple)):
+        if isinstance(value, np.ufunc) and all(set(of) <= set("O->") for of in value.types):
+            raise _Unseen(f"{value.__name__}, a ufunc of a function of Python")
         if _is_library(value):
             return f"{value.__module__}.{value.__qualname__}"
         if isinstance(value, types.FunctionType):
@@ -187,14 +198,28 @@ def _take_apart(value) -> tuple[list[str], Iterable]:
         return ["property"], (value.fget, value.fset, value.fdel)
     if isinstance(value, functools.partial):
         return ["partial"], (value.func, value.args, value.keywords)
+    if isinstance(value, random.Random):
+        raise _Unseen(f"a {kind}, whose state changes with each draw")
     own = type(value).__module__ != "builtins" and hasattr(value, "__dict__")
     if own or dataclasses.is_dataclass(value):
-        return ["object"], (type(value), vars(value))
+        slots = _slots(value)
+        return ["object"], (type(value), vars(value), *([slots] if slots else []))
     raise _Unseen(f"{getattr(value, '__name__', 'a value')}, a {kind}")
 
 
+def _slots(value) -> dict:
+    """The values of the slots that its classes have beside a __dict__."""
+    names = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
+    flat = [n for of in names for n in ([of] if isinstance(of, str) else of) if n[:2] != "__"]
+    return {name: getattr(value, name) for name in sorted(flat) if hasattr(value, name)}
+
+
 def _array(value: Tensor | np.ndarray) -> list:
+    if isinstance(value, np.ma.MaskedArray):
+        raise _Unseen("a masked array")
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+            raise _Unseen("a tensor that is sparse, quantized or without values")
         plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
         try:
             value = plain.numpy()
@@ -302,7 +327,16 @@ def _code(code: types.CodeType) -> list:
         code.co_varnames,
         code.co_freevars,
         code.co_cellvars,
+        *_beside(code),
     ]
+
+
+def _beside(code: types.CodeType) -> list:
+    """What else decides what a code object does, where it is not the usual."""
+    starred = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    taken = [starred, code.co_kwonlyargcount] if starred or code.co_kwonlyargcount else []
+    caught = [code.co_exceptiontable.hex()] if code.co_exceptiontable else []
+    return [*taken, *caught]
 
 
 def _constant(value):

@@ -14,7 +14,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Error, first_line
 from ddpp.foundation.fingerprints import fingerprint
 
 if TYPE_CHECKING:  # it is nowhere else
@@ -37,6 +37,20 @@ class Table(dict):
         """{"KIND NAME": fingerprint} of the names that are not ddpp's own."""
         brought = {f"{self.kind} {name}": self[name] for name in names if self.is_brought(name)}
         return {name: fingerprint(thing, name) for name, thing in brought.items()}
+
+    def check_unchanged(self, before: dict[str, str], when: str = "") -> None:
+        """Raise an Error if a thing is not what its fingerprint has been.
+
+        - before: `marks`, taken before it was called.
+        - when: it was called, for the message.
+        """
+        for name, mark in before.items():
+            if self.marks(name.removeprefix(f"{self.kind} ")) != {name: mark}:
+                raise Error(
+                    f"the {name} changes a value that it reads{when}, so files could not recognize "
+                    "it: write it without, or say which version it is, with ddpp.custom(..., "
+                    "version=1)"
+                )
 
     def is_brought(self, name: object) -> bool:
         """Whether a name stands for something here that is not ddpp's own."""
@@ -91,10 +105,10 @@ def _imported(kind: str, where: str) -> Any:
     module, _, name = where.partition(":")
     try:
         found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as e:
+    except Exception as e:  # the module's own, too
         raise Error(
-            f"the {kind} {where} cannot be imported ({e}): write package.module:name, of a module "
-            "that Python finds from here"
+            f"the {kind} {where} cannot be imported ({first_line(e)}): write package.module:name, "
+            "of a module that Python finds from here"
         ) from None
     if not callable(found):
         raise Error(f"the {kind} {where} is a {type(found).__name__}: name a function or a class")

@@ -270,8 +270,7 @@ def _run(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: Sa
                 bar.update()
                 stop = saving.on_step(run)
                 _refuse_stuck(method, run)
-                true = isinstance(stop, bool | np.bool_ | Tensor) and bool(stop)
-                if true and run.state.step < method.steps:
+                if _is_true(stop) and run.state.step < method.steps:
                     saving.report(f"stopped by on_step after step {run.state.step}")
                     break
                 checkpoint.save_if_due(run)
@@ -280,6 +279,13 @@ def _run(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: Sa
         raise
     checkpoint.save(run)
     return run if run.state.step == method.steps else run.stop()
+
+
+def _is_true(answer: object) -> bool:
+    """Whether `on_step` has answered True: Python's, NumPy's or PyTorch's, and not a number."""
+    if isinstance(answer, Tensor):
+        return answer.dtype == torch.bool and answer.numel() == 1 and bool(answer)
+    return isinstance(answer, bool | np.bool_) and bool(answer)
 
 
 def _begun(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: Saving) -> Run[S]:

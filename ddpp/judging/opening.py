@@ -1,5 +1,6 @@
 """Open any distilled set together with the data that it stands for."""
 
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -101,15 +102,17 @@ def open_set(
     return Opened(distilled, images_of, space, rated, (*found.notes, *notes))
 
 
-def load_set(path: str | Path, root: str | Path = "data") -> DistilledDataset:
+def load_set(
+    path: str | Path, data: str | Path | None = None, *, root: str | Path = "data"
+) -> DistilledDataset:
     """Read a file that ddpp has written. Only the preprocessing of some needs their data.
 
     - path: a file of `DistilledDataset.save`, a checkpoint, a result under results/, or a sheet.
-    - root: as in `load_data`.
+    - data, root: as in `open_set`.
     """
     if _own(path).kind in (KIND, CHECKPOINT):
         return DistilledDataset.load(path)
-    return open_own(path, root=root, device="cpu").distilled
+    return open_own(path, data, root=root, device="cpu").distilled
 
 
 def recognize(images: Tensor) -> tuple[str, str]:
@@ -248,18 +251,22 @@ def _in_order(found: Found, classes: tuple[str, ...]) -> Found:
     known = {as_folder(name): label for label, name in enumerate(classes)}
     known |= {name: label for label, name in enumerate(classes)}
     folders = [as_folder(name) for name in classes]
-    for name in found.classes:
-        if found.classes.count(name) > 1 or (name not in classes and folders.count(name) > 1):
+    numbered = [f"{label}_{name}" for label, name in enumerate(folders)]  # by `export_png`
+    names = [name if name in known else re.sub(r"^\d+_", "", name) for name in found.classes]
+    for folder, name in zip(found.classes, names, strict=True):
+        alike = name not in classes and folders.count(name) > 1
+        if names.count(name) > 1 or alike or (folder == name and folder in numbered):
             raise Error(
-                f"the folder '{name}' may be of several classes, whose names differ only in signs: "
-                "give the images as tensors, or rename the classes"
+                f"the folder '{folder}' may be of several classes, whose names differ only in "
+                "signs or in a number before them: give the images as tensors, or rename the "
+                "classes"
             )
-    if missing := sorted(set(found.classes) - set(known)):
+    if missing := sorted(set(names) - set(known)):
         raise Error(
             f"the folder '{missing[0]}' is no class of the data: its classes are "
             f"{', '.join(classes)}"
         )
-    index = torch.tensor([known[name] for name in found.classes])
+    index = torch.tensor([known[name] for name in names])
     return replace(found, labels=index[found.labels])
 
 

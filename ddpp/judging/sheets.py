@@ -41,10 +41,11 @@ class Sheet:
         Raises Error for other data or other preprocessing.
         """
         check_source(self.path, self.meta["provenance"], data)
-        whitening = data.whitening.to("cpu")
+        whitening, labels = data.whitening.to("cpu"), self.meta["labels"]
+        learned = any(isinstance(label, list) for label in labels)
         return DistilledDataset(
             images=whitening.apply(self.pixels),
-            labels=torch.tensor(self.meta["labels"]),
+            labels=torch.tensor(labels, dtype=torch.float32 if learned else None),
             alpha=self.meta["alpha"],
             whitening=whitening,
             classes=data.classes,

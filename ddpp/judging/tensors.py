@@ -13,6 +13,7 @@ that would call anything else is refused unread. Known are the files of
 
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -41,7 +42,7 @@ class Found:
     images: Tensor  # (N, C, H, W), uint8 or floating point
     labels: Tensor | None = None  # (N,) or (N, classes)
     alpha: float | None = None
-    classes: tuple[str, ...] | None = None  # names, where folders have them
+    classes: tuple[str, ...] | None = None  # names of the folders, where there are some
     notes: tuple[str, ...] = ()  # what was assumed, in words
 
     def but(self, note: str, **changes: Any) -> "Found":
@@ -85,6 +86,7 @@ def _read_pt(path: Path) -> Any:
     number = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
     number += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")]
     try:
+        _check_sums(path)
         with torch.serialization.safe_globals(number):
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as e:
@@ -95,16 +97,32 @@ def _read_pt(path: Path) -> Any:
             "for tensors alone"
         ) from None
     except Exception as e:  # a file cut short raises whatever its bytes happen to mean
-        raise Error(f"{path} is damaged, or no file of torch.save ({type(e).__name__})") from None
+        raise Error(
+            f"{path} is damaged, or no file of torch.save ({type(e).__name__}): get it anew"
+        ) from None
+
+
+def _check_sums(path: Path) -> None:
+    """Raise BadZipFile for a part with another checksum than it was saved with: `torch.load` does
+    not look at them.
+
+    Where `torch.serialization.set_crc32_options` left them out, all are 0.
+    """
+    if not zipfile.is_zipfile(path):  # as of PyTorch before 1.6, which wrote none
+        return
+    with zipfile.ZipFile(path) as file:
+        if any(part.CRC for part in file.infolist()) and (name := file.testzip()):
+            raise zipfile.BadZipFile(name)
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: torch.from_numpy(file[name]) for name in file.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as e:
+    except Exception as e:  # damaged bytes raise whatever they happen to mean
         raise Error(
-            f"{path} cannot be read ({type(e).__name__}): it must be an .npz of numbers alone"
+            f"{path} cannot be read ({type(e).__name__}): it must be an .npz of numbers alone, not "
+            "damaged"
         ) from None
 
 
@@ -115,7 +133,7 @@ def _read_folder(folder: Path, size: int) -> Found:
     found = Found(
         torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         torch.tensor([label for label, _ in pictures]),
-        classes=tuple(re.sub(r"^\d+_", "", name) for name in classes),  # as export_png numbers them
+        classes=tuple(classes),
     )
     return found.but(f"pictures of a folder, brought to {size} x {size} pixels")
 
@@ -137,24 +155,40 @@ def _with_siblings(found: Found, path: Path) -> Found:
 
 def _from_mapping(content: dict, path: Path) -> Found:
     value = lambda names: next((content[name] for name in names if name in content), None)
-    images = value(IMAGES)
-    if isinstance(images, (list, tuple)):  # DC's: of several experiments
-        found = _from_sequence(images[0], path) if images else None
-        if found is None:
-            raise Error(f"{path} holds a list without an experiment")
-        more = f"the first of {len(images)} experiments" if len(images) > 1 else "its experiment"
-        return found.but(f"{more} in the file")
-    if not isinstance(images, Tensor):
+    images, labels, rate = map(value, (IMAGES, LABELS, RATES))
+    if isinstance(images, (list, tuple)):
+        found = _from_list(images, path)
+    elif isinstance(images, Tensor):
+        found = Found(images)
+    else:
         names = ", ".join(map(str, list(content)[:8])) or "nothing"
         raise Error(f"{path} has no images among its entries ({names}): name them 'images'")
-    found, rate = Found(images, value(LABELS)), value(RATES)
-    return found if rate is None else replace(found, alpha=_number(rate, path))
+    if found.labels is None:
+        found = replace(found, labels=labels)
+    if found.alpha is None and rate is not None:
+        found = replace(found, alpha=_number(rate, path))
+    return found
+
+
+def _from_list(images: Sequence[Any], path: Path) -> Found:
+    """Read images with what belongs to them, or DC's list of experiments, which are such lists."""
+    if not images:
+        raise Error(f"{path} holds a list without an experiment")
+    if isinstance(images[0], Tensor):
+        return _from_sequence(images, path)
+    more = f"the first of {len(images)} experiments" if len(images) > 1 else "its experiment"
+    return _from_sequence(images[0], path).but(f"{more} in the file")
 
 
 def _from_sequence(content: Any, path: Path) -> Found:
     if isinstance(content, Tensor):
         return Found(content)
     parts = list(content) if isinstance(content, (list, tuple)) else []
+    if len(parts) > 1 and all(isinstance(part, Tensor) and part.ndim > 2 for part in parts):
+        raise Error(
+            f"{path} holds a list of {len(parts)} tensors of images: join them with torch.cat, or "
+            "single images with torch.stack, and give the labels"
+        )
     if not 1 <= len(parts) <= 3 or not all(isinstance(part, Tensor) for part in parts[:2]):
         raise Error(f"{path} holds no images with labels, but a list of {len(parts)} things")
     rate = _number(parts[2], path) if len(parts) == 3 else None

@@ -45,7 +45,8 @@ class Judged:
     @property
     def name(self) -> str:
         """The file with its folder, because many files are called images_best.pt."""
-        return "/".join(Path(self.path).parts[-2:])
+        name = "/".join(Path(self.path).parts[-2:])
+        return name.encode(errors="backslashreplace").decode()  # a figure takes UTF-8 alone
 
     def lines(self) -> list[list[str]]:
         """Rows of the table, one per architecture."""
@@ -100,6 +101,8 @@ def judge(
         raise Error("there is nothing to judge: name a file or folder")
     for name in architectures:
         choose("network", name, ARCHITECTURES)
+        if width is not None and not NetworkConfig(name).takes("width"):
+            raise Error(f"the network {name} has no width to choose: leave width out")
     protocol, folder = protocol or Protocol(), Path(folder)
     # read all before the first is tested, so that a wrong path is noticed now
     options = {"root": root, "device": device}
@@ -215,18 +218,34 @@ def _rated(
     return rated[scores.index(max(scores))], True
 
 
-def refuse_loss(paths: Sequence[str | Path], folder: str | Path) -> None:
-    """Raise an Error if a table in the folder has sets that the new one would lack."""
+def refuse_loss(
+    paths: Sequence[str | Path], folder: str | Path, architectures: Sequence[str], repeats: int
+) -> None:
+    """Raise an Error if a table in the folder has sets, architectures or accuracies that the new
+    one would lack.
+    """
     path = Path(folder) / "judged.json"
     try:
         sets = json.loads(path.read_text())["sets"] if path.exists() else []
-        known = [one["path"] for one in sets]
+        known = [
+            (one["path"], name, len(values))
+            for one in sets
+            for name, values in dict(one["accuracies"]).items()
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         raise Error(f"{path} is where the table belongs, but is another file: move it") from None
-    if lost := [one for one in known if one not in {*map(str, paths)}]:
+    for one, name, count in known:
+        if one not in {*map(str, paths)}:
+            lost = f"other sets, such as {one}"
+        elif name not in architectures:
+            lost = f"other architectures, such as {name}"
+        elif count > repeats:
+            lost = f"more accuracies ({count} of {name}) than --repeats {repeats} gives"
+        else:
+            continue
         raise Error(
-            f"{path} has other sets, such as {lost[0]}, which would be lost: name them, too, as "
-            "what is known is not tested again, or choose another folder with --out"
+            f"{path} has {lost}, which would be lost: ask for them, too, as what is known is "
+            "not tested again, or choose another folder with --out"
         )
 
 
@@ -235,7 +254,9 @@ def report(judged: Sequence[Judged], folder: str | Path, device: torch.device) -
     lines = [HEAD, *(line for one in judged for line in one.lines())]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
-    files.write_bytes(Path(folder) / "judged.csv", text.getvalue().encode())
+    files.write_bytes(
+        Path(folder) / "judged.csv", text.getvalue().encode(errors="backslashreplace")
+    )
     rows = [{f.name: getattr(one, f.name) for f in fields(one)} for one in judged]
     rows = [{name: value for name, value in row.items() if name != "distilled"} for row in rows]
     content = {"sets": rows} | provenance(device)

@@ -21,7 +21,8 @@ from ddpp.data import ImageData, Split, load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import train
 from ddpp.experiments.lists import seeded
-from ddpp.experiments.recipes import Recipe
+from ddpp.experiments.methods import METHODS
+from ddpp.experiments.recipes import Recipe, nothing_held_out
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.experiments.run import Experiment, teachers_in, whole
 from ddpp.foundation import files
@@ -145,7 +146,8 @@ class Audit:
     """What an audit found, see `Leak`: by attack, for members among all images or the canaries.
 
     Attacks on networks are "loss" and "lira", on the set itself "nearest" and "closer". `start` is
-    how well the latter find the images that the set started from. Without such images it is empty.
+    how well the latter find the images that the set started from. It is empty if the set started
+    from noise, or if each of its images holds several pictures.
     """
 
     accuracies: tuple[float, ...]  # of each model's networks, on test images, in percent
@@ -193,7 +195,7 @@ def audit(
     The whitening is fitted on the whole data set. All models share it, and it counts as known.
     Raises Error for settings that cannot work, and for a folder of another audit.
     """
-    recipe, path = replace(recipe, validation=0.0), Path(folder) / REPORT
+    recipe, path = nothing_held_out(recipe, "an audit"), Path(folder) / REPORT
     data = load_data(recipe.data, root=root, device=device, zca=recipe.zca, validation=0.0)
     asked = {"recipe": asdict(recipe), "design": settings(design), "data": data.identity}
     asked = as_in_files(asked | recipe.marks())
@@ -201,6 +203,7 @@ def audit(
     with files.lock(path, wait=False):
         refuse_other(path, asked, f"{folder} holds the audit", "choose another folder")
         pool = draw_pool(data, design, recipe.distill.seed)
+        _check(recipe, pool, design)
         promise = _guarantee(recipe, pool, design)
         at = Path(folder), Path(teachers or folder)
         numbers = range(design.models)
@@ -209,6 +212,15 @@ def audit(
         found = replace(found, guarantee=promise)
         write_report(path, {"asked": asked, "found": settings(found)}, data.device)
     return found
+
+
+def _check(recipe: Recipe, pool: Pool, design: Design) -> None:
+    """Raise an Error for settings that a half, or the noise, does not fit, before any is used."""
+    network, data = recipe.stored_teachers().network, pool.data
+    if design.noise:
+        private.check(data.network(network), recipe.protocol, data.shape)
+    for model in range(0 if design.whole else design.models):
+        METHODS[recipe.method].fits(pool.half(model), network, recipe.distill)
 
 
 def _guarantee(recipe: Recipe, pool: Pool, design: Design) -> Guarantee | None:
@@ -311,7 +323,10 @@ class _Model:
                 theta = train(network, made, self.recipe.protocol, *path)
             logits = in_batches(network, lambda x, at=theta: network(at, x), images)
             if not logits.isfinite().all():
-                rate, advice = float(made.alpha), "rate" if noise else "alpha0, or alpha"
+                rate, advice = (
+                    float(made.alpha),
+                    "rate" if self.design.whole else "alpha0, or alpha",
+                )
                 raise Error(
                     f"the networks of model {self.number + 1} diverged, and would seem to reveal "
                     f"nothing: their learning rate is {rate:.2g}, lower it ({advice})"

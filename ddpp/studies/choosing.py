@@ -20,10 +20,10 @@ from ddpp.evaluating import (
     Protocol,
     add_score,
     check_pair,
+    diverged,
     made_from_other_images,
     read_scores,
     train,
-    warn_if_diverged,
 )
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.foundation import files
@@ -84,6 +84,11 @@ def rank(
     """
     commit()  # remembered now: the source tree may move on in the meantime
     candidates, folder = tuple(candidates), Path(folder)
+    for name, several in sets.items():
+        if isinstance(several, DistilledDataset):
+            raise Error(
+                f"the sets '{name}' are a single set: give a list of sets, such as [{name}]"
+            )
     sets = {name: tuple(one.to(data.device) for one in several) for name, several in sets.items()}
     _check(candidates, sets, data)
     whole = DistilledDataset.from_tensors(*data.train, search.rates[0], data)
@@ -164,11 +169,11 @@ class _Trainer(NamedTuple):
             rated = replace(on, alpha=torch.tensor(rate, device=self.data.device))
             theta = train(network, rated, protocol, self.search.seed, *path)
             seconds = clock(self.data.device) - began
-            warn_if_diverged(theta, number, rate)
             splits = (self.data.validation, self.data.test)
             found = [accuracy(network, theta, *split) for split in splits if split]
             known[key] = (*found, round(seconds, 3))
-            add_score(self.scores, key, known[key])
+            if not diverged(theta, number, rate):
+                add_score(self.scores, key, known[key])
         self.bar.update()
         held_out, test, seconds = known[key]
         return held_out, test, seconds

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ddpp.data import ImageData
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import Count, Error, check_bounds, choose
 from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat
 
@@ -36,11 +36,14 @@ class Candidate:
     '16 x 2, group, relu, average'
     """
 
-    width: int = 128  # channels of each block
-    depth: int = 3  # blocks
+    width: Count = 128  # channels of each block
+    depth: Count = 3  # blocks
     norm: str = "instance"  # of NORMS
     activation: str = "relu"  # of ACTIVATIONS
     pooling: str = "average"  # of POOLINGS
+
+    def __post_init__(self):
+        check_bounds(self, "the candidate's ")
 
     def __str__(self) -> str:
         return f"{self.width} x {self.depth}, {self.norm}, {self.activation}, {self.pooling}"
@@ -81,6 +84,7 @@ class Grid:
     pooling: tuple[str, ...] = ("max", "average")  # or none, which takes several times as long
 
     def __post_init__(self):
+        check_bounds(self, "the grid's ")
         for name, table in (("norm", NORMS), ("activation", ACTIVATIONS), ("pooling", POOLINGS)):
             for value in getattr(self, name):
                 choose(name, value, table)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ddpp.data.augmentation import augment, draw
+from ddpp.data.augmentation import augment, check_alone, check_operations, draw
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol
 from ddpp.foundation.errors import Count, Error, NotNegative, Positive, check_bounds
@@ -95,22 +95,16 @@ def train(
 
     - distilled: its images, with classes as labels, and its alpha, the first learning rate.
     - protocol: as in `evaluating.train`. Each image is in a batch or not by a lot of its own, with
-      the same probability: `batch` is the mean number. An operation of your own in `augment` must
-      treat each image alone.
+      the same probability: `batch` is the mean number.
     - noise: how much, and how long gradients may be.
     - seed, path: what all is drawn from. Anyone who knows them can subtract the noise.
 
-    Raises Error for a network that mixes the images of a batch, as batch normalization does.
-    Source: Algorithm 1 of Abadi et al., CCS 2016. Momentum and weight decay use nothing but the
-    noisy gradients, so they reveal nothing more.
+    Raises Error for a network or an operation that cannot be used, see `check`. Source: Algorithm 1
+    of Abadi et al., CCS 2016. Momentum and weight decay use nothing but the noisy gradients, so
+    they reveal nothing more.
     """
-    if network.mixes:
-        raise Error(
-            f"the logits of the network '{network.name}' for one image depend on the other images "
-            "of its batch, so it cannot be trained with a guarantee for each image: choose a "
-            "normalization that does not mix them"
-        )
     distilled = distilled.to(network.device)
+    check(network, protocol, distilled.images.shape[1:])
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
     share, steps = noise.schedule(protocol)
     theta = network.initial(derive(seed, *path))
@@ -127,6 +121,22 @@ def train(
         gradient = noisy_gradient(network, theta, x, y, noise, share * noise.images, rng)
         theta, velocity = protocol.update(theta, velocity, gradient, rate)
     return theta
+
+
+def check(network: Flat, protocol: Protocol, shape: tuple[int, ...]) -> None:
+    """Raise an Error for a network, or an operation of one's own, that mixes the images of a batch,
+    as batch normalization does. Then nothing holds for each image.
+
+    - shape: of an image, (C, H, W).
+    """
+    if network.mixes:
+        raise Error(
+            f"the logits of the network '{network.name}' for one image depend on the other images "
+            "of its batch, so it cannot be trained with a guarantee for each image: choose a "
+            "normalization that does not mix them"
+        )
+    check_operations(protocol.augment, shape, network.device)
+    check_alone(protocol.augment, shape, network.device)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from ddpp.data.sources import classes_of
 from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import evaluate
-from ddpp.experiments.recipes import Recipe
+from ddpp.experiments.methods import METHODS
+from ddpp.experiments.recipes import Recipe, nothing_held_out
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.experiments.run import Experiment, whole
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Error, as_whole
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 
@@ -110,9 +111,10 @@ def remember(
     A network needs one learning rate: the mean of the sets' alphas, weighted by their numbers of
     images. Raises Error for settings that cannot work, and for a folder of another run.
     """
-    if rate is not None and not 0 < rate < math.inf:
+    tasks, order = as_whole(tasks, "tasks"), as_whole(order, "order")
+    if rate is not None and not 0 < (rate := float(rate)) < math.inf:
         raise Error(f"the rate is {rate}: it must be a positive number")
-    recipe, folder = replace(recipe, validation=0.0), Path(folder)
+    recipe, folder = nothing_held_out(recipe, "a memory"), Path(folder)
     learned = [name for name in ("label_lr", "learn_labels") if getattr(recipe.distill, name, None)]
     if learned:  # `union` would refuse them, too, but after the first task
         raise Error(f"a memory needs labels that are classes: leave {learned[0]} out")
@@ -122,11 +124,16 @@ def remember(
     files.check_writable(folder / REPORT)
     with files.lock(folder / REPORT, wait=False):
         refuse_other(folder / REPORT, asked, f"{folder} holds the memory", "choose another folder")
-        found, memory, known, whitening = [], [], [], None
         where = {"root": root, "device": device, "validation": 0.0, "zca": recipe.zca}
-        for number, labels in enumerate(arrivals):
-            part = load_data(recipe.data, only=labels, whitening=whitening, **where)
-            whitening, known = part.whitening, known + labels
+        first = load_data(recipe.data, only=arrivals[0], **where)
+        whitening = first.whitening
+        later = [load_data(recipe.data, only=a, whitening=whitening, **where) for a in arrivals[1:]]
+        parts = [first, *later]
+        for part in parts:  # before anything is made
+            METHODS[recipe.method].fits(part, recipe.stored_teachers().network, recipe.distill)
+        found, memory, known = [], [], []
+        for number, (labels, part) in enumerate(zip(arrivals, parts, strict=True)):
+            known = known + labels
             out = folder / f"task{number}.safetensors"
             memory.append(whole(Experiment(recipe, out, given=part, saving=saving).distilled()))
             seen = part

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddpp.data import ImageData, Split
-from ddpp.distilling import DistillConfig, draw_piece
+from ddpp.distilling import DistillConfig, draw_piece, draw_start
 from ddpp.foundation.errors import Error
 from ddpp.pruning import Rule, keep_mask, masked_loss
 from ddpp.refining import keep_parts
@@ -53,12 +53,12 @@ def turns(
 
     - data, teachers, config: of the step, as in `distill`. The rule is left aside.
     - masks: by name, see `mask_of`.
-    - start_set: the distilled images and labels. Default: real images, at which a run starts.
+    - start_set: the distilled images and labels. Default: those at which a run starts.
     - alpha: the student's learning rate. Default: config.alpha0.
     - epoch, teacher: where student and teacher start, and which teacher, from 0.
     - step: its index, which decides batches and augmentations.
 
-    Raises Error for an epoch that the teachers do not reach.
+    Raises Error for an epoch that the teachers do not reach, and for teachers of other data.
     """
     where = {"start_set": start_set, "alpha": alpha, "epoch": epoch, "teacher": teacher}
     base, turned, student, goal = _gradients(data, teachers, config, masks, step=step, **where)
@@ -120,15 +120,18 @@ def _gradients(
     step: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     """Return the gradients (N*C*H*W,) of MTT and with each mask, and student and goal (p,)."""
-    images, labels = start_set or data.draw(config.ipc, config.seed)
-    if not 0 <= teacher < len(teachers):
-        raise Error(f"teacher {teacher} is not there: choose 0 to {len(teachers) - 1}")
+    teachers.check_data(data)
+    start_set = start_set or draw_start(data, config)
+    images, labels = start_set
+    alpha = config.alpha0 if alpha is None else alpha
+    if not 0 < alpha < math.inf:
+        raise Error(f"alpha is {alpha}: it must be a positive number")
     # only the updates are drawn: the epoch is given, and whichever the config would draw from
     plain = replace(config, max_start_epoch=1, min_start_epoch=0, **NO_WINDOW)
     *_, updates = draw_piece(step, len(labels), teachers, plain)
     start = teachers.snapshot(teacher, epoch)
     goal = teachers.snapshot(teacher, epoch + config.expert_epochs)
-    rate = torch.tensor(alpha or config.alpha0, dtype=images.dtype, device=images.device)
+    rate = torch.tensor(alpha, dtype=images.dtype, device=images.device)
 
     def gradient(mask: Mask) -> tuple[Tensor, Tensor]:
         loss = lambda student: masked_loss(student, goal, start, mask(student.detach(), goal))

@@ -63,7 +63,13 @@ class StudentPath:
     """
 
     def __init__(self, device: torch.device):
-        self.file = tempfile.TemporaryFile() if device.type == "cpu" else None  # noqa: SIM115
+        try:
+            self.file = tempfile.TemporaryFile() if device.type == "cpu" else None  # noqa: SIM115
+        except OSError as e:
+            raise Error(
+                f"there is no folder for temporary files, which the student's path needs ({e}): "
+                "set TMPDIR to a folder that can be written, or use the engine autograd"
+            ) from e
         self.vectors: list[Tensor] = []
 
     def push(self, theta: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Whether a network of a user's own can be differentiated twice, as every engine does."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +42,13 @@ def check_derivatives(network: Flat, shape: tuple[int, int, int], classes: int) 
     try:
         found = probe.derivatives()
         measured = zip(*map(probe.quotients, STEPS), strict=True)
-    except RuntimeError:  # of a network that fixes the type of its numbers
+    except Exception as e:  # of a network that fixes the type of its numbers
+        warnings.warn(
+            f"the network '{network.name}' cannot compute in double precision ({first_line(e)}), "
+            "so whether its gradient is differentiated rightly has not been checked: take the type "
+            "of its numbers from the images",
+            stacklevel=2,
+        )
         return
     for derivative, quotients in zip(found, measured, strict=True):
         quotient = min(quotients, key=lambda each: abs(derivative - each))
