@@ -12,6 +12,7 @@ prunes what PAD and EDF prune.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -133,16 +134,7 @@ def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: Rule = "si
     prune = find_rule(rule)
     # copies, as a rule may work in place
     student, teacher = student.detach().clone(), teacher.detach().clone()
-    try:
-        keep = prune(student, teacher, epsilon)
-    except (Error, NotImplementedError):  # the latter of a rule that is still to be written
-        raise
-    except Exception as e:
-        raise Error(
-            f"the rule fails on vectors of {len(student)} parameters at epsilon {epsilon}: "
-            f"{first_line(e)}"
-        ) from e
-    return check_mask(keep, student)
+    return check_mask(prune(student, teacher, epsilon), student)
 
 
 def check_rule(rule: Rule, size: int, device: torch.device | str, epsilon: float = 0.1) -> None:
@@ -168,8 +160,30 @@ def check_rule(rule: Rule, size: int, device: torch.device | str, epsilon: float
 
 
 def find_rule(rule: Rule) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """Look up a rule. A function is one itself. Raises Error for an unknown name."""
-    return RULES[choose("rule", rule, RULES)] if isinstance(rule, str) else rule
+    """Look up a rule. A function is one itself. Raises Error for an unknown name.
+
+    One of a user's own raises Error where it fails.
+    """
+    found = RULES[choose("rule", rule, RULES)] if isinstance(rule, str) else rule
+    return found if found in RULES.built_in.values() else partial(_call, found)
+
+
+def _call(
+    rule: Callable[[Tensor, Tensor, float], Tensor],
+    student: Tensor,
+    teacher: Tensor,
+    epsilon: float,
+) -> Tensor:
+    """Call a rule of a user's own."""
+    try:
+        return rule(student, teacher, epsilon)
+    except (Error, NotImplementedError):  # the latter of a rule that is still to be written
+        raise
+    except Exception as e:
+        raise Error(
+            f"the rule fails on vectors of {len(student)} parameters at epsilon {epsilon}: "
+            f"{first_line(e)}"
+        ) from e
 
 
 def check_mask(keep: Tensor, student: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from ddpp import (
     NetworkConfig,
     Protocol,
     TeacherConfig,
+    custom,
     evaluate,
     load_data,
     networks,
@@ -389,7 +390,7 @@ def test_the_module_that_computes_is_the_one_that_is_checked(monkeypatch):
         made.append(PreActivation())
         return made[-1]
 
-    monkeypatch.setitem(ARCHITECTURES, "mine", make)
+    monkeypatch.setitem(ARCHITECTURES, "mine", custom(make, version=1))  # as `made` changes
     network = NetworkConfig("mine").build(SHAPE[0], CLASSES, SHAPE[1])
     called = []
     for module in made:

@@ -41,7 +41,7 @@ from ddpp.foundation import files
 from ddpp.foundation.fingerprints import fingerprint
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
-from ddpp.networks import accuracy
+from ddpp.networks import ARCHITECTURES, accuracy
 from ddpp.pruning import RULES
 
 
@@ -773,6 +773,50 @@ def test_a_rule_that_fails_at_the_epsilon_of_the_run_is_refused_before_its_teach
     config = replace(CONFIG, rule=farthest, epsilon=0.0)
     with refused("the rule fails on vectors of", "at epsilon 0.0: ", "kthvalue"):
         METHODS["ddpp"].fits(data, TEACHERS.network, config)
+
+
+def a_net(factor):
+    """A class called Net, another one for each factor, as a cell that is edited defines it."""
+
+    class Net(torch.nn.Module):
+        def __init__(self, channels, classes, image_size):
+            super().__init__()
+            self.last = torch.nn.Linear(channels * image_size**2, classes)
+
+        def forward(self, x):
+            return self.last(factor * x.flatten(1))
+
+    return Net
+
+
+def test_a_network_that_was_written_anew_is_known_in_the_next_session(data, tmp_path):
+    checkpoint, path = tmp_path / "a.checkpoint", tmp_path / "a.safetensors"
+    ddpp.NetworkConfig(a_net(1))
+    second = ddpp.NetworkConfig(a_net(2))
+    assert second.name == "Net-2"
+    teachers = ddpp.train_teachers(data, replace(TEACHERS, network=second), progress=False)
+    made = ddpp.distill(data, teachers, CONFIG, checkpoint=checkpoint, progress=False)
+    assert made.network["name"] == "Net-2"
+    made.save(path)
+    tested = lambda one: (
+        ddpp.evaluate(one, data, repeats=1, protocol=ddpp.Protocol(epochs=2), progress=False).final
+    )
+    expected = tested(made)
+    for file in (path, checkpoint):  # in this session its name is still the second
+        assert ddpp.DistilledDataset.load(file).network["name"] == "Net-2"
+    for name in ("Net", "Net-2"):  # the next session, in which it is the only one
+        del ARCHITECTURES[name]
+    for file in (path, checkpoint):
+        with refused("unknown network 'Net'"):
+            tested(ddpp.DistilledDataset.load(file))
+    ddpp.NetworkConfig(a_net(2))
+    for file in (path, checkpoint):
+        found = ddpp.DistilledDataset.load(file)
+        assert found.network["name"] == "Net" and tested(found) == expected
+    ARCHITECTURES.pop("Net")
+    ddpp.NetworkConfig(a_net(3))
+    with refused("the network Net is not the one that the set was made with"):
+        tested(ddpp.DistilledDataset.load(path))
 
 
 KEPT = {}

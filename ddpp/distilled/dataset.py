@@ -14,7 +14,15 @@ from torch.utils.data import Dataset
 from ddpp.data import ImageData
 from ddpp.data.whitening import Whitening
 from ddpp.distilled.checks import check_alpha, check_images, check_labels, checked_pixels
-from ddpp.distilled.format import how_to_read, loss_in, parts_of, state_in, state_parts
+from ddpp.distilled.format import (
+    from_file,
+    how_to_read,
+    in_file,
+    loss_in,
+    parts_of,
+    state_in,
+    state_parts,
+)
 from ddpp.distilled.formation import check_formation, unfold
 from ddpp.distilled.pictures import as_folder, grid, pil, shows
 from ddpp.foundation import files
@@ -97,7 +105,7 @@ class DistilledDataset(Dataset):
         stopped = {"stopped_at": run.state.step} if run.stopped else {}
         made_on = {"made_on": list(run.machines)}
         return cls(
-            **parts_of(values, beside, whitening),
+            **parts_of(values, beside, whitening, identity),
             iterates=run.iterates,
             history=run.history,
             provenance=identity | beside.meta["data"] | made_on | stopped,
@@ -280,7 +288,7 @@ class DistilledDataset(Dataset):
         tensors |= pack(self.iterates, self.history)
         meta = {
             "classes": list(self.classes),
-            "network": self.network,
+            "network": in_file(self.network),
             "provenance": self.provenance,
         }
         state, numbers = state_parts(self)
@@ -300,7 +308,7 @@ class DistilledDataset(Dataset):
                 "an earlier step of one, or an earlier version of ddpp made it. Run all steps "
                 "anew, into another output"
             )
-        about = {"data": {"data": self.provenance["data"]}, "network": self.network}
+        about = {"data": {"data": self.provenance["data"]}, "network": in_file(self.network)}
         meta = {k: v for k, v in self.state.items() if not isinstance(v, Tensor)}
         meta |= {"identity": identity, "made_on": self.provenance["made_on"]}
         about |= {"formation": self.formation} if self.formation > 1 else {}
@@ -339,7 +347,7 @@ class DistilledDataset(Dataset):
             alpha=tensors["alpha"],
             whitening=Whitening.from_tensors(tensors),
             classes=tuple(meta["classes"]),
-            network=meta["network"],
+            network=from_file(meta["network"], meta["provenance"]),
             iterates=iterates,
             history=history,
             provenance=meta["provenance"],
@@ -437,7 +445,7 @@ def _from_checkpoint(tensors: dict, meta: dict, path: str | Path) -> DistilledDa
     values |= {k: v for k, v in meta.items() if k not in ("identity", "made_on", "set")}
     provenance = meta["identity"] | about.meta["data"] | {"made_on": meta["made_on"]}
     return DistilledDataset(
-        **parts_of(values, about, whitening),
+        **parts_of(values, about, whitening, meta["identity"]),
         iterates=iterates | {now: (values["images"], values["alpha"])},
         history={name: column[:now] for name, column in history.items()},
         provenance=provenance | {"stopped_at": now},

@@ -12,7 +12,7 @@ from ddpp.data import ImageData
 from ddpp.data.whitening import Whitening
 from ddpp.distilled.checks import CROSS_ENTROPY, SQUARED_ERROR
 from ddpp.foundation.loop import Beside
-from ddpp.networks import NetworkConfig
+from ddpp.networks import ARCHITECTURES, NetworkConfig
 
 if TYPE_CHECKING:  # which is made of what is here
     from ddpp.distilled.dataset import DistilledDataset
@@ -27,13 +27,36 @@ def beside(data: ImageData, labels: Tensor, network: NetworkConfig, formation: i
     - formation: of the set.
     """
     tensors = {"labels": labels} | data.whitening.tensors()
-    meta = {"classes": list(data.classes), "network": dataclasses.asdict(network)}
+    meta = {"classes": list(data.classes), "network": in_file(dataclasses.asdict(network))}
     meta |= {"formation": formation} if formation > 1 else {}
     return Beside(tensors, meta | {"data": data.provenance})
 
 
-def parts_of(values: dict, beside: Beside, whitening: Whitening) -> dict[str, Any]:
-    """Return what a set is made of, from the values of a state and what belongs beside it."""
+def in_file(network: dict) -> dict:
+    """Return the fields of a NetworkConfig with the name that the network has in its code.
+
+    In one session, two classes of one name have two names.
+    """
+    name = {"name": ARCHITECTURES.own_name(network["name"])} if "name" in network else {}
+    return network | name
+
+
+def from_file(network: dict, made_from: dict) -> dict:
+    """Return the fields of a NetworkConfig with the name that the network has in this session.
+
+    - network: as `in_file` returned it.
+    - made_from: what the run was given, in which the network has a fingerprint.
+    """
+    name = network.get("name", "")
+    known = made_from.get("custom", {}) | made_from.get("teachers", {}).get("custom", {})
+    mark = known.get(f"network {name}")
+    return network | {"name": ARCHITECTURES.name_here(name, mark)} if mark else network
+
+
+def parts_of(values: dict, beside: Beside, whitening: Whitening, identity: dict) -> dict[str, Any]:
+    """Return what a set is made of, from the values of a state, what belongs beside it, and the
+    identity of the run.
+    """
     own = {"images", "labels", "alpha"}
     labels = values.get("labels", beside.tensors["labels"])
     loss = SQUARED_ERROR if labels.is_floating_point() else None
@@ -46,7 +69,7 @@ def parts_of(values: dict, beside: Beside, whitening: Whitening) -> dict[str, An
         "alpha": values["alpha"],
         "whitening": whitening,
         "classes": tuple(beside.meta["classes"]),
-        "network": beside.meta["network"],
+        "network": from_file(beside.meta["network"], identity),
         "formation": beside.meta.get("formation", 1),
         "state": {k: v for k, v in values.items() if k not in own and v is not None},
     }

@@ -38,16 +38,15 @@ class Table(dict):
         brought = {f"{self.kind} {name}": self[name] for name in names if self.is_brought(name)}
         return {name: fingerprint(thing, name) for name, thing in brought.items()}
 
-    def check_unchanged(self, before: dict[str, str], when: str = "") -> None:
-        """Raise an Error if a thing is not what its fingerprint has been.
+    def check_unchanged(self, before: dict[str, str]) -> None:
+        """Raise an Error if a thing is no longer what its fingerprint says.
 
         - before: `marks`, taken before it was called.
-        - when: it was called, for the message.
         """
         for name, mark in before.items():
             if self.marks(name.removeprefix(f"{self.kind} ")) != {name: mark}:
                 raise Error(
-                    f"the {name} changes a value that it reads{when}, so files could not recognize "
+                    f"the {name} changes a value that it reads, so files could not recognize "
                     "it: write it without, or say which version it is, with ddpp.custom(..., "
                     "version=1)"
                 )
@@ -86,6 +85,19 @@ class Table(dict):
             name = f"{own}-{count}"
         self[name] = thing
         return name
+
+    def own_name(self, name: str) -> str:
+        """Return the name that a thing has in its code, where `name_of` has given it another."""
+        own = _own_name(name)
+        return name if own in self.built_in else own
+
+    def name_here(self, own: str, mark: str) -> str:
+        """Return what a thing is called here, by its own name and its fingerprint.
+
+        It is its own name if there is no such thing.
+        """
+        alike = (name for name in self if self.is_brought(name) and self.own_name(name) == own)
+        return next((name for name in alike if mark in self.marks(name).values()), own)
 
     def _import(self, where: str) -> None:
         """Put here what "package.module:name" names, also where its module was loaded anew."""

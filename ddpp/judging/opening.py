@@ -16,6 +16,7 @@ from ddpp.distilled.bare import KIND as RESULT
 from ddpp.distilled.bare import rejoin
 from ddpp.distilled.checks import BRIGHTEST
 from ddpp.distilled.dataset import KIND
+from ddpp.distilled.format import from_file
 from ddpp.distilled.formation import fold
 from ddpp.distilled.pictures import as_folder
 from ddpp.foundation import files
@@ -204,7 +205,8 @@ def _rejoined(file: files.Lazy, data: ImageData) -> DistilledDataset:
     """Join the images of a result with the preprocessing of their data, fitted anew."""
     provenance = file.meta["provenance"]
     made_from, config = provenance.get("teachers", provenance), provenance.get("config", {})
-    found = rejoin(file, data, made_from.get("network", asdict(NetworkConfig())))
+    network = made_from.get("network", asdict(NetworkConfig()))
+    found = rejoin(file, data, from_file(network, provenance))
     done = provenance.get("stopped_at", config.get("steps"))
     if done and config.get("init", "real") == "real":  # where it began is known
         n = found.formation

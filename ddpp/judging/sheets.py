@@ -18,6 +18,7 @@ from torch import Tensor
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import check_source
+from ddpp.distilled.format import from_file, in_file
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 
@@ -49,7 +50,7 @@ class Sheet:
             alpha=self.meta["alpha"],
             whitening=whitening,
             classes=data.classes,
-            network=self.meta["network"],
+            network=from_file(self.meta["network"], self.meta["provenance"]),
             provenance=self.meta["provenance"],
             loss=self.meta["loss"],
             formation=self.meta["formation"],
@@ -86,7 +87,7 @@ def write_sheet(distilled: DistilledDataset, path: str | Path, quality: int | No
         "range": [low, high],
         "labels": distilled.labels.tolist(),
         "alpha": float(distilled.alpha),
-        "network": distilled.network,
+        "network": in_file(distilled.network),
         "loss": distilled.loss if distilled.labels.is_floating_point() else None,
         "formation": distilled.formation,
         "provenance": distilled.provenance,
