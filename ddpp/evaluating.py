@@ -30,6 +30,7 @@ from ddpp.data.augmentation import (
 )
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.checks import SQUARED_ERROR
+from ddpp.distilled.format import marks_in
 from ddpp.foundation import files
 from ddpp.foundation.errors import Count, Error, Share, as_whole, check_bounds
 from ddpp.foundation.identity import as_in_files, marks
@@ -173,8 +174,6 @@ def evaluate(
     seed = as_whole(seed, "the evaluation's seed")
     if repeats < 1:
         raise Error(f"the evaluation's repeats is {repeats}: it must be at least 1")
-    if scores is not None:
-        files.check_writable(scores)
     distilled = distilled.to(data.device).unfolded()
     check_pair(distilled, data)
     config = NetworkConfig(**distilled.network)
@@ -206,10 +205,8 @@ def evaluate(
 
 def check_network(distilled: DistilledDataset, config: NetworkConfig) -> None:
     """Raise Error if the set was made with a network of this name that was another one."""
-    made_from = distilled.provenance, distilled.provenance.get("teachers", {})
-    known = [mark for of in made_from for mark in of.get("custom", {}).items()]
     for name, mark in as_in_files({"custom": ARCHITECTURES.marks(config.name)})["custom"].items():
-        if any(name == other and mark != then for other, then in known):
+        if marks_in(distilled.provenance, name.removeprefix("network ")) - {mark}:
             raise Error(
                 f"the {name} is not the one that the set was made with: give "
                 f"architecture={config.name} to test it in this one"
@@ -312,13 +309,18 @@ class _Scorer:
     ) -> float:
         known = read_scores(self.scores, float)  # each time: a run beside this may have been faster
         if key in known:
-            score = known[key]
+            score, lost = known[key], diverged(key) in known
         else:
+            if self.scores is not None:
+                files.check_writable(self.scores)
             network = self.data.network(self.config)
             theta = train(network, on, self.protocol, self.seed, role, number)
-            score = accuracy(network, theta, *split)
-            if not diverged(theta, number, float(on.alpha)):
-                add_score(self.scores, key, score)
+            score, lost = accuracy(network, theta, *split), not theta.isfinite().all()
+            if lost:
+                add_score(self.scores, diverged(key), score)
+            add_score(self.scores, key, score)
+        if lost:
+            warn_of_divergence(number, float(on.alpha))
         self.bar.update()
         self.bar.set_postfix(accuracy=f"{score:.1f} %")
         return score
@@ -340,19 +342,18 @@ class _Scorer:
         return {"how": how, "set": trained_on}
 
 
-def diverged(theta: Tensor, number: int, rate: float) -> bool:
-    """Whether the parameters of a network, counted from 0, say nothing any more. Warns if so.
+def diverged(key: str) -> str:
+    """Return the key, beside that of a score, by which a later call knows to warn as well."""
+    return f"{key} diverged"
 
-    Its score is not kept in a file, so that a later call warns as well.
-    """
-    if theta.isfinite().all():
-        return False
+
+def warn_of_divergence(number: int, rate: float) -> None:
+    """Warn of a network, counted from 0, whose parameters say nothing any more."""
     warnings.warn(
         f"network {number + 1} diverged at the learning rate {rate:.2g}, and counts as one that "
         "always guesses the first class: lower the rate",
         stacklevel=3,
     )
-    return True
 
 
 def add_score(path: str | Path | None, key: str, score: float | tuple) -> None:

@@ -255,8 +255,8 @@ def _build(
     }
     sizes |= {"depth": config.depth}
     sizes = {name: size for name, size in sizes.items() if config.takes(name)}
-    network = Flat(partial(architecture, **sizes), device, str(config.name))
     before = ARCHITECTURES.marks(config.name)
+    network = Flat(partial(architecture, **sizes), device, str(config.name))
     network.check((channels, image_size, image_size), classes)
     ARCHITECTURES.check_unchanged(before)
     if mark and torch.equal(network.initial(0), network.initial(1)):

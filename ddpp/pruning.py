@@ -137,20 +137,23 @@ def keep_mask(student: Tensor, teacher: Tensor, epsilon: float, rule: Rule = "si
     return check_mask(prune(student, teacher, epsilon), student)
 
 
-def check_rule(rule: Rule, size: int, device: torch.device | str, epsilon: float = 0.1) -> None:
+def check_rule(rule: str, size: int, device: torch.device | str, epsilon: float = 0.1) -> None:
     """Raise an Error for a rule of one's own that cannot be used on vectors (size,) on a device.
 
     It must return a mask, and the same one for equal vectors: a step asks for it more than once.
     """
-    if isinstance(rule, str) and not RULES.is_brought(rule):
+    if not RULES.is_brought(rule):
         return
     before = RULES.marks(rule)
     rng = generator(0, "probe")
     draw = lambda: torch.randn(size, generator=rng, dtype=torch.float32).to(device)
     student, teacher = draw(), draw()
-    (one, draws), (two, _) = (
-        drawn(lambda: keep_mask(student, teacher, epsilon, rule)) for _ in range(2)
-    )
+    try:
+        (one, draws), (two, _) = (
+            drawn(lambda: keep_mask(student, teacher, epsilon, rule)) for _ in range(2)
+        )
+    except NotImplementedError:
+        raise Error(f"the rule {rule} is still to be written: it raises that it is not") from None
     RULES.check_unchanged(before)
     if draws or not torch.equal(one, two):
         raise Error(
@@ -162,7 +165,8 @@ def check_rule(rule: Rule, size: int, device: torch.device | str, epsilon: float
 def find_rule(rule: Rule) -> Callable[[Tensor, Tensor, float], Tensor]:
     """Look up a rule. A function is one itself. Raises Error for an unknown name.
 
-    One of a user's own raises Error where it fails.
+    One of a user's own raises Error where it fails. Exceptions are a lack of memory, and a rule
+    that is still to be written.
     """
     found = RULES[choose("rule", rule, RULES)] if isinstance(rule, str) else rule
     return found if found in RULES.built_in.values() else partial(_call, found)
@@ -177,9 +181,11 @@ def _call(
     """Call a rule of a user's own."""
     try:
         return rule(student, teacher, epsilon)
-    except (Error, NotImplementedError):  # the latter of a rule that is still to be written
+    except (Error, torch.OutOfMemoryError):  # an engine may take less
         raise
     except Exception as e:
+        if isinstance(e, NotImplementedError) and not e.args:
+            raise
         raise Error(
             f"the rule fails on vectors of {len(student)} parameters at epsilon {epsilon}: "
             f"{first_line(e)}"

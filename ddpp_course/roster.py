@@ -439,7 +439,7 @@ def _by_number(name: str, students: list[Student]) -> list[Student]:
     numbers of others.
     """
     found = set()
-    for number in sorted({_one_way(s.number) for s in students}, key=len, reverse=True):
+    for number in sorted({_one_way(s.number) for s in students}, key=lambda n: (-len(n), n)):
         if number in name and not number.isalnum():
             alone = rf"(?<![^\W_]){re.escape(number)}(?![^\W_])"
             name, times = re.subn(alone, " ", name)

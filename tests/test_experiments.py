@@ -329,18 +329,21 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(npz, places, capfd, jobs
     assert reproduce([], **places, jobs=jobs) == []
 
 
-def test_a_fault_in_code_of_ones_own_fails_its_run_alone(npz, places, capfd):
-    def wrong(student, teacher, epsilon):
-        return student.kthvalue(0) if len(student) else student
+def test_a_fault_in_code_of_ones_own_fails_its_run_alone(npz, places, capfd, monkeypatch):
+    def wrong(data, network, config, saving):
+        raise IndexError("list index out of range")
 
     good, other = tiny_runs(npz())
-    config = replace(other.recipe.distill, rule=wrong)
-    mine = replace(other, name="table1/mine", recipe=replace(other.recipe, distill=config))
+    monkeypatch.setitem(METHODS, "mine", replace(METHODS["random"], run=wrong))
+    config = METHODS["random"].config()
+    made = replace(other.recipe, method="mine", distill=config)
+    mine = replace(other, name="table1/mine", recipe=made)
     with pytest.raises(Error, match=r"failed, for the reasons above: table1/mine$"):
         reproduce([mine, good], **places, device="cpu", progress=False)
-    said = capfd.readouterr().out
-    assert said.count("table1/mine failed: the rule fails on vectors of") == 1
-    assert said.rstrip().endswith("1 of 2 runs are finished")
+    said = capfd.readouterr()
+    assert said.out.count("table1/mine failed: IndexError: list index out of range") == 1
+    assert said.err.count("Traceback") == 1  # for whoever has written it
+    assert said.out.rstrip().endswith("1 of 2 runs are finished")
 
 
 @pytest.mark.slow

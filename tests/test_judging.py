@@ -18,6 +18,7 @@ from ddpp import cli
 from ddpp.baselines import bptt, dm, selection, tgdd
 from ddpp.data.sources import unpack_sample
 from ddpp.distilled.bare import write_set
+from ddpp.distilled.pictures import as_folder
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 from ddpp.judging import read_tensors, verdicts
@@ -496,11 +497,16 @@ def test_published_constants_do_not_depend_on_how_the_data_are_named(tmp_path):
     assert torch.equal(opened.whitening.std, again.whitening.std)
 
 
-def test_classes_whose_folders_have_one_name_are_refused(tmp_path):
-    names = np.array(["+", "*"])
-    data = load(save(tmp_path / "mine.npz", classes=names))
+@pytest.mark.parametrize("names", [["+", "*"], ["1_x", "x"]])
+def test_folders_of_export_png_are_read_by_their_numbers_and_others_by_their_names(tmp_path, names):
+    data = load(save(tmp_path / "mine.npz", classes=np.array(names)))
     distilled = ddpp.DistilledDataset.from_tensors(*data.draw(ipc=2, seed=0), 0.1, data)
     distilled.export_png(tmp_path / "pictures")
+    opened = ddpp.open_set(tmp_path / "pictures", tmp_path / "mine.npz").distilled
+    assert opened.labels.tolist() == distilled.labels.tolist()
+    assert torch.allclose(opened.natural(), distilled.natural(), atol=1 / 254)
+    first = next((tmp_path / "pictures").glob("0_*"))
+    first.rename(first.with_name(f"3_{as_folder(names[0])}"))  # now they are not by export_png
     with refused("may be of several classes"):
         ddpp.open_set(tmp_path / "pictures", tmp_path / "mine.npz")
 
@@ -556,8 +562,13 @@ def test_a_byte_that_was_changed_in_a_foreign_file_is_noticed(tmp_path):
     flipped(path, middle(path))
     with refused("mine.pt is damaged", "get it anew"):
         read_tensors(path)
-    as_saved(images, tmp_path / "images_best.pt")
-    flipped(as_saved(torch.arange(10), tmp_path / "labels_best.pt"), at=-900)
+    best = as_saved(images, tmp_path / "images_best.pt")
+    labels = as_saved(torch.arange(10), tmp_path / "labels_best.pt")
+    assert read_tensors(best).labels.tolist() == list(range(10))
+    at = labels.read_bytes().index(torch.arange(10).numpy().tobytes())
+    flipped(labels, at)
+    with refused("labels_best.pt is damaged"):
+        read_tensors(best)
     for at in range(0, 10_000, 400):
         np.savez_compressed(tmp_path / "mine.npz", images=np.zeros((10, 3, 64, 64), np.uint8) + 7)
         size = (tmp_path / "mine.npz").stat().st_size

@@ -804,6 +804,13 @@ def test_a_network_that_was_written_anew_is_known_in_the_next_session(data, tmp_
     expected = tested(made)
     for file in (path, checkpoint):  # in this session its name is still the second
         assert ddpp.DistilledDataset.load(file).network["name"] == "Net-2"
+    for one in (
+        ddpp.DistilledDataset.from_tensors(*data.draw(1, 0), 0.01, data, network=second),
+        selection.random(data, 1, asdict(second)),
+    ):  # which do not say what their network does
+        one.save(tmp_path / "real.safetensors")
+        again = ddpp.DistilledDataset.load(tmp_path / "real.safetensors")
+        assert again.network["name"] == "Net-2"
     for name in ("Net", "Net-2"):  # the next session, in which it is the only one
         del ARCHITECTURES[name]
     for file in (path, checkpoint):
@@ -833,10 +840,20 @@ class Kept(ddpp.ConvNet):
         return super().forward(x)
 
 
+class KeptWhenMade(ddpp.ConvNet):
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        KEPT.setdefault(sizes["width"], len(KEPT))
+
+
 def test_operations_and_networks_that_change_what_they_read_are_refused(data):
     for config, what in (
         (replace(TEACHERS, augment=("crop", kept)), "augmentation kept"),
         (replace(TEACHERS, network=ddpp.NetworkConfig(Kept, width=4, depth=1)), "network Kept"),
+        (
+            replace(TEACHERS, network=ddpp.NetworkConfig(KeptWhenMade, width=4, depth=1)),
+            "network KeptWhenMade",
+        ),
     ):
         KEPT.clear()
         with refused(f"the {what} changes a value that it reads", "ddpp.custom"):

@@ -242,13 +242,26 @@ def mix(images, u):
     return images + images.mean(0, keepdim=True)
 
 
+def two_at_least(images, u):
+    return images + 0 * images[[0, 1]].mean(0)
+
+
+def running(images, u):
+    return images.cumsum(0)
+
+
 def anew(images, u):
     return images + torch.rand(()) * images
 
 
 @pytest.mark.parametrize(
     ("operation", "words"),
-    [(mix, "depend on the others of its batch"), (anew, "another result each time")],
+    [
+        (mix, "depend on the others of its batch"),
+        (running, "depend on the others of its batch"),
+        (two_at_least, "cannot take an image alone"),
+        (anew, "another result each time"),
+    ],
 )
 def test_an_operation_that_mixes_its_batch_or_draws_anew_breaks_the_guarantee(
     data, made, operation, words

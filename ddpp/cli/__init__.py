@@ -25,7 +25,6 @@ from ddpp.foundation import processes
 from ddpp.foundation.errors import Error, choose
 
 NAMED = re.compile(r"(--[\w.-]+=)?[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@.+)?")
-READS_SETS = ("evaluate", "judge")  # whose files may name a network
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     named = any(NAMED.fullmatch(word) or word.endswith(".toml") for word in words)
-    if (named or name in READS_SETS) and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, and only where a module is named, or may be in a file
+    if named and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, and only where a module is named; a queue may name one
     if name == "--version":
         print(f"ddpp {ddpp.__version__}")
         return 0

@@ -9,6 +9,7 @@ student's update exactly.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -177,10 +178,16 @@ def check_alone(augment: Augmentation, shape: tuple[int, ...], device: torch.dev
     """
     images, u = _probe(shape, device)
     for name in _brought(augment):
-        both, alone = (
-            OPERATIONS[name](x.clone(), n.clone()) for x, n in ((images, u), (images[:1], u[:1]))
-        )
-        if not torch.allclose(both[:1], alone, rtol=1e-3, atol=1e-4, equal_nan=True):
+        operation, parts = OPERATIONS[name], zip(images.split(1), u.split(1), strict=True)
+        try:
+            alone = torch.cat([operation(x.clone(), n.clone()) for x, n in parts])
+        except Exception as e:
+            raise Error(
+                f"the augmentation {name} cannot take an image alone: {first_line(e)}"
+            ) from e
+        together = operation(images.clone(), u.clone())
+        alike = partial(torch.allclose, rtol=1e-3, atol=1e-4, equal_nan=True)
+        if together.shape != alone.shape or not alike(together, alone):
             raise Error(
                 f"the augmentation {name} makes an image depend on the others of its batch, so "
                 "nothing can be guaranteed for each image: leave it out"
@@ -189,7 +196,7 @@ def check_alone(augment: Augmentation, shape: tuple[int, ...], device: torch.dev
 
 def _brought(augment: Augmentation) -> list[str]:
     """The names of operations that are not ddpp's own."""
-    names = () if isinstance(augment, bool) else augment
+    names = (OPERATIONS.built_in if augment else ()) if isinstance(augment, bool) else augment
     return [str(name) for name in names if OPERATIONS.is_brought(name)]
 
 

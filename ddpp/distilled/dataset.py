@@ -288,7 +288,7 @@ class DistilledDataset(Dataset):
         tensors |= pack(self.iterates, self.history)
         meta = {
             "classes": list(self.classes),
-            "network": in_file(self.network),
+            "network": in_file(self.network, self.provenance),
             "provenance": self.provenance,
         }
         state, numbers = state_parts(self)
@@ -308,7 +308,10 @@ class DistilledDataset(Dataset):
                 "an earlier step of one, or an earlier version of ddpp made it. Run all steps "
                 "anew, into another output"
             )
-        about = {"data": {"data": self.provenance["data"]}, "network": in_file(self.network)}
+        about = {
+            "data": {"data": self.provenance["data"]},
+            "network": in_file(self.network, self.provenance),
+        }
         meta = {k: v for k, v in self.state.items() if not isinstance(v, Tensor)}
         meta |= {"identity": identity, "made_on": self.provenance["made_on"]}
         about |= {"formation": self.formation} if self.formation > 1 else {}

@@ -27,30 +27,42 @@ def beside(data: ImageData, labels: Tensor, network: NetworkConfig, formation: i
     - formation: of the set.
     """
     tensors = {"labels": labels} | data.whitening.tensors()
-    meta = {"classes": list(data.classes), "network": in_file(dataclasses.asdict(network))}
+    meta = {"classes": list(data.classes), "network": dataclasses.asdict(network)}
+    meta["network"]["name"] = ARCHITECTURES.own_name(network.name)  # `from_file` knows which it is
     meta |= {"formation": formation} if formation > 1 else {}
     return Beside(tensors, meta | {"data": data.provenance})
 
 
-def in_file(network: dict) -> dict:
-    """Return the fields of a NetworkConfig with the name that the network has in its code.
+def in_file(network: dict, made_from: dict) -> dict:
+    """Return the fields of a NetworkConfig with the name that the network has in its code, if the
+    set says which network that is.
 
     In one session, two classes of one name have two names.
+
+    - made_from: what the set was made from, in which its network has a fingerprint.
     """
-    name = {"name": ARCHITECTURES.own_name(network["name"])} if "name" in network else {}
-    return network | name
+    name = network.get("name", "")
+    own = ARCHITECTURES.own_name(name)
+    known = marks_in(made_from, own) & {*ARCHITECTURES.marks(name).values()}
+    return network | {"name": own} if known else network
 
 
 def from_file(network: dict, made_from: dict) -> dict:
     """Return the fields of a NetworkConfig with the name that the network has in this session.
 
     - network: as `in_file` returned it.
-    - made_from: what the run was given, in which the network has a fingerprint.
+    - made_from: what the set was made from, in which its network has a fingerprint.
     """
-    name = network.get("name", "")
-    known = made_from.get("custom", {}) | made_from.get("teachers", {}).get("custom", {})
-    mark = known.get(f"network {name}")
-    return network | {"name": ARCHITECTURES.name_here(name, mark)} if mark else network
+    own = network.get("name", "")
+    names = [ARCHITECTURES.name_here(own, mark) for mark in marks_in(made_from, own)]
+    return network | {"name": names[0]} if names else network
+
+
+def marks_in(made_from: dict, network: str) -> set[str]:
+    """Return the fingerprints of a network in what a set was made from, at most one as a rule."""
+    parts = made_from, made_from.get("teachers", {})
+    found = (part.get("custom", {}).get(f"network {network}") for part in parts)
+    return {mark for mark in found if mark}
 
 
 def parts_of(values: dict, beside: Beside, whitening: Whitening, identity: dict) -> dict[str, Any]:

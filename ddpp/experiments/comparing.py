@@ -263,9 +263,12 @@ def _signed(points: float) -> str:
 def _setting(one: Rule | tuple[Rule, float], recipe: Recipe) -> Setting:
     rule, epsilon = one if isinstance(one, tuple) else (one, None)
     name = choose("rule", RULES.name_of(rule), RULES)
-    if name in WITHOUT_EPSILON and not RULES.is_brought(name):
-        return name, 0.0
-    return name, getattr(recipe.distill, "epsilon", 0.1) if epsilon is None else epsilon
+    return _plain(name, getattr(recipe.distill, "epsilon", 0.1) if epsilon is None else epsilon)
+
+
+def _plain(rule: str, epsilon: float) -> Setting:
+    """Return the setting, with an epsilon of 0 for a rule that does not read it."""
+    return rule, epsilon if RULES.is_brought(rule) or rule not in WITHOUT_EPSILON else 0.0
 
 
 def in_name(number: float) -> str:
@@ -287,7 +290,7 @@ def _setting_of(row: dict) -> Setting:
     are of one setting.
     """
     config = row["recipe"]["distill"]
-    return config["rule"], 0.0 if config["rule"] in WITHOUT_EPSILON else config["epsilon"]
+    return _plain(config["rule"], config["epsilon"])
 
 
 def _size_of(row: dict) -> dict:
@@ -330,6 +333,7 @@ def comparison_of(
     if settings is None:
         known = dict.fromkeys((rule, epsilon) for rule, epsilon, _ in found)
         settings = sorted(known, key=lambda setting: setting[0] != "none")
+    settings = [_plain(*setting) for setting in settings]
     numbers = sorted({seed for *_, seed in found}) if seeds is None else range(seeds)
     if not settings:
         raise Error("there is nothing to compare: no run is finished")

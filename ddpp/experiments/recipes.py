@@ -129,7 +129,8 @@ class Recipe:
 
 
 def nothing_held_out(recipe: Recipe, what: str) -> Recipe:
-    """Return the recipe with all training images. Raises Error for one that asks to hold some out.
+    """Return the recipe with all training images. Raises Error for a share of them that is not the
+    default.
 
     - what: uses it, for the message.
     """

@@ -107,6 +107,8 @@ def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
 def _as_numbers(values: Any, kind: type, what: str) -> tuple:
     """Numbers as a tuple of Python's, or an Error."""
     try:
+        if isinstance(values, str):
+            raise TypeError
         numbers = tuple(as_whole(one, what) if kind is int else float(one) for one in values)
         if all(map(math.isfinite, numbers)):
             return numbers

@@ -152,7 +152,11 @@ def _describe(value, seen: dict):
         items = ([_describe(k, seen), _describe(v, seen)] for k, v in value.items())
         return ["dict", *made_by, *items]
     if not isinstance(value, (list, tuple)):
-        if isinstance(value, np.ufunc) and all(set(of) <= set("O->") for of in value.types):
+        if (
+            isinstance(value, np.ufunc)
+            and value.types
+            and all(set(of) <= set("O->") for of in value.types)
+        ):
             raise _Unseen(f"{value.__name__}, a ufunc of a function of Python")
         if _is_library(value):
             return f"{value.__module__}.{value.__qualname__}"
@@ -203,15 +207,21 @@ def _take_apart(value) -> tuple[list[str], Iterable]:
     own = type(value).__module__ != "builtins" and hasattr(value, "__dict__")
     if own or dataclasses.is_dataclass(value):
         slots = _slots(value)
-        return ["object"], (type(value), vars(value), *([slots] if slots else []))
+        own = getattr(value, "__dict__", {})
+        return ["object"], (type(value), own, *([slots] if slots else []))
     raise _Unseen(f"{getattr(value, '__name__', 'a value')}, a {kind}")
 
 
 def _slots(value) -> dict:
     """The values of the slots that its classes have beside a __dict__."""
-    names = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
-    flat = [n for of in names for n in ([of] if isinstance(of, str) else of) if n[:2] != "__"]
-    return {name: getattr(value, name) for name in sorted(flat) if hasattr(value, name)}
+    names = []
+    for kind in type(value).__mro__:
+        own = getattr(kind, "__slots__", ())
+        for name in [own] if isinstance(own, str) else own:
+            hidden = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{kind.__name__.lstrip('_')}{name}" if hidden else name)
+    usual = ("__dict__", "__weakref__")
+    return {n: getattr(value, n) for n in sorted(names) if n not in usual and hasattr(value, n)}
 
 
 def _array(value: Tensor | np.ndarray) -> list:
@@ -335,8 +345,9 @@ def _beside(code: types.CodeType) -> list:
     """What else decides what a code object does, where it is not the usual."""
     starred = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
     taken = [starred, code.co_kwonlyargcount] if starred or code.co_kwonlyargcount else []
-    caught = [code.co_exceptiontable.hex()] if code.co_exceptiontable else []
-    return [*taken, *caught]
+    # comprehensions and generators have a table, too, in some versions of Python
+    handles = any(i.opname == "PUSH_EXC_INFO" for i in dis.get_instructions(code))
+    return [*taken, *([code.co_exceptiontable.hex()] if handles else [])]
 
 
 def _constant(value):

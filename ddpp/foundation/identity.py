@@ -38,17 +38,21 @@ class Table(dict):
         brought = {f"{self.kind} {name}": self[name] for name in names if self.is_brought(name)}
         return {name: fingerprint(thing, name) for name, thing in brought.items()}
 
-    def check_unchanged(self, before: dict[str, str]) -> None:
+    def check_unchanged(
+        self,
+        before: dict[str, str],
+        why: str = "changes a value that it reads, so files could not recognize it",
+    ) -> None:
         """Raise an Error if a thing is no longer what its fingerprint says.
 
         - before: `marks`, taken before it was called.
+        - why: this is so, and wrong, for the message.
         """
         for name, mark in before.items():
             if self.marks(name.removeprefix(f"{self.kind} ")) != {name: mark}:
                 raise Error(
-                    f"the {name} changes a value that it reads, so files could not recognize "
-                    "it: write it without, or say which version it is, with ddpp.custom(..., "
-                    "version=1)"
+                    f"the {name} {why}: write it without, or say which version it is, with "
+                    "ddpp.custom(..., version=1)"
                 )
 
     def is_brought(self, name: object) -> bool:

@@ -254,6 +254,9 @@ def _in_order(found: Found, classes: tuple[str, ...]) -> Found:
     known |= {name: label for label, name in enumerate(classes)}
     folders = [as_folder(name) for name in classes]
     numbered = [f"{label}_{name}" for label, name in enumerate(folders)]  # by `export_png`
+    if sorted(found.classes) == sorted(numbered):
+        index = torch.tensor([numbered.index(name) for name in found.classes])
+        return replace(found, labels=index[found.labels])
     names = [name if name in known else re.sub(r"^\d+_", "", name) for name in found.classes]
     for folder, name in zip(found.classes, names, strict=True):
         alike = name not in classes and folders.count(name) > 1

@@ -87,7 +87,7 @@ def write_sheet(distilled: DistilledDataset, path: str | Path, quality: int | No
         "range": [low, high],
         "labels": distilled.labels.tolist(),
         "alpha": float(distilled.alpha),
-        "network": in_file(distilled.network),
+        "network": in_file(distilled.network, distilled.provenance),
         "loss": distilled.loss if distilled.labels.is_floating_point() else None,
         "formation": distilled.formation,
         "provenance": distilled.provenance,

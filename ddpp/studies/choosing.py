@@ -24,6 +24,7 @@ from ddpp.evaluating import (
     made_from_other_images,
     read_scores,
     train,
+    warn_of_divergence,
 )
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.foundation import files
@@ -172,8 +173,12 @@ class _Trainer(NamedTuple):
             splits = (self.data.validation, self.data.test)
             found = [accuracy(network, theta, *split) for split in splits if split]
             known[key] = (*found, round(seconds, 3))
-            if not diverged(theta, number, rate):
-                add_score(self.scores, key, known[key])
+            if not theta.isfinite().all():
+                known[diverged(key)] = known[key]
+                add_score(self.scores, diverged(key), known[key])
+            add_score(self.scores, key, known[key])
+        if diverged(key) in known:
+            warn_of_divergence(number, rate)
         self.bar.update()
         held_out, test, seconds = known[key]
         return held_out, test, seconds

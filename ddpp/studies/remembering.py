@@ -132,8 +132,8 @@ def remember(
         for part in parts:  # before anything is made
             METHODS[recipe.method].fits(part, recipe.stored_teachers().network, recipe.distill)
         found, memory, known = [], [], []
-        for number, (labels, part) in enumerate(zip(arrivals, parts, strict=True)):
-            known = known + labels
+        for number, labels in enumerate(arrivals):
+            part, known = parts.pop(0), known + labels  # the memory of the device is for `seen`
             out = folder / f"task{number}.safetensors"
             memory.append(whole(Experiment(recipe, out, given=part, saving=saving).distilled()))
             seen = part

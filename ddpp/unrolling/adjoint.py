@@ -68,7 +68,8 @@ class StudentPath:
         except OSError as e:
             raise Error(
                 f"there is no folder for temporary files, which the student's path needs ({e}): "
-                "set TMPDIR to a folder that can be written, or use the engine autograd"
+                "set TMPDIR (on Windows TEMP) to a folder that can be written, or use the engine "
+                "stored"
             ) from e
         self.vectors: list[Tensor] = []
 
