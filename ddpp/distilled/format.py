@@ -28,7 +28,9 @@ def beside(data: ImageData, labels: Tensor, network: NetworkConfig, formation: i
     """
     tensors = {"labels": labels} | data.whitening.tensors()
     meta = {"classes": list(data.classes), "network": dataclasses.asdict(network)}
-    meta["network"]["name"] = ARCHITECTURES.own_name(network.name)  # `from_file` knows which it is
+    meta["network"]["name"] = ARCHITECTURES.own_name(
+        str(network.name)
+    )  # `from_file` knows which it is
     meta |= {"formation": formation} if formation > 1 else {}
     return Beside(tensors, meta | {"data": data.provenance})
 
