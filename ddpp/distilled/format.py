@@ -27,10 +27,8 @@ def beside(data: ImageData, labels: Tensor, network: NetworkConfig, formation: i
     - formation: of the set.
     """
     tensors = {"labels": labels} | data.whitening.tensors()
-    meta = {"classes": list(data.classes), "network": dataclasses.asdict(network)}
-    meta["network"]["name"] = ARCHITECTURES.own_name(
-        str(network.name)
-    )  # `from_file` knows which it is
+    own = {"name": ARCHITECTURES.own_name(str(network.name))}  # see `from_file`
+    meta = {"classes": list(data.classes), "network": dataclasses.asdict(network) | own}
     meta |= {"formation": formation} if formation > 1 else {}
     return Beside(tensors, meta | {"data": data.provenance})
 
