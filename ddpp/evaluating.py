@@ -184,9 +184,7 @@ def evaluate(
     else:
         check_network(distilled, config)
     if width is not None:
-        config = replace(config, width=width)
-        if not config.takes("width"):
-            raise Error(f"the network {config.name} has no width to choose: leave width out")
+        config = config.of_width(width)
     protocol = protocol or Protocol()
     some = distilled.provenance.get("config", {}).get("augment")
     if isinstance(some, list | tuple) and protocol.augment is True:
@@ -315,10 +313,8 @@ class _Scorer:
                 files.check_writable(self.scores)
             network = self.data.network(self.config)
             theta = train(network, on, self.protocol, self.seed, role, number)
-            score, lost = accuracy(network, theta, *split), not theta.isfinite().all()
-            if lost:
-                add_score(self.scores, diverged(key), score)
-            add_score(self.scores, key, score)
+            score, lost = accuracy(network, theta, *split), not bool(theta.isfinite().all())
+            add_score(self.scores, key, score, lost)
         if lost:
             warn_of_divergence(number, float(on.alpha))
         self.bar.update()
@@ -356,12 +352,16 @@ def warn_of_divergence(number: int, rate: float) -> None:
     )
 
 
-def add_score(path: str | Path | None, key: str, score: float | tuple) -> None:
-    """Add a score to the scores in a file. Several runs may do this at once."""
+def add_score(path: str | Path | None, key: str, score: float | tuple, lost: bool) -> None:
+    """Add a score to the scores in a file. Several runs may do this at once.
+
+    - lost: whether the network diverged, which the file then says beside its score.
+    """
+    added = {key: score} | ({diverged(key): score} if lost else {})
     if path is not None:
         files.check_writable(path)
         with files.lock(path, wait=True):
-            files.write_json(path, read_scores(path, type(score)) | {key: score})
+            files.write_json(path, read_scores(path, type(score)) | added)
 
 
 def read_scores(path: str | Path | None, kind: Callable[[Any], S]) -> dict[str, S]:

@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
@@ -214,6 +214,13 @@ class NetworkConfig:
         fixed = getattr(made_by, "keywords", {})  # of a functools.partial
         any_name = any(one.kind is one.VAR_KEYWORD for one in taken.values())
         return (name in taken or any_name) and name not in fixed
+
+    def of_width(self, width: int) -> "NetworkConfig":
+        """Return the network with another width. Raises Error for one that has none to choose."""
+        other = replace(self, width=width)
+        if not self.takes("width"):
+            raise Error(f"the network {self.name} has no width to choose: leave width out")
+        return other
 
     def build(
         self, channels: int, classes: int, image_size: int, device: torch.device | str = "cpu"

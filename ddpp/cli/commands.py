@@ -175,7 +175,7 @@ def compare(
         jobs=usual_jobs(device) if jobs is None else jobs,
     )
     print(f"\n{found}")
-    files.write_bytes(out / "table.md", (found.markdown() + "\n").encode())
+    files.write_text(out / "table.md", found.markdown() + "\n")
     if found.differences:
         save_figure("comparison", found, out / "differences.png")
         print(f"written: {out / 'table.md'} and {out / 'differences.png'}")
@@ -309,7 +309,7 @@ def show(
     if card:
         known = read_report(file)
         text = judging.card(distilled, known, file.name, os.path.relpath(out, card.parent))
-        files.write_bytes(card, text.encode(errors="backslashreplace"))
+        files.write_text(card, text)
         print(f"a page about the set: {card}")
 
 

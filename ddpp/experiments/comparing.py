@@ -210,11 +210,12 @@ def compare(
     recipe = recipe or recipe_of()
     if not hasattr(recipe.distill, "rule"):
         raise Error(f"{recipe.method} has no pruning rule: compare rules with the method ddpp")
-    own_seed = {"seed": recipe.distill.seed}
-    if data is not None or recipe.profile == "smoke":  # else all seeds share the recipe's teachers
-        own_seed["teachers.seed"] = recipe.teachers.seed
-    for name, seed in own_seed.items():
-        if seed:
+    asked, first_made = (
+        {"seed": one.distill.seed, "teachers.seed": one.teachers.seed}
+        for one in (recipe, seeded(recipe, 0, data is not None))
+    )
+    for name, seed in asked.items():
+        if seed != first_made[name]:
             raise Error(f"{name} is {seed}, but the runs have the seeds 0, 1, ...: choose how many")
     first, *others = (_setting(one, recipe) for one in (base, *rules))
     settings = list(dict.fromkeys([first, *others]))

@@ -161,11 +161,6 @@ class _Lists:
         return Run(f"{name}-seed{seed}", seeded(recipe(self.profile, data, ipc, method), seed))
 
 
-def working_name(run: Run) -> str:
-    """Return the name of the file in which a run works."""
-    return f"{run.recipe.profile}-{run.name.replace('/', '-')}.safetensors"
-
-
 def seeded(recipe: Recipe, seed: int, own_teachers: bool = False) -> Recipe:
     """Give a recipe a seed.
 

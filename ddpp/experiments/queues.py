@@ -10,9 +10,10 @@ from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from ddpp.evaluating import Protocol
 from ddpp.experiments.comparing import in_name, parse_setting
-from ddpp.experiments.lists import Run, seeded, working_name
+from ddpp.experiments.lists import Run, seeded
 from ddpp.experiments.recipes import Recipe, recipe
 from ddpp.experiments.run import WithSteps
+from ddpp.experiments.worker import out_of
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import of_state
 
@@ -72,9 +73,9 @@ def read_queue(path: str | Path) -> list[Run]:
     names = [run.name for run in found]
     if not names or len(set(names)) < len(names):
         raise Error(f"the queue {path} has no [[run]], or two of one name")
-    at_work: dict[str, Run] = {}
+    at_work: dict[Path, Run] = {}
     for run in found:
-        other = at_work.setdefault(working_name(run), run)
+        other = at_work.setdefault(out_of(run, ""), run)
         if other is not run:
             raise Error(
                 f"{other.name} and {run.name} in {path} would work in one file: rename one of them"

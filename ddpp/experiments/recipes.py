@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from ddpp.baselines.dsa import LOOPS
+from ddpp.data import ImageData
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Protocol
 from ddpp.experiments.methods import METHODS, GivenTeachers, MethodConfig, check_settings
@@ -126,6 +127,10 @@ class Recipe:
         count = 1 if method.first else self.teachers.count
         epochs = self.teachers.epochs if self.all_epochs else used
         return replace(self.teachers, count=count, epochs=epochs)
+
+    def check_fits(self, data: ImageData) -> None:
+        """Raise an Error for data that the method's settings, or its network, do not fit."""
+        METHODS[self.method].fits(data, self.teachers.network, self.distill)
 
 
 def nothing_held_out(recipe: Recipe, what: str) -> Recipe:

@@ -97,8 +97,7 @@ class Experiment:
         if self._is_shorter():
             self._begin_extension()
         known = self._known_report()
-        # before teachers are trained
-        self.method.fits(self.data, self.recipe.teachers.network, self.recipe.distill)
+        self.recipe.check_fits(self.data)  # before teachers are trained
         trained = self.method.teachers and self.folder.exists()
         if known and not self.out.exists():
             raise Error(

@@ -18,7 +18,7 @@ from ddpp.data.sources import SHA256, of_arrays
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import write_set
 from ddpp.evaluating import evaluate
-from ddpp.experiments.lists import CHOICES, Run, working_name
+from ddpp.experiments.lists import CHOICES, Run
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.results import (
     describe,
@@ -249,4 +249,4 @@ class Worker:
 
 def out_of(run: Run, work: str | Path) -> Path:
     """Return the path of a run's distilled file. Its checkpoint and teachers lie beside it."""
-    return Path(work) / working_name(run)
+    return Path(work) / f"{run.recipe.profile}-{run.name.replace('/', '-')}.safetensors"

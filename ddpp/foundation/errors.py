@@ -67,8 +67,7 @@ Share = Annotated[float, Bound(least=0, below=1)]
 def check_bounds(config: "DataclassInstance", whose: str = "") -> None:
     """Raise an Error for the first number of a config that its annotation excludes; NaN and
     infinity are always excluded. NumPy's numbers become Python's, which files can hold, also in a
-    list of numbers. A 1 becomes
-    1.0 where that is meant, so that both name one run.
+    list of numbers. A 1 becomes 1.0 where that is meant, so that both name one run.
 
     Call it in `__post_init__`: then no config with such a number exists.
     """

@@ -85,6 +85,11 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         raise _cannot_write(path, e) from e
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text, all or nothing. Names of files in it need not be in UTF-8."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
 def write_json(path: str | Path, value: object) -> None:
     """Write a JSON-able value for people and programs to read, all or nothing."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -101,8 +101,8 @@ def judge(
         raise Error("there is nothing to judge: name a file or folder")
     for name in architectures:
         choose("network", name, ARCHITECTURES)
-        if width is not None and not NetworkConfig(name).takes("width"):
-            raise Error(f"the network {name} has no width to choose: leave width out")
+        if width is not None:
+            NetworkConfig(name).of_width(width)
     protocol, folder = protocol or Protocol(), Path(folder)
     # read all before the first is tested, so that a wrong path is noticed now
     options = {"root": root, "device": device}
@@ -254,9 +254,7 @@ def report(judged: Sequence[Judged], folder: str | Path, device: torch.device) -
     lines = [HEAD, *(line for one in judged for line in one.lines())]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
-    files.write_bytes(
-        Path(folder) / "judged.csv", text.getvalue().encode(errors="backslashreplace")
-    )
+    files.write_text(Path(folder) / "judged.csv", text.getvalue())
     rows = [{f.name: getattr(one, f.name) for f in fields(one)} for one in judged]
     rows = [{name: value for name, value in row.items() if name != "distilled"} for row in rows]
     content = {"sets": rows} | provenance(device)

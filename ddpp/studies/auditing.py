@@ -21,7 +21,6 @@ from ddpp.data import ImageData, Split, load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import train
 from ddpp.experiments.lists import seeded
-from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import Recipe, nothing_held_out
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.experiments.run import Experiment, teachers_in, whole
@@ -216,11 +215,12 @@ def audit(
 
 def _check(recipe: Recipe, pool: Pool, design: Design) -> None:
     """Raise an Error for settings that a half, or the noise, does not fit, before any is used."""
-    network, data = recipe.stored_teachers().network, pool.data
+    recipe.stored_teachers()  # refuses settings that cannot work
+    data = pool.data
     if design.noise:
-        private.check(data.network(network), recipe.protocol, data.shape)
+        private.check(data.network(recipe.teachers.network), recipe.protocol, data.shape)
     for model in range(0 if design.whole else design.models):
-        METHODS[recipe.method].fits(pool.half(model), network, recipe.distill)
+        recipe.check_fits(pool.half(model))
 
 
 def _guarantee(recipe: Recipe, pool: Pool, design: Design) -> Guarantee | None:
@@ -323,13 +323,10 @@ class _Model:
                 theta = train(network, made, self.recipe.protocol, *path)
             logits = in_batches(network, lambda x, at=theta: network(at, x), images)
             if not logits.isfinite().all():
-                rate, advice = (
-                    float(made.alpha),
-                    "rate" if self.design.whole else "alpha0, or alpha",
-                )
+                advice = "rate" if self.design.whole else "alpha0, or alpha"
                 raise Error(
                     f"the networks of model {self.number + 1} diverged, and would seem to reveal "
-                    f"nothing: their learning rate is {rate:.2g}, lower it ({advice})"
+                    f"nothing: their learning rate is {float(made.alpha):.2g}, lower it ({advice})"
                 )
             confidences.append(membership.scaled_confidence(logits, labels))
             scores.append(accuracy(network, theta, *data.test))

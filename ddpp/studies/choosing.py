@@ -173,11 +173,11 @@ class _Trainer(NamedTuple):
             splits = (self.data.validation, self.data.test)
             found = [accuracy(network, theta, *split) for split in splits if split]
             known[key] = (*found, round(seconds, 3))
-            if not theta.isfinite().all():
-                known[diverged(key)] = known[key]
-                add_score(self.scores, diverged(key), known[key])
-            add_score(self.scores, key, known[key])
-        if diverged(key) in known:
+            lost = not bool(theta.isfinite().all())
+            add_score(self.scores, key, known[key], lost)
+        else:
+            lost = diverged(key) in known
+        if lost:
             warn_of_divergence(number, rate)
         self.bar.update()
         held_out, test, seconds = known[key]

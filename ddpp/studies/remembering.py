@@ -21,7 +21,6 @@ from ddpp.data.sources import classes_of
 from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import evaluate
-from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import Recipe, nothing_held_out
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.experiments.run import Experiment, whole
@@ -128,9 +127,10 @@ def remember(
         first = load_data(recipe.data, only=arrivals[0], **where)
         whitening = first.whitening
         later = [load_data(recipe.data, only=a, whitening=whitening, **where) for a in arrivals[1:]]
+        recipe.stored_teachers()  # refuses settings that cannot work
         parts = [first, *later]
         for part in parts:  # before anything is made
-            METHODS[recipe.method].fits(part, recipe.stored_teachers().network, recipe.distill)
+            recipe.check_fits(part)
         found, memory, known = [], [], []
         for number, labels in enumerate(arrivals):
             part, known = parts.pop(0), known + labels  # the memory of the device is for `seen`
