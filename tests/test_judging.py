@@ -631,7 +631,15 @@ def test_no_architecture_and_no_accuracy_of_a_table_is_lost(npz, tmp_path, capsy
         assert cli.main([*words, *both, "--repeats", "1"]) == 1
         said = capsys.readouterr().err
         assert "more accuracies (2 of convnet) than --repeats 1 gives" in said
+        others = {"protocol": ["--protocol.epochs", "2"], "width": ["--width", "8"]}
+        others |= {"seed": ["--seed", "1"], "protocol and seed": ["--seed=1", "--protocol.batch=9"]}
+        for name, options in others.items():
+            assert cli.main([*words, *both, "--repeats", "2", *options]) == 1
+            said = f"accuracies with another {name}, which would be lost: choose another folder"
+            assert said in capsys.readouterr().err
     assert cli.main([*words, *both, "--repeats", "3"]) == 0
+    (row,) = json.loads((out / "judged.json").read_text())["sets"]
+    assert row["asked"]["protocol"]["epochs"] == 1 and row["asked"]["width"] == 4
 
 
 @pytest.fixture

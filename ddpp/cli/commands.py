@@ -252,7 +252,7 @@ def judge(
     """
     # resolved here, as "package.module:name" gets into the table
     names = [ARCHITECTURES.name_of(name) for name in architectures]
-    judging.refuse_loss(paths, out, names, repeats)
+    judging.refuse_loss(paths, out, names, repeats, protocol, width, seed)
     options = {"root": root, "device": device, "folder": out, "seed": seed}
     judged = judging.judge(
         *paths,

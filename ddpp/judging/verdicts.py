@@ -16,6 +16,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol, evaluate, spread
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.identity import as_in_files, marks
 from ddpp.foundation.provenance import provenance
 from ddpp.foundation.text import aligned
 from ddpp.judging.opening import Opened, open_set
@@ -40,6 +41,7 @@ class Judged:
     accuracies: dict[str, list[float]]  # by architecture, one per network
     random: dict[str, list[float]]
     notes: tuple[str, ...]  # what was assumed
+    asked: dict[str, object]  # how the networks were trained: protocol, width and seed as given
     distilled: DistilledDataset = field(repr=False, compare=False)  # as it was tested
 
     @property
@@ -117,7 +119,7 @@ def judge(
         if width is not None:
             wider = one.distilled.network | {"width": width}
             one = replace(one, distilled=replace(one.distilled, network=wider))
-        test = _Test(protocol, seed, progress, folder)
+        test = _Test(protocol, width, seed, progress, folder)
         judged.append(_judge(path, one, architectures, repeats, test))
         for note in judged[-1].notes[len(one.notes) :]:
             say(f"  {note}")
@@ -143,9 +145,14 @@ class _Test:
     """How all sets are tested."""
 
     protocol: Protocol
+    width: int | None  # if all networks get one
     seed: int
     progress: bool
     folder: Path
+
+    @property
+    def asked(self) -> dict[str, object]:
+        return _asked(self.protocol, self.width, self.seed)
 
     def __call__(
         self, distilled: DistilledDataset, data: ImageData, name: str, repeats: int, scores: str
@@ -187,8 +194,15 @@ def _judge(
         accuracies=each(distilled),
         random=each(real),
         notes=notes,
+        asked=test.asked,
         distilled=distilled,
     )
+
+
+def _asked(protocol: Protocol, width: int | None, seed: int) -> dict[str, object]:
+    """What the accuracies depend on beside the set, as the table's file has it."""
+    asked = {"protocol": asdict(protocol), "width": width, "seed": seed}
+    return as_in_files(asked | marks(augmentation=protocol.augment))
 
 
 def _counts(distilled: DistilledDataset) -> list[int]:
@@ -219,33 +233,42 @@ def _rated(
 
 
 def refuse_loss(
-    paths: Sequence[str | Path], folder: str | Path, architectures: Sequence[str], repeats: int
+    paths: Sequence[str | Path],
+    folder: str | Path,
+    architectures: Sequence[str],
+    repeats: int,
+    protocol: Protocol,
+    width: int | None,
+    seed: int,
 ) -> None:
     """Raise an Error if a table in the folder has sets, architectures or accuracies that the new
     one would lack.
     """
-    path = Path(folder) / "judged.json"
+    path, asked = Path(folder) / "judged.json", _asked(protocol, width, seed)
     try:
         sets = json.loads(path.read_text())["sets"] if path.exists() else []
         known = [
-            (one["path"], name, len(values))
+            (one["path"], name, len(values), dict(one.get("asked", asked)))
             for one in sets
             for name, values in dict(one["accuracies"]).items()
         ]
     except (OSError, ValueError, KeyError, TypeError):
         raise Error(f"{path} is where the table belongs, but is another file: move it") from None
-    for one, name, count in known:
+    for one, name, count, before in known:
+        advice = "ask for them, too, as what is known is not tested again, or "
         if one not in {*map(str, paths)}:
             lost = f"other sets, such as {one}"
         elif name not in architectures:
             lost = f"other architectures, such as {name}"
         elif count > repeats:
             lost = f"more accuracies ({count} of {name}) than --repeats {repeats} gives"
+        elif before != asked:
+            other = [setting for setting in asked if before.get(setting) != asked[setting]]
+            lost, advice = f"accuracies with another {' and '.join(other)}", ""
         else:
             continue
         raise Error(
-            f"{path} has {lost}, which would be lost: ask for them, too, as what is known is "
-            "not tested again, or choose another folder with --out"
+            f"{path} has {lost}, which would be lost: {advice}choose another folder with --out"
         )
 
 
