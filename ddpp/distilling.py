@@ -289,7 +289,8 @@ def learning(
     """Return a first state with logits, and a step that moves them behind the images, in rows.
 
     The logits begin as a random teacher's, at the last epoch that is used. Source: DATM (Guo
-    et al., ICLR 2024). There labels have a momentum of their own, 0.9.
+    et al., ICLR 2024). There they begin as the mean of all teachers, at the end of their training,
+    and have a momentum of their own, 0.9.
     """
     assert config.label_lr
     images = start_set.images

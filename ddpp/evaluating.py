@@ -9,7 +9,7 @@ best on the test set is given beside them, labelled as such.
 import json
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,7 @@ from ddpp.foundation import files
 from ddpp.foundation.errors import Count, Error, Share, as_whole, check_bounds
 from ddpp.foundation.identity import as_in_files, marks
 from ddpp.foundation.seeds import derive, generator
+from ddpp.foundation.stats import spread
 from ddpp.networks import ARCHITECTURES, Flat, NetworkConfig, accuracy
 
 S = TypeVar("S")  # of a score: an accuracy, or several numbers
@@ -122,11 +123,6 @@ class Evaluation:
 
     def to_dict(self) -> dict:
         return asdict(self)
-
-
-def spread(values: Sequence[float]) -> float:
-    """Sample standard deviation; 0 for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def evaluate(
@@ -305,18 +301,12 @@ class _Scorer:
     def _accuracy(
         self, on: DistilledDataset, split: Split, role: str, number: int, key: str
     ) -> float:
-        known = read_scores(self.scores, float)  # each time: a run beside this may have been faster
-        if key in known:
-            score, lost = known[key], diverged(key) in known
-        else:
-            if self.scores is not None:
-                files.check_writable(self.scores)
+        def make() -> tuple[float, Tensor]:
             network = self.data.network(self.config)
             theta = train(network, on, self.protocol, self.seed, role, number)
-            score, lost = accuracy(network, theta, *split), not bool(theta.isfinite().all())
-            add_score(self.scores, key, score, lost)
-        if lost:
-            warn_of_divergence(number, float(on.alpha))
+            return accuracy(network, theta, *split), theta
+
+        score = score_once(self.scores, key, float, number, float(on.alpha), make)
         self.bar.update()
         self.bar.set_postfix(accuracy=f"{score:.1f} %")
         return score
@@ -338,38 +328,47 @@ class _Scorer:
         return {"how": how, "set": trained_on}
 
 
-def diverged(key: str) -> str:
-    """Return the key, beside that of a score, by which a later call knows to warn as well."""
-    return f"{key} diverged"
+def score_once(
+    scores: str | Path | None,
+    key: str,
+    kind: Callable[[Any], S],
+    number: int,
+    rate: float,
+    make: Callable[[], tuple[S, Tensor]],
+) -> S:
+    """Return a network's score: from a file, or by training, and then the file has it, too.
 
+    Several runs may do this at once. A network whose parameters say nothing any more is warned of,
+    by a later call as well.
 
-def warn_of_divergence(number: int, rate: float) -> None:
-    """Warn of a network, counted from 0, whose parameters say nothing any more."""
-    warnings.warn(
-        f"network {number + 1} diverged at the learning rate {rate:.2g}, and counts as one that "
-        "always guesses the first class: lower the rate",
-        stacklevel=3,
-    )
-
-
-def add_score(path: str | Path | None, key: str, score: float | tuple, lost: bool) -> None:
-    """Add a score to the scores in a file. Several runs may do this at once.
-
-    - lost: whether the network diverged, which the file then says beside its score.
+    - scores: the file, which need not be there. None: nothing is kept.
+    - key: names all that the score depends on.
+    - kind: what a score is: float, an accuracy, or tuple, several numbers.
+    - number, rate: of the network, counted from 0, and its learning rate.
+    - make: trains it, and returns its score and its parameters.
     """
-    added = {key: score} | ({diverged(key): score} if lost else {})
-    if path is not None:
-        files.check_writable(path)
-        with files.lock(path, wait=True):
-            files.write_json(path, read_scores(path, type(score)) | added)
+    known = _read_scores(scores, kind)  # each time: a run beside this may have been faster
+    lost = f"{key} diverged"  # beside the score
+    if key not in known:
+        if scores is not None:
+            files.check_writable(scores)
+        score, theta = make()
+        known = {key: score} | ({} if theta.isfinite().all() else {lost: score})
+        if scores is not None:
+            files.check_writable(scores)
+            with files.lock(scores, wait=True):
+                files.write_json(scores, _read_scores(scores, kind) | known)
+    if lost in known:
+        warnings.warn(
+            f"network {number + 1} diverged at the learning rate {rate:.2g}, and counts as one "
+            "that always guesses the first class: lower the rate",
+            stacklevel=3,
+        )
+    return known[key]
 
 
-def read_scores(path: str | Path | None, kind: Callable[[Any], S]) -> dict[str, S]:
-    """Read the scores so far, by what the network was trained on and how.
-
-    - path: the file; None or one that is not there: there are none.
-    - kind: what each is: float, an accuracy, or tuple, several numbers.
-    """
+def _read_scores(path: str | Path | None, kind: Callable[[Any], S]) -> dict[str, S]:
+    """Read the scores so far, by their keys. None, or a file that is not there: there are none."""
     if path is None or not Path(path).exists():
         return {}
     try:

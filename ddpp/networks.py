@@ -34,6 +34,7 @@ class ConvNet(Layers):
 
     A block: 3x3 convolution, normalization of each channel of each image, ReLU, 2x2 average
     pooling. Three blocks of 128 channels and a linear layer have 320,010 parameters for CIFAR-10.
+    MTT's code has a wider border around grey images; here it is 1 pixel for all.
 
     - channels: of an image.
     - classes: number of logits.

@@ -88,7 +88,7 @@ def smallest(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
 
 
 def easiest(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
-    """Prune the share epsilon with the smallest differences, as PAD and EDF do (2024)."""
+    """Prune the share epsilon with the smallest differences, as PAD (2024) and EDF (2025) do."""
     order = (student - teacher).abs().argsort()
     keep = torch.ones_like(student, dtype=torch.bool)
     return keep.index_fill(0, order[: int(epsilon * len(student))], False)

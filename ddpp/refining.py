@@ -74,7 +74,7 @@ def averaged(step: Step[S], decay: float) -> Step[S]:
     - step: moves the images; it never sees their average.
     - decay: in [0, 1), the weight of the average before the step; 1 / (1 - decay) steps count.
 
-    The average begins at the real images. A skipped step leaves it as it is. Source: FTD (Du et
+    The average begins at the first images. A skipped step leaves it as it is. Source: FTD (Du et
     al., CVPR 2023), whose published code takes 0.999 to 0.9999.
     """
 

@@ -2,8 +2,9 @@
 
 - assignment1 to assignment4: the checks, one module per assignment. checks: what they are made of.
 - copies: from the instructor's notebooks to the students'.
-- grade: a submission, or a class. submissions: what was handed in. report, marks: what is written
-  about it.
+- cli: the commands. grade: a submission, or a class. submissions: what was handed in. roster: who
+  is in the class. platforms: tables for Canvas and Moodle. report, marks: what is written about it.
+- mistakes: those that the checks recognise. messages: what students are told.
 - wall: what a submission's process may see and do. session: the process from outside.
 - enter, kernel, judge, watch, pristine: the process from inside, from its limits to its verdicts.
 """

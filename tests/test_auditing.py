@@ -19,6 +19,7 @@ from torch import nn
 
 import ddpp
 from ddpp import networks
+from ddpp.book import figures
 from ddpp.cli import main
 from ddpp.data import Split
 from ddpp.evaluating import Protocol
@@ -585,6 +586,9 @@ def test_images_that_start_as_noise_are_no_photographs_and_are_another_run(data,
     assert torch.equal(made["noise"].labels, made["real"].labels)
     assert "init" not in made["real"].provenance["config"]  # as files of before
     assert made["noise"].provenance["config"]["init"] == "noise"
+    for init, one in made.items():  # figures say what the first images are
+        assert figures.progress(one).axes[0].get_ylabel() == init
+        assert figures.before_after(one).axes[0].get_title() == init
     with refused("unknown init 'nose': did you mean 'noise'?"):
         ddpp.distill(data, teachers, replace(CONFIG, init="nose"), progress=False)
 

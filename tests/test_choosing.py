@@ -113,6 +113,12 @@ def test_a_grid_that_is_empty_or_wrong_is_refused(change, words):
         Grid(**change)
 
 
+def test_a_single_name_is_a_grid_of_one():
+    assert Grid(norm="group") == Grid(norm=("group",))
+    with refused("unknown norm 'batch'"):
+        Grid(norm="batch")
+
+
 def test_images_that_are_too_small_for_a_depth_are_refused(images):
     with refused("depth 4 halves the image 4 times", "12 x 12", "leave that depth out"):
         Candidate(8, 4).network(images)

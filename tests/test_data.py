@@ -206,7 +206,9 @@ def test_every_operation_is_drawn():
 @pytest.mark.parametrize(
     "asked, near", [("cifar-10", "cifar10"), ("cifar10_sample", "cifar10-sample")]
 )
-def test_an_unknown_data_set_is_answered_with_the_nearest(asked, near):
+def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path, asked, near):
+    with refused("is a folder", "ddpp pack"):
+        load(tmp_path)
     with refused("unknown data set", asked, f"did you mean '{near}'", "a path that ends in .npz"):
         load(asked)
 

@@ -356,6 +356,13 @@ def test_a_checkpoint_has_these_names(run, tmp_path):
     assert [made.keys() for made in meta["made_on"]] == [{"device", "versions", "engine"}]
 
 
+def test_a_finished_set_is_written_as_the_very_checkpoint_of_its_run(run, tmp_path):
+    made = run(checkpoint=tmp_path / "checkpoint")
+    _, meta = files.read(tmp_path / "checkpoint", "checkpoint")
+    made.save_checkpoint(tmp_path / "again", meta["identity"])
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "checkpoint").read_bytes()
+
+
 def test_a_checkpoint_without_teachers_has_these_names(data, tmp_path):
     saving = Saving(tmp_path / "checkpoint", progress=False)
     dm.distill(data, NETWORK, dm.DMConfig(steps=2, iterates=1), saving)

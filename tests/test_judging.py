@@ -255,7 +255,7 @@ X, Y = torch.rand(10, 3, 32, 32, generator=generator(1)), torch.arange(10)
         ((X, torch.rand(10, 7)), ["(10, 7)", "(10, 10)"]),
         ((X, torch.full((10, 10), torch.inf)), ["not finite"]),
         ({"weights": X}, ["no images among its entries (weights)", "name them 'images'"]),
-        ({"data": []}, ["without an experiment"]),
+        ({"data": []}, ["holds an empty list"]),
         ({"images": X, "lr": torch.ones(3)}, ["no single number"]),
         ([X, Y, X, Y], ["a list of 4 things"]),
         ("hello", ["holds a str"]),
@@ -324,7 +324,7 @@ def test_sets_are_judged_beside_as_many_real_images(tmp_path, whitened, sample):
         assert all(len(values) == 2 for values in one.accuracies.values())
     # the same networks are not trained again
     before = json.loads((tmp_path / "out" / "scores.json").read_text())
-    again = ddpp.judge(mine, folder=tmp_path / "out", **options)
+    again = ddpp.judge(mine, folder=tmp_path / "out", architectures="convnet", **options)
     assert again[0].accuracies["convnet"] == judged[0].accuracies["convnet"]
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == before
 

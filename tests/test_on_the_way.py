@@ -12,6 +12,7 @@ import ddpp
 from ddpp.experiments import read_queue, reproduce
 from ddpp.experiments.results import read_set
 from ddpp.experiments.worker import out_of
+from ddpp.judging.opening import load_set
 from tools import on_the_way, other_teachers
 from tools.on_the_way import kept, main
 
@@ -67,6 +68,8 @@ def test_the_last_sets_and_their_mean_are_scored(data):
     assert torch.allclose(stored.images, sum(made.iterates[at][0] for at in (4, 5, 6)) / 3)
     assert stored.provenance["mean_of"] == [4, 5, 6]
     assert score(stored, data) == report["mean"]["test"]
+    file = Path("results/way/signed-4-6.safetensors")
+    assert not load_set(file, Path("mine.npz")).iterates  # a mean is of no step
     scores = [*report["held_out"], report["mean"]["held_out"]]
     assert report["best"]["step"] == [4, 5, 6, "mean"][scores.index(max(scores))]
 

@@ -35,6 +35,7 @@ from ddpp.experiments.lists import Run
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import recipe
 from ddpp.experiments.reproducing import usual_jobs
+from ddpp.experiments.results import read_row, read_set
 from ddpp.experiments.run import Experiment
 from ddpp.experiments.side_by_side import pack_runs
 from ddpp.foundation import files
@@ -43,6 +44,7 @@ from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
 from ddpp.networks import ARCHITECTURES, accuracy
 from ddpp.pruning import RULES
+from ddpp.studies import remember
 
 
 @pytest.fixture
@@ -824,6 +826,49 @@ def test_a_network_that_was_written_anew_is_known_in_the_next_session(data, tmp_
     ddpp.NetworkConfig(a_net(3))
     with refused("the network Net is not the one that the set was made with"):
         tested(ddpp.DistilledDataset.load(path))
+
+
+def test_results_know_a_network_that_was_written_anew(npz, tmp_path):
+    path, given = npz(classes=4), places(tmp_path)
+
+    def with_net(factor):
+        base = small_recipe(path, "ddpp", ipc=2, repeats=1)
+        network = ddpp.NetworkConfig(a_net(factor))
+        return replace(base, teachers=replace(base.teachers, network=network))
+
+    first, second = with_net(1), with_net(2)
+    assert second.teachers.network.name == "Net-2"
+    (row,) = reproduce([Run("own/net", second)], **given)
+    memory = lambda asked: remember(
+        asked, tmp_path / "memory", tasks=2, device="cpu", saving=Saving(progress=False)
+    )
+    tasks = memory(second)
+    with refused("holds the memory of another run"):
+        memory(first)
+    data = ddpp.load_data(path, validation=second.validation, zca=second.zca, device="cpu")
+    report = Run("own/net", second).report(given["results"])
+    tested = lambda: (
+        ddpp.evaluate(
+            read_set(report, read_row(report), data),
+            data,
+            repeats=1,
+            protocol=second.protocol,
+            seed=second.distill.seed,
+            progress=False,
+        ).final
+    )
+    assert tested() == row["distilled"]["final"]
+    found = [report, tmp_path / "memory" / "memory.json"]
+    with untouched(*found):  # both are known again, here and in the next session
+        assert reproduce([Run("own/net", second)], **given) == [read_row(report)]
+        assert memory(second) == tasks
+        for name in ("Net", "Net-2"):
+            del ARCHITECTURES[name]
+        again = with_net(2)
+        assert again.teachers.network.name == "Net"
+        assert reproduce([Run("own/net", again)], **given) == [read_row(report)]
+        assert memory(again) == tasks and tested() == row["distilled"]["final"]
+    assert all("Net-2" not in path.read_text() for path in found)
 
 
 KEPT = {}

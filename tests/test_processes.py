@@ -48,7 +48,7 @@ def test_two_ranks_distil_the_same_images_as_one_process(alone, tmp_path):
     data, want = alone
     out = tmp_path / "two" / "set.safetensors"
     done = subprocess.run(
-        [*TORCHRUN, "-m", "ddpp.cli", *command(data, out)], capture_output=True, text=True
+        [*TORCHRUN, "-m", "ddpp", *command(data, out)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert out.read_bytes() == want
@@ -62,7 +62,7 @@ def test_two_ranks_continue_a_finished_run_with_more_steps(alone, tmp_path):
     data, _ = alone
     out = tmp_path / "two" / "set.safetensors"
     for steps in ("20", "40"):
-        line = [*TORCHRUN, "-m", "ddpp.cli", *command(data, out), "--steps", steps]
+        line = [*TORCHRUN, "-m", "ddpp", *command(data, out), "--steps", steps]
         done = subprocess.run(line, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "the set of 20 steps is in" in done.stdout and "another run" not in done.stderr
@@ -76,7 +76,7 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(npz, tmp_path):
     data, out = npz(), tmp_path / "killed" / "set.safetensors"
     checkpoint = Path(f"{out}.checkpoint")
     longer = ["--steps", "100", "--save-steps", "2"]
-    line = [*TORCHRUN, "--max-restarts", "2", "-m", "ddpp.cli", *command(data, out), *longer]
+    line = [*TORCHRUN, "--max-restarts", "2", "-m", "ddpp", *command(data, out), *longer]
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

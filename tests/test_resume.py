@@ -71,7 +71,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(npz, tmp_path):
     data, long = npz(), ["--steps", "300", "--save-steps", "1000"]  # not over before it is stopped
     whole, out = (tmp_path / name / "set.safetensors" for name in ("whole", "stopped"))
     assert main([*command(data, whole), *long]) == 0
-    line = [sys.executable, "-m", "ddpp.cli", *command(data, out), *long]
+    line = [sys.executable, "-m", "ddpp", *command(data, out), *long]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
         seen = ""
         while "loss" not in seen.partition("distil:")[2] and process.poll() is None:

@@ -9,6 +9,7 @@ from small import SHORT, limited, moving, refused
 from torch import nn
 
 from ddpp.data.augmentation import OPERATIONS, Draw
+from ddpp.foundation import devices
 from ddpp.foundation.seeds import generator
 from ddpp.networks import NetworkConfig
 from ddpp.pruning import matching_loss
@@ -149,6 +150,12 @@ def test_the_engine_is_chosen_by_whether_the_graph_fits(problem, monkeypatch):
         memory = type("Memory", (), {"total": total})
         monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
         assert choose_engine(network, images.float(), labels, None, 10, 5)[0] == expected
+    for jobs, expected in ((2, "stored"), (8, "adjoint")):  # that run side by side
+        memory = type("Memory", (), {"total": 3 * whole})
+        monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
+        devices.share_memory(jobs)
+        assert choose_engine(network, images.float(), labels, None, 10, 5)[0] == expected
+    devices.share_memory(1)
     memory = type("Memory", (), {"total": 1.9 * stored})
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     assert choose_engine(network, images.float(), labels, None, 10, 5)[0] == "adjoint"
@@ -159,6 +166,6 @@ def test_a_temporary_folder_without_room_is_named(data, tmp_path, run):
     with (
         limited(tmp_path / "disk") as full,
         full(),
-        refused("no room for the student's path", "make room"),
+        refused("no room for the student's path", "make room", "TMPDIR", "engine stored"),
     ):
         run(teachers=wide, engine="adjoint", **SHORT)

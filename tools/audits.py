@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +112,7 @@ def command(
         print("\n".join(found.lines()), flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Work off the audits; the exit code is 0, or 1 for an Error, in a sentence."""
-    return run(command, "audits", argv)
-
+main = partial(run, command, "audits")
 
 if __name__ == "__main__":
     sys.exit(main())

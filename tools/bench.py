@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -267,10 +268,7 @@ def command(
         print(f"written to {out}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the bench; return 0, or 1 after printing an Error."""
-    return run(command, "bench", argv)
-
+main = partial(run, command, "bench")
 
 if __name__ == "__main__":
     sys.exit(main())

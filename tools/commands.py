@@ -16,7 +16,7 @@ from ddpp.foundation.identity import as_in_files
 T = TypeVar("T")
 
 
-def run(command: Callable[..., None], name: str, argv: list[str] | None) -> int:
+def run(command: Callable[..., None], name: str, argv: list[str] | None = None) -> int:
     """Run the command of the module tools/NAME.py; return 0, or 1 after printing an Error."""
     try:
         tyro.cli(command, args=argv, prog=f"python -m tools.{name}")

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,14 +150,14 @@ def measure(job: dict, engine: str, width: int, count: int, device: str) -> dict
     measured, it returns the reason under `failed`.
     """
     find_device(device)
-    prepare = {"step": _unrolling, "teacher": _training, "evaluate": _evaluating}[job["kind"]]
+    kinds = {"step": partial(_unrolling, engine), "teacher": _training, "evaluate": _evaluating}
     idle = _reset_peak(device)
     try:
         with warnings.catch_warnings():
             # the engine that takes its place is measured anyway
             warnings.filterwarnings("error", message="the engine compiled")
             warnings.filterwarnings("error", message="the GPU's memory was full")
-            work = prepare(Job(**job), engine, NetworkConfig(width=width), count, device)
+            work = kinds[job["kind"]](Job(**job), NetworkConfig(width=width), count, device)
             work.warm_up()
             seconds = _seconds(work.run, device)
     except (torch.OutOfMemoryError, MemoryError) as e:
@@ -171,7 +172,7 @@ def measure(job: dict, engine: str, width: int, count: int, device: str) -> dict
     return {"seconds": seconds, "above": peak - idle, "total": peak, "kept": work.kept}
 
 
-def _unrolling(job: Job, engine: str, config: NetworkConfig, count: int, device: str) -> Work:
+def _unrolling(engine: str, job: Job, config: NetworkConfig, count: int, device: str) -> Work:
     network = config.build(SHAPE[0], job.classes, SHAPE[1], device)
     images, labels = _images(job.images, job.classes, device)
     graph, kept = 0, 0  # of one update, and of that what the engine keeps
@@ -197,7 +198,7 @@ def _unrolling(job: Job, engine: str, config: NetworkConfig, count: int, device:
     return Work(lambda: make(updates), lambda: make(few), kept=kept)
 
 
-def _training(job: Job, engine: str, config: NetworkConfig, count: int, device: str) -> Work:
+def _training(job: Job, config: NetworkConfig, count: int, device: str) -> Work:
     images, labels = _images(job.images, job.classes, device)
     how = TeacherConfig(count=1, epochs=1, batch=job.batch, network=config)
     train = lambda n: train_teachers(
@@ -206,7 +207,7 @@ def _training(job: Job, engine: str, config: NetworkConfig, count: int, device: 
     return Work(lambda: train(count * job.batch), lambda: train(job.batch))
 
 
-def _evaluating(job: Job, engine: str, config: NetworkConfig, count: int, device: str) -> Work:
+def _evaluating(job: Job, config: NetworkConfig, count: int, device: str) -> Work:
     images, labels = _images(job.images, job.classes, device)
     data, alpha = _data(Split(images, labels), job.classes), torch.tensor(0.01, device=device)
     distilled = DistilledDataset(

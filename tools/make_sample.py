@@ -15,15 +15,13 @@ from PIL import Image
 from ddpp.data.sources import SAMPLE, find, sha256
 
 
-def sample_of(
-    arrays: dict[str, np.ndarray], train_per_class: int = 500, test_per_class: int = 100
-) -> dict[str, np.ndarray]:
+def sample_of(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Choose the images of the bundled sample: the first of each class in the official order.
 
     They are in the order of classes.
     """
     first = lambda y, n: np.concatenate([np.flatnonzero(y == c)[:n] for c in range(10)])
-    train, test = first(arrays["y_train"], train_per_class), first(arrays["y_test"], test_per_class)
+    train, test = first(arrays["y_train"], 500), first(arrays["y_test"], 100)
     picks = {"x_train": train, "y_train": train, "x_test": test, "y_test": test}
     return {key: arrays[key][index] for key, index in picks.items()}
 

@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -199,10 +200,7 @@ def command(
             print(f"{point.factor} {point.value:g}: {shown}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure the map; the exit code is 0, or 1 for an Error, in a sentence."""
-    return run(command, "map", argv)
-
+main = partial(run, command, "map")
 
 if __name__ == "__main__":
     sys.exit(main())

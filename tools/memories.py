@@ -9,6 +9,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -101,10 +102,7 @@ def command(
             print(f"{memory.name}: {sum(last) / len(last):.1f} %", flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Make the memories; the exit code is 0, or 1 for an Error, in a sentence."""
-    return run(command, "memories", argv)
-
+main = partial(run, command, "memories")
 
 if __name__ == "__main__":
     sys.exit(main())

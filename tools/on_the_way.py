@@ -8,6 +8,7 @@ tested. A stopped call resumes.
 
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from ddpp.distilled import DistilledDataset
@@ -87,10 +88,7 @@ def command(
     print("\n".join(found.lines()))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Score and write; the exit code is 0, or 1 for an Error, in a sentence."""
-    return run(command, "on_the_way", argv)
-
+main = partial(run, command, "on_the_way")
 
 if __name__ == "__main__":
     sys.exit(main())

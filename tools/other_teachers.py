@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
@@ -28,10 +27,9 @@ from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.provenance import commit, provenance
-from ddpp.networks import Flat
 from ddpp.pruning import masked_loss
 from ddpp.teachers import Teachers, train_teachers
-from ddpp.unrolling import Updates, gradient
+from ddpp.unrolling import update
 from tools.commands import resumed, run
 
 QUEUE = Path("results/cpu/queue.toml")
@@ -84,19 +82,13 @@ def losses(made: DistilledDataset, teachers: Teachers, config: DistillConfig) ->
     found, images = [], made.images
     for draw in range(DRAWS):
         _, _, start, goal, updates = draw_piece(TO + draw, len(images), teachers, config)
-        student = trained(teachers.network, start, made, updates)
+        student = start
+        for batch, how in zip(*updates, strict=True):
+            x, y = images[batch], made.labels[batch]
+            student = update(teachers.network, student, x, y, how, made.alpha)
         everything = torch.ones_like(student, dtype=torch.bool)
         found.append(float(masked_loss(student, goal, start, everything)))
     return found
-
-
-def trained(network: Flat, theta: Tensor, made: DistilledDataset, updates: Updates) -> Tensor:
-    """Train a student on a set (lines 6 to 10). Returns its parameters (p,)."""
-    for batch, how in zip(*updates, strict=True):
-        theta = theta.detach().requires_grad_()
-        images, labels = made.images[batch], made.labels[batch]
-        theta = theta - made.alpha * gradient(network, theta, images, labels, how)
-    return theta.detach()
 
 
 def command(

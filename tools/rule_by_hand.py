@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -140,10 +141,7 @@ def picture(found: Mapping) -> Figure:
     return figures.by_hand(found["student"], found["teacher"], curves)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure and write; the exit code is 0, or 1 for an Error, in a sentence."""
-    return run(command, "rule_by_hand", argv)
-
+main = partial(run, command, "rule_by_hand")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
@@ -173,10 +173,7 @@ def command(
             print(f"{what}, {ipc} per class, seed {seed}: {said}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure all forms; the exit code is 0, or 1 for an Error, in a sentence."""
-    return run(command, "storage", argv)
-
+main = partial(run, command, "storage")
 
 if __name__ == "__main__":
     sys.exit(main())

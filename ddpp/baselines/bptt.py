@@ -30,8 +30,8 @@ from ddpp.unrolling import (
     choose_engine,
     draw_updates,
     free_memory,
-    gradient,
     unroll,
+    update,
 )
 from ddpp.unrolling.checks import check_derivatives
 
@@ -144,6 +144,7 @@ def step(
     x, y = draw_target(real, config, rng)
     loss = lambda student: F.cross_entropy(network(student, x), y)
     before, window = split(updates, config.window)
+    before = before.to(state.images)  # so that no update waits for the host
     theta = train(network, theta, state.images, labels, state.alpha, before)
     out = unroll(network, theta, state.images, labels, state.alpha, window, loss, engine)
     clipped, norm = clip(out.grad_images, state.norm if state.step else None)
@@ -184,9 +185,8 @@ def train(
     Arguments as in `unroll`, with theta (p,) the parameters before the first update.
     """
     for batch, how in zip(*updates, strict=True):
-        theta = theta.detach().requires_grad_()
-        theta = theta - alpha * gradient(network, theta, images[batch], labels[batch], how)
-    return theta.detach()
+        theta = update(network, theta, images[batch], labels[batch], how, alpha)
+    return theta
 
 
 def clip(towards: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:

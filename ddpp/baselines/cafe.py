@@ -20,7 +20,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.foundation.errors import Count, Error, Positive
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import derive, generator
-from ddpp.networks import NetworkConfig, accuracy
+from ddpp.networks import Flat, NetworkConfig, accuracy
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,31 @@ def align(
     images = images.detach().requires_grad_()
     pairs = [problem.pair(images, label, rng) for label in range(len(problem.members))]
     counts = [len(real) for real, _ in pairs]
-    with torch.no_grad():
-        real = problem.network.activations(theta, torch.cat([real for real, _ in pairs]))
+    means, last = _real(theta, [real for real, _ in pairs], problem.network)
     mine = problem.network.activations(theta, torch.cat([distilled for _, distilled in pairs]))
-    means = [torch.stack([part.mean(0) for part in layer.split(counts)]) for layer in real]
     centres = [layer.unflatten(0, (len(counts), -1)).mean(1) for layer in mine]
     labels = torch.arange(len(counts), device=images.device).repeat_interleave(
         torch.tensor(counts, device=images.device)
     )
     loss = feature_loss(means, centres, problem.config.weights)
-    loss = loss + problem.config.discrimination * discrimination_loss(real[-1], labels, centres[-1])
+    loss = loss + problem.config.discrimination * discrimination_loss(last, labels, centres[-1])
     return loss.detach(), torch.autograd.grad(loss, images)[0]
+
+
+@torch.no_grad()
+def _real(theta: Tensor, images: list[Tensor], network: Flat) -> tuple[list[Tensor], Tensor]:
+    """Compute the class means (classes, ...) of each layer, and the last features (n, d) of all.
+
+    - images: of each class. Only one class is in the network at a time, unless it mixes a batch.
+    """
+    if network.mixes:
+        whole = network.activations(theta, torch.cat(images))
+        of_class = zip(*(layer.split([*map(len, images)]) for layer in whole), strict=True)
+    else:
+        of_class = (network.activations(theta, some) for some in images)
+    found = [([layer.mean(0) for layer in layers], layers[-1]) for layers in of_class]
+    means = zip(*(means for means, _ in found), strict=True)
+    return [*map(torch.stack, means)], torch.cat([last for _, last in found])
 
 
 def feature_loss(real: list[Tensor], centres: list[Tensor], weights: tuple[float, ...]) -> Tensor:

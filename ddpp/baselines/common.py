@@ -98,6 +98,7 @@ class Problem(Generic[Config]):
         if not self.config.augment:
             return real, mine
         operation, u = draw(1, rng)  # one strength for all images of both: "siamese"
+        u = u.to(real.device)
         real = augment(real, Draw(operation, u.expand(len(real), -1)))
         return real, augment(mine, Draw(operation, u.expand(len(mine), -1)))
 
@@ -178,6 +179,18 @@ def begin(start: Split, config: Started) -> Tensor:
     return start.images.clone() if config.init == "real" else start.as_noise(config.seed).images
 
 
+def check_alone(config: object = None) -> None:
+    """Raise an Error where torchrun started several processes, which can share out only the
+    matching of trajectories.
+
+    - config: of no use here; of methods that have nothing else to check.
+    """
+    if processes.size() > 1:
+        raise Error(
+            "only the matching of trajectories can be shared out by torchrun: start without it"
+        )
+
+
 def rate(alpha: float, data: ImageData) -> Tensor:
     """Return the learning rate of a method that learns none, as a tensor on the data's device."""
     return torch.tensor(alpha, dtype=torch.float32, device=data.device)
@@ -188,8 +201,5 @@ def check(config: Started) -> None:
 
     The config needs no more than a field `init`.
     """
-    if processes.size() > 1:
-        raise Error(
-            "only the matching of trajectories can be shared out by torchrun: start without it"
-        )
+    check_alone()
     choose("init", config.init, STARTS)

@@ -124,11 +124,10 @@ def train(theta: Tensor, images: Tensor, problem: Problem[Any], rng: torch.Gener
     config = problem.config
     problem.network.check_batches(len(images), config.batch)
     for _ in range(config.inner):
-        for index in torch.randperm(len(images), generator=rng).split(config.batch):
+        order = torch.randperm(len(images), generator=rng).to(images.device)
+        for index in order.split(config.batch):
             x = augment(images[index], draw(len(index), rng)) if config.augment else images[index]
             theta = theta.detach().requires_grad_()
-            loss = F.cross_entropy(
-                problem.network(theta, x), problem.labels[index.to(images.device)]
-            )
+            loss = F.cross_entropy(problem.network(theta, x), problem.labels[index])
             theta = theta - config.network_lr * torch.autograd.grad(loss, theta)[0]
     return theta.detach()

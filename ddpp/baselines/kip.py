@@ -7,7 +7,6 @@ images, the target. No network is trained.
 
 from dataclasses import dataclass, replace
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,8 +17,7 @@ from ddpp.baselines.selection import LEARNING_RATE
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.format import beside
-from ddpp.foundation import loop
-from ddpp.foundation.devices import made_on
+from ddpp.foundation import devices, loop
 from ddpp.foundation.errors import Count, Error, Positive, check_bounds, choose
 from ddpp.foundation.identity import of_run
 from ddpp.foundation.loop import Saving
@@ -88,7 +86,7 @@ def distill(
         raise Error(
             f"the kernel of {n} distilled and {config.target} real images takes about "
             f"{needed / 2**30:.1f} GiB, and {there / 2**30:.1f} are there: lower target or "
-            "depth, or use the kernel fc"
+            f"{'ipc' if config.kernel == 'fc' else 'depth, or use the kernel fc'}"
         )
     images = common.begin(start, config)
     labels = centred(start.labels, classes) if config.learn_labels else start.labels
@@ -100,7 +98,7 @@ def distill(
     advance = lambda at: step(at, data, config)
     method = loop.Method(state, advance, config.steps, iterates, beside=about, lasting=lasting)
     identity = of_run("kip", config, data.made_from(network), network.name)
-    run = loop.run(method, identity, made_on(data.device), saving)
+    run = loop.run(method, identity, devices.made_on(data.device), saving)
     return DistilledDataset.from_run(run, about, identity)
 
 
@@ -146,7 +144,7 @@ def room(device: torch.device) -> int:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    return psutil.virtual_memory().total
+    return devices.memory()
 
 
 def check(config: KIPConfig) -> None:

@@ -16,7 +16,7 @@ from ddpp.experiments.recipes import Recipe
 from ddpp.foundation.errors import Error
 from ddpp.networks import Flat
 from ddpp.teachers import Teachers, train_teachers
-from ddpp.unrolling import Updates, gradient
+from ddpp.unrolling import Updates, update
 
 DRIVE = Path("/content/drive")
 COLAB = Path("/content/ddpp/notebooks")  # where the first cell of a notebook goes
@@ -114,7 +114,6 @@ def student_path(
     """
     images, path = images.to(start.device).unfolded(), [start.detach()]
     for batch, how in zip(*updates, strict=True):
-        theta = path[-1].clone().requires_grad_()
-        slope = gradient(network, theta, images.images[batch], images.labels[batch], how)
-        path.append(theta.detach() - images.alpha * slope)
+        x, y = images.images[batch], images.labels[batch]
+        path.append(update(network, path[-1], x, y, how, images.alpha))
     return torch.stack(path)

@@ -3,10 +3,10 @@
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ddpp.evaluating import spread
 from ddpp.experiments.comparing import Difference, holm
 from ddpp.experiments.methods import METHODS
 from ddpp.foundation.errors import Error
+from ddpp.foundation.stats import spread
 from ddpp.foundation.text import in_markdown, show_p
 from ddpp.studies.auditing import Audit
 from ddpp.studies.membership import Leak
@@ -46,8 +46,6 @@ TABLE_3 = {
     "vgg11": {"signed": (52.9, 0.9), "none": (50.3, 0.8), "kip": (42.1, 0.4)},
     "resnet18": {"signed": (51.8, 1.1), "none": (46.4, 0.6), "kip": (36.8, 1.0)},
 }
-# Student's t, two-sided, by degrees of freedom; printed here for assignment 4
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 NAMES = {  # as the tables show them
     **{"none": "MTT", "signed": "pruned"},
     **{"random": "Random", "herding": "Herding", "forgetting": "Forgetting"},
@@ -84,22 +82,20 @@ def table_3(rows: Sequence[dict]) -> str:
 
     - rows: of experiment table3, see `experiments.read`.
     """
-    head = [
-        "architecture",
-        *(f"{NAMES[method]}, {who}" for method in ("signed", "none") for who in ("paper", "ours")),
-    ]
-    lines = [head]
-    for architecture, paper in TABLE_3.items():
-        line = [NAMES[architecture]]
-        for method in ("signed", "none"):
-            group = [
-                row["distilled"]["final"]
-                for row in rows
-                if architecture_of(row) == architecture and _key(row)[2] == method
-            ]
-            line += [_show(*paper[method]), _accuracy(group)]
-        lines.append(line)
-    return _markdown(lines)
+    groups = {name: [row for row in rows if architecture_of(row) == name] for name in TABLE_3}
+    return _markdown(_lines_3(groups, "ours"))
+
+
+def _lines_3(groups: Mapping[str, Sequence[dict]], here: str) -> list[list[str]]:
+    """Lay out Table III: the paper's accuracies, and those of the rows of each architecture."""
+    methods = ("signed", "none")
+    lines = [["architecture", *(f"{NAMES[m]}, {who}" for m in methods for who in ("paper", here))]]
+    for architecture, rows in groups.items():
+        lines.append([NAMES[architecture]])
+        for method in methods:
+            group = [row["distilled"]["final"] for row in rows if _key(row)[2] == method]
+            lines[-1] += [_show(*TABLE_3[architecture][method]), _accuracy(group)]
+    return lines
 
 
 SCALES = {  # from the largest on, as the tables call them
@@ -164,21 +160,15 @@ def best_3(rows: Sequence[dict]) -> str:
     - rows: of experiment table3 at all scales, see `experiments.read`. The paper has ten images per
       class. The smallest scale has one, and is labelled.
     """
-    methods = ("signed", "none")
-    head = ["architecture", *(f"{NAMES[m]}, {who}" for m in methods for who in ("paper", "here"))]
-    lines = [[*head, "scale"]]
-    for architecture, paper in TABLE_3.items():
+    groups, scales = {}, ["scale"]
+    for architecture in TABLE_3:
         mine = [row for row in rows if architecture_of(row) == architecture and not row["error"]]
         profile = next((s for s in SCALES if any(_scale(row) == s for row in mine)), None)
-        if profile is None:
-            continue
-        line = [NAMES[architecture]]
-        for method in methods:
-            group = [row for row in mine if _scale(row) == profile and _key(row)[2] == method]
-            line += [_show(*paper[method]), _accuracy([row["distilled"]["final"] for row in group])]
-        small = ", one image per class" if profile == "smoke" else ""
-        lines.append([*line, SCALES[profile] + small])
-    return _markdown(lines)
+        if profile is not None:
+            groups[architecture] = [row for row in mine if _scale(row) == profile]
+            scales.append(SCALES[profile] + ", one image per class" * (profile == "smoke"))
+    lines = zip(_lines_3(groups, "here"), scales, strict=True)
+    return _markdown([[*line, scale] for line, scale in lines])
 
 
 def _scale(row: dict) -> str:
@@ -426,14 +416,13 @@ def differences(rows: Sequence[dict], sets: Sequence[tuple[str, int]] = tuple(TA
     return _markdown(lines)
 
 
-def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
+def summarize(rows: Sequence[dict]) -> list[dict]:
     """Summarize the ablation: one line per (rule, epsilon), in the order of the rows.
 
     - rows: of experiment epsilon, see `experiments.read`.
-    - value: the key of the number that is averaged.
 
     A line has the rule and epsilon, the number of runs and of those that stopped, and the mean and
-    standard deviation of `value` over seeds (`mean`, `std`). It also has the mean share of
+    standard deviation of the accuracy over seeds (`mean`, `std`). It also has the mean share of
     parameters kept (`kept`), the mean final loss of MTT (`unmasked`), and the paired differences to
     rule none, one per seed (`gains`). What cannot be computed is None: a deviation of one seed, for
     example.
@@ -445,11 +434,11 @@ def summarize(rows: Sequence[dict], value: str = "accuracy") -> list[dict]:
     (46.0, None, 1)
     """
     lines = []
-    base = _by_seed([r for r in rows if r["rule"] == "none" and not r["error"]], value)
+    base = _by_seed([r for r in rows if r["rule"] == "none" and not r["error"]])
     for rule, epsilon in dict.fromkeys((row["rule"], row["epsilon"]) for row in rows):
         group = [row for row in rows if (row["rule"], row["epsilon"]) == (rule, epsilon)]
         finished = [row for row in group if not row["error"]]
-        values = _by_seed(finished, value)
+        values = _by_seed(finished)
         gains = None if rule == "none" else Difference.paired(values, base)
         lines.append(
             {

@@ -15,7 +15,7 @@ from ddpp.cli.options import DATA, OWN_NAME, Device, Root, Settings, listing
 from ddpp.data import load_data
 from ddpp.data.folder import pack_folder
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluating import Evaluation, Protocol, spread
+from ddpp.evaluating import Evaluation, Protocol
 from ddpp.experiments.comparing import parse_setting
 from ddpp.experiments.recipes import PROFILES
 from ddpp.experiments.reports import report_path
@@ -25,6 +25,7 @@ from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving
+from ddpp.foundation.stats import spread
 from ddpp.judging.opening import SPACES, load_set, open_own
 from ddpp.networks import ARCHITECTURES, accuracy
 from ddpp.pruning import RULES
@@ -285,8 +286,8 @@ def show(
     Args:
         file: the distilled file, a checkpoint, or a result under results/
         out: the picture of all images; None: beside the file
-        progress: also a figure of the first image of each class, from the real to the final one
-        before_after: also a figure: left the real images, right what became of them
+        progress: also a figure of the first image of each class, at every kept step
+        before_after: also a figure: left the images at the start, right what became of them
         folder: also every image as a PNG of its own, in a folder per class
         card: also a page about the set, in Markdown, as for the Hugging Face Hub
         data: for a file without its preprocessing. None: the data set that it was distilled from
@@ -303,7 +304,7 @@ def show(
     for name, path in (("progress", progress), ("before_after", before_after)):
         if path:
             save_figure(name, distilled, path)
-            print(f"from real to distilled: {path}")
+            print(f"from the first images to the distilled ones: {path}")
     if folder:
         print(f"{distilled.export_png(folder)} images as PNG files: {folder}")
     if card:

@@ -34,7 +34,7 @@ class Split(NamedTuple):
         return Split(self.images.to(device), self.labels.to(device))
 
     def as_noise(self, seed: int) -> "Split":
-        """Replace each image by standard normal values: three times the scale of whitened ones."""
+        """Replace each image by standard normal values: four times the scale of whitened ones."""
         rng, like = generator(seed, "noise"), self.images
         noise = torch.randn(like.shape, generator=rng, dtype=like.dtype)
         return Split(noise.to(like), self.labels)
@@ -116,7 +116,10 @@ class ImageData:
         """
         counts = list(ipc) if isinstance(ipc, Sequence) else [ipc] * len(self.classes)
         if len(counts) != len(self.classes):
-            raise Error(f"{len(counts)} numbers are given for {len(self.classes)} classes")
+            raise Error(
+                f"{len(counts)} numbers are given for {len(self.classes)} classes: give one for "
+                "each class, or one number for all"
+            )
         if max(counts) < 1 or min(counts) < 0:
             raise Error(f"{ipc} images per class cannot be drawn: ask for at least 1")
         rng, picks = generator(seed, "draw", max(counts)), []

@@ -4,6 +4,7 @@ Arrays that cannot be used are refused here, each problem with its own sentence.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def find(name_or_path: str | Path, root: Path) -> tuple[str, dict[str, np.ndarra
     if text in SHA256:
         path = root / f"{text}.npz"
         return text, _read_npz(path) if path.exists() else _download(text, root)
+    if os.path.isdir(text):  # which answers for any text
+        raise Error(
+            f"{text} is a folder: make it a file with `ddpp pack {text} --out mine.npz`, and give "
+            "that"
+        )
     if not text.endswith(".npz"):
         choose("data set", text, [*SHA256, "a path that ends in .npz"])
     return Path(text).stem, _read_npz(Path(text))

@@ -14,7 +14,6 @@ from torch import Tensor
 from ddpp.foundation.errors import Error
 from ddpp.foundation.seeds import generator
 
-KINDS = ("zca", "channels")
 CHUNK = 5_000  # images per matrix product: bounds the memory, not the result
 
 

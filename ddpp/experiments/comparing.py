@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from ddpp.data import ImageData
-from ddpp.evaluating import spread
 from ddpp.experiments.lists import Run, seeded
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.recipes import recipe as recipe_of
 from ddpp.experiments.reproducing import reproduce
 from ddpp.foundation.errors import Error, choose, differences
+from ddpp.foundation.stats import spread
 from ddpp.foundation.text import AsTable, show_p
 from ddpp.pruning import RULES, WITHOUT_EPSILON, Rule
 
@@ -87,15 +89,22 @@ class Difference:
 
         - level: of the test.
 
-        None for one seed. The approximation by quantiles of Student's t is right to a few percent.
+        None for one seed. The spread is taken to be the true one, so with few seeds it is rough.
         """
-        from scipy import stats
+        from scipy import optimize, stats
 
         n = len(self.values)
         if n < 2:
             return None
-        quantiles = stats.t.ppf(1 - level / 2, n - 1) + stats.t.ppf(0.8, n - 1)
-        return float(quantiles) * spread(self.values) / math.sqrt(n)
+        critical = stats.t.ppf(1 - level / 2, n - 1)
+        shares = (np.arange(2000) + 0.5) / 2000  # of the spreads that n seeds may show
+        needed = critical * np.sqrt(stats.chi2.ppf(shares, n - 1) / (n - 1))
+
+        def power(errors: float) -> float:  # where the true difference is so many standard errors
+            return float(np.mean(stats.norm.sf(needed - errors) + stats.norm.sf(needed + errors)))
+
+        found = optimize.root_scalar(lambda x: power(x) - 0.8, bracket=(0, 4 * critical + 4))
+        return float(found.root) * spread(self.values) / math.sqrt(n)
 
 
 def holm(differences: Mapping[K, Difference]) -> dict[K, float | None]:

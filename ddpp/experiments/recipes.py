@@ -40,7 +40,7 @@ PAPER = {
     ("cifar100", 50): (80, 2, 40, 1000.0, 1e-5, 0.01, 125),
 }
 
-# What a method needs at smoke scale, so that it shows its effect in seconds
+# What a method needs at smoke scale, so that it shows its effect in minutes
 MATCHING = {"steps": 80, "student_steps": 15, "alpha0": 0.02, "alpha_lr": 1e-5, "iterates": 4}
 # Ten images or more per class soon know as much as teachers of three epochs (34 %). With twelve
 # epochs, and later ones to match, they reach 41 % instead of 35, as results/smoke/after.toml shows.

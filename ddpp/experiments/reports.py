@@ -48,4 +48,4 @@ def write_report(path: Path, content: dict, device: torch.device) -> None:
     if isinstance(known, list) and isinstance(found, list):
         known = known[: len(found)]
     if known != found:
-        files.write_json(path, content | provenance(device))
+        files.write_json(path, as_in_files(content) | provenance(device))

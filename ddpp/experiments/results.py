@@ -11,11 +11,13 @@ from pathlib import Path
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import KIND, rejoin
+from ddpp.distilled.format import from_file
 from ddpp.experiments.lists import Run, home, runs, settings
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import from_dict
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, differences
+from ddpp.foundation.identity import as_in_files
 from ddpp.networks import NetworkConfig
 
 LAST = 20  # distillation steps over which the final loss is averaged
@@ -49,7 +51,8 @@ def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
     Raises Error for other data or other preprocessing.
     """
     file = files.Lazy(path.with_name(row["set"]["file"]), KIND)
-    return rejoin(file, data, row["recipe"]["teachers"]["network"]).to(data.device)
+    network = from_file(row["recipe"]["teachers"]["network"], row)
+    return rejoin(file, data, network).to(data.device)
 
 
 def read_row(path: Path) -> dict:
@@ -124,7 +127,7 @@ def read_result(run: Run, results: str | Path) -> dict | None:
         then |= {key: row[key] for key in ("of", "custom") if key in row}
         if "network" in row:
             then["network"] = asdict(NetworkConfig(**row["network"]))
-        other = differences(then, now)
+        other = differences(as_in_files(then), as_in_files(now))
     except (Error, TypeError):
         other = "which this version of ddpp cannot read"
     if other:

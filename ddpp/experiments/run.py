@@ -203,7 +203,7 @@ class Experiment:
         report |= accuracies
         report |= {"seconds": self.clock.seconds, "resumed": resumed}
         report |= provenance(self.data.device)
-        files.write_json(report_path(self.out), report)
+        files.write_json(report_path(self.out), as_in_files(report))
         own_scores.unlink(missing_ok=True)
         return report
 

@@ -17,6 +17,7 @@ import torch
 from ddpp.experiments.lists import Run
 from ddpp.experiments.results import marks_of_run
 from ddpp.experiments.worker import Worker
+from ddpp.foundation.devices import share_memory
 from ddpp.foundation.errors import Error
 from ddpp.foundation.spawning import Packed, pack_tables, unpack_tables
 
@@ -41,7 +42,7 @@ def side_by_side(jobs: int, worker: Worker, failed: "Marks") -> None:
     threads = max(1, torch.get_num_threads() // jobs)
     try:
         for _ in range(count):
-            process = spawn.Process(target=_job, args=(threads, worker, todo, marks))
+            process = spawn.Process(target=_job, args=(threads, jobs, worker, todo, marks))
             with _interrupts_blocked():  # in the child, too, until it can take one
                 process.start()
                 started.append(process)
@@ -129,12 +130,15 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def _job(threads: int, worker: Worker, todo: PackedRuns, failed: "SynchronizedArray[int]") -> None:
+def _job(
+    threads: int, jobs: int, worker: Worker, todo: PackedRuns, failed: "SynchronizedArray[int]"
+) -> None:
     # also where a shell started it in the background, with Ctrl-C ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()  # a Ctrl-C at the terminal goes to the parent, which passes it on, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    share_memory(jobs)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         if (runs := todo.unpack()) is None:

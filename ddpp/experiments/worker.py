@@ -32,6 +32,7 @@ from ddpp.experiments.run import Clock, Experiment, working_file
 from ddpp.foundation import files
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, first_line
+from ddpp.foundation.identity import as_in_files
 from ddpp.foundation.loop import Saving, Stopped
 from ddpp.foundation.provenance import commit, provenance
 
@@ -170,7 +171,7 @@ class Worker:
             chosen = run.recipe.method in CHOICES  # real images, which may not be ours to pass on
             stored = run.sets and not chosen
             row["set"] = write_set(path.with_suffix(".safetensors"), distilled) if stored else None
-        files.write_json(path, row)
+        files.write_json(path, as_in_files(row))
         return row
 
     def _begin_with_shorter(
@@ -214,7 +215,7 @@ class Worker:
             "seconds": clock.seconds,
         }
         row |= provenance(data.device)
-        files.write_json(run.report(self.results), row)
+        files.write_json(run.report(self.results), as_in_files(row))
         return row
 
     def _begun(self, run: Run, data: ImageData) -> dict:

@@ -5,8 +5,10 @@ import ctypes
 import os
 import platform
 import time
+import warnings
 from importlib.metadata import version
 
+import psutil
 import torch
 
 from ddpp.foundation.errors import Error
@@ -42,6 +44,23 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     return device
 
 
+def share_memory(jobs: int) -> None:
+    """Let this process know how many work side by side on this machine, it included."""
+    _sharing["jobs"] = jobs
+
+
+def memory() -> int:
+    """The bytes of the machine's memory that are for this process, also where it is one of several.
+
+    It is not what is free now, so that equal runs make equal choices.
+    """
+    shares = _sharing["jobs"] * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return psutil.virtual_memory().total // shares
+
+
+_sharing = {"jobs": 1}
+
+
 def clock(device: torch.device) -> float:
     """Processor seconds so far, or on a GPU, which is waited for, seconds of real time."""
     if device.type == "cpu":
@@ -52,9 +71,11 @@ def clock(device: torch.device) -> float:
 
 def _keep_precision() -> None:
     """Let float32 mean float32, whatever was set before: TF32 would round to 10 bits."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    with warnings.catch_warnings():  # PyTorch 2.9 advises its finer settings, which come below
+        warnings.filterwarnings("ignore", message="Please use the new API settings")
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     # from PyTorch 2.9 on there are finer settings. They come last, as the older ones reset them
     for part in ("conv", "rnn"):
         if hasattr(getattr(torch.backends.cudnn, part, None), "fp32_precision"):

@@ -122,7 +122,7 @@ def _licence(data: str) -> str:
     base = str(data).removesuffix("-sample")
     source = LICENCES.get(base, f"'{data}'")
     return (
-        f"The images derive from {source}, so its terms apply to them. Distilled images begin as "
-        "real ones and may still show them, or reveal who or what was in the data. Do not publish "
+        f"The images derive from {source}, so its terms apply to them. Distilled images are made "
+        "from real ones. They may show them, or reveal who or what was in the data. Do not publish "
         "a set made of data that you would not publish."
     )

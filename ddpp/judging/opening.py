@@ -73,13 +73,18 @@ def open_set(
     if not Path(path).is_dir() and Path(path).suffix not in FOREIGN:
         return open_own(path, data, network=network, root=root, device=device)
     if data is None:
-        raise Error(f"{path} does not say what data it stands for: name it with --data")
+        raise Error(
+            f"{path} does not say what data it stands for: name it with --data, in Python data="
+        )
     # the whitening of all training images, as other codes have it
     plain = load_data(data, root=root, zca=False, device=device, validation=0)
     found = _grey(read_tensors(path, plain.shape[1]), plain)
     if tuple(found.images.shape[1:]) != plain.shape:
-        size = "x".join(map(str, found.images.shape[1:]))
-        raise Error(f"the images in {path} are {size}, those of {plain.name} {plain.shape}")
+        mine, size = ("x".join(map(str, one)) for one in (found.images.shape[1:], plain.shape))
+        raise Error(
+            f"the images in {path} are {mine}, and those of {plain.name} are {size}: name the data "
+            "that they stand for"
+        )
     if found.classes is not None:
         found = _in_order(found, plain.classes)
     if found.images.dtype == torch.uint8 and space not in (None, "raw"):
@@ -143,7 +148,7 @@ def recognize(images: Tensor) -> tuple[str, str]:
     _refuse_signed(x)
     raise Error(
         f"it is not certain what the pixels are ({numbers}): say --space raw, standardized or "
-        "whitened"
+        "whitened, in Python space="
     )
 
 
@@ -177,7 +182,7 @@ def open_own(
     name = data or source.get("name")
     if data is None and name not in SHA256:
         own = f"was distilled from '{name}', a file of your own" if name else "names no data set"
-        raise Error(f"{path} {own}: say where it is with --data")
+        raise Error(f"{path} {own}: say where it is with --data, in Python data=")
     images_of = load_data(
         name,
         root=root,
@@ -208,7 +213,8 @@ def _rejoined(file: files.Lazy, data: ImageData) -> DistilledDataset:
     network = made_from.get("network", asdict(NetworkConfig()))
     found = rejoin(file, data, from_file(network, provenance))
     done = provenance.get("stopped_at", config.get("steps"))
-    if done and config.get("init", "real") == "real":  # where it began is known
+    mean = "mean_of" in provenance  # of several sets, so it is of no step
+    if done and not mean and config.get("init", "real") == "real":  # where it began is known
         n = found.formation
         start = fold(data.draw(config["ipc"] * n**2, config["seed"]).images, n).to("cpu")
         began = start, torch.tensor(config.get("alpha0", config.get("alpha", ALPHA)))
@@ -291,7 +297,9 @@ def _labels(found: Found, classes: int, path: str | Path) -> tuple[Tensor, tuple
         labels = labels[:, 0]
     if labels.ndim == 1:
         if not torch.equal(labels.float(), labels.float().round()):
-            raise Error(f"the labels of {path} are no whole numbers")
+            raise Error(
+                f"the labels of {path} are no whole numbers: give the class of each image, from 0"
+            )
         return labels.long(), ()
     labels = labels.float()
     if labels.ndim != 2 or labels.shape[1] != classes:

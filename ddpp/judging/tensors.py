@@ -173,7 +173,7 @@ def _from_mapping(content: dict, path: Path) -> Found:
 def _from_list(images: Sequence[Any], path: Path) -> Found:
     """Read images with what belongs to them, or DC's list of experiments, which are such lists."""
     if not images:
-        raise Error(f"{path} holds a list without an experiment")
+        raise Error(f"{path} holds an empty list: it must hold images")
     if isinstance(images[0], Tensor):
         return _from_sequence(images, path)
     more = f"the first of {len(images)} experiments" if len(images) > 1 else "its experiment"

@@ -13,11 +13,12 @@ import torch
 from ddpp.baselines import selection
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluating import Protocol, evaluate, spread
+from ddpp.evaluating import Protocol, evaluate
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.identity import as_in_files, marks
 from ddpp.foundation.provenance import provenance
+from ddpp.foundation.stats import spread
 from ddpp.foundation.text import aligned
 from ddpp.judging.opening import Opened, open_set
 from ddpp.networks import ARCHITECTURES, NetworkConfig
@@ -71,7 +72,7 @@ def judge(
     *paths: str | Path,
     data: str | Path | None = None,
     space: str | None = None,
-    architectures: Sequence[str] = ("convnet",),
+    architectures: str | type | Sequence[str | type] = ("convnet",),
     width: int | None = None,
     repeats: int = 5,
     protocol: Protocol | None = None,
@@ -86,8 +87,8 @@ def judge(
 
     - paths: files and folders, see `open_set`.
     - data, space, root, device: as in `open_set`, for all of them.
-    - architectures, width: networks to train. Default: the ConvNet, as wide as a file of ddpp says,
-      else 128.
+    - architectures, width: networks to train, by name or class. Default: the ConvNet, as wide as a
+      file of ddpp says, else 128.
     - repeats: networks per set and architecture.
     - protocol: how they are trained. Default: 1,000 epochs, as published.
     - folder: keeps the accuracy of each network, so that a stopped call resumes.
@@ -101,7 +102,10 @@ def judge(
     """
     if not paths:
         raise Error("there is nothing to judge: name a file or folder")
-    for name in architectures:
+    one_alone = isinstance(architectures, str | type)
+    asked = [architectures] if one_alone else architectures
+    names = [ARCHITECTURES.name_of(network) for network in asked]
+    for name in names:
         choose("network", name, ARCHITECTURES)
         if width is not None:
             NetworkConfig(name).of_width(width)
@@ -120,7 +124,7 @@ def judge(
             wider = one.distilled.network | {"width": width}
             one = replace(one, distilled=replace(one.distilled, network=wider))
         test = _Test(protocol, width, seed, progress, folder)
-        judged.append(_judge(path, one, architectures, repeats, test))
+        judged.append(_judge(path, one, names, repeats, test))
         for note in judged[-1].notes[len(one.notes) :]:
             say(f"  {note}")
         for line in judged[-1].lines():

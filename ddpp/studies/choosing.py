@@ -12,20 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluating import (
-    Protocol,
-    add_score,
-    check_pair,
-    diverged,
-    made_from_other_images,
-    read_scores,
-    train,
-    warn_of_divergence,
-)
+from ddpp.evaluating import Protocol, check_pair, made_from_other_images, score_once, train
 from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.foundation import files
 from ddpp.foundation.devices import clock
@@ -163,8 +155,8 @@ class _Trainer(NamedTuple):
         rate: float,
     ) -> tuple[float, float, float]:
         """The accuracies on held-out and test images, and the seconds that the training took."""
-        known = read_scores(self.scores, tuple)
-        if key not in known:
+
+        def make() -> tuple[tuple, Tensor]:
             network, began = candidate.network(self.data), clock(self.data.device)
             protocol, path = self.search.protocol(name), (_role(name), number)
             rated = replace(on, alpha=torch.tensor(rate, device=self.data.device))
@@ -172,15 +164,10 @@ class _Trainer(NamedTuple):
             seconds = clock(self.data.device) - began
             splits = (self.data.validation, self.data.test)
             found = [accuracy(network, theta, *split) for split in splits if split]
-            known[key] = (*found, round(seconds, 3))
-            lost = not bool(theta.isfinite().all())
-            add_score(self.scores, key, known[key], lost)
-        else:
-            lost = diverged(key) in known
-        if lost:
-            warn_of_divergence(number, rate)
+            return (*found, round(seconds, 3)), theta
+
+        held_out, test, seconds = score_once(self.scores, key, tuple, number, rate, make)
         self.bar.update()
-        held_out, test, seconds = known[key]
         return held_out, test, seconds
 
 

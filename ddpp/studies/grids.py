@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ddpp.data import ImageData
-from ddpp.foundation.errors import Count, Error, check_bounds, choose
+from ddpp.foundation.errors import Count, Error, as_texts, check_bounds, choose
 from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat
 
@@ -84,6 +84,8 @@ class Grid:
     pooling: tuple[str, ...] = ("max", "average")  # or none, which takes several times as long
 
     def __post_init__(self):
+        for name in ("norm", "activation", "pooling"):
+            object.__setattr__(self, name, as_texts(getattr(self, name), f"the grid's {name}"))
         check_bounds(self, "the grid's ")
         for name, table in (("norm", NORMS), ("activation", ACTIVATIONS), ("pooling", POOLINGS)):
             for value in getattr(self, name):

@@ -11,17 +11,16 @@ with `adjoint`. Where it fails or differs, `adjoint` is used.
 from collections.abc import Callable
 from typing import cast
 
-import psutil
 import torch
 from torch import Tensor
 
+from ddpp.foundation.devices import memory
 from ddpp.foundation.errors import choose
 from ddpp.networks import Flat
-from ddpp.unrolling.adjoint import adjoint_engine
+from ddpp.unrolling.adjoint import adjoint_engine, stored_engine
 from ddpp.unrolling.autograd import autograd_engine
 from ddpp.unrolling.compiled import compiled_engine, free_memory
 from ddpp.unrolling.learned import Carried
-from ddpp.unrolling.stored import stored_engine
 from ddpp.unrolling.updates import (
     Loss,
     Unrolled,
@@ -29,6 +28,7 @@ from ddpp.unrolling.updates import (
     draw_updates,
     gradient,
     inner_loss,
+    update,
 )
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "free_memory",
     "gradient",
     "unroll",
+    "update",
 ]
 
 # Updates on a GPU, estimated: an update starts some 2,000 small operations there and back, in about
@@ -111,23 +112,23 @@ def choose_engine(
     - total: distillation steps of the run.
 
     On a GPU: `compiled`, or `adjoint` in runs of so few updates that compiling would take longer.
-    On a CPU the first that takes at most half of the memory: `autograd`, `stored`, which is about
-    as fast, or `adjoint`, whose memory hardly grows with the updates.
+    On a CPU the first that takes at most half of the memory for this process: `autograd`, `stored`,
+    which is about as fast, or `adjoint`, whose memory hardly grows with the updates.
     """
     if images.device.type != "cpu":
         if steps * total < WORTH_COMPILING:
             return "adjoint", f"{steps * total:,} updates take less time than compiling them"
         return "compiled", "on a GPU; the first step compiles it, for a minute or more"
     images, labels = images[: batch or None], labels[: batch or None]
-    memory = psutil.virtual_memory().total  # not what is free now: equal runs make equal choices
+    there = memory()
     of = f"of {steps} updates"
     why = {"autograd": f"the graph {of} takes", "stored": f"the activations {of} take"}
     for engine, what in why.items():
         needed = steps * kept_bytes(network, images, labels, engine)
         why[engine] = f"{what} {needed / 2**20:,.0f} MiB of memory"
-        if needed < memory / 2:
+        if needed < there / 2:
             return engine, why[engine]
-    return "adjoint", f"{why['stored']}, and there are {memory / 2**20:,.0f} MiB"
+    return "adjoint", f"{why['stored']}, and there are {there / 2**20:,.0f} MiB"
 
 
 def kept_bytes(network: Flat, images: Tensor, labels: Tensor, engine: str = "autograd") -> int:

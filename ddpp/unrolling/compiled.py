@@ -324,10 +324,11 @@ def _is_trusted(
             continue
         rate, twice = torch.full_like(alpha, 0.1), Updates([batch] * 2, [how] * 2)
         problem = (start, images, labels, rate, twice, loss)
+        student.free()  # a GPU may have room for one engine only
+        exact = adjoint_engine(student.network, *problem)
         with warnings.catch_warnings():  # the compiler advises it; here float32 means float32
             warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
             mine = walk(student, *problem)
-        exact = adjoint_engine(student.network, *problem)
         pairs = {
             "grad_images": (mine.grad_images, exact.grad_images),
             "grad_alpha": (mine.grad_alpha, exact.grad_alpha),

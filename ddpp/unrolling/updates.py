@@ -96,3 +96,15 @@ def gradient(
     """Compute the gradient in Eq. (2), (p,): that of `inner_loss`."""
     loss = inner_loss(network, theta, x, y, how)
     return grad(loss, theta, create_graph=create_graph)[0]
+
+
+def update(
+    network: Flat, theta: Tensor, x: Tensor, y: Tensor | Carried, how: Draw | None, alpha: Tensor
+) -> Tensor:
+    """Make one update of the student, Eq. (2), without a graph.
+
+    Takes parameters (p,), a batch (n, C, H, W), its labels (n,), its augmentation, and alpha, ().
+    Returns the next parameters (p,).
+    """
+    theta = theta.detach().requires_grad_()
+    return (theta - alpha * gradient(network, theta, x, y, how)).detach()

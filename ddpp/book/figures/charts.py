@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from torch import Tensor
 
-from ddpp.evaluating import spread
+from ddpp.foundation.stats import spread
 
 WIDTH = 4.2  # inches: text of 8 points is 9 pixels high on a phone, where figures have 357
 # apart for the colour-blind as well, and dark enough on white

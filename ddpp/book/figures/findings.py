@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ddpp.book.figures.charts import WIDTH, drawable
 from ddpp.book.figures.sets import pictures
-from ddpp.evaluating import spread
 from ddpp.experiments.comparing import Comparison, Difference
+from ddpp.foundation.stats import spread
 from ddpp.judging import Judged
 from ddpp.studies.auditing import Audit
 from ddpp.studies.membership import GRID, Leak, gaussians
@@ -248,19 +248,20 @@ def rocs(columns: Mapping[str, Mapping[str, Audit]], attack: str = "lira") -> Fi
     return figure
 
 
-def ranking(found: Ranking, names: Sequence[str] = (), factor: str = "norm") -> Figure:
+def ranking(found: Ranking, names: Sequence[str] = ()) -> Figure:
     """Plot what each network learns from a small set against what it learns from all images.
+
+    Colours and markers show the normalizations.
 
     - found: by `studies.rank`.
     - names: of the sets, one panel each, one below the other. Default: all.
-    - factor: the field of Candidate that colours and markers show.
     """
     shown = list(names) or list(found.proxies)
     size = (WIDTH, 0.6 + 2 * len(shown))
     figure, axes = plt.subplots(
         len(shown), 1, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
-    truth, of = found.truth.mean(0), [getattr(one, factor) for one in found.candidates]
+    truth, of = found.truth.mean(0), [one.norm for one in found.candidates]
     for axis, name in zip(axes.flat, shown, strict=True):
         proxy = found.proxies[name].mean(0)
         for i, value in enumerate(dict.fromkeys(of)):
@@ -275,23 +276,18 @@ def ranking(found: Ranking, names: Sequence[str] = (), factor: str = "norm") -> 
     return figure
 
 
-def correlations(
-    found: Mapping[str, Ranking], statistics: Sequence[str] = ("Spearman", "Kendall")
-) -> Figure:
-    """Draw rank correlations with their 95 % intervals, one panel for each statistic.
+def correlations(found: Mapping[str, Ranking]) -> Figure:
+    """Draw rank correlations with their 95 % intervals: a panel of Spearman's, one of Kendall's.
 
     - found: rankings by name, as of all networks and of some of them; each has a marker.
-    - statistics: names in STATISTICS.
 
     Where all images were trained on more than once, the last row is how well they do it again.
     """
     first = next(iter(found.values()))
     sets = [*first.proxies, *([TRUTH] if len(first.truth) > 1 else [])]
-    size = (WIDTH, 0.7 + (0.5 + 0.4 * len(sets)) * len(statistics))
-    figure, axes = plt.subplots(
-        len(statistics), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
-    )
-    for axis, name in zip(axes.flat, statistics, strict=True):
+    size = (WIDTH, 0.7 + (0.5 + 0.4 * len(sets)) * 2)
+    figure, axes = plt.subplots(2, 1, figsize=size, sharex=True, layout="constrained")
+    for axis, name in zip(axes, ("Spearman", "Kendall"), strict=True):
         for i, (label, one) in enumerate(found.items()):
             for y, which in enumerate(sets):
                 value, low, high = one.estimate(which, STATISTICS[name])
@@ -301,9 +297,9 @@ def correlations(
                 axis.errorbar(value, at, xerr=bars, label=label if not y else None, **look)
         axis.set(yticks=range(len(sets)), yticklabels=sets, ylim=(len(sets) - 0.5, -0.5))
         axis.set_title(name)
-    axes[-1, 0].set_xlabel("rank correlation")
+    axes[-1].set_xlabel("rank correlation")
     if len(found) > 1:
-        handles = axes[0, 0].get_legend_handles_labels()
+        handles = axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=2)
     return figure
 

@@ -219,22 +219,21 @@ def pairs(
     return figure
 
 
-def draw_pairs(
-    axis: Axes, student: Tensor, teacher: Tensor, epsilon: float, rule: str, points: int = 2000
-) -> None:
+def draw_pairs(axis: Axes, student: Tensor, teacher: Tensor, epsilon: float, rule: str) -> None:
     """Draw one panel of `pairs`: the middle of the plane, where pairs leave the cone.
 
     - axis: where to draw; it is cleared first.
     - student, teacher: their parameters (p,).
     - epsilon, rule: the pruning rule and its threshold.
-    - points: how many pairs are drawn at most. The share in the title counts all of them.
+
+    Fewer than 4,000 pairs are drawn. The share in the title counts all of them.
     """
     axis.clear()
     keep = drawable(keep_mask(student, teacher, epsilon, rule))
     x, y = drawable(student), drawable(teacher)
     edge = 0.4 * float(y.abs().median())
     seen = ((x.abs() < edge) & (y.abs() < edge)).nonzero().flatten()
-    some = seen[:: max(1, len(seen) // points)]
+    some = seen[:: max(1, len(seen) // 2000)]
     opposite = x[some] * y[some] < 0
     looks = (
         (keep[some], {"s": 4, "marker": "o", "color": "C0", "lw": 0}),

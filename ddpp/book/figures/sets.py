@@ -66,7 +66,7 @@ def pictures(
 
 
 def progress(distilled: DistilledDataset) -> Figure:
-    """Draw the first image of each class at every kept iterate, from the real image to the last.
+    """Draw the first image of each class at every kept iterate, from where it began to the last.
 
     - distilled: a set with its iterates; at most ten classes are shown.
 
@@ -80,15 +80,21 @@ def progress(distilled: DistilledDataset) -> Figure:
         if members
     }
     shown = list(first.values())[:10]
+    first_row = _began_as(distilled)
     rows = {
-        f"step {step}" if step else "real": distilled.at(step).natural()[shown]
+        f"step {step}" if step else first_row: distilled.at(step).natural()[shown]
         for step in distilled.iterates
     }
     return pictures(rows, list(first)[:10])
 
 
+def _began_as(distilled: DistilledDataset) -> str:
+    """What the images of a set were before the first step."""
+    return distilled.provenance.get("config", {}).get("init", "real")
+
+
 def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
-    """Draw the first images of each class: the real ones on the left, the distilled on the right.
+    """Draw the first images of each class: on the left as they began, on the right distilled.
 
     - distilled: a set with the images it started from; at most ten classes are shown.
     - count: images per class.
@@ -97,7 +103,10 @@ def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
     """
     if 0 not in distilled.iterates:
         raise Error("this set has no images from before to show: it was not distilled")
-    sides = {"real": distilled.at(0), f"after {max(distilled.iterates)} steps": distilled}
+    sides = {
+        _began_as(distilled): distilled.at(0),
+        f"after {max(distilled.iterates)} steps": distilled,
+    }
     by_class = [members[:count] for members in distilled.by_class()[:10]]
     classes, count = len(by_class), max(len(members) for members in by_class)
     size = (WIDTH, WIDTH / (2 * count + 1) * classes + 0.3)
