@@ -247,7 +247,7 @@ X, Y = torch.rand(10, 3, 32, 32, generator=generator(1)), torch.arange(10)
         (X[0, 0], ["holds a tensor (32, 32)", "(N, C, S, S)"]),
         (X[:0], ["at least one"]),
         (X[..., :16], ["(10, 3, 32, 16)"]),
-        (X[..., :16, :16], ["are 3x16x16", "(3, 32, 32)"]),
+        (X[..., :16, :16], ["are 3x16x16", "are 3x32x32"]),
         (X[:7], ["7 images are not the same number for each of 10 classes", "give the labels"]),
         ((X, Y[:9]), ["10 images and labels (9,)"]),
         ((X, Y + 1), ["the labels go from 1 to 10", "10 classes, from 0"]),

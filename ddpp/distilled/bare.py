@@ -1,13 +1,13 @@
 """A distilled set stored bare: without its preprocessing, which the data brings."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ddpp.data import ImageData
 from ddpp.distilled.dataset import DistilledDataset
-from ddpp.distilled.format import how_to_read, loss_in, state_in, state_parts
+from ddpp.distilled.format import contents, parts_in
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
-from ddpp.foundation.loop import unpack
 
 KIND = "result"
 # bytes of images that such a file may hold; larger sets stay where they were distilled
@@ -22,11 +22,7 @@ def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
     images = distilled.images
     if images.numel() * images.element_size() > LARGEST:
         return None
-    tensors = {"images": images, "labels": distilled.labels, "alpha": distilled.alpha}
-    tensors |= {f"history.{name}": column for name, column in distilled.history.items()}
-    state, numbers = state_parts(distilled)
-    meta = {"provenance": distilled.provenance} | how_to_read(distilled)
-    files.write(path, KIND, tensors | state, meta | numbers)
+    files.write(path, KIND, *contents(replace(distilled, iterates={})))
     return {"file": path.name, "sha256": files.sha256(path)}
 
 
@@ -42,17 +38,10 @@ def rejoin(file: files.Lazy, data: ImageData, network: dict) -> DistilledDataset
     tensors, meta = dict(file), file.meta
     check_source(file.path, meta["provenance"], data)
     return DistilledDataset(
-        images=tensors["images"],
-        labels=tensors["labels"],
-        alpha=tensors["alpha"],
+        **parts_in(tensors, meta),
         whitening=data.whitening.to("cpu"),
         classes=data.classes,
         network=network,
-        history=unpack(tensors)[1],
-        provenance=meta["provenance"],
-        loss=loss_in(tensors, meta),
-        formation=meta.get("formation", 1),
-        state=state_in(tensors, meta),
     )
 
 

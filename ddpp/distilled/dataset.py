@@ -14,21 +14,13 @@ from torch.utils.data import Dataset
 from ddpp.data import ImageData
 from ddpp.data.whitening import Whitening
 from ddpp.distilled.checks import check_alpha, check_images, check_labels, checked_pixels
-from ddpp.distilled.format import (
-    from_file,
-    how_to_read,
-    in_file,
-    loss_in,
-    parts_of,
-    state_in,
-    state_parts,
-)
+from ddpp.distilled.format import beside_of, contents, from_file, in_file, parts_in, parts_of
 from ddpp.distilled.formation import check_formation, unfold
 from ddpp.distilled.pictures import as_folder, grid, pil, shows
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import KIND as CHECKPOINT
-from ddpp.foundation.loop import Beside, Run, pack, unpack
+from ddpp.foundation.loop import Beside, Run, run_in, state_of, write_checkpoint
 from ddpp.networks import NetworkConfig
 
 KIND = "distilled dataset"
@@ -62,7 +54,7 @@ class DistilledDataset(Dataset):
     whitening: Whitening  # the preprocessing of the images
     classes: tuple[str, ...]  # names, in the order of the labels
     network: dict  # the NetworkConfig that the set was distilled with; may be given as one
-    # {step: (images, alpha)}, from step 0, the real images at the start, to the final step
+    # {step: (images, alpha)}, from step 0, where the images started, to the final step
     iterates: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     history: dict[str, Tensor] = field(default_factory=dict)  # per distillation step, see `distill`
     provenance: dict = field(default_factory=dict)  # settings, data, versions, device
@@ -100,16 +92,7 @@ class DistilledDataset(Dataset):
         - beside: what belongs to the set and not to the run, see `beside`.
         - identity: of the run.
         """
-        whitening = Whitening.from_tensors(beside.tensors)
-        values = {f.name: getattr(run.state, f.name) for f in dataclasses.fields(run.state)}
-        stopped = {"stopped_at": run.state.step} if run.stopped else {}
-        made_on = {"made_on": list(run.machines)}
-        return cls(
-            **parts_of(values, beside, whitening, identity),
-            iterates=run.iterates,
-            history=run.history,
-            provenance=identity | beside.meta["data"] | made_on | stopped,
-        )
+        return cls(**parts_of(run, beside, identity))
 
     @classmethod
     def from_tensors(
@@ -218,7 +201,7 @@ class DistilledDataset(Dataset):
     def at(self, step: int) -> "DistilledDataset":
         """Return the set as it was after a distillation step, as of a run that was stopped there.
 
-        - step: one of `iterates`, else Error. Step 0 has the real images at the start.
+        - step: one of `iterates`, else Error. Step 0 has the images at the start.
 
         No run can resume from an earlier step than the last one, as what the next step would read
         is not kept. Learned labels stay as they are after the last step.
@@ -283,16 +266,10 @@ class DistilledDataset(Dataset):
         >>> torch.equal(ddpp.DistilledDataset.load("real.safetensors").images, real.images)
         True
         """
-        tensors = {"images": self.images, "labels": self.labels, "alpha": self.alpha}
+        tensors, meta = contents(self)
         tensors |= self.whitening.compact_tensors() if compact else self.whitening.tensors()
-        tensors |= pack(self.iterates, self.history)
-        meta = {
-            "classes": list(self.classes),
-            "network": in_file(self.network, self.provenance),
-            "provenance": self.provenance,
-        }
-        state, numbers = state_parts(self)
-        files.write(path, KIND, tensors | state, meta | how_to_read(self) | numbers)
+        network = in_file(self.network, self.provenance)
+        files.write(path, KIND, tensors, meta | {"classes": list(self.classes), "network": network})
 
     def save_checkpoint(self, path: str | Path, identity: dict) -> None:
         """Write a finished set as the checkpoint of its run, which can then be given more steps.
@@ -308,18 +285,9 @@ class DistilledDataset(Dataset):
                 "an earlier step of one, or an earlier version of ddpp made it. Run all steps "
                 "anew, into another output"
             )
-        about = {
-            "data": {"data": self.provenance["data"]},
-            "network": in_file(self.network, self.provenance),
-        }
-        meta = {k: v for k, v in self.state.items() if not isinstance(v, Tensor)}
-        meta |= {"identity": identity, "made_on": self.provenance["made_on"]}
-        about |= {"formation": self.formation} if self.formation > 1 else {}
-        meta |= {"set": about | {"classes": list(self.classes)}}
-        tensors = {k: v for k, v in self.state.items() if isinstance(v, Tensor)}
-        tensors |= {"images": self.images, "labels": self.labels, "alpha": self.alpha}
-        tensors |= self.whitening.tensors() | pack(self.iterates, self.history)
-        files.write(path, CHECKPOINT, tensors, meta)
+        state = state_of(self.state | {"images": self.images, "alpha": self.alpha})
+        run = Run(state, self.iterates, self.history, tuple(self.provenance["made_on"]))
+        write_checkpoint(path, run, identity, beside_of(self))
 
     @staticmethod
     def load(path: str | Path) -> "DistilledDataset":
@@ -343,20 +311,11 @@ class DistilledDataset(Dataset):
         tensors, meta = dict(file), file.meta
         if file.kind == CHECKPOINT:
             return _from_checkpoint(tensors, meta, path)
-        iterates, history = unpack(tensors)
         return DistilledDataset(
-            images=tensors["images"],
-            labels=tensors["labels"],
-            alpha=tensors["alpha"],
+            **parts_in(tensors, meta),
             whitening=Whitening.from_tensors(tensors),
-            classes=tuple(meta["classes"]),
+            classes=meta["classes"],
             network=from_file(meta["network"], meta["provenance"]),
-            iterates=iterates,
-            history=history,
-            provenance=meta["provenance"],
-            loss=loss_in(tensors, meta),
-            formation=meta.get("formation", 1),
-            state=state_in(tensors, meta),
         )
 
     def natural(self) -> Tensor:
@@ -441,15 +400,5 @@ def _from_checkpoint(tensors: dict, meta: dict, path: str | Path) -> DistilledDa
             f"{path} is a checkpoint that does not say what its images are: it is of an earlier "
             "version of ddpp, or of a choice of real images. Resume its run for a step first"
         )
-    about, whitening = Beside(tensors, meta["set"]), Whitening.from_tensors(tensors)
-    iterates, history = unpack(tensors)
-    now = meta["step"]
-    values = {k: v for k, v in tensors.items() if "." not in k and k not in whitening.tensors()}
-    values |= {k: v for k, v in meta.items() if k not in ("identity", "made_on", "set")}
-    provenance = meta["identity"] | about.meta["data"] | {"made_on": meta["made_on"]}
-    return DistilledDataset(
-        **parts_of(values, about, whitening, meta["identity"]),
-        iterates=iterates | {now: (values["images"], values["alpha"])},
-        history={name: column[:now] for name, column in history.items()},
-        provenance=provenance | {"stopped_at": now},
-    )
+    run, beside = run_in(tensors, meta).stop(), Beside(tensors, meta["set"])
+    return DistilledDataset.from_run(run, beside, meta["identity"])

@@ -11,11 +11,13 @@ from torch import Tensor
 from ddpp.data import ImageData
 from ddpp.data.whitening import Whitening
 from ddpp.distilled.checks import CROSS_ENTROPY, SQUARED_ERROR
-from ddpp.foundation.loop import Beside
+from ddpp.foundation.loop import Beside, Run, pack, unpack
 from ddpp.networks import ARCHITECTURES, NetworkConfig
 
 if TYPE_CHECKING:  # which is made of what is here
     from ddpp.distilled.dataset import DistilledDataset
+
+OWN = ("images", "labels", "alpha")  # of every set, in every file
 
 
 def beside(data: ImageData, labels: Tensor, network: NetworkConfig, formation: int = 1) -> Beside:
@@ -26,11 +28,23 @@ def beside(data: ImageData, labels: Tensor, network: NetworkConfig, formation: i
     - network: of the run.
     - formation: of the set.
     """
-    tensors = {"labels": labels} | data.whitening.tensors()
     own = {"name": ARCHITECTURES.own_name(str(network.name))}  # see `from_file`
-    meta = {"classes": list(data.classes), "network": dataclasses.asdict(network) | own}
+    return _beside(data, labels, dataclasses.asdict(network) | own, formation)
+
+
+def beside_of(distilled: "DistilledDataset") -> Beside:
+    """Return what belongs to a set that a run has left, as `beside` does before the run."""
+    network = in_file(distilled.network, distilled.provenance)
+    return _beside(distilled, distilled.labels, network, distilled.formation)
+
+
+def _beside(
+    source: "ImageData | DistilledDataset", labels: Tensor, network: dict, formation: int
+) -> Beside:
+    meta = {"classes": list(source.classes), "network": network}
+    meta |= {"data": {"data": source.provenance["data"]}}
     meta |= {"formation": formation} if formation > 1 else {}
-    return Beside(tensors, meta | {"data": data.provenance})
+    return Beside({"labels": labels} | source.whitening.tensors(), meta)
 
 
 def in_file(network: dict, made_from: dict) -> dict:
@@ -65,52 +79,60 @@ def marks_in(made_from: dict, network: str) -> set[str]:
     return {mark for mark in found if mark}
 
 
-def parts_of(values: dict, beside: Beside, whitening: Whitening, identity: dict) -> dict[str, Any]:
-    """Return what a set is made of, from the values of a state, what belongs beside it, and the
-    identity of the run.
-    """
-    own = {"images", "labels", "alpha"}
+def parts_of(run: Run, beside: Beside, identity: dict) -> dict[str, Any]:
+    """Return the fields of a set, from a run, what belongs beside it, and its identity."""
+    values, meta = run.values, beside.meta
     labels = values.get("labels", beside.tensors["labels"])
     loss = SQUARED_ERROR if labels.is_floating_point() else None
-    if (logits := values.get("logits")) is not None:
-        labels, loss = logits.softmax(1), CROSS_ENTROPY
+    if "logits" in values:
+        labels, loss = values["logits"].softmax(1), CROSS_ENTROPY
+    provenance = identity | meta["data"] | {"made_on": list(run.machines)}
     return {
         "images": values["images"],
         "labels": labels,
-        "loss": loss,
         "alpha": values["alpha"],
-        "whitening": whitening,
-        "classes": tuple(beside.meta["classes"]),
-        "network": from_file(beside.meta["network"], identity),
-        "formation": beside.meta.get("formation", 1),
-        "state": {k: v for k, v in values.items() if k not in own and v is not None},
+        "whitening": Whitening.from_tensors(beside.tensors),
+        "classes": meta["classes"],
+        "network": from_file(meta["network"], identity),
+        "iterates": run.iterates,
+        "history": run.history,
+        "provenance": provenance | ({"stopped_at": run.state.step} if run.stopped else {}),
+        "loss": loss,
+        "formation": meta.get("formation", 1),
+        "state": {name: value for name, value in values.items() if name not in OWN},
     }
 
 
-def how_to_read(distilled: "DistilledDataset") -> dict:
-    """Name for a file what its images and labels mean, where it is not the usual."""
-    meta: dict[str, Any] = {"loss": distilled.loss} if distilled.labels.is_floating_point() else {}
-    return meta | ({"formation": distilled.formation} if distilled.formation > 1 else {})
+def contents(distilled: "DistilledDataset") -> tuple[dict[str, Tensor], dict]:
+    """Name what every file of a set holds, with or without its preprocessing: tensors and metadata.
 
-
-def state_parts(distilled: "DistilledDataset") -> tuple[dict[str, Tensor], dict]:
-    """Name the tensors of a set's state for a file, and its numbers for the metadata."""
-    state = distilled.state.items()
-    numbers = {name: value for name, value in state if not isinstance(value, Tensor)}
-    tensors = {f"state.{name}": value for name, value in state if isinstance(value, Tensor)}
-    return tensors, {"state": numbers} if numbers else {}
-
-
-def state_in(tensors: dict[str, Tensor], meta: dict) -> dict[str, Tensor | int]:
-    """Read the state that `state_parts` named. It is empty in files of earlier versions."""
-    named = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
-    return named | meta.get("state", {})
-
-
-def loss_in(tensors: dict[str, Tensor], meta: dict) -> str:
-    """Read the loss that goes with a file's labels.
-
-    The first files did not name it. Their learned labels are all targets of regressions.
+    What is as usual is not named: a formation of 1, the loss of classes, no numbers in the state.
     """
+    tensors = {name: getattr(distilled, name) for name in OWN}
+    tensors |= pack(distilled.iterates, distilled.history)
+    meta: dict[str, Any] = {"provenance": distilled.provenance}
+    meta |= {"loss": distilled.loss} if distilled.labels.is_floating_point() else {}
+    meta |= {"formation": distilled.formation} if distilled.formation > 1 else {}
+    state = distilled.state.items()
+    tensors |= {f"state.{name}": value for name, value in state if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in state if not isinstance(value, Tensor)}
+    return tensors, meta | ({"state": numbers} if numbers else {})
+
+
+def parts_in(tensors: dict[str, Tensor], meta: dict) -> dict[str, Any]:
+    """Return the fields of a set that `contents` named.
+
+    The first files have no state, and did not name the loss: their learned labels are all targets
+    of regressions.
+    """
+    iterates, history = unpack(tensors)
+    state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     learned = tensors["labels"].is_floating_point()
-    return meta.get("loss", SQUARED_ERROR if learned else CROSS_ENTROPY)
+    return {name: tensors[name] for name in OWN} | {
+        "iterates": iterates,
+        "history": history,
+        "provenance": meta["provenance"],
+        "loss": meta.get("loss", SQUARED_ERROR if learned else CROSS_ENTROPY),
+        "formation": meta.get("formation", 1),
+        "state": state | meta.get("state", {}),
+    }

@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -23,6 +23,8 @@ from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import of_state
 
 KIND = "checkpoint"
+# what a checkpoint names beside the state: no field of a state has one of these names
+TAKEN = {"identity", "made_on", "set", "mean", "std", "matrix", "triangle"}
 Iterates = dict[int, tuple[Tensor, Tensor]]  # {step: (images, alpha)}
 SHOWN = {"loss": ".3f", "kept": ".1%", "alpha": ".4f"}  # of a record, in the progress bar
 
@@ -98,6 +100,12 @@ class Run(Generic[S]):
     def of(cls, method: Method[S]) -> "Run[S]":
         """The run before its first step."""
         return cls(method.begin, {0: (method.begin.images, method.begin.alpha)})
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The fields of the state, by name. One that is None is not among them."""
+        values = {f.name: getattr(self.state, f.name) for f in fields(self.state)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def on(self, machine: dict) -> "Run[S]":
         """Return the run, about to resume on a machine."""
@@ -209,17 +217,8 @@ class Checkpoint(Generic[S]):
     def save(self, run: Run[S]) -> None:
         """Write the run, all or nothing, and what belongs beside it. Under torchrun rank 0 does."""
         self.saved = time.monotonic()
-        if self.path is None or processes.rank():
-            return
-        values = {f.name: getattr(run.state, f.name) for f in fields(run.state)}
-        values = {name: value for name, value in values.items() if value is not None}
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        numbers = {name: value for name, value in values.items() if name not in tensors}
-        meta = {"identity": self.identity, **numbers, "made_on": list(run.machines)}
-        if self.beside:
-            tensors = self.beside.tensors | tensors
-            meta |= {"set": self.beside.meta}
-        files.write(self.path, KIND, tensors | pack(run.iterates, run.history), meta)
+        if self.path is not None and not processes.rank():
+            write_checkpoint(self.path, run, self.identity, self.beside)
 
     def save_if_due(self, run: Run[S]) -> None:
         """Write the run if enough steps or minutes have passed since the last time."""
@@ -306,8 +305,7 @@ def _begun(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: 
 
 def _check_names(method: Method[S]) -> None:
     """Raise an Error for a field of the state whose name files have for something else."""
-    taken = {"identity", "made_on", "set", "mean", "std", "matrix", "triangle"}
-    if clash := sorted(taken & {f.name for f in fields(method.begin)}):
+    if clash := sorted(TAKEN & {f.name for f in fields(method.begin)}):
         raise Error(
             f"the state has a field {clash[0]}, and files keep something else under this name: "
             "give the field another one"
@@ -317,6 +315,27 @@ def _check_names(method: Method[S]) -> None:
 def _refuse_stuck(method: Method[S], run: Run[S]) -> None:
     if run.state.step and (advice := method.advise(run)):
         raise Stopped(advice)
+
+
+def write_checkpoint(path: str | Path, run: Run, identity: dict, beside: Beside | None) -> None:
+    """Write a run, all or nothing, with its identity and what belongs beside it."""
+    tensors = {name: value for name, value in run.values.items() if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in run.values.items() if name not in tensors}
+    meta = {**numbers, "identity": identity, "made_on": list(run.machines)}
+    if beside:
+        tensors, meta = beside.tensors | tensors, meta | {"set": beside.meta}
+    files.write(path, KIND, tensors | pack(run.iterates, run.history), meta)
+
+
+def run_in(tensors: dict[str, Tensor], meta: dict) -> Run:
+    """The run that `write_checkpoint` wrote, of whatever method."""
+    values = {k: v for k, v in (tensors | meta).items() if "." not in k and k not in TAKEN}
+    return Run(state_of(values), *unpack(tensors), machines=tuple(meta["made_on"]))
+
+
+def state_of(values: dict[str, Any]) -> State:
+    """A state with these fields, of whatever method."""
+    return make_dataclass("State", values)(**values)
 
 
 def read_checkpoint(

@@ -112,8 +112,9 @@ def choose_engine(
     - total: distillation steps of the run.
 
     On a GPU: `compiled`, or `adjoint` in runs of so few updates that compiling would take longer.
-    On a CPU the first that takes at most half of the memory for this process: `autograd`, `stored`,
-    which is about as fast, or `adjoint`, whose memory hardly grows with the updates.
+    On a CPU the first that keeps at most a third of the memory for this process (the backward pass
+    and the data need as much again): `autograd`, `stored`, which is about as fast, or `adjoint`,
+    whose memory hardly grows with the updates.
     """
     if images.device.type != "cpu":
         if steps * total < WORTH_COMPILING:
@@ -126,7 +127,7 @@ def choose_engine(
     for engine, what in why.items():
         needed = steps * kept_bytes(network, images, labels, engine)
         why[engine] = f"{what} {needed / 2**20:,.0f} MiB of memory"
-        if needed < there / 2:
+        if needed < there / 3:
             return engine, why[engine]
     return "adjoint", f"{why['stored']}, and there are {there / 2**20:,.0f} MiB"
 
