@@ -103,6 +103,13 @@ def test_runs_of_one_seed_are_paired(small, tmp_path):
             each["distill"] |= {"rule": None, "epsilon": None}
         assert len({json.dumps(each, sort_keys=True) for each in group}) == 1
         assert group[0]["teachers"]["seed"] == group[0]["distill"]["seed"] == seed
+    # so is a rule of the same name that was written anew
+    again = lambda student, teacher, epsilon: teacher > 0
+    again.__name__ = "mine"
+    assert [*ddpp.compare(again, **options, **quiet).accuracies] == [NONE, ("mine-2", 0.1)]
+    both = ddpp.compare(mine, again, **options, **quiet).accuracies
+    assert [*both] == [NONE, ("mine", 0.1), ("mine-2", 0.1)]
+    assert all(len(values) == 2 for values in both.values())
     # a second call computes nothing
     lines.clear()
     assert ddpp.compare(mine, ("signed", 0.5), **options, **quiet) == found
@@ -194,7 +201,7 @@ def test_the_detectable_difference_is_found_four_times_in_five(level):
     assert power == pytest.approx(0.8, abs=1e-3)
     pair = Difference((-1.0, 1.0)).detectable(level)  # far from any usual quantile
     assert pair == pytest.approx({0.05: 16.33, 0.0125: 65.27}[level], abs=0.01)
-    assert Difference((1.0,)).detectable() is None
+    assert Difference((1.0,)).detectable() is None and found.detectable(0.9) == 0
 
 
 def test_what_is_detectable_accounts_for_the_number_of_differences():

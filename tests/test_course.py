@@ -566,7 +566,7 @@ def test_ctrl_c_stops_a_class_at_once_and_the_next_call_goes_on(course, tmp_path
     command = [
         sys.executable,
         "-m",
-        "ddpp.cli",
+        "ddpp",
         "grade",
         str(folder),
         "--assignments",

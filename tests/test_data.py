@@ -203,12 +203,15 @@ def test_every_operation_is_drawn():
     assert {draw(2, rng).operation for _ in range(100)} == set(OPERATIONS)
 
 
+def test_a_folder_is_answered_with_how_to_pack_it(tmp_path):
+    with refused("is a folder", "ddpp pack"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "asked, near", [("cifar-10", "cifar10"), ("cifar10_sample", "cifar10-sample")]
 )
-def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path, asked, near):
-    with refused("is a folder", "ddpp pack"):
-        load(tmp_path)
+def test_an_unknown_data_set_is_answered_with_the_nearest(asked, near):
     with refused("unknown data set", asked, f"did you mean '{near}'", "a path that ends in .npz"):
         load(asked)
 

@@ -598,6 +598,15 @@ class Tiny(torch.nn.Sequential):
         super().__init__(torch.nn.Flatten(), torch.nn.Linear(channels * image_size**2, classes))
 
 
+def test_a_network_is_judged_by_its_class(npz, tmp_path):
+    content = {"images": torch.rand(3, 3, 12, 12), "labels": torch.arange(3), "lr": 0.02}
+    path = as_saved(content, tmp_path / "mine.pt")
+    where = {"data": npz(channels=3), "space": "raw", "folder": tmp_path / "out"}
+    how = {"repeats": 1, "protocol": QUICK, "architectures": Tiny}
+    (one,) = ddpp.judge(path, **where, **how, **PLACES)
+    assert list(one.accuracies) == list(one.random) == [ddpp.NetworkConfig(Tiny).name]
+
+
 def test_a_width_that_a_network_does_not_take_is_refused(sample, tmp_path):
     path = as_saved({"images": sample[0], "labels": sample[1]}, tmp_path / "mine.pt")
     name = ddpp.NetworkConfig(Tiny).name

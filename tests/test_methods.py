@@ -864,7 +864,7 @@ def test_a_step_of_kip_moves_images_and_labels_by_adam(data):
 def test_a_kernel_that_does_not_fit_is_refused_before_any_step(data, monkeypatch):
     monkeypatch.setattr(kip, "room", lambda device: 2**20)
     with pytest.raises(
-        Error, match=r"takes about .* GiB, and 0.0 are there: lower target or depth"
+        Error, match=r"takes about .* GiB, and 0.0 are there for this run: lower target or depth"
     ):
         METHODS["kip"].run(
             data, NETWORK, small("kip", kernel="conv", depth=3), Saving(progress=False)

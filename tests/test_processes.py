@@ -22,6 +22,7 @@ from ddpp import (
 )
 from ddpp.cli import main
 from ddpp.distilling import State, check_config, match, step
+from ddpp.experiments.methods import METHODS
 from ddpp.foundation import processes
 
 SETTINGS = """--ipc 2 --steps 40 --student-steps 4 --batch 3 --iterates 2 --save-steps 4
@@ -111,6 +112,9 @@ def test_what_several_processes_cannot_do_they_say_before_any_work(monkeypatch, 
         Error, match="3 trajectories per step cannot be shared evenly by 2 processes"
     ):
         check_config(DistillConfig(trajectories=3))
+    for name in ("dm", "random", "herding", "forgetting"):
+        with pytest.raises(Error, match="only the matching of trajectories can be shared out"):
+            METHODS[name].check(METHODS[name].config())
     assert main(["reproduce", "--results", str(tmp_path), "--work", str(tmp_path)]) == 1
     assert "only teachers and distill can be shared out by torchrun" in capsys.readouterr().err
     with pytest.raises(Error, match="share their teachers through a folder: say which"):

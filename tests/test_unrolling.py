@@ -150,12 +150,18 @@ def test_the_engine_is_chosen_by_whether_the_graph_fits(problem, monkeypatch):
         memory = type("Memory", (), {"total": total})
         monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
         assert choose_engine(network, images.float(), labels, None, 10, 5)[0] == expected
-    for jobs, expected in ((2, "stored"), (8, "adjoint")):  # that run side by side
-        memory = type("Memory", (), {"total": 5 * whole})
-        monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
-        devices.share_memory(jobs)
-        assert choose_engine(network, images.float(), labels, None, 10, 5)[0] == expected
-    devices.share_memory(1)
+    memory = type("Memory", (), {"total": 5 * whole})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    chosen = lambda: choose_engine(network, images.float(), labels, None, 10, 5)[0]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # as torchrun says
+    assert chosen() == "stored"
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    try:
+        for jobs, expected in ((1, "autograd"), (2, "stored"), (8, "adjoint")):
+            devices.share_memory(jobs)
+            assert chosen() == expected
+    finally:
+        devices.share_memory(1)
     memory = type("Memory", (), {"total": 2.9 * stored})
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     assert choose_engine(network, images.float(), labels, None, 10, 5)[0] == "adjoint"

@@ -85,8 +85,9 @@ def distill(
     if needed > there:
         raise Error(
             f"the kernel of {n} distilled and {config.target} real images takes about "
-            f"{needed / 2**30:.1f} GiB, and {there / 2**30:.1f} are there: lower target or "
-            f"{'ipc' if config.kernel == 'fc' else 'depth, or use the kernel fc'}"
+            f"{needed / 2**30:.1f} GiB, and {there / 2**30:.1f} are there for this run: lower "
+            f"target or {'ipc' if config.kernel == 'fc' else 'depth, or use the kernel fc'}. (Runs "
+            "side by side share the memory: with --jobs 1 a run has all of it)"
         )
     images = common.begin(start, config)
     labels = centred(start.labels, classes) if config.learn_labels else start.labels
@@ -140,7 +141,7 @@ def step(state: State, data: ImageData, config: KIPConfig) -> tuple[State, dict]
 
 
 def room(device: torch.device) -> int:
-    """Return the bytes of memory that the device has, or of a GPU the bytes that are free."""
+    """Return the bytes of memory that a CPU has for this process, or of a GPU those free."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept

@@ -135,7 +135,14 @@ def read_result(run: Run, results: str | Path) -> dict | None:
             f"{path} is the result of other settings ({other}): move it away, or choose another "
             "folder for results"
         )
-    return row
+    return row | _names_here(run, row)
+
+
+def _names_here(run: Run, row: dict) -> dict:
+    """The entries of a row that name what was written anew in this session, by its names here."""
+    named = {"recipe": asdict(run.recipe), "network": asdict(network_of(run))}
+    named = json.loads(json.dumps(named | {"rule": getattr(run.recipe.distill, "rule", None)}))
+    return {} if named == as_in_files(named) else {k: named[k] for k in named.keys() & row.keys()}
 
 
 def _check_origin(path: Path, row: dict, origin: Path) -> None:

@@ -267,7 +267,7 @@ def refuse_loss(
         elif count > repeats:
             lost = f"more accuracies ({count} of {name}) than --repeats {repeats} gives"
         elif before != asked:
-            other = [setting for setting in asked if before.get(setting) != asked[setting]]
+            other = [name for name in asked | before if before.get(name) != asked.get(name)]
             lost, advice = f"accuracies with another {' and '.join(other)}", ""
         else:
             continue
