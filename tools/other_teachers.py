@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ddpp.baselines.bptt import train
 from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import write_set
@@ -29,7 +30,6 @@ from ddpp.foundation.identity import of_run
 from ddpp.foundation.provenance import commit, provenance
 from ddpp.pruning import masked_loss
 from ddpp.teachers import Teachers, train_teachers
-from ddpp.unrolling import update
 from tools.commands import resumed, run
 
 QUEUE = Path("results/cpu/queue.toml")
@@ -82,10 +82,7 @@ def losses(made: DistilledDataset, teachers: Teachers, config: DistillConfig) ->
     found, images = [], made.images
     for draw in range(DRAWS):
         _, _, start, goal, updates = draw_piece(TO + draw, len(images), teachers, config)
-        student = start
-        for batch, how in zip(*updates, strict=True):
-            x, y = images[batch], made.labels[batch]
-            student = update(teachers.network, student, x, y, how, made.alpha)
+        student = train(teachers.network, start, images, made.labels, made.alpha, updates)
         everything = torch.ones_like(student, dtype=torch.bool)
         found.append(float(masked_loss(student, goal, start, everything)))
     return found

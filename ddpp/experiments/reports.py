@@ -43,9 +43,10 @@ def write_report(path: Path, content: dict, device: torch.device) -> None:
 
     - content: what was asked and what was found, under these names, perhaps with more.
     """
-    found = as_in_files({"found": content["found"]})["found"]
+    content = as_in_files(content)
+    found = content["found"]
     known = json.loads(path.read_text()).get("found") if path.exists() else None
     if isinstance(known, list) and isinstance(found, list):
         known = known[: len(found)]
     if known != found:
-        files.write_json(path, as_in_files(content) | provenance(device))
+        files.write_json(path, content | provenance(device))

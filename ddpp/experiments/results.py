@@ -135,14 +135,18 @@ def read_result(run: Run, results: str | Path) -> dict | None:
             f"{path} is the result of other settings ({other}): move it away, or choose another "
             "folder for results"
         )
-    return row | _names_here(run, row)
+    return _with_names_here(row, {key: now[key] for key in ("recipe", "network") if key in now})
 
 
-def _names_here(run: Run, row: dict) -> dict:
-    """The entries of a row that name what was written anew in this session, by its names here."""
-    named = {"recipe": asdict(run.recipe), "network": asdict(network_of(run))}
-    named = json.loads(json.dumps(named | {"rule": getattr(run.recipe.distill, "rule", None)}))
-    return {} if named == as_in_files(named) else {k: named[k] for k in named.keys() & row.keys()}
+def _with_names_here(row: dict, now: dict) -> dict:
+    """The row, which calls by its name here what was written anew in this session.
+
+    - now: the settings of its run.
+    """
+    here = json.loads(json.dumps(now))
+    if here == as_in_files(here):
+        return row
+    return row | here | ({"rule": here["recipe"]["distill"]["rule"]} if "rule" in row else {})
 
 
 def _check_origin(path: Path, row: dict, origin: Path) -> None:

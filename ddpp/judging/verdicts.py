@@ -102,9 +102,8 @@ def judge(
     """
     if not paths:
         raise Error("there is nothing to judge: name a file or folder")
-    one_alone = isinstance(architectures, str | type)
-    asked = [architectures] if one_alone else architectures
-    names = [ARCHITECTURES.name_of(network) for network in asked]
+    given = [architectures] if isinstance(architectures, str | type) else architectures
+    names = [ARCHITECTURES.name_of(network) for network in given]
     for name in names:
         choose("network", name, ARCHITECTURES)
         if width is not None:
@@ -154,10 +153,6 @@ class _Test:
     progress: bool
     folder: Path
 
-    @property
-    def asked(self) -> dict[str, object]:
-        return _asked(self.protocol, self.width, self.seed)
-
     def __call__(
         self, distilled: DistilledDataset, data: ImageData, name: str, repeats: int, scores: str
     ) -> list[float]:
@@ -198,7 +193,7 @@ def _judge(
         accuracies=each(distilled),
         random=each(real),
         notes=notes,
-        asked=test.asked,
+        asked=_asked(test.protocol, test.width, test.seed),
         distilled=distilled,
     )
 
