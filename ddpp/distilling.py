@@ -497,8 +497,7 @@ def check_window(config: DistillConfig) -> None:
 
 def draw_start(data: ImageData, config: DistillConfig) -> Split:
     """Draw the images and labels that a run starts from: real ones, or noise."""
-    drawn = data.draw(config.ipc, config.seed)
-    return drawn if config.init == "real" else drawn.as_noise(config.seed)
+    return data.draw(config.ipc, config.seed).started(config.init, config.seed)
 
 
 def begin(start_set: Split, config: DistillConfig) -> State:

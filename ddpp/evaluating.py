@@ -325,7 +325,7 @@ class _Scorer:
         ]
         if on.labels.is_floating_point() and on.loss != SQUARED_ERROR:
             trained_on.append(on.loss)
-        return {"how": how, "set": trained_on}
+        return as_in_files({"how": how, "set": trained_on})
 
 
 def score_once(

@@ -392,6 +392,19 @@ class Flat:
                 f"{what} changes an attribute when it is called, as a counter does: here its "
                 "logits must depend on its parameters and the images alone"
             )
+        self._check_fresh(module, what)
+        if draws or not torch.equal(logits.nan_to_num(), again.nan_to_num()):
+            raise Error(
+                f"{what} gives the same images other logits each time: leave out dropout and "
+                "other randomness"
+            )
+        self._find_company(module, given)
+        if module is not self._module:
+            self._check_device(given, what)
+        self._check_parameters(given.to(self.device), what)
+
+    def _check_fresh(self, module: nn.Module, what: str) -> None:
+        """Raise an Error unless a second module of the same seed has the same numbers."""
         # the one that evaluations make later must be the same function
         first, second = (
             [*made.named_parameters(), *made.named_buffers()] for made in (module, self._fresh(0))
@@ -402,28 +415,27 @@ class Flat:
                     f"{what} draws {name} anew each time it is made, whatever the seed: draw from "
                     "torch, or give the numbers as constants"
                 )
-        if draws or not torch.equal(logits.nan_to_num(), again.nan_to_num()):
-            raise Error(
-                f"{what} gives the same images other logits each time: leave out dropout and "
-                "other randomness"
-            )
+
+    def _find_company(self, module: nn.Module, images: Tensor) -> None:
+        """Find out `mixes` and `needs_company`, from two images (2, C, H, W)."""
         moved = _moved(module)  # a last layer may begin at 0, where all logits are equal
         try:
             with torch.no_grad():
-                both, alone = (functional_call(module, moved, (x,)) for x in (given, given[:1]))
+                both, alone = (functional_call(module, moved, (x,)) for x in (images, images[:1]))
         except Exception:  # batch statistics of a single value
             self.mixes = self.needs_company = True
         else:
             self.mixes = not torch.allclose(alone, both[:1], rtol=1e-3, atol=1e-4)
-        if module is not self._module:
-            try:
-                with torch.no_grad():
-                    self._module(given.to(self.device))
-            except Exception as e:  # of a tensor that is no buffer, say, and stayed behind
-                raise Error(
-                    f"{what} works on the CPU, but not on {self.device}: {first_line(e)}"
-                ) from e
-        self._check_parameters(given.to(self.device), what)
+
+    def _check_device(self, images: Tensor, what: str) -> None:
+        """Raise an Error for a network that works on the CPU alone."""
+        try:
+            with torch.no_grad():
+                self._module(images.to(self.device))
+        except Exception as e:  # of a tensor that is no buffer, say, and stayed behind
+            raise Error(
+                f"{what} works on the CPU, but not on {self.device}: {first_line(e)}"
+            ) from e
 
     def double(self) -> "Flat":
         """Return the same network for float64, on the CPU."""

@@ -4,6 +4,7 @@ import csv
 import os
 import time
 import unicodedata
+from copy import deepcopy
 from datetime import datetime
 
 import nbformat
@@ -11,6 +12,7 @@ import pytest
 from small_course import best_wall, make, solved
 
 from ddpp import cli
+from ddpp_course import grade as grading
 from ddpp_course import marks, wall
 from ddpp_course.report import Outcome, Report
 from ddpp_course.roster import Rules, Student, moment, owners, read
@@ -41,9 +43,28 @@ def hand_in(course, path, right=True, at="2026-12-01T12:00"):
     os.utime(path, (when, when))
 
 
+@pytest.fixture(scope="module")
+def graded():
+    """What became of each content of a file: here the tables are tested, not the kernels."""
+    return {}
+
+
 @pytest.fixture
-def grade(course, tmp_path, monkeypatch, capsys):
+def grade(course, graded, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    run_it = grading.Grader._grade
+
+    def once(grader, submission, result):
+        content = submission.path.read_bytes()
+        if content not in graded:
+            first = Report(submission.name)
+            run_it(grader, submission, first)
+            graded[content] = first
+        same = ("assignment", "outcomes", "wall", "sha256", "graded_with")
+        vars(result).update({name: deepcopy(getattr(graded[content], name)) for name in same})
+        result.notes = [*result.notes, *graded[content].notes]
+
+    monkeypatch.setattr(grading.Grader, "_grade", once)
 
     def run(*words):
         words = ["grade", "in", "--assignments", str(course), "--jobs", "2", *TRUST, *words]

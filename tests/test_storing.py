@@ -240,6 +240,7 @@ def test_bytes_of_pictures_are_those_of_their_files(own, tmp_path):
     assert picture_bytes(images[:1], "JPEG", quality=50) == len(one.getvalue())
 
 
+@storage.fitted_once()
 def test_the_tool_measures_each_thing_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(storage, "SEEDS", (0,))
     monkeypatch.setattr(storage, "measurements", lambda: iter(todo))

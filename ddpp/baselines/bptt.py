@@ -120,7 +120,7 @@ def check(config: BPTTConfig) -> None:
 
 def begin(start: Split, config: BPTTConfig) -> State:
     """Return the state before the first step."""
-    images = common.begin(start, config)
+    images = start.started(config.init, config.seed).images
     alpha = torch.tensor(config.alpha, dtype=torch.float32, device=images.device)
     moments, norm = torch.zeros_like(torch.stack([images, images])), torch.zeros_like(alpha)
     return State(0, images, alpha, moments, norm)

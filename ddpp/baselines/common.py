@@ -1,8 +1,8 @@
 """What all methods share that compare distilled images with batches of real ones."""
 
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field, replace
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,18 +41,6 @@ class BatchConfig:
 
     def __post_init__(self):
         check_bounds(self)
-
-
-class Started(Protocol):
-    """The settings that decide what the images start from: a dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def init(self) -> str: ...
 
 
 @dataclass
@@ -163,7 +151,7 @@ def distill(
     problem = Problem(data, network, config, formation)
     pictures = data.draw(config.ipc * formation**2, config.seed)
     start = Split(fold(pictures.images, formation), pictures.labels[:: formation**2])
-    images = begin(start, config)
+    images = start.started(config.init, config.seed).images
     state = State(0, images, rate(config.alpha, data), torch.zeros_like(images))
     about = beside(data, start.labels, network, formation)
     advance = lambda at: step(at, problem)
@@ -174,12 +162,7 @@ def distill(
     return DistilledDataset.from_run(run, about, identity)
 
 
-def begin(start: Split, config: Started) -> Tensor:
-    """Make the images that a run starts from: real ones, or noise."""
-    return start.images.clone() if config.init == "real" else start.as_noise(config.seed).images
-
-
-def check_alone(config: object = None) -> None:
+def check_one_process(config: object = None) -> None:
     """Raise an Error where torchrun started several processes, which can share out only the
     matching of trajectories.
 
@@ -196,10 +179,10 @@ def rate(alpha: float, data: ImageData) -> Tensor:
     return torch.tensor(alpha, dtype=torch.float32, device=data.device)
 
 
-def check(config: Started) -> None:
+def check(config: Any) -> None:
     """Raise an Error for settings that cannot work.
 
     The config needs no more than a field `init`.
     """
-    check_alone()
+    check_one_process()
     choose("init", config.init, STARTS)

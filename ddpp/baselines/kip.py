@@ -89,7 +89,7 @@ def distill(
             f"target or {'ipc' if config.kernel == 'fc' else 'depth, or use the kernel fc'}. (Runs "
             "side by side share the memory: with --jobs 1 a run has all of it)"
         )
-    images = common.begin(start, config)
+    images = start.started(config.init, config.seed).images
     labels = centred(start.labels, classes) if config.learn_labels else start.labels
     state = State(
         0, images, labels, common.rate(LEARNING_RATE, data), _moments(images), _moments(labels)

@@ -93,7 +93,8 @@ def _lines_3(groups: Mapping[str, Sequence[dict]], here: str) -> list[list[str]]
     for architecture, rows in groups.items():
         lines.append([NAMES[architecture]])
         for method in methods:
-            group = [row["distilled"]["final"] for row in rows if _key(row)[2] == method]
+            mine = [row for row in rows if _key(row)[2] == method and not row["error"]]
+            group = [row["distilled"]["final"] for row in mine]
             lines[-1] += [_show(*TABLE_3[architecture][method]), _accuracy(group)]
     return lines
 
@@ -359,12 +360,11 @@ def _key(row: dict) -> tuple[str, int, str]:
     return row["recipe"]["data"], row["recipe"]["distill"]["ipc"], row.get("rule") or row["method"]
 
 
-def _accuracy(seeds: list[list[float] | None]) -> str:
+def _accuracy(seeds: list[list[float]]) -> str:
     """Return mean and deviation, as text, of the accuracies of each seed's networks."""
-    known = [networks for networks in seeds if networks is not None]
-    if not known or len(known) < len(seeds):
+    if not seeds:
         return "–"
-    values = known[0] if len(known) == 1 else [statistics.fmean(networks) for networks in known]
+    values = seeds[0] if len(seeds) == 1 else [statistics.fmean(networks) for networks in seeds]
     return _show(statistics.fmean(values), spread(values))
 
 

@@ -518,5 +518,5 @@ def save_picture(save: Callable[[Path], Any], path: Path) -> None:
 
 
 SHARED = (teachers, distill)  # the commands that torchrun can share out
-OWN = (*SHARED, compare, reproduce, remember, rank, audit, evaluate, judge, show, export, pack)
-COMMANDS: dict[str, Command] = {command.__name__: command for command in OWN}
+ALONE = (compare, reproduce, remember, rank, audit, evaluate, judge, show, export, pack)
+COMMANDS: dict[str, Command] = {command.__name__: command for command in (*SHARED, *ALONE)}

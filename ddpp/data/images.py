@@ -39,6 +39,10 @@ class Split(NamedTuple):
         noise = torch.randn(like.shape, generator=rng, dtype=like.dtype)
         return Split(noise.to(like), self.labels)
 
+    def started(self, init: str, seed: int) -> "Split":
+        """Return what distilled images start from: these (`real`), or noise (`noise`)."""
+        return self if init == "real" else self.as_noise(seed)
+
 
 @dataclass(frozen=True, repr=False)
 class ImageData:

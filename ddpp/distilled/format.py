@@ -17,7 +17,7 @@ from ddpp.networks import ARCHITECTURES, NetworkConfig
 if TYPE_CHECKING:  # which is made of what is here
     from ddpp.distilled.dataset import DistilledDataset
 
-OWN = ("images", "labels", "alpha")  # of every set, in every file
+IN_EVERY_FILE = ("images", "labels", "alpha")  # of every set, in every file
 
 
 def beside(data: ImageData, labels: Tensor, network: NetworkConfig, formation: int = 1) -> Beside:
@@ -99,7 +99,7 @@ def parts_of(run: Run, beside: Beside, identity: dict) -> dict[str, Any]:
         "provenance": provenance | ({"stopped_at": run.state.step} if run.stopped else {}),
         "loss": loss,
         "formation": meta.get("formation", 1),
-        "state": {name: value for name, value in values.items() if name not in OWN},
+        "state": {name: value for name, value in values.items() if name not in IN_EVERY_FILE},
     }
 
 
@@ -108,7 +108,7 @@ def contents(distilled: "DistilledDataset") -> tuple[dict[str, Tensor], dict]:
 
     What is as usual is not named: a formation of 1, the loss of classes, no numbers in the state.
     """
-    tensors = {name: getattr(distilled, name) for name in OWN}
+    tensors = {name: getattr(distilled, name) for name in IN_EVERY_FILE}
     tensors |= pack(distilled.iterates, distilled.history)
     meta: dict[str, Any] = {"provenance": distilled.provenance}
     meta |= {"loss": distilled.loss} if distilled.labels.is_floating_point() else {}
@@ -128,7 +128,7 @@ def parts_in(tensors: dict[str, Tensor], meta: dict) -> dict[str, Any]:
     iterates, history = unpack(tensors)
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     learned = tensors["labels"].is_floating_point()
-    return {name: tensors[name] for name in OWN} | {
+    return {name: tensors[name] for name in IN_EVERY_FILE} | {
         "iterates": iterates,
         "history": history,
         "provenance": meta["provenance"],

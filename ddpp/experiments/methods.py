@@ -79,7 +79,7 @@ _trajectories = partial(
     fits=fits,
 )
 _gradients = partial(Method, config=dsa.DSAConfig, run=dsa.distill, check=common.check)
-_choice = partial(Method, config=SelectionConfig, check=common.check_alone)
+_choice = partial(Method, config=SelectionConfig, check=common.check_one_process)
 _one_teacher = partial(_choice, teachers=True, first=True, reach=("epochs",))
 # settings that define the method; with another value it would be another method
 FIXED = {

@@ -18,7 +18,7 @@ from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import of_state
 
 CHOSEN = ("profile", "data", "ipc", "method")  # by which the recipe is looked up
-OWN = {  # the entries that are no settings of a Recipe: what they must be, also in words
+ENTRIES = {  # the entries that are no settings of a Recipe: what they must be, also in words
     **dict.fromkeys(("name", "profile", "data", "method"), (str, "text, in quotes")),
     "ipc": (int, "a whole number"),
     "steps": (int | list[int], "a whole number, or a list of them"),
@@ -89,7 +89,7 @@ def _runs(entry: dict[str, Any], path: str | Path, longest: dict[str, Run]) -> l
     name = entry["name"]
     base = recipe(**{key: entry[key] for key in CHOSEN if key in entry})
     _check_tables(entry, base.profile, f"{name} in {path}")
-    rest = {key: value for key, value in entry.items() if key not in OWN}
+    rest = {key: value for key, value in entry.items() if key not in ENTRIES}
     sets = entry.get("sets", True)
     counts = entry.get("steps", [None])
     counts = counts if isinstance(counts, list) else [counts]
@@ -123,7 +123,7 @@ def _check_entry(entry: dict[str, Any], path: str | Path) -> None:
     name = entry.get("name", "")
     if not name or not isinstance(name, str):
         raise Error(f"a [[run]] in {path} has no name")
-    for key, (kind, what) in OWN.items():
+    for key, (kind, what) in ENTRIES.items():
         if key in entry and not _fits(entry[key], kind):
             raise Error(f"{key}, of {name} in {path}, must be {what}")
     for key in ("steps", "seeds"):

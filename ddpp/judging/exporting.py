@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.checks import SQUARED_ERROR
+from ddpp.distilled.pictures import pil
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.judging.cards import card
@@ -44,7 +43,7 @@ def export(
     take this form, and for other files of these names: nothing is replaced.
     """
     write = KINDS[choose("kind of export", kind, KINDS)]
-    if distilled.formation > 1 and kind not in OWN:
+    if distilled.formation > 1 and kind not in READ_HERE:
         raise Error(
             f"each image of this set holds {distilled.formation**2} pictures, which other code "
             "would take for one: export it as compact or webp, or in Python unfolded(), which has "
@@ -192,8 +191,7 @@ def _hf(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Wr
 
 def _png(image: Tensor) -> bytes:
     stream = io.BytesIO()
-    array = image.mul(255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(np.ascontiguousarray(array.squeeze())).save(stream, "PNG")
+    pil(image).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -205,4 +203,4 @@ KINDS: dict[str, Callable[[DistilledDataset, Path, Mapping | None], Written]] = 
     "compact": _compact,
     "webp": _webp,
 }
-OWN = ("compact", "webp")  # which ddpp itself reads, so that nothing is taken for something else
+READ_HERE = ("compact", "webp")  # by ddpp itself, so that nothing is taken for something else

@@ -103,7 +103,7 @@ def train(
     of Abadi et al., CCS 2016. Momentum and weight decay use nothing but the noisy gradients, so
     they reveal nothing more.
     """
-    distilled = distilled.to(network.device)
+    distilled = distilled.to(network.device).unfolded()
     check(network, protocol, distilled.images.shape[1:])
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
     share, steps = noise.schedule(protocol)
