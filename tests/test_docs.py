@@ -164,6 +164,21 @@ def test_the_seeds_of_500_steps_are_told_as_their_reports_have_them():
     assert f"a true difference of {difference.detectable():.1f} points" in numbers
 
 
+def test_the_steps_on_cifar100_are_told_as_their_reports_have_them():
+    rule, mtt = (
+        json.loads((ROOT / "results/cpu/long" / f"cifar100-ipc1-{name}-100-seed0.json").read_text())
+        for name in ("signed", "none")
+    )
+    show = lambda report, of="distilled": (
+        f"{statistics.fmean(report[of]['final']):.1f} ± {statistics.stdev(report[of]['final']):.1f}"
+    )
+    numbers = (ROOT / "book" / "numbers.md").read_text()
+    page = (ROOT / "notebooks" / "results.ipynb").read_text()
+    assert f"reach {show(mtt)} %, on those of the paper's rule {show(rule)} %" in numbers
+    assert f"start from {show(mtt, 'random')} %" in numbers
+    assert f"MTT reaches {show(mtt)} % and the paper's rule {show(rule)} %" in page
+
+
 def test_the_steps_with_other_teachers_are_told_as_their_reports_have_them():
     page = (ROOT / "book" / "numbers.md").read_text()
     rule, mtt = (
