@@ -179,7 +179,8 @@ def distill(
 ) -> DistilledDataset:
     """Distil `data` with its `teachers` into config.ipc images per class.
 
-    - data: the images to distil. Random ones of each class, drawn by config.seed, are the start.
+    - data: the images to distil. Random ones of each class, drawn by config.seed, are the start,
+      or noise, see config.init.
     - teachers: stage A on the same data, with epochs 0 to I+ - 1 + K at least.
     - config: the settings of Algorithm 1.
     - checkpoint: a file for the state, saved every `save_steps` steps, every `save_minutes`
@@ -501,7 +502,7 @@ def draw_start(data: ImageData, config: DistillConfig) -> Split:
 
 
 def begin(start_set: Split, config: DistillConfig) -> State:
-    """Start from real images and alpha_0, lines 1 and 2."""
+    """Start from the images of `start_set` and alpha_0, lines 1 and 2."""
     images = start_set.images.clone()
     alpha = torch.tensor(config.alpha0, dtype=torch.float32, device=images.device)
     return State(0, images, alpha, torch.zeros_like(images), torch.zeros_like(alpha))

@@ -202,8 +202,8 @@ def check_network(distilled: DistilledDataset, config: NetworkConfig) -> None:
     for name, mark in as_in_files({"custom": ARCHITECTURES.marks(config.name)})["custom"].items():
         if marks_in(distilled.provenance, name.removeprefix("network ")) - {mark}:
             raise Error(
-                f"the {name} is not the one that the set was made with: give "
-                f"architecture={config.name} to test it in this one"
+                f"the {name} is not the one that the set was made with: to test it in this one, "
+                f"give --architecture {config.name}, in Python architecture={config.name}"
             )
 
 
@@ -254,7 +254,7 @@ def _judge(
     scorer: "_Scorer",
 ) -> Evaluation:
     """Test the final iterate, and those chosen on held-out and on test images."""
-    # 0 is where it started: real images
+    # 0 is where it started
     sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}
     last = max(sets, default=0)
     held_out = data.validation if len(sets) > 1 else None

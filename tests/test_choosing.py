@@ -333,7 +333,8 @@ def test_a_machine_that_rounds_whitened_images_otherwise_finds_its_report(images
 
     for name, data in contents(done[0]).items():
         (tmp_path / name.name).write_bytes(data)
-    there = replace(images, train=rounded(images.train), validation=rounded(images.validation))
+    splits = {name: rounded(getattr(images, name)) for name in ("train", "validation")}
+    there = replace(images, **splits, loaded=images.loaded | splits)
     assert not torch.equal(there.train.images, images.train.images)
     rank(TINY.candidates(), sets_of(there), there, tmp_path, QUICK, progress=False)
     assert contents(tmp_path) == {tmp_path / k.name: v for k, v in contents(done[0]).items()}

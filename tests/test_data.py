@@ -3,6 +3,7 @@ each with a sentence that says what is wrong and what to do.
 """
 
 import hashlib
+import itertools
 import math
 import os
 from dataclasses import replace
@@ -524,3 +525,60 @@ def test_classes_with_the_whitening_of_others_have_another_identity(npz):
     own, whole = (load(path, only=only, validation=0) for only in ([1, 0], None))
     given = load(path, only=[1, 0], whitening=whole.whitening, validation=0)
     assert given.identity != own.identity
+
+
+def test_a_split_that_was_replaced_changes_the_identity(npz):
+    data = load(npz(), validation=0.3)
+    brighter = data.test._replace(images=data.test.images + 1)
+    corrupted, shuffled = replace(data, test=brighter), replace(data, train=data.train[:1] * 2)
+    identities = [one.identity for one in (data, corrupted, shuffled)]
+    assert all(a != b for a, b in itertools.combinations(identities, 2))
+    assert replace(corrupted, test=data.test).identity == data.identity
+    assert replace(data, name="another", validation=None).identity == data.identity
+
+
+class Folder(list):
+    def __init__(self, *classes):
+        self.classes = classes
+        super().__init__((torch.rand(1, 8, 8), i % len(classes)) for i in range(20))
+
+
+def test_two_datasets_that_number_other_classes_are_refused():
+    with refused("classes cat, dog, ship", "the test images cat, ship", "the same list"):
+        from_datasets(Folder("cat", "dog", "ship"), Folder("cat", "ship"))
+
+
+def test_a_dataset_is_read_up_to_its_length_and_not_behind_it():
+    class Endless:
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, i):
+            return np.full((8, 8), i % 20, np.float32) / 20, i % 2
+
+    assert len(from_datasets(Endless(), Endless(), validation=0, device="cpu").train.labels) == 20
+
+
+def test_a_dataset_with_random_transforms_is_refused():
+    class Flipped(Folder):
+        def __getitem__(self, i):
+            image, label = super().__getitem__(i)
+            return image.flip(-1) if torch.rand(()) < 0.5 else image, label
+
+    with refused("the train dataset gives an image in another form each time", "random"):
+        from_datasets(Flipped("cat", "dog"), Folder("cat", "dog"))
+
+
+def test_bytes_that_are_nearly_black_are_told(tmp_path):
+    with pytest.warns(UserWarning, match="x_train goes from 0 to 1 as uint8, in which white is"):
+        load(save(tmp_path / "mine.npz", x_train=X % 2))
+
+
+def test_a_compact_file_keeps_a_matrix_that_is_not_symmetric():
+    matrix = torch.randn(12, 12, generator=generator(0, "matrix"))
+    pca, zca = (Whitening("zca", torch.zeros(3, 2, 2), m) for m in (matrix, matrix + matrix.T))
+    for white, kept in ((pca, {"mean", "matrix"}), (zca, {"mean", "triangle"})):
+        tensors = white.compact_tensors()
+        assert tensors.keys() == kept
+        back = Whitening.from_tensors(tensors).tensors()["matrix"]
+        assert torch.allclose(back, white.tensors()["matrix"], rtol=1e-3, atol=1e-3)

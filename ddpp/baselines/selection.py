@@ -47,7 +47,8 @@ def random(
     - ipc: images per class, or one number for each class.
     - network: what to train on the set, the fields of a NetworkConfig. Missing ones have their
       defaults.
-    - seed: of the draw. With the seed of a run, they are the images that it starts from.
+    - seed: of the draw. With the seed of a run that starts from real images, one picture in each,
+      they are these images.
 
     Raises Error for a class with too few images.
 

@@ -3,7 +3,8 @@
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from ddpp.data.sources import ARRAYS, check, class_names, find, keep_classes, of_arrays, sha256
 from ddpp.data.whitening import Whitening, fit_channels, fit_zca
+from ddpp.foundation import files
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error
 from ddpp.foundation.seeds import generator
 from ddpp.networks import Flat, NetworkConfig
 
 STARTS = ("real", "noise")  # what distilled images can start from
+TRIES = 8  # images of a dataset that are read twice: a random mirroring escapes 1 time in 256
 ZCA_LIMIT = 3 * 32 * 32  # values per image up to which ZCA is the default: its cost is cubic
 
 
@@ -65,6 +68,8 @@ class ImageData:
     held_out: float  # the share of each class's training images that became `validation`
     sha256: str  # of the raw arrays, so equal for the same data from another source
     given: str = ""  # numbers of a whitening that was given, and is not the one of these images
+    # the splits as they were loaded, by which others that took their place are noticed
+    loaded: Mapping[str, Split | None] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         held_out = f", {len(self.validation.labels):,} held out" if self.validation else ""
@@ -95,6 +100,16 @@ class ImageData:
             "whitening": self.whitening.kind,
             "validation": self.held_out,
             **({"given": self.given} if self.given else {}),
+            **self.replaced,
+        }
+
+    @cached_property
+    def replaced(self) -> dict[str, str]:
+        """The hashes of splits that `dataclasses.replace` put in the place of the loaded ones."""
+        return {
+            part: " ".join(map(files.fingerprint, now))
+            for part, split in self.loaded.items()
+            if (now := getattr(self, part)) is not None and now is not split
         }
 
     @property
@@ -239,23 +254,43 @@ def from_datasets(
     >>> ddpp.from_datasets(images, images, device="cpu").shape
     (1, 8, 8)
     """
+    ours, theirs = (getattr(dataset, "classes", None) for dataset in (train, test))
+    if ours is not None and theirs is not None and list(ours) != list(theirs):
+        raise Error(
+            f"the training images have the classes {_some(ours)}, the test images {_some(theirs)}, "
+            "so one label would mean two things: bring both to the same list of classes"
+        )
     (x, y), (x_test, y_test) = _stacked("train", train), _stacked("test", test)
-    names = getattr(train, "classes", None) if classes is None else classes
+    names = ours if classes is None else classes
     return from_arrays(
         x, y, x_test, y_test, classes=names, zca=zca, validation=validation, device=device
     )
 
 
-def _stacked(name: str, dataset: Iterable) -> tuple[np.ndarray, np.ndarray]:
+def _some(names: Iterable) -> str:
+    """A few names, for a message."""
+    first, *more = map(str, names)
+    return ", ".join([first, *more[:3]]) + ", ..." * (len(more) > 3)
+
+
+def _stacked(name: str, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     """Stack all images and labels of a dataset."""
     images, labels = [], []
-    for item in dataset:
+    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if indexed and not hasattr(dataset, "__iter__"):  # Python would read on behind its length
+        items = (dataset[i] for i in range(len(dataset)))
+    else:
+        items = iter(dataset)
+    for item in items:
         image, label = _pair(name, item)
-        if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
-            image = image.convert("RGB")  # its values are indices into a palette
-        array = _array(image[None])[0] if isinstance(image, Tensor) else np.asarray(image)
-        images.append(array)
+        images.append(_pixels_of(image))
         labels.append(label)
+    again = range(min(len(dataset), TRIES)) if indexed else ()
+    if not all(np.array_equal(images[i], _pixels_of(_pair(name, dataset[i])[0])) for i in again):
+        raise Error(
+            f"the {name} dataset gives an image in another form each time: leave out random "
+            "transforms, as ddpp augments the images itself"
+        )
     if sizes := {image.shape for image in images[1:]} - {image.shape for image in images[:1]}:
         raise Error(
             f"the {name} images have several shapes, as {images[0].shape} and {sizes.pop()}: "
@@ -264,6 +299,13 @@ def _stacked(name: str, dataset: Iterable) -> tuple[np.ndarray, np.ndarray]:
     if not images:
         raise Error(f"the {name} dataset yields nothing: give at least one image")
     return np.stack(images), np.array(labels)
+
+
+def _pixels_of(image: Any) -> np.ndarray:
+    """The pixels of an image that a dataset yields, channels last."""
+    if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
+        image = image.convert("RGB")  # its values are indices into a palette
+    return _array(image[None])[0] if isinstance(image, Tensor) else np.asarray(image)
 
 
 def _pair(name: str, item: Any) -> tuple[Any, int]:
@@ -325,12 +367,16 @@ def _prepared(
         use_zca = raw["train"].images[0].numel() <= ZCA_LIMIT if zca is None else zca
         whitening = (fit_zca if use_zca else fit_channels)(raw["train"].images[~held_out])
     images, labels = whitening.apply(raw["train"].images), raw["train"].labels
+    splits = {
+        "train": Split(images[~held_out], labels[~held_out]),
+        "validation": Split(images[held_out], labels[held_out]) if held_out.any() else None,
+        "test": Split(whitening.apply(raw["test"].images), raw["test"].labels),
+    }
     return ImageData(
         name=name,
         classes=classes,
-        train=Split(images[~held_out], labels[~held_out]),
-        validation=Split(images[held_out], labels[held_out]) if held_out.any() else None,
-        test=Split(whitening.apply(raw["test"].images), raw["test"].labels),
+        **splits,
+        loaded=splits,
         whitening=whitening,
         held_out=validation,
         given=given,

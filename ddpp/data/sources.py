@@ -5,6 +5,7 @@ Arrays that cannot be used are refused here, each problem with its own sentence.
 
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ CLASSES = {
     "cifar10": CIFAR10.split(),
     "cifar100": CIFAR100.split(),
 }
+DARKEST = 16  # the largest value of bytes that were hardly meant as such: the digits have 0 to 16
 ROUNDING = 1e-3  # by which resized floats may leave 0 to 1
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 SHA256 = {  # of the arrays' bytes: uint8 images (N, H, W, C) and labels (N,) in the official order
@@ -168,6 +170,12 @@ def _check_images(key: str, x: np.ndarray) -> None:
             f"{key} has the shape {x.shape}, without a single pixel: give at least one image"
         )
     if x.dtype == np.uint8:
+        if 0 < x.max() <= DARKEST:
+            warnings.warn(
+                f"{key} goes from {x.min()} to {x.max()} as uint8, in which white is 255, so all "
+                "its images are nearly black: multiply the values, or give floats from 0 to 1",
+                stacklevel=5,
+            )
         return
     if not np.issubdtype(x.dtype, np.floating):
         raise Error(f"{key} has the type {x.dtype}: give uint8, or floats between 0 and 1")

@@ -26,7 +26,7 @@ class Whitening:
 
     kind: str  # "zca" or "channels"
     mean: Tensor  # (C, H, W)
-    matrix: Tensor | None = None  # of kind "zca": (D, D), symmetric, with D = C*H*W
+    matrix: Tensor | None = None  # of kind "zca": (D, D), with D = C*H*W; ZCA's is symmetric
     std: Tensor | None = None  # of kind "channels": (C, 1, 1)
 
     def apply(self, images: Tensor) -> Tensor:
@@ -105,9 +105,10 @@ class Whitening:
     def compact_tensors(self) -> dict[str, Tensor]:
         """As `tensors`, in a quarter of the bytes: half of a symmetric matrix, as float16.
 
-        Whitened values change by about 5e-4 of their size, natural colours by 1e-4.
+        Whitened values change by about 5e-4 of their size, natural colours by 1e-4. A matrix that
+        is not symmetric, as of a PCA, stays whole.
         """
-        if self.matrix is None:
+        if self.matrix is None or not torch.allclose(self.matrix, self.matrix.T, atol=1e-4):
             return self.tensors()
         rows, columns = torch.triu_indices(*self.matrix.shape)
         return {"mean": self.mean, "triangle": self.matrix[rows, columns].half()}

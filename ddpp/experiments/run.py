@@ -162,8 +162,8 @@ class Experiment:
     def distilled(self) -> DistilledDataset:
         """The distilled set: read from `out`, or made and written there."""
         if self.out.exists():
-            self._say(f"{self.out} is finished already, by a run with these settings")
             distilled = self._stored()
+            self._say(f"{self.out} is finished already, by a run with these settings")
         else:
             source = self.teachers() if self.method.teachers else self.teacher_config.network
             saving = replace(self.saving, checkpoint=self.checkpoint, report=self._say)
@@ -299,14 +299,14 @@ class Experiment:
             return None
         try:
             report = json.loads(path.read_text())
-            return {"asked": report["asked"]} | report
+            return {"asked": dict(report["asked"])} | report
         except (OSError, ValueError, KeyError, TypeError):
             raise Error(
                 f"{path} is where the report belongs, but is another file: move it away"
             ) from None
 
     def _accuracies(self, distilled: DistilledDataset, scores: Path) -> dict:
-        """Of the set, and of the real images that it started from."""
+        """Of the set, and of the same number of random real images per class."""
         seed = self.recipe.distill.seed
         test = partial(
             evaluate,

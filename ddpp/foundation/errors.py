@@ -167,12 +167,13 @@ def differences(then: dict, now: dict) -> str:
     their path.
     """
     before, after = dict(_flat(then)), dict(_flat(now))
-    found = []
+    texts = []
     for path in dict.fromkeys([*before, *after]):
         if before.get(path) != after.get(path):
             *_, group, name = "", *path
             what = f"the {name} has changed" if group == "custom" else _other(path, before, after)
-            found.append(what)
+            texts.append(what)
+    found = list(dict.fromkeys(texts))  # a file may say one thing in two places
     more = f", and {len(found) - 3} more" if len(found) > 3 else ""
     return "; ".join(found[:3]) + more
 

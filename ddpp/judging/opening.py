@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpp.data import ImageData, load_data
-from ddpp.data.sources import SHA256
+from ddpp.data.sources import DARKEST, SHA256
 from ddpp.data.whitening import Whitening
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import KIND as RESULT
@@ -132,6 +132,12 @@ def recognize(images: Tensor) -> tuple[str, str]:
     as far below 0 as above it. Raises Error where these leave it open.
     """
     if images.dtype == torch.uint8:
+        if images.max() <= DARKEST:
+            raise Error(
+                f"the images are bytes from {int(images.min())} to {int(images.max())}, so nearly "
+                "black: multiply them, so that white is 255, save floats from 0 to 1, or, if they "
+                "are meant so, say --space raw"
+            )
         return "raw", "whole numbers from 0 to 255"
     x = images.float()
     if x.min() >= 0 and x.max() <= 1:
@@ -253,7 +259,7 @@ def _scaled(found: Found, space: str) -> Found:
 
 
 def _in_order(found: Found, classes: tuple[str, ...]) -> Found:
-    """Give folders' labels the order of the data's classes."""
+    """Give labels with names, as of folders, the order of the data's classes."""
     assert found.classes is not None and found.labels is not None
     # by their names, or as folders of `export_png` have them
     known = {as_folder(name): label for label, name in enumerate(classes)}
@@ -273,10 +279,7 @@ def _in_order(found: Found, classes: tuple[str, ...]) -> Found:
                 "classes"
             )
     if missing := sorted(set(names) - set(known)):
-        raise Error(
-            f"the folder '{missing[0]}' is no class of the data: its classes are "
-            f"{', '.join(classes)}"
-        )
+        raise Error(f"'{missing[0]}' is no class of the data: its classes are {', '.join(classes)}")
     index = torch.tensor([known[name] for name in names])
     return replace(found, labels=index[found.labels])
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from ddpp.foundation.errors import Error
 
 FOREIGN = (".pt", ".pth", ".npz")
 IMAGES = ("images", "image", "x", "x_train", "data", "image_syn", "syn_images")
-LABELS = ("labels", "label", "y", "y_train", "targets", "label_syn", "syn_labels")
+LABELS = ("labels", "label", "y", "y_train", "targets", "target", "label_syn", "syn_labels")
+LABELS += ("y_syn", "label_train")
 RATES = ("lr", "alpha", "syn_lr", "lr_net", "learning_rate")
 WHERE = "give a .pt of tensors, an .npz, a folder of pictures, or a file of ddpp"
 NUMBERS = (torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -118,12 +119,19 @@ def _check_sums(path: Path) -> None:
 def _read_npz(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: torch.from_numpy(file[name]) for name in file.files}
+            return {name: _from_numpy(file[name]) for name in file.files}
     except Exception as e:  # damaged bytes raise whatever they happen to mean
         raise Error(
             f"{path} cannot be read ({type(e).__name__}): it must be an .npz of numbers alone, not "
             "damaged"
         ) from None
+
+
+def _from_numpy(array: np.ndarray) -> Tensor | list[str]:
+    """A tensor, also of numbers in another order of bytes, or the list of an array of texts."""
+    if array.dtype.kind == "U":
+        return array.tolist()
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _read_folder(folder: Path, size: int) -> Found:
@@ -165,9 +173,35 @@ def _from_mapping(content: dict, path: Path) -> Found:
         raise Error(f"{path} has no images among its entries ({names}): name them 'images'")
     if found.labels is None:
         found = replace(found, labels=labels)
+    if found.labels is None:
+        _refuse_other_labels(content, len(found.images), path)
     if found.alpha is None and rate is not None:
         found = replace(found, alpha=_number(rate, path))
+    names = content.get("classes")
+    if found.labels is not None and _name(names, found.labels):
+        found = replace(found, classes=tuple(names))
     return found
+
+
+def _refuse_other_labels(content: dict, count: int, path: Path) -> None:
+    """Raise an Error for an entry that may be the labels of so many images, under another name."""
+    for name, value in content.items():
+        if name in (*IMAGES, *RATES) or not isinstance(value, Tensor) or value.ndim > 2:
+            continue
+        if value.shape[:1] == (count,):
+            raise Error(
+                f"{path} has no labels, but {count} numbers named '{name}': name them 'labels' if "
+                "that is what they are, or leave them out, and images count as sorted by class"
+            )
+
+
+def _name(names: object, labels: Tensor) -> TypeGuard[Sequence[str]]:
+    """Whether these are the names of the classes that the labels number."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return False
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        return False
+    return 0 <= int(labels.min()) <= int(labels.max()) < len(names)
 
 
 def _from_list(images: Sequence[Any], path: Path) -> Found:

@@ -221,7 +221,7 @@ def _rated(
     """
     if data.validation is None:
         return distilled, False
-    held_out = replace(data, test=data.validation, validation=None)
+    held_out = replace(data, test=data.validation, validation=None, loaded={})
     rated = [
         replace(distilled, alpha=torch.tensor(rate).to(distilled.alpha), iterates={})
         for rate in RATES

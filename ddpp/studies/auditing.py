@@ -90,7 +90,7 @@ class Pool:
         members = self.members[model]
         images, labels = (part[members] for part in self.data.train)
         own = _sha256(self.data.sha256, files.fingerprint(members), files.fingerprint(labels))
-        return replace(self.data, train=Split(images, labels), sha256=own)
+        return replace(self.data, train=Split(images, labels), sha256=own, loaded={})
 
     def noise(self, design: Design) -> Noise | None:
         """The noise of each training, the same for all halves. None where there is none."""
@@ -110,9 +110,10 @@ def draw_pool(data: ImageData, design: Design, seed: int) -> Pool:
     for which, kind in ((canaries, "canaries"), (canaries | True, "images")):
         if which.any() and not (members[:, which].any(1) & ~members[:, which].all(1)).all():
             raise Error(f"a half has none or all of the {kind}: audit more {kind}")
-    own = _sha256(data.sha256, str(data.held_out), str(design.images), str(seed))
-    train = Split(images, labels)
-    return Pool(replace(data, train=train, validation=None, sha256=own), canaries, members)
+    what = (*data.replaced.values(), str(data.held_out), str(design.images), str(seed))
+    own, train = _sha256(data.sha256, *what), Split(images, labels)
+    pool = replace(data, train=train, validation=None, sha256=own, loaded={})
+    return Pool(pool, canaries, members)
 
 
 def _sha256(*parts: str) -> str:
