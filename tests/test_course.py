@@ -454,13 +454,6 @@ HANDED_IN = {
     "kills the grader": (added("import os; os.kill(os.getppid(), 9)"), 3, "cannot send signals"),
     "leaves": (added("import os; os._exit(0)"), 3, "it ended its process"),
     "breaks imports": (added("import sys\nsys.modules['ddpp'] = None"), 3, "3 of 3"),
-    "uses up its time": (
-        lambda notebook, course: notebook.cells.extend(
-            new_code_cell("while True: pass") for _ in range(6)
-        ),
-        0,
-        "stopped after 40 s in all",
-    ),
     "says exit": (added("exit()"), 3, "3 of 3"),
     "asks": (added("input('your name?')"), 3, "EOFError"),
 }
@@ -501,6 +494,16 @@ def test_what_students_hand_in_is_graded(handed_in, name):
     assert report.refused == ""
     assert report.points == points, report.text()
     assert words in report.text()
+    assert "Traceback" not in report.text()
+
+
+def test_a_submission_that_uses_up_its_time_gets_nothing(course, tmp_path):
+    notebook = copies.read(course / "solutions" / "numbers" / "numbers.ipynb")
+    notebook.cells += [new_code_cell("while True: pass") for _ in range(6)]
+    nbformat.write(notebook, tmp_path / "late.ipynb")
+    report = grade.grade(tmp_path / "late.ipynb", course, limits=Limits(seconds=1), trust=TRUST)
+    assert (report.refused, report.points) == ("", 0), report.text()
+    assert "stopped after 5 s in all" in report.text()
     assert "Traceback" not in report.text()
 
 

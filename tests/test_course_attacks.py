@@ -8,6 +8,7 @@ there are no namespaces; what the second does not stop is skipped there.
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -64,37 +65,61 @@ WRONG = (
     "return x + 1"
 )
 
-# What reaches for the world outside: name -> a cell. All the points stay, as the functions are
-# right.
+# What reaches for the world outside, in one notebook: name -> (a cell, the error that stops it).
+# What reads comes before what deletes, after which it would find nothing anyhow.
+CLOSED = "FileNotFoundError|PermissionError"
+WENT_ON = "Exception: went on"  # the last line of each of these cells
 REACHES = {
-    "deletes a tree": "import shutil\nshutil.rmtree('{place}')",
-    "deletes whatever it can": "import shutil\nfor x in ('{place}', '{class}', '{course}'): "
-    "shutil.rmtree(x, True)",
-    "saves over a file": "import torch\ntorch.save({}, '{place}/secret')",
-    "writes over a file": "import torchvision\ntorchvision.io.write_file('{place}/secret', "
-    "torch.zeros(9).byte())",
-    "tells a secret": "raise Exception(open('{place}/secret').read())",
+    "tells a secret": ("raise Exception(open('{place}/secret').read())", CLOSED),
     "reads a secret elsewise": (
         "import torchvision\nraise "
-        "Exception(bytes(torchvision.io.read_file('{place}/secret')).decode())"
+        "Exception(bytes(torchvision.io.read_file('{place}/secret')).decode())",
+        "RuntimeError",
     ),
     "tells the environment of the grader": (
-        "import os\nraise Exception(open(f'/proc/{os.getppid()}/environ').read()[:250])"
+        "import os\nraise Exception(open(f'/proc/{os.getppid()}/environ').read()[:250])",
+        CLOSED,
     ),
     "reads the solutions": (
         "import torchvision\ndata = torchvision.io.read_file('{course}/source/tries/tries.ipynb')\n"
-        "raise Exception(bytes(data).decode()[-250:])"
+        "raise Exception(bytes(data).decode()[-250:])",
+        "RuntimeError",
     ),
     "reads the wrong solutions of the project": (
         "import torchvision\nraise "
-        "Exception(bytes(torchvision.io.read_file('{root}/tests/wrong.py')).decode()[:99])"
+        "Exception(bytes(torchvision.io.read_file('{root}/tests/wrong.py')).decode()[:99])",
+        "RuntimeError",
     ),
     "reads the solutions of the checks": (
         "import ddpp_course, torchvision\n"
         "folder = ddpp_course.__file__.removesuffix('__init__.py')\n"
         "data = torchvision.io.read_file(f'{folder}solutions/assignment1.toml')\n"
-        "raise Exception(bytes(data).decode()[:250])"
+        "raise Exception(bytes(data).decode()[:250])",
+        "RuntimeError",
     ),
+    "calls home": (
+        "from datetime import timedelta\nimport torch.distributed as d\n"
+        "d.TCPStore('127.0.0.1', {port}, is_master=False, timeout=timedelta(seconds=1))",
+        "Dist|not finished",  # the second where Landlock leaves TCP open: see `calls`
+    ),
+    "saves over a file": ("import torch\ntorch.save({}, '{place}/secret')", "RuntimeError"),
+    "writes over a file": (
+        "import torchvision\ntorchvision.io.write_file('{place}/secret', torch.zeros(9).byte())",
+        "RuntimeError",
+    ),
+    "leaves shared memory behind": (  # which bubblewrap lets go with the process
+        "from torchvision.io import write_file\n"
+        "write_file('/dev/shm/ddpp-left', torch.zeros(9).byte())",
+        f"RuntimeError|{WENT_ON}",
+    ),
+    "deletes a tree": ("import shutil\nshutil.rmtree('{place}')", CLOSED),
+    "deletes whatever it can": (
+        "import shutil\nfor x in ('{place}', '{class}', '{course}'): shutil.rmtree(x, True)",
+        WENT_ON,
+    ),
+}
+# What leaves something behind, or ends or fills something, each in its own notebook.
+ALONE = {
     "leaves a program behind": (
         "import multiprocessing.util as u\nu.spawnv_passfds(b'/usr/bin/setsid', [b'setsid', "
         "b'sleep', b'98765'], [])"
@@ -108,13 +133,6 @@ REACHES = {
         "import multiprocessing.util as u, time\n"
         "for i in range(200): u.spawnv_passfds(b'/bin/sleep', [b'sleep', b'98765'], "
         "[])\ntime.sleep(3)"
-    ),
-    "leaves shared memory behind": (
-        "import torchvision\ntorchvision.io.write_file('/dev/shm/ddpp-left', torch.zeros(9).byte())"
-    ),
-    "calls home": (
-        "from datetime import timedelta\nimport torch.distributed as d\n"
-        "d.TCPStore('127.0.0.1', {port}, is_master=False, timeout=timedelta(seconds=1))"
     ),
     "ends another process": "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open({pid}), 9)",
     "fills the disk": (
@@ -403,6 +421,10 @@ WANTS = {
 }
 
 
+TOGETHER = "reaches"
+CELLS = {name: [code] for name, code in ALONE.items()}
+CELLS |= {name: cells for name, (cells, _) in WANTS.items()}
+CELLS[TOGETHER] = [f"{code}\nraise Exception('went on')" for code, _ in REACHES.values()]
 BEST = best_wall()
 if BEST == wall.NONE:  # on macOS and Windows, or in a container that has neither
     pytest.skip(wall.REFUSED, allow_module_level=True)
@@ -457,13 +479,14 @@ def attack(root, names):
 
 
 def _attacker(course, name, words):
-    notebook, cells = solved(course), [REACHES[name]] if name in REACHES else WANTS[name][0]
+    notebook = solved(course)
     if name in WANTS:
         for task in ("keep", "move"):
             cell_of(notebook, task).source = "pass"
         cell_of(notebook, "double").source = WRONG
-    at = notebook.cells.index(cell_of(notebook, "move")) + 1
-    for code in reversed(cells):
+    # at the beginning, the numbers of cells are those of what reaches
+    at = 0 if name == TOGETHER else notebook.cells.index(cell_of(notebook, "move")) + 1
+    for code in reversed(CELLS[name]):
         for word, value in words.items():
             code = code.replace(f"{{{word}}}", str(value))
         notebook.cells.insert(at, new_code_cell(code))
@@ -475,7 +498,7 @@ def after(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ddpp_course.wall.ROOM", ROOM)
         left_out = NOT_BY_LANDLOCK if BEST == wall.LANDLOCK else ()
-        names = [name for name in (*REACHES, *WANTS) if name not in left_out]
+        names = [name for name in CELLS if name not in left_out]
         return attack(tmp_path_factory.mktemp("attacks"), names)
 
 
@@ -502,6 +525,12 @@ def _own_variable():
     return max(text.split("\0"), key=len)[:30]  # one alone: a report shows no NUL
 
 
+def _is_stopped(report, name):
+    number = [*REACHES].index(name) + 1
+    stops = f"cell {number} stopped: ({REACHES[name][1]})"
+    assert any(re.match(stops, note) for note in report.notes), report.text()
+
+
 def _finds_nothing(report):
     assert (report.refused, report.points) == ("", 5), report.text()
     own = _own_variable()
@@ -519,6 +548,11 @@ def _unharmed(after, walled):
 
 
 @pytest.mark.parametrize("name", REACHES)
+def test_what_reaches_outside_is_stopped(after, name):
+    _is_stopped(after.reports[TOGETHER], name)
+
+
+@pytest.mark.parametrize("name", [TOGETHER, *ALONE])
 def test_what_reaches_outside_finds_nothing_there(after, name):
     if name not in after.reports:
         pytest.skip("Landlock does not stop this")
@@ -545,7 +579,9 @@ def test_landlock_closes_the_files_too(tmp_path, monkeypatch):
         pytest.skip("this system has no Landlock")
     monkeypatch.setattr(wall, "best", lambda: wall.LANDLOCK)
     monkeypatch.setattr(wall, "ROOM", ROOM)
-    after = attack(tmp_path, [name for name in REACHES if name not in NOT_BY_LANDLOCK])
+    after = attack(tmp_path, [name for name in (TOGETHER, *ALONE) if name not in NOT_BY_LANDLOCK])
+    for name in REACHES:
+        _is_stopped(after.reports[TOGETHER], name)
     for report in after.reports.values():
         _finds_nothing(report)
         assert "Landlock" in report.text()

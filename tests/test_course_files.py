@@ -96,18 +96,21 @@ ACCIDENTS = {
     "no output.ipynb": cell("import sys\nsys.stdout.close(); sys.stdout = sys.stderr = None"),
     "waits.ipynb": cell("import asyncio\nawait asyncio.sleep(0.01)"),
     "folder.ipynb": cell("import os\nos.chdir('/'); os.environ.clear()"),
-    "=1+1.ipynb": cell(""),
-    "@SUM(A1).ipynb": cell(""),
-    ".ipynb": cell(""),
-    ".hidden.ipynb": cell(""),
     "\udcff\udcfe.ipynb": cell(""),
     "two\nlines.ipynb": cell(""),
-    f"{'n' * 246}.ipynb": cell(""),
-    f"{'ü' * 124}.ipynb": cell(""),
-    "CAPITALS.IPYNB": cell(""),
-    "twice.ipynb": cell(""),
-    "TWICE.ipynb": cell(""),
 }
+# of files that are refused, as a name alone needs no process
+NAMES = (
+    "=1+1.ipynb",
+    "@SUM(A1).ipynb",
+    ".ipynb",
+    ".hidden.ipynb",
+    f"{'n' * 246}.ipynb",
+    f"{'ü' * 124}.ipynb",
+    "CAPITALS.IPYNB",
+    "twice.ipynb",
+    "TWICE.ipynb",
+)
 BESIDE = ("emoji.pdf", "key.html", "warnings.png")
 
 
@@ -118,6 +121,8 @@ def graded(course, tmp_path_factory):
         notebook = solved(course)
         change(notebook)
         (folder / name).write_text(json.dumps(notebook))
+    for name in NAMES:
+        (folder / name).write_bytes(b"{}")
     for name in BESIDE:
         (folder / name).write_bytes(b"%PDF")
     (folder / "scan.pdf").write_bytes(b"%PDF")
@@ -137,7 +142,22 @@ def test_an_accident_costs_nothing_and_stops_nobody(graded, name):
     reports, folder, out = graded
     found = reports[graded_as(name, folder)]
     assert (found.refused, found.points) == ("", 2), found.text()
-    text = (out / f"{found.submission}.md").read_text()
+    _shows_well(out / f"{found.submission}.md")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_of_a_file_stops_nobody(graded, name):
+    reports, folder, out = graded
+    found = reports[graded_as(name, folder)]
+    assert "hand in the .ipynb file" in found.refused
+    _shows_well(out / f"{found.submission}.md")
+    rows = csv.DictReader((out / "grades.csv").read_text().splitlines())
+    (row,) = [r for r in rows if r["submission"].removeprefix("'") == found.submission]
+    assert row["refused"] == found.refused
+
+
+def _shows_well(path):
+    text = path.read_text()
     assert len(text) < 3000
     assert all(c.isprintable() or c == "\n" for c in text)
     assert "<img" not in text
@@ -160,11 +180,12 @@ def test_what_a_student_defines_in_the_cell_of_a_check_is_named(graded):
 
 
 def test_what_is_no_notebook_is_refused_where_there_is_none(graded):
-    reports, *_ = graded
-    assert {name for name, report in reports.items() if report.refused} == {"scan"}
+    reports, folder, _ = graded
+    refused = {name for name, report in reports.items() if report.refused}
+    assert refused == {"scan", *(graded_as(name, folder) for name in NAMES)}
     assert "hand in the .ipynb file" in reports["scan"].refused
     assert reports["emoji"].notes[0] == "not graded, as there is a notebook: emoji.pdf"
-    assert len(reports) == len(ACCIDENTS) + 1
+    assert len(reports) == len(ACCIDENTS) + len(NAMES) + 1
 
 
 def test_no_cell_of_the_table_is_a_formula(graded):

@@ -153,9 +153,7 @@ def command(
     print("\n".join(found.lines()))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Make the steps and measure; the exit code is 0, or 1 for an Error, in a sentence."""
-    return run(command, "other_teachers", argv)
+main = partial(run, command, "other_teachers")
 
 
 if __name__ == "__main__":

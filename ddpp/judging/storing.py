@@ -26,7 +26,8 @@ from ddpp.judging.opening import open_set
 from ddpp.judging.sheets import write_sheet
 from ddpp.networks import NetworkConfig, accuracy
 
-BARE = ("half", "png", "png, not whitened")  # images with labels, and nothing that explains them
+# images with labels, and nothing that explains them
+UNEXPLAINED = ("half", "png", "png, not whitened")
 Read = tuple[DistilledDataset, ImageData]  # as it was read back, and what to test it on
 
 
@@ -82,12 +83,12 @@ def store(distilled: DistilledDataset, form: str, folder: str | Path, data: str 
     chosen, folder = FORMS[choose("form", form, FORMS)], Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise Error(f"{folder} must be empty, as the bytes of its files are counted")
-    if form in BARE and (distilled.formation > 1 or distilled.loss == SQUARED_ERROR):
+    if form in UNEXPLAINED and (distilled.formation > 1 or distilled.loss == SQUARED_ERROR):
         raise Error(
             f"the form {form} says neither how many pictures an image holds nor that labels are "
             "targets of a regression: choose file, compact or webp"
         )
-    pictures = form in BARE[1:]
+    pictures = form in UNEXPLAINED[1:]
     if pictures and distilled.labels.is_floating_point():
         raise Error(
             f"the form {form} has folders for labels, which are classes: choose file, compact or "
@@ -199,17 +200,17 @@ def _read_pictures(folder: Path, data: str, distilled: DistilledDataset) -> Read
     return made, images_of
 
 
-def _bare(distilled: DistilledDataset) -> DistilledDataset:
+def _final(distilled: DistilledDataset) -> DistilledDataset:
     return replace(distilled, iterates={}, history={}, state={})
 
 
 FORMS = {
     # as `ddpp distill` writes it, with iterates, history and what the next step needs
     "file": Form(lambda d, folder: d.save(folder / WHOLE), _own(WHOLE)),
-    "bare file": Form(lambda d, folder: _bare(d).save(folder / WHOLE), _own(WHOLE)),
-    "compact": Form(lambda d, folder: export(_bare(d), "compact", folder), _own(WHOLE)),
+    "bare file": Form(lambda d, folder: _final(d).save(folder / WHOLE), _own(WHOLE)),
+    "compact": Form(lambda d, folder: export(_final(d), "compact", folder), _own(WHOLE)),
     # as under results/: float32, without whitening
-    "result": Form(lambda d, folder: write_set(folder / WHOLE, _bare(d)), _own(WHOLE)),
+    "result": Form(lambda d, folder: write_set(folder / WHOLE, _final(d)), _own(WHOLE)),
     "half": Form(_write_half, _read_half),
     "webp": Form(lambda d, folder: export(d, "webp", folder), _own(WEBP)),
     "webp 90": Form(lambda d, folder: write_sheet(d, folder / WEBP, 90), _own(WEBP)),

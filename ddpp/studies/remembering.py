@@ -83,6 +83,18 @@ def for_tasks(recipe: Recipe) -> Recipe:
     return replace(recipe, distill=replace(recipe.distill, **changes), teachers=teachers)
 
 
+def _arrivals(recipe: Recipe, arrivals: list[list[int]], where: dict[str, Any]) -> list[ImageData]:
+    """Load the data of each task, whitened as the first, and refuse settings that do not fit."""
+    recipe.stored_teachers()  # refuses settings that cannot work
+    parts = [load_data(recipe.data, only=arrivals[0], **where)]
+    for labels in arrivals[1:]:
+        whitening = parts[0].whitening
+        parts.append(load_data(recipe.data, only=labels, whitening=whitening, **where))
+    for part in parts:
+        recipe.check_fits(part)
+    return parts
+
+
 def remember(
     recipe: Recipe,
     folder: str | Path,
@@ -124,13 +136,8 @@ def remember(
     with files.lock(folder / REPORT, wait=False):
         refuse_other(folder / REPORT, asked, f"{folder} holds the memory", "choose another folder")
         where = {"root": root, "device": device, "validation": 0.0, "zca": recipe.zca}
-        first = load_data(recipe.data, only=arrivals[0], **where)
-        whitening = first.whitening
-        later = [load_data(recipe.data, only=a, whitening=whitening, **where) for a in arrivals[1:]]
-        recipe.stored_teachers()  # refuses settings that cannot work
-        parts = [first, *later]
-        for part in parts:  # before anything is made
-            recipe.check_fits(part)
+        parts = _arrivals(recipe, arrivals, where)
+        whitening = parts[0].whitening
         found, memory, known = [], [], []
         for number, labels in enumerate(arrivals):
             part, known = parts.pop(0), known + labels  # the memory of the device is for `seen`
