@@ -18,7 +18,7 @@ from ddpp.data.augmentation import Augmentation, as_augmentation, check_operatio
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.format import beside
 from ddpp.foundation import loop, processes
-from ddpp.foundation.devices import made_on
+from ddpp.foundation.devices import check_training, made_on
 from ddpp.foundation.errors import (
     Count,
     Error,
@@ -251,7 +251,8 @@ def run(
     about = beside(data, start_set.labels, network)
     iterates = config.iterates if config.lasting else 1
     method = loop.Method(first, advance, config.steps, iterates, _advice, about, config.lasting)
-    identity = of_run(algorithm.name, config, teachers.made_from, network.name)
+    made_from = teachers.made_from
+    identity = of_run(algorithm.name, config, made_from, network.name, algorithm.step)
     try:  # line 3
         done = loop.run(method, identity, made_on(data.device) | {"engine": engine}, saving)
     finally:
@@ -439,6 +440,7 @@ def fits(data: ImageData, network: NetworkConfig, config: DistillConfig) -> None
 
 def check_own(config: DistillConfig, data: ImageData, network: Flat) -> None:
     """Raise an Error for a rule, parts or operations that cannot be used with this network here."""
+    check_training()
     rule_of(config, network)
     check_rule(str(config.rule), network.size, data.device, config.epsilon)
     check_operations(config.augment, data.shape, data.device)

@@ -32,6 +32,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.distilled.checks import SQUARED_ERROR
 from ddpp.distilled.format import marks_in
 from ddpp.foundation import files
+from ddpp.foundation.devices import check_training
 from ddpp.foundation.errors import Count, Error, Share, as_whole, check_bounds
 from ddpp.foundation.identity import as_in_files, marks
 from ddpp.foundation.seeds import derive, generator
@@ -385,6 +386,7 @@ def train(
     - protocol: how it is trained. The learning rate is the set's alpha.
     - seed, path: what its initialization, batches and augmentation are drawn from.
     """
+    check_training()
     distilled = distilled.to(network.device).unfolded()
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
     check_operations(protocol.augment, images.shape[1:], images.device)

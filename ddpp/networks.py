@@ -392,22 +392,49 @@ class Flat:
                 f"{what} changes an attribute when it is called, as a counter does: here its "
                 "logits must depend on its parameters and the images alone"
             )
-        self._check_fresh(module, what)
+        other, moved = self._fresh(0), _moved(module)
+        both = self._called_with(moved, module, given, what)
+        self._check_fresh(module, other, what)
         if draws or not torch.equal(logits.nan_to_num(), again.nan_to_num()):
             raise Error(
                 f"{what} gives the same images other logits each time: leave out dropout and "
                 "other randomness"
             )
-        self._find_company(module, given)
+        anew = self._called_with(moved, other, given, what)
+        if not torch.allclose(anew, both, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise Error(
+                f"{what} gives other logits than one that is made anew and has the same "
+                "parameters: compute in each call what depends on them, and keep nothing of it; "
+                "constants that are drawn are to be drawn from torch"
+            )
+        self._find_company(module, moved, given, both)
         if module is not self._module:
             self._check_device(given, what)
         self._check_parameters(given.to(self.device), what)
 
-    def _check_fresh(self, module: nn.Module, what: str) -> None:
+    def _called_with(
+        self, parameters: dict[str, Tensor], module: nn.Module, images: Tensor, what: str
+    ) -> Tensor:
+        """Compute logits with other parameters than the module's own, which must not change."""
+        given = {name: p.clone() for name, p in parameters.items()}
+        try:
+            with torch.no_grad():
+                logits, _ = drawn(lambda: functional_call(module, given, (images,)))
+        except Exception as e:
+            raise Error(
+                f"{what} cannot be called with other parameters than its own ({first_line(e)}): "
+                "give the module that is inside of DataParallel, or a class of Python in place of "
+                "what torch.jit.script made of it"
+            ) from e
+        if not all(torch.equal(given[name], p) for name, p in parameters.items()):
+            raise Error(f"{what} changes its parameters when it is called: here only training does")
+        return logits
+
+    def _check_fresh(self, module: nn.Module, other: nn.Module, what: str) -> None:
         """Raise an Error unless a second module of the same seed has the same numbers."""
         # the one that evaluations make later must be the same function
         first, second = (
-            [*made.named_parameters(), *made.named_buffers()] for made in (module, self._fresh(0))
+            [*made.named_parameters(), *made.named_buffers()] for made in (module, other)
         )
         for (name, one), (_, other) in zip(first, second, strict=True):
             if not ((one == other) | ((one != one) & (other != other))).all():
@@ -416,12 +443,13 @@ class Flat:
                     "torch, or give the numbers as constants"
                 )
 
-    def _find_company(self, module: nn.Module, images: Tensor) -> None:
-        """Find out `mixes` and `needs_company`, from two images (2, C, H, W)."""
-        moved = _moved(module)  # a last layer may begin at 0, where all logits are equal
+    def _find_company(
+        self, module: nn.Module, moved: dict[str, Tensor], images: Tensor, both: Tensor
+    ) -> None:
+        """Find out `mixes` and `needs_company`, from the logits of two images (2, C, H, W)."""
         try:
             with torch.no_grad():
-                both, alone = (functional_call(module, moved, (x,)) for x in (images, images[:1]))
+                alone = functional_call(module, moved, (images[:1],))
         except Exception:  # batch statistics of a single value
             self.mixes = self.needs_company = True
         else:
@@ -471,7 +499,13 @@ class Flat:
     def _check_parameters(self, images: Tensor, what: str) -> None:
         """Raise an Error if the logits depend on parameters that are no part of theta."""
         theta = self.initial(0).requires_grad_()
-        nodes: list = [self(theta, images).grad_fn]
+        try:
+            nodes: list = [self(theta, images).grad_fn]
+        except Exception as e:
+            raise Error(
+                f"{what} cannot be called where a gradient is wanted ({first_line(e)}): change no "
+                "parameters in forward, and stay within PyTorch"
+            ) from e
         seen = set()
         while nodes:
             node = nodes.pop()
@@ -575,7 +609,9 @@ def _attributes(module: nn.Module) -> list[dict]:
 
 
 def _moved(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's parameters after a random step."""
+    """Return a module's parameters after a random step: a last layer may begin at 0, where all
+    logits are equal.
+    """
     rng = generator(0, "moved")
     draw = lambda p: torch.randn(p.shape, generator=rng, dtype=torch.float32).to(p)
     return {name: p.detach() + 0.1 * draw(p) for name, p in module.named_parameters()}

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ddpp.foundation.errors import Error, choose, first_line
+from ddpp.foundation.errors import Error, choose, described, first_line
 from ddpp.foundation.identity import Table
 from ddpp.foundation.seeds import drawn, generator
 
@@ -148,6 +148,7 @@ def check_rule(rule: str, size: int, device: torch.device | str, epsilon: float 
     rng = generator(0, "probe")
     draw = lambda: torch.randn(size, generator=rng, dtype=torch.float32).to(device)
     student, teacher = draw(), draw()
+    teacher[::7], student[::11] = student[::7], 0  # as a rule may draw on ties alone
     try:
         (one, draws), (two, _) = (
             drawn(lambda: keep_mask(student, teacher, epsilon, rule)) for _ in range(2)
@@ -201,10 +202,9 @@ def check_mask(keep: Tensor, student: Tensor) -> Tensor:
                 "it with device=student.device"
             )
         return keep
-    what = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else repr(keep)
     raise Error(
-        f"the rule returns {what}: it must return one bool per parameter, {len(student)} here, "
-        "True where it is kept"
+        f"the rule returns {described(keep)}: it must return one bool per parameter, "
+        f"{len(student)} here, True where it is kept"
     )
 
 

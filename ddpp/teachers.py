@@ -25,6 +25,7 @@ from ddpp.data.augmentation import (
     draw_epoch,
 )
 from ddpp.foundation import files, processes
+from ddpp.foundation.devices import check_training
 from ddpp.foundation.errors import Count, Error, NotNegative, Positive, check_bounds, differences
 from ddpp.foundation.identity import as_in_files, marks, settings
 from ddpp.foundation.seeds import derive, generator
@@ -169,6 +170,7 @@ def train_teachers(
     (1, 1)
     """
     processes.check_joined()
+    check_training()
     if folder is None and processes.size() > 1:
         raise Error("several processes share their teachers through a folder: say which")
     check_operations(config.augment, data.shape, data.device)

@@ -132,9 +132,23 @@ class WithoutGradient(Activated):
             return x * 1
 
 
+class FromZero(DetachedNet):
+    """Its last layer begins at 0, and so does every second derivative of what is before it."""
+
+    def __init__(self, channels, classes, image_size):
+        super().__init__(channels, classes, image_size)
+        nn.init.zeros_(self.last.weight)
+
+
+class Rounded(Activated):
+    act = staticmethod(lambda x: F.silu(x.bfloat16()).to(x.dtype))
+
+
 WRONG = [
     (OnceNet, "the derivative of its gradient is"),
     (DetachedNet, "the derivative of its gradient is"),
+    (FromZero, "the derivative of its gradient is"),
+    (Rounded, "computes in fewer than 64 bits (autocast, bfloat16)"),
     (Attention, "its gradient cannot be differentiated again"),
 ]
 
@@ -251,6 +265,19 @@ def test_what_rarely_draws_is_refused(data, teachers, draw):
     with refused("gives the same images other logits each time"):
         ddpp.train_teachers(data, with_network(Net), **QUIET)
     assert random.getstate() == before
+
+
+def test_a_rule_that_draws_on_ties_alone_is_refused(data, teachers):
+    def dither(student, teacher, epsilon):
+        tied = student == teacher
+        return ~tied | (torch.rand_like(student) < 0.5) if tied.any() else ~tied
+
+    def revive(student, teacher, epsilon):
+        return student.abs() > (torch.rand(()) if (student == 0).any() else 0)
+
+    for rule in (dither, revive):
+        with refused("the rule gives the same student and teacher another mask each time"):
+            ddpp.distill(data, teachers, replace(CONFIG, rule=rule), **QUIET)
 
 
 class Counter(Activated):
@@ -405,6 +432,13 @@ def test_a_module_that_was_loaded_anew_has_its_new_rule(tmp_path, monkeypatch):
     config = ddpp.DistillConfig(rule="rules_of_mine:mine")
     mask = ddpp.keep_mask(torch.tensor([1.0]), torch.tensor([-1.0]), 0.1, config.rule)
     assert mask.tolist() == [False]
+
+
+def test_two_functions_of_torchscript_have_two_names():
+    text = "def f(images, u):\n    return images * {}\n"
+    dim, blank, again = (torch.jit.CompilationUnit(text.format(k)).f for k in (0.8, 0.1, 0.8))
+    one, other, same = (ddpp.TeacherConfig(augment=(f,)) for f in (dim, blank, again))
+    assert (one.augment, other.augment, same.augment) == (("f",), ("f-2",), ("f",))
 
 
 class Pair(namedtuple("Pair", "a b")):

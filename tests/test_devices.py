@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import refused, small_recipe
+from small import NETWORK, TEACHERS, refused, small_recipe
 
 import ddpp
+from ddpp.baselines import dm, selection
 from ddpp.foundation import provenance
 from ddpp.foundation.devices import find_device
+from ddpp.foundation.loop import Saving
 
 
 @pytest.mark.parametrize("device", ["gpu", "", "meta", "cpu:7"])
@@ -70,6 +72,25 @@ def test_float32_means_float32_whatever_was_set_before():
 def test_tensors_are_made_on_the_cpu_unless_ddpp_says_otherwise():
     with torch.device("meta"), refused("has made meta the place", "give the device to load_data"):
         find_device("cpu")
+
+
+def test_nothing_is_trained_without_gradients_or_in_16_bits(npz):
+    with torch.no_grad():
+        data = ddpp.load_data(npz(), device="cpu")
+        real = selection.random(data, 1, {"name": "convnet", "width": 4, "depth": 1})
+    begin = (
+        lambda: ddpp.train_teachers(data, TEACHERS, progress=False),
+        lambda: dm.distill(data, NETWORK, dm.DMConfig(steps=1), Saving(progress=False)),
+        lambda: ddpp.evaluate(real, data, repeats=1, progress=False),
+    )
+    for call in begin:
+        for off in (torch.no_grad, torch.inference_mode):
+            with off(), refused("gradients are switched off", "call this outside"):
+                call()
+        with torch.autocast("cpu", torch.bfloat16), refused("autocast is on", "outside of it"):
+            call()
+    with torch.autocast("cpu", torch.bfloat16), refused("autocast is on"):
+        ddpp.load_data(npz(), device="cpu")
 
 
 def test_float32_means_float32_in_a_process_that_is_given_its_data(npz, tmp_path):

@@ -22,13 +22,14 @@ from torch import nn
 
 import ddpp
 from ddpp import DistillConfig, Error, NetworkConfig, Protocol, TeacherConfig, evaluate, load_data
-from ddpp.baselines import selection
+from ddpp.baselines import common, dm, selection
 from ddpp.cli import main
 from ddpp.data.augmentation import OPERATIONS
 from ddpp.experiments import Run, read_result, reproduce
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import recipe
 from ddpp.experiments.run import Experiment
+from ddpp.foundation import loop
 from ddpp.foundation.fingerprints import fingerprint
 from ddpp.foundation.identity import TABLES, marks
 from ddpp.foundation.loop import Saving
@@ -266,6 +267,30 @@ def test_what_cannot_be_seen_through_asks_for_a_version():
     assert ddpp.custom(torch.relu, version="a")(torch.tensor(-1.0)) == 0  # a C function
 
 
+def scripted(text):
+    """A function of TorchScript that is called f and returns this."""
+    return torch.jit.CompilationUnit(f"def f(s, t, epsilon: float):\n    return {text}\n").f
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_function_of_torchscript_is_known_by_what_it_computes():
+    one, same, other = map(scripted, ("s > 0.1", "s > 0.1", "s > 0.2"))
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+    assert len({fingerprint(lambda s, f=f: f(s, s, 0.1)) for f in (one, same, other)}) == 2
+    many = torch.arange(5000.0)
+    made = (many, many.clone(), many + 1)  # a graph does not show all of them
+    one, same, other = (
+        torch.jit.trace(lambda x, k=k: x * k, (torch.ones(5000),), check_trace=False) for k in made
+    )
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+
+
+def test_an_operator_of_ones_own_asks_for_a_version():
+    assert len(fingerprint(lambda s, t, epsilon: torch.ops.aten.gt(s, t))) == 16
+    with small.refused("an operator of torch.ops that is not PyTorch's, of which ddpp cannot tell"):
+        fingerprint(lambda s, t, epsilon: torch.ops.mine.keep(s, t))
+
+
 def test_two_values_are_told_apart_however_short_they_live():
     class Counts:
         def __init__(self, *values):
@@ -432,6 +457,31 @@ def test_a_method_of_ones_own_carries_its_code(monkeypatch):
 
 
 GOLDEN = Path(__file__).with_name("golden")
+
+
+def shift(state, problem):
+    images = state.images + SCALE
+    return replace(state, images=images, step=state.step + 1), {"loss": torch.tensor(1.0)}
+
+
+@pytest.mark.parametrize("name", ["mine", "dm"])
+def test_a_method_that_is_not_in_the_table_is_known_by_its_step(data, tmp_path, monkeypatch, name):
+    saving = Saving(tmp_path / "checkpoint", progress=False)
+    config = dm.DMConfig(iterates=1)
+    go = lambda n: common.distill(name, shift, data, NETWORK, replace(config, steps=n), saving)
+    assert go(1).provenance["custom"].keys() == go(2).provenance["custom"].keys()
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    with small.refused(f"the method {name} has changed"):
+        go(3)
+
+
+def test_a_checkpoint_that_could_not_tell_its_method_is_not_begun(tmp_path):
+    one = torch.ones(1)
+    method = loop.Method(common.State(0, one, one, one), lambda at: shift(at, None), 1, 1)
+    go = lambda saving: loop.run(method, {"method": "mine"}, {}, saving)
+    assert go(Saving(progress=False)).state.step == 1
+    with small.refused("whether the method mine has changed: put it into METHODS"):
+        go(Saving(tmp_path / "checkpoint", progress=False))
 
 
 def test_files_made_before_there_were_fingerprints_are_the_same_runs_now(npz, tmp_path, capsys):

@@ -216,7 +216,63 @@ class Fails(nn.Sequential):
         raise KeyError("depth")
 
 
-COMPUTED = (PreActivation, Shared, Tied, InPlace, Constants, BatchStatistics, SleepingDropout)
+class KeepsItsWeights(nn.Sequential):
+    """Normalizes them once, when it is called first."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(192, CLASSES))
+        self.kept = None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = F.normalize(self[1].weight.detach())
+        return F.linear(x.flatten(1), self.kept, self[1].bias)
+
+
+class KeepsASize(PreActivation):
+    """What it keeps depends on the images' size alone."""
+
+    kept = None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = torch.linspace(0, 1, x.shape[-1])
+        return super().forward(x + self.kept)
+
+
+class Clamps(nn.Sequential):
+    limit = 0.01
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(192, CLASSES))
+
+    def forward(self, x):
+        self[1].weight.data.clamp_(-self.limit, self.limit)
+        return super().forward(x)
+
+
+class ClampsRarely(Clamps):
+    def forward(self, x):
+        with torch.no_grad():
+            self[1].weight.clamp_(-9, 9)
+        return nn.Sequential.forward(self, x)
+
+
+class Parallel(nn.DataParallel):
+    def __init__(self):
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES)))
+
+
+COMPUTED = (
+    PreActivation,
+    Shared,
+    Tied,
+    InPlace,
+    Constants,
+    BatchStatistics,
+    SleepingDropout,
+    KeepsASize,
+)
 REFUSED = {
     RunningAverages: "keeps running averages, 1: use GroupNorm",
     WithDropout: "has dropout, 1",
@@ -231,6 +287,10 @@ REFUSED = {
     Lazy: "whose size is not known yet, 1.weight",
     Double: "of the type torch.float64, 1.weight",
     Fails: "cannot be made: KeyError: 'depth'",
+    KeepsItsWeights: "gives other logits than one that is made anew",
+    Clamps: "changes its parameters when it is called",
+    ClampsRarely: "cannot be called where a gradient is wanted (RuntimeError",
+    Parallel: "cannot be called with other parameters than its own (RuntimeError",
 }
 
 

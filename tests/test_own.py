@@ -140,6 +140,7 @@ def test_what_has_no_name_or_cannot_be_recognized_is_refused():
         (lambda s, t, e: s, "torch.float32 (3,)"),
         (lambda s, t, e: s[:2] > 0, "torch.bool (2,)"),
         (lambda s, t, e: None, "None"),
+        (lambda s, t, e: [True] * 3, "a list of length 3"),
     ],
 )
 def test_a_rule_that_returns_no_mask_is_refused(rule, what):
@@ -324,6 +325,18 @@ def in_place(images, u):
     return images.mul_(2)
 
 
+def rounded(images, u):
+    return (images * 16).round() / 16
+
+
+def cut_off(images, u):
+    return torch.cat([images[:2], images[2:].detach()])
+
+
+def blank(images, u):
+    return images * (u[:, :1, None, None] > 0.5)
+
+
 def smaller(images, u):
     return images[..., 1:]
 
@@ -337,6 +350,8 @@ def wrong(images, u):
     [
         (noisy, "gives the same images another result each time"),
         (detached, "is not differentiable"),
+        (rounded, "has no gradient for some of the images"),
+        (cut_off, "has no gradient for some of the images"),
         (in_place, "changes the images or numbers that it is given"),
         (smaller, "returns torch.float32 (4, 3, 8, 7): it must return images of the same shape"),
         (wrong, "cannot take images of 4 x 3 x 8 x 8 and numbers of 4 x 3: IndexError"),
@@ -359,6 +374,11 @@ def test_an_operation_that_is_no_function_of_images_and_numbers_is_refused(
     with refused(f"the augmentation {operation.__name__} {words}"):
         begin[where]()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_operation_may_blank_images_for_some_numbers(data):
+    config = replace(TEACHERS, augment=("cutout", blank))
+    assert len(ddpp.train_teachers(data, config, progress=False)) == 2
 
 
 def test_an_unknown_operation_is_refused():

@@ -14,7 +14,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.distilled.format import beside
 from ddpp.distilled.formation import fold
 from ddpp.foundation import loop, processes
-from ddpp.foundation.devices import made_on
+from ddpp.foundation.devices import check_training, made_on
 from ddpp.foundation.errors import Count, Error, Positive, Share, check_bounds, choose
 from ddpp.foundation.identity import of_run
 from ddpp.networks import Flat, NetworkConfig
@@ -135,7 +135,8 @@ def distill(
     """Run a method that compares batches, and return the distilled set.
 
     - name: of the method, for the run's identity.
-    - step: takes a state to the next one, and returns that and what to record.
+    - step: takes a state to the next one, and returns that and what to record. If it is your own,
+      and the name is not that of a method of your own in METHODS, files know the run by its code.
     - data: the images to distil, preprocessed.
     - source: the kind of network that a step uses, or trained ones.
     - config: the settings of the method.
@@ -144,6 +145,7 @@ def distill(
 
     Raises Error for settings that cannot work.
     """
+    check_training()
     check(config)
     trained = isinstance(source, Teachers)
     network = source.config.network if trained else source
@@ -157,7 +159,7 @@ def distill(
     advance = lambda at: step(at, problem)
     iterates, lasting = config.iterates, config.lasting
     method = loop.Method(state, advance, config.steps, iterates, beside=about, lasting=lasting)
-    identity = of_run(name, config, made_from, network.name)
+    identity = of_run(name, config, made_from, network.name, step)
     run = loop.run(method, identity, made_on(data.device), saving)
     return DistilledDataset.from_run(run, about, identity)
 

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import grad
 
-from ddpp.foundation.errors import Error, choose, first_line
+from ddpp.foundation.errors import Error, choose, described, first_line
 from ddpp.foundation.identity import Table
 from ddpp.foundation.seeds import drawn, generator
 
@@ -221,8 +222,7 @@ def _problem(operation: Operation, shape: tuple[int, ...], device: torch.device 
     if not (torch.equal(given, images) and torch.equal(numbers, u)):
         return "changes the images or numbers that it is given: make a new tensor instead"
     if not isinstance(made, Tensor) or (made.shape, made.dtype) != (images.shape, images.dtype):
-        what = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else repr(made)
-        return f"returns {what}: it must return images of the same shape and type"
+        return f"returns {described(made)}: it must return images of the same shape and type"
     # on a GPU, equal calls may differ in the last bits
     bounds = {} if made.is_cuda else {"rtol": 0, "atol": 0}
     if draws or not torch.allclose(made, again, **bounds, equal_nan=True):
@@ -232,7 +232,33 @@ def _problem(operation: Operation, shape: tuple[int, ...], device: torch.device 
         )
     if not made.requires_grad:
         return "is not differentiable: the gradient must reach the images (no detach, no numpy)"
+    try:
+        reached = _reached(operation, images, u)
+    except Exception as e:
+        return f"cannot be differentiated: {first_line(e)}"
+    if not reached.all():
+        return (
+            "has no gradient for some of the images, so they could not be distilled: it must not "
+            "round them, nor detach them from the graph"
+        )
     return ""
+
+
+def _reached(operation: Operation, images: Tensor, u: Tensor) -> Tensor:
+    """Find out which of the images (n, C, H, W) have a gradient: (n,), bool. One that is blanked
+    for some numbers has it for others.
+    """
+    rng = generator(0, "probe")
+    weights = torch.randn(images.shape, generator=rng, dtype=torch.float32).to(images)
+    reached = torch.zeros_like(u[:, 0], dtype=torch.bool)
+    for numbers in (u, *torch.rand(7, *u.shape, generator=rng, dtype=torch.float32).to(u)):
+        made = operation(images.clone(), numbers.clone())
+        # of a sum with the images, as with these numbers it may not depend on them
+        (found,) = grad((made * weights).sum() + 0 * images.sum(), images)
+        reached |= found.flatten(1).ne(0).any(1)
+        if reached.all():
+            break
+    return reached
 
 
 OPERATIONS = Table(

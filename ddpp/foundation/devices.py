@@ -17,6 +17,7 @@ from ddpp.foundation.errors import Error
 def find_device(device: str | torch.device | None = None) -> torch.device:
     """The device asked for, or the GPU if there is one, else the CPU."""
     _keep_precision()
+    _check_autocast()
     usual = torch.empty(0).device  # older get_default_device do not see a `with` block's device
     if usual.type != "cpu":
         raise Error(
@@ -42,6 +43,25 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     elif device.index is None:  # under torchrun, each rank on a machine takes a GPU of its own
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % found)
     return device
+
+
+def check_training() -> None:
+    """Raise an Error where PyTorch is set to compute no gradients, or rounded ones."""
+    _check_autocast()
+    if not torch.is_grad_enabled():
+        raise Error(
+            "gradients are switched off here, and training needs them: call this outside of "
+            "torch.no_grad and torch.inference_mode, or after torch.set_grad_enabled(True)"
+        )
+
+
+def _check_autocast() -> None:
+    """Raise an Error where PyTorch rounds numbers to 16 bits."""
+    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+        raise Error(
+            "torch.autocast is on, which would round what is computed in 32 bits here: call this "
+            "outside of it"
+        )
 
 
 def share_memory(jobs: int) -> None:

@@ -162,6 +162,17 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
+def described(value: Any) -> str:
+    """What a function of a user's own returned, in few words: a tensor or an array by its type and
+    shape, a list by its length.
+    """
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype} {tuple(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of length {len(value)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def differences(then: dict, now: dict) -> str:
     """What differs between two nested dictionaries of settings, in words: at most three of them, by
     their path.

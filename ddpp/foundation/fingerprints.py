@@ -43,6 +43,8 @@ SHOWN = (
     re.Pattern,
     Path,
 )
+# namespaces of torch.ops that are PyTorch's
+OPERATORS = ("aten", "prim", "prims", "torchvision")
 # of a global: in a function, and in the body of a class inside one
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 NOT_CODE = {
@@ -158,6 +160,8 @@ def _describe(value, seen: dict):
             and all(set(of) <= set("O->") for of in value.types)
         ):
             raise _Unseen(f"{value.__name__}, a ufunc of a function of Python")
+        if isinstance(value, torch.jit.ScriptFunction):
+            return _scripted(value, seen)
         if _is_library(value):
             return f"{value.__module__}.{value.__qualname__}"
         if isinstance(value, types.FunctionType):
@@ -265,7 +269,10 @@ def _written_by_dataclass(method) -> bool:
 
 def _function(function: types.FunctionType, seen: dict):
     used = {}
+    closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    cells = {name: cell.cell_contents for name, cell in closure.items() if _filled(cell)}
     for code in _codes(function.__code__):
+        _check_operators(code, function.__globals__ | cells)
         for name in dict.fromkeys(
             i.argval for i in dis.get_instructions(code) if i.opname in LOADS
         ):
@@ -273,7 +280,6 @@ def _function(function: types.FunctionType, seen: dict):
                 used[name] = _with_attributes(function.__globals__[name], code.co_names, seen)
         for name, module in _imported(code, function.__globals__):
             used[f"import {name}"] = _with_attributes(module, code.co_names, seen)
-    closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     names = tuple(dict.fromkeys(n for code in _codes(function.__code__) for n in code.co_names))
     own = {k: v for k, v in vars(function).items() if k not in ("__wrapped__", VERSION)}
     return [
@@ -284,12 +290,47 @@ def _function(function: types.FunctionType, seen: dict):
         [
             [
                 name,
-                _with_attributes(cell.cell_contents, names, seen) if _filled(cell) else "empty",
+                _with_attributes(cells[name], names, seen) if name in cells else "empty",
             ]
-            for name, cell in closure.items()
+            for name in closure
         ],
         sorted(used.items()),
     ]
+
+
+def _check_operators(code: types.CodeType, known: dict) -> None:
+    """Raise _Unseen if code calls compiled code of a user's by its name in torch.ops.
+
+    - known: what its names stand for.
+    """
+    steps = list(dis.get_instructions(code))
+    for module, ops, space in zip(steps, steps[1:], steps[2:], strict=False):
+        of_torch = isinstance(module.argval, str) and known.get(module.argval) is torch
+        if of_torch and ops.argval == "ops" and space.argval not in OPERATORS:
+            raise _Unseen("an operator of torch.ops that is not PyTorch's")
+
+
+def _scripted(function: torch.jit.ScriptFunction, seen: dict) -> list:
+    """A function of TorchScript by its graph, without the places in files, and by its constants, as
+    the text of a graph has no large ones.
+    """
+    graph = function.inlined_graph
+    nodes = list(_nodes(graph))
+    for kind in sorted({node.kind() for node in nodes}):
+        if kind.partition("::")[0] not in OPERATORS or kind == "prim::PythonOp":
+            raise _Unseen(f"{function.name}, of TorchScript, with {kind}")
+    constants = [node.output() for node in nodes if node.kind() == "prim::Constant"]
+    values = [one.toIValue() for one in constants if one.type().kind() != "FunctionType"]
+    text = re.sub(r" # [^\"\n]*:\d+:\d+$", "", str(graph), flags=re.MULTILINE)
+    return ["scripted", text, *(_describe(value, seen) for value in values)]
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    """All operations of a graph, also those inside of others."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
 
 
 def _with_attributes(value, names: tuple[str, ...], seen: dict):

@@ -12,7 +12,10 @@ import functools
 import importlib
 import json
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ddpp.foundation.errors import Error, first_line
 from ddpp.foundation.fingerprints import fingerprint
@@ -149,16 +152,45 @@ def marks(**names: Any) -> dict[str, dict[str, str]]:
     return {"custom": found} if found else {}
 
 
-def of_run(method: str, config: "DataclassInstance", made_from: dict, network: object) -> dict:
+def of_run(
+    method: str,
+    config: "DataclassInstance",
+    made_from: dict,
+    network: object,
+    step: Callable | None = None,
+) -> dict:
     """Return what the outcome of a run is a function of. Its checkpoint and result carry it.
 
     - config: the method's settings, a dataclass.
     - made_from: what the run is given, in terms of JSON.
     - network: its name.
+    - step: the function that makes a step. One that is not ddpp's stands for the method, where this
+      is not one's own in METHODS: it is another method then, whatever its name.
     """
     own = marks_of(method, config, network)
+    if step is not None and not _is_ddpps(step) and not TABLES["method"].is_brought(method):
+        mark = {f"method {method}": fingerprint(step, f"step of the method {method}")}
+        own = {"custom": own.get("custom", {}) | mark}
     run = {"method": method, "config": settings(config)} | made_from | own
     return as_in_files(run)
+
+
+def _is_ddpps(function: Callable) -> bool:
+    """Whether it was written in ddpp, and not only wrapped what was."""
+    where = getattr(function, "__globals__", {}).get("__name__", "")
+    return where.partition(".")[0] == "ddpp"
+
+
+def check_known(identity: dict) -> None:
+    """Raise an Error for a run of a method that its files could not recognize."""
+    method = identity.get("method")
+    known = TABLES.get("method", {})
+    marked = f"method {method}" in identity.get("custom", {})
+    if method is not None and method not in known and not marked:
+        raise Error(
+            f"files could not tell whether the method {method} has changed: put it into METHODS "
+            "under this name, or save no checkpoint"
+        )
 
 
 def of_state(identity: dict, lasting: bool = True) -> dict:
@@ -203,8 +235,10 @@ def _own_name(name: str) -> str:
 
 
 def _name_in_code(thing: Any) -> str:
-    """The name of a function or class, also of one in a functools.partial."""
-    return str(getattr(getattr(thing, "func", thing), "__name__", ""))
+    """The name of a function or class, also of one in a functools.partial, or of TorchScript."""
+    inner = getattr(thing, "func", thing)
+    scripted = isinstance(inner, torch.jit.ScriptFunction)
+    return str(getattr(inner, "name" if scripted else "__name__", ""))
 
 
 def _own_marks(found: dict[str, str]) -> dict[str, str]:

@@ -19,8 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpp.foundation import files, processes
+from ddpp.foundation.devices import check_training
 from ddpp.foundation.errors import Error, differences
-from ddpp.foundation.identity import of_state
+from ddpp.foundation.identity import check_known, of_state
 
 KIND = "checkpoint"
 # what a checkpoint names beside the state: no field of a state has one of these names
@@ -243,12 +244,16 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
     - saving: the checkpoint, and who hears of the progress.
 
     Returns the run after the last step, or after the one at which `saving.on_step` returned True.
-    Raises Stopped, with advice, if the run is stuck, and Busy if another run has this checkpoint.
-    After Ctrl-C or an Error all steps so far are in the checkpoint, and the same call resumes from
-    it. With more steps than before, the call resumes where the run had ended.
+    Raises Stopped, with advice, if the run is stuck, Busy if another run has this checkpoint, and
+    Error for a method that its checkpoint would not recognize. After Ctrl-C or an Error all steps
+    so far are in the checkpoint, and the same call resumes from it. With more steps than before,
+    the call resumes where the run had ended.
     """
     _check_names(method)
     processes.check_joined()
+    check_training()
+    if saving.checkpoint is not None:
+        check_known(identity)
     checkpoint = Checkpoint[S](saving, identity, method.beside)
     with checkpoint.held():
         return _run(method, checkpoint, machine, saving)

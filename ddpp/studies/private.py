@@ -18,6 +18,7 @@ from torch.func import grad, vmap
 from ddpp.data.augmentation import augment, check_alone, check_operations, draw
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol
+from ddpp.foundation.devices import check_training
 from ddpp.foundation.errors import Count, Error, NotNegative, Positive, check_bounds
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat
@@ -103,6 +104,7 @@ def train(
     of Abadi et al., CCS 2016. Momentum and weight decay use nothing but the noisy gradients, so
     they reveal nothing more.
     """
+    check_training()
     distilled = distilled.to(network.device).unfolded()
     check(network, protocol, distilled.images.shape[1:])
     images, labels, rate = distilled.images, distilled.labels, distilled.alpha
