@@ -76,6 +76,10 @@ def grade(
 
     if not submissions.exists():
         raise Error(f"there is no {submissions}: name a notebook, or a folder of them")
+    if submissions.is_file() and submissions.suffix.lower() == ".zip":
+        raise Error(
+            f"{submissions} is an archive: unzip it into a folder first, and name the folder"
+        )
     if jobs is not None and jobs < 1:
         raise Error(f"--jobs {jobs}: at least 1; leave it out for one per core")
     if seconds is not None and not 0 < seconds < math.inf:
@@ -113,8 +117,9 @@ def grade(
         report = grading.grade(
             submissions, assignments, name=assignment, limits=limits, trust=trust_submissions
         )
-        report.write(out)
+        said = report.write(out)
         print(report.text())
+        print("".join(f"{sentence}\n" for sentence in said), end="")
         reports = [report]
     return 0 if all(not r.refused and r.points == r.of for r in reports) else 3
 

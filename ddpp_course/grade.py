@@ -26,11 +26,22 @@ from ddpp_course.checks import told
 from ddpp_course.report import Outcome, Report
 from ddpp_course.roster import Rules
 from ddpp_course.session import START, Limits, Session
-from ddpp_course.submissions import Submission, handed_in, names, read, safe, text_of, which
+from ddpp_course.submissions import (
+    Submission,
+    handed_in,
+    names,
+    read,
+    safe,
+    text_of,
+    which,
+    written,
+)
 from ddpp_course.wall import CourseError
 
 SECONDS = 120  # for a cell, where the assignment does not say
 SAY = partial(print, flush=True)  # at once, also into a file
+# how Python, torch and the system's loader of libraries say it
+NO_MEMORY = re.compile("MemoryError|allocate memory|GB of memory")
 RESTARTS = 4  # of a kernel that a submission brings down, each time without the cell that did
 
 
@@ -207,6 +218,8 @@ def grade_all(
             f"there is nothing to grade in {submissions}: put the notebooks there, in folders if "
             "you like"
         )
+    # before any of them runs: behind Landlock it can still change the times of other files
+    times = {one.name: at for one in found if (at := written(one.path)) is not None}
     say(f"submissions: {len(found)}")
     grader = Grader(Path(folder), known, name, limits, _wall(trust), closed)
     reports = {one.name: old for one in found if (old := grader.known(one, out))}
@@ -227,8 +240,7 @@ def grade_all(
             Session.stopped.clear()
             raise
     ordered = [reports[one.name] for one in found]
-    times = {one.name: one.path.stat().st_mtime for one in found if one.path.exists()}
-    said = marks.write(ordered, out, rules, times, name)
+    said = [*grader.said, *marks.write(ordered, out, rules, times, name)]
     said += _left_over({one.name for one in found}, out)
     for sentence in [*said, *filter(None, [grader.wall.says])]:
         say(sentence)
@@ -270,7 +282,8 @@ def digests(
 class Grader:
     """What all submissions of a class are graded with.
 
-    closed: more paths that they may not see; worked: assignments whose setup did.
+    closed: more paths that they may not see; worked: assignments whose setup did; said: notes for
+    the instructor.
     """
 
     folder: Path
@@ -280,6 +293,7 @@ class Grader:
     wall: wall.Wall
     closed: tuple[Path, ...]
     worked: set[str] = field(default_factory=set)
+    said: list[str] = field(default_factory=list)
 
     def grade(self, submission: Submission) -> Report:
         """Return a report, whatever happens; raise Error only where the course itself is wrong."""
@@ -317,7 +331,7 @@ class Grader:
         """
         result = self.grade(submission)
         try:
-            result.write(out)
+            self.said.extend(result.write(out))
         except (Error, OSError, ValueError) as e:
             refused = messages.say("grader", "not_written", error=told(e, name=False))
             return Report(submission.name, refused=refused)
@@ -426,7 +440,8 @@ class _Grading:
             if not ready.error:
                 ready = session.run(self.assignment.setup, seconds)
             if ready.error:
-                raise CourseError(f"the setup of {self.assignment.name} fails: {ready.error}")
+                more = ": raise --memory" if NO_MEMORY.search(ready.error) else ""
+                raise CourseError(f"the setup of {self.assignment.name} fails: {ready.error}{more}")
         except BaseException:
             session.close()
             raise

@@ -14,7 +14,7 @@ from ddpp.foundation.errors import Error
 from ddpp_course import messages, platforms, report
 from ddpp_course.checks import told
 from ddpp_course.report import Grade, Report
-from ddpp_course.roster import WHEN, WHOSE, Rules, table
+from ddpp_course.roster import NO, TIED, WHEN, WHOSE, Rules, table
 
 BY_HAND = (
     "submission",
@@ -91,19 +91,19 @@ def write(
     asked_for = [assignment] if assignment else sorted({r.assignment for r in reports} - {""})
     said += rules.apply(rows, times or {}, asked_for)
     columns[1:1] = rules.columns
-    report.replace(out / "grades.csv", _csv(columns, rows))
+    said += report.replace(out / "grades.csv", _csv(columns, rows))
     for one, row in zip(reports, rows, strict=False):  # students without a submission follow
         said += _write_graded(one, row, given, out)
     if rules.platform:
         exported, notes = platforms.table(rules.platform, rules.students or [], rows)
         said += notes
         # what the platform itself wrote goes back to it as it is
-        report.replace(out / f"{rules.platform}.csv", _csv(*exported, ours=False))
+        said += report.replace(out / f"{rules.platform}.csv", _csv(*exported, ours=False))
     return said
 
 
 def _write_graded(one: Report, row: dict, given: ByHand, out: Path) -> list[str]:
-    """Put the grade into the report for the student, and return what went wrong."""
+    """Put the grade into the report for the student, and return notes for the instructor."""
     if one.refused:
         return []
     mine = {o.task: key for o in one.outcomes if (key := _key(one, o.task)) in given.points}
@@ -112,14 +112,13 @@ def _write_graded(one: Report, row: dict, given: ByHand, out: Path) -> list[str]
         given={task: given.points[key] for task, key in mine.items()},
         comments={task: given.comments[key] for task, key in mine.items()},
         total=row["total"],
-        counts=row.get("counts") != "no",
+        counts=row.get("counts") not in (NO, TIED),
         **known,
     )
     try:
-        one.write_graded(out, grade)
+        return one.write_graded(out, grade)
     except (Error, OSError, ValueError) as e:
         return [f"the report of {one.submission} could not be written: {told(e, name=False)}"]
-    return []
 
 
 def read(path: Path, asked: dict[Key, tuple[float, str]]) -> ByHand:
@@ -228,9 +227,9 @@ def _missing(hand: Path, asked: dict) -> list[str]:
             report.keep(new)  # perhaps something was typed into it
             new.unlink()
         return []
-    report.replace(new, _template(missing))
+    said = report.replace(new, _template(missing))
     who = ", ".join(dict.fromkeys(key[0] for key in missing))
-    return [f"{hand} has no line for {who[:500]}: copy the lines from {new}"]
+    return [*said, f"{hand} has no line for {who[:500]}: copy the lines from {new}"]
 
 
 def _older(reports: list[Report]) -> list[str]:

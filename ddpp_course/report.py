@@ -3,6 +3,7 @@
 A grade that is replaced is kept.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -15,6 +16,10 @@ from pathlib import Path
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp_course import messages
+
+# beside the reports: SHA-256 and name of each file that was written here, to see changes by hand.
+# No report begins with a dot
+WRITTEN = ".written"
 
 
 @dataclass
@@ -147,26 +152,34 @@ class Report:
         rows.append(_say(key, points=grade.total or 0.0, of=most))
         return [*lines, _say("sum_table"), "|---|---|", *rows, ""]
 
-    def write_graded(self, out: Path, grade: Grade) -> None:
-        """Write OUT/SUBMISSION.md once more, with the grade. Another grade before it is kept."""
+    def write_graded(self, out: Path, grade: Grade) -> list[str]:
+        """Write OUT/SUBMISSION.md once more, with the grade. Another grade before it is kept.
+
+        Returns notes for the instructor.
+        """
         path, bare = out / f"{self.submission}.md", _bytes(self.text())
         new = not path.exists() or path.read_bytes() == bare
-        (files.write_bytes if new else replace)(path, _bytes(self.text(grade)))
+        if not new:
+            return replace(path, _bytes(self.text(grade)))
+        _write(path, _bytes(self.text(grade)))
+        return []
 
-    def write(self, out: Path) -> None:
+    def write(self, out: Path) -> list[str]:
         """Write OUT/SUBMISSION.md for the student, and OUT/SUBMISSION.json for programs.
 
         A report for the student that still holds is left as it is: it may have marks by hand.
+        Returns notes for the instructor.
         """
         values = {"points": self.points, "of": self.of, "by_hand": self.by_hand} | asdict(self)
         contents = {".json": json.dumps(values, indent=1) + "\n", ".md": self.text()}
-        differs = self._differs(out)
+        differs, said = self._differs(out), []
         for ending, text in contents.items():
             path = out / f"{self.submission}{ending}"
             if differs:
-                replace(path, _bytes(text))
+                said += replace(path, _bytes(text))
             elif ending == ".json" or not path.is_file():
-                files.write_bytes(path, _bytes(text))
+                _write(path, _bytes(text))
+        return said
 
     def _differs(self, out: Path) -> bool:
         """Return whether no earlier report told the student the same."""
@@ -201,20 +214,49 @@ def read(path: Path) -> Report | None:
         return None
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> list[str]:
     """Write a file, all or nothing, and keep different earlier contents.
 
-    Raises Error where something else has one of these names.
+    Returns a note for the instructor where these are not what was written here. Raises Error where
+    something else has one of these names.
     """
     if path.is_dir():
         raise Error(f"cannot write {path}: there is a folder of this name. Move it away")
-    if path.exists() and path.read_bytes() != data:
-        keep(path)
+    said = []
+    if path.exists() and (before := path.read_bytes()) != data:
+        kept = keep(path)
+        noted = _noted(path)
+        # without any note, an earlier version of the grader may have written it
+        if noted and hashlib.sha256(before).hexdigest() not in noted:
+            said = [
+                f"you changed {path}, which is written anew: your version is {kept}. Put points "
+                "for texts, and comments, into by_hand.csv"
+            ]
+    _write(path, data)
+    return said
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file, all or nothing, and note it, unless it is one for programs."""
+    sha = hashlib.sha256(data).hexdigest()
+    if path.suffix != ".json" and sha not in _noted(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # before the file, and as one more line: no kill and no other thread leaves it without
+        with (path.parent / WRITTEN).open("a", encoding="utf-8") as notes:
+            notes.write(f"{sha} {path.name}\n")
     files.write_bytes(path, data)
 
 
-def keep(path: Path) -> None:
-    """Give a file a second name in `before`, with the time when it was written.
+def _noted(path: Path) -> set[str]:
+    """Return the SHA-256 of all that was written here by this name."""
+    notes = path.parent / WRITTEN
+    text = notes.read_text(encoding="utf-8", errors="replace") if notes.exists() else ""
+    lines = (line.partition(" ") for line in text.split("\n"))
+    return {sha for sha, _, name in lines if name == path.name}
+
+
+def keep(path: Path) -> Path:
+    """Give a file a second name in `before`, with the time when it was written, and return it.
 
     Raises Error where something else has the name of that folder.
     """
@@ -232,3 +274,4 @@ def keep(path: Path) -> None:
         os.link(path, kept)
     except OSError:  # a file system without second names
         shutil.copy2(path, kept)
+    return kept

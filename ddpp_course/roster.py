@@ -4,6 +4,7 @@ A roster is a CSV file with a line for each student: one of your own with the co
 name, or an export of Canvas or Moodle.
 """
 
+import codecs
 import csv
 import io
 import re
@@ -34,13 +35,17 @@ NOT_STUDENTS = ("points possible", "student, test")  # lines of Canvas's export
 # columns that the rules add to grades.csv
 WHOSE = ("number", "name", "counts")
 WHEN = ("handed_in", "days_late", "deducted")
+NO, TIED = "no", "no (same time)"  # in the column counts
 KEEP = ("last", "in-time", "best")
 PLATFORMS = ("canvas", "moodle")
 NEEDED = {"canvas": ("Student", "ID", "Section"), "moodle": ()}  # columns of its roster
+TOUCH = "touch --date 2026-12-01T12:00 FILE"
 COUNTS = (
     "days_late and deducted follow the times of the files: where these are wrong, correct them "
-    "(touch --date 2026-12-01T12:00 FILE), or leave --late out"
+    f"({TOUCH}), or leave --late out"
 )
+# how the files of spreadsheets begin: xlsx and ods, and the old xls
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 NOTHING = "nothing was handed in"
 BUT_REFUSED = "nothing but {names}, which was refused"
 PERHAPS = "perhaps {names}, which may be theirs"
@@ -83,17 +88,36 @@ def table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         raw = path.read_bytes()
     except OSError as e:
         raise Error(f"cannot read {path}: {e.strerror}") from None
+    if raw.startswith(WORKBOOKS):
+        raise Error(f"{path} is the file of a spreadsheet: save it as CSV UTF-8")
+    text = _text(raw)
+    told = re.match(r'"?sep=([,;\t|])"?[\r\n]+', text)  # which spreadsheets do not show
+    text = text[told.end() :] if told else text
+    first = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    comma = told[1] if told else max(",;\t", key=first.count)
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:  # an old spreadsheet
-        text = raw.decode("cp1252", "replace")
-    first = text.partition("\n")[0]
-    try:
-        reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
-        rows = [{k: v or "" for k, v in row.items() if isinstance(k, str)} for row in reader]
+        # also with the line ends of an old Macintosh; those within a cell stay as they are
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=comma)
+        rows = list(reader)
     except csv.Error as e:
         raise Error(f"{path} is not a CSV file ({e}): save it as one") from None
-    return list(reader.fieldnames or []), rows
+    for i, row in enumerate(rows, 2):
+        if any(row.pop(None, [])):
+            raise Error(
+                f"{path}, line {i} has more cells than the first line: put text with a {comma!r} "
+                'into double quotes, as in "Lee, Ann"'
+            )
+    return list(reader.fieldnames or []), [{k: v or "" for k, v in r.items()} for r in rows]
+
+
+def _text(raw: bytes) -> str:
+    """Decode what a spreadsheet saved."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16", "replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:  # an old one
+        return raw.decode("cp1252", "replace")
 
 
 def moment(text: str, where: str = "--due") -> datetime:
@@ -196,6 +220,8 @@ class Rules:
         """Make the rules from the words of a command, or raise Error where they make no sense."""
         if not 0 <= late <= 100:
             raise Error(f"--late {late:g}: percent for each day, from 0 to 100")
+        if 0 < late < 1:
+            raise Error(f"--late {late:g} is below 1 percent a day: write --late 10 for 10 %")
         if late and not due:
             raise Error("--late needs a deadline: --due 2026-12-01T23:59")
         if not roster and (platform or zeros or keep != KEEP[0]):
@@ -205,6 +231,11 @@ class Rules:
             raise Error("--keep in-time needs a deadline: --due 2026-12-01T23:59")
         platform = choose("--for", platform, PLATFORMS) if platform else None
         students = read(roster) if roster else None
+        if not due and any(student.due for student in students or []):
+            raise Error(
+                f"{roster} has dates in the column due, and there is no deadline for the others: "
+                "add --due 2026-12-01T23:59, or empty that column"
+            )
         needed = NEEDED[platform] if platform else ()
         missing = [c for c in needed if students and c not in students[0].line]
         if missing:
@@ -258,14 +289,21 @@ class Rules:
                     )
             whose[name] = student
             if self.due and name in times:
-                self._late(row, times[name], student)
+                said += self._late(row, times[name], student)
         if self.students:
-            self._count(rows, times)
+            said += self._count(rows, times)
             said += self._missing(rows, asked, unclear)
         return said + _doubts(rows)
 
-    def _late(self, row: dict, written: float, student: Student | None) -> None:
-        at = datetime.fromtimestamp(written).astimezone()
+    def _late(self, row: dict, written: float, student: Student | None) -> list[str]:
+        """Put lateness into a row, or say that the file's time is none."""
+        try:
+            at = datetime.fromtimestamp(written).astimezone()
+        except (ValueError, OverflowError, OSError):
+            return [
+                f"the file of {row['submission']} has a time that is no date, so it counts as in "
+                f"time: correct it ({TOUCH})"
+            ]
         due = (student.due if student else None) or self.due or at
         # by the clock on the wall: the day on which summer time ends is one day
         passed = at.replace(tzinfo=None) - due.astimezone().replace(tzinfo=None)
@@ -276,13 +314,17 @@ class Rules:
         row["deducted"] = round(deducted, 2)
         if row["total"] is not None:
             row["total"] = round(max(0.0, row["total"] - deducted), 2)
+        return []
 
-    def _count(self, rows: list[dict], times: dict[str, float]) -> None:
-        """Mark which of a student's submissions of an assignment counts."""
+    def _count(self, rows: list[dict], times: dict[str, float]) -> list[str]:
+        """Mark which of a student's submissions of an assignment counts.
+
+        Returns who has several, and where equal times leave the choice to the names.
+        """
         together = defaultdict(list)
         for row in rows:
             if row.get("number"):
-                row["counts"] = "no"
+                row["counts"] = NO
                 if not row["refused"]:
                     together[row["number"], row["assignment"]].append(row)
 
@@ -293,8 +335,26 @@ class Rules:
             first = {"last": 0, "in-time": not row.get("days_late", 0), "best": total}
             return (first[self.keep], *at)
 
+        said, chosen = [], []
         for several in together.values():
-            max(several, key=rank)["counts"] = "yes"
+            *others, one = sorted(several, key=rank)
+            one["counts"] = "yes"
+            tied = [row for row in others if self.keep != "best" and rank(row)[:2] == rank(one)[:2]]
+            for row in tied:
+                row["counts"] = TIED
+            names = lambda rows: ", ".join(row["submission"] for row in rows)
+            if others:
+                student = one["name"] or one["number"]
+                chosen.append(f"{student}: {one['submission']}, not {names(others)}")
+            if tied:
+                said.append(
+                    f"{names([*tied, one])} have the same time: which is the last? Now it is "
+                    f"{one['submission']}, by its name. Correct the times ({TOUCH})"
+                )
+        if chosen:
+            listed = "; ".join(chosen)[:500]
+            said.append(f"of several files by one student, --keep {self.keep} counts: {listed}")
+        return said
 
     def _missing(
         self, rows: list[dict], asked: list[str], unclear: defaultdict[str | None, list[dict]]

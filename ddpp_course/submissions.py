@@ -5,16 +5,19 @@ can be anything.
 """
 
 import ast
+import errno
 import hashlib
 import io
 import json
 import os
 import re
+import stat
 import tokenize
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import nbformat
 from nbformat import NotebookNode
@@ -73,17 +76,17 @@ def handed_in(folder: Path, out: Path, every: bool = False) -> list[Submission]:
 
     A link is followed only within one folder or file of the top: what leads out of it may be the
     work of somebody else.
+
+    Raises Error where a folder cannot be read: nobody knows whose work is in it.
     """
-    files, out = defaultdict(list), out.resolve()
-    for path in sorted(folder.rglob("*")):
-        folders = path.relative_to(folder).parts[:-1]
-        hidden = path.name.startswith("._") or (
-            path.name.startswith((".", "__")) and not _is_notebook(path)
-        )
-        hidden |= any(part.startswith((".", "__")) for part in folders)
-        place = path.parent.resolve()  # a link counts where it lies, wherever it leads
-        if path.is_file() and not hidden and not place.is_relative_to(out):
-            files[path.parent].append(path)
+    files, out = {}, out.resolve()
+    for place, folders, names in os.walk(folder, onerror=_unreadable):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        if Path(place).resolve().is_relative_to(out):
+            folders.clear()
+            continue
+        paths = [Path(place, name) for name in sorted(names)]
+        files[Path(place)] = [p for p in paths if not _is_hidden(p) and _is_file(p)]
     students = {
         _student(path.parent) for paths in files.values() for path in paths if _is_notebook(path)
     }
@@ -92,6 +95,37 @@ def handed_in(folder: Path, out: Path, every: bool = False) -> list[Submission]:
     ]
     found = _named_apart(sorted(found, key=lambda s: os.fsencode(s.path)), folder)
     return [_followed(submission, folder) for submission in found]
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise Error(
+        f"cannot read the folder {error.filename}: {error.strerror}. Make it readable, or move it "
+        "away"
+    )
+
+
+def _is_hidden(path: Path) -> bool:
+    dotted = path.name.startswith((".", "__")) and not _is_notebook(path)
+    return dotted or path.name.startswith("._")
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is, or may be, a file: one that cannot be looked at is refused later.
+
+    A link to nothing is none.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as e:
+        return e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+def written(path: Path) -> float | None:
+    """Return the time of a file; None if it cannot be looked at."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _in_one(
@@ -109,7 +143,10 @@ def _in_one(
         stem = path.name[:-6] if moodle else _numbered(path, notebooks)[0]
         apart = lambda p, stem=stem: f"{stem} (0)" if p.stem == stem and not moodle else p.name[:-6]
         found += [Submission(named(apart(p)), p) for p in older if every]
-        left_out = () if every else tuple(map(_shown, older))
+        # by their times, which may be equal; elsewhere the numbers in their names decide
+        same = lambda p, path=path: moodle and written(p) == written(path)
+        left_out = [_shown(p) + (say("grader", "same_time") if same(p) else "") for p in older]
+        left_out = () if every else tuple(left_out)
         found.append(Submission(named(stem), path, left_out, tuple(map(_shown, beside))))
     if (notebooks and place != top) or (moodle and _student(place) in students):
         return found
@@ -124,7 +161,7 @@ def _versions(notebooks: list[Path], moodle: bool, top: Path) -> list[list[Path]
         together[_said(path, top) if moodle else _numbered(path, notebooks)[0]].append(path)
 
     def age(path: Path) -> tuple:
-        return (path.stat().st_mtime, path.name) if moodle else (_numbered(path, notebooks)[1],)
+        return (written(path) or 0, path.name) if moodle else (_numbered(path, notebooks)[1],)
 
     return [sorted(paths, key=age) for paths in together.values()]
 
@@ -161,12 +198,12 @@ def _target(path: Path, top: Path) -> Path:
     """Return the file that a link leads to, and the link itself where it leads elsewhere."""
     own = top.resolve() / path.relative_to(top).parts[0]
     target = path.resolve()
-    return target if path.is_symlink() and target.is_relative_to(own) else path
+    return target if os.path.islink(path) and target.is_relative_to(own) else path
 
 
 def _followed(submission: Submission, top: Path) -> Submission:
     path = _target(submission.path, top)
-    return replace(submission, path=path, linked=path.is_symlink())
+    return replace(submission, path=path, linked=os.path.islink(path))
 
 
 def _linked() -> str:

@@ -740,3 +740,97 @@ def test_points_of_several_checks_stay_apart_in_the_heading():
     texts = "\n".join(c.source for c in copies.students(source).cells if c.cell_type == "markdown")
     assert "## Task 2: A teacher and its snapshots (2 + 5 points, about 20 minutes)" in texts
     assert "| **Points** | 23 |" in texts
+
+
+# What cannot be read, and what is changed by hand
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "ann").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "ben.ipynb").write_text("{}")
+    scan = os.scandir
+
+    def denied(path):  # as for anybody but root
+        if Path(path).name in ("ann", ".hidden"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    says = "cannot read the folder .*ann: Permission denied. Make it readable, or move it away"
+    with pytest.raises(Error, match=says):
+        handed_in(tmp_path, tmp_path / "out")
+
+
+def test_a_file_that_cannot_be_looked_at_is_refused_alone(course, tmp_path, monkeypatch):
+    folder, look = tmp_path / "class", Path.stat
+    place = folder / "ann_1_assignsubmission_file_"
+    place.mkdir(parents=True)
+    for name in ("ann_1_assignsubmission_file_/hw", "ben"):
+        (folder / f"{name}.ipynb").write_text(json.dumps(solved(course)))
+
+    def denied(path, **words):
+        if path.name == "hw.ipynb":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, **words)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    monkeypatch.setattr(grade.Grader, "_grade", lambda self, one, result: read(one.path))
+    reports = grade.grade_all(folder, course, tmp_path / "out", trust=TRUST)
+    says = {"ann_1_assignsubmission_file_/hw": "it cannot be read (Permission denied)", "ben": ""}
+    assert {one.submission: one.refused for one in reports} == says
+
+
+def test_the_times_of_files_are_read_before_a_submission_can_change_them(
+    course, tmp_path, monkeypatch
+):
+    folder, given = tmp_path / "class", {}
+    folder.mkdir()
+    (folder / "ann.ipynb").write_text("{}")
+    os.utime(folder / "ann.ipynb", (1e9, 1e9))
+    monkeypatch.setattr(grade.Grader, "_grade", lambda self, one, _: os.utime(one.path, (0, 0)))
+    monkeypatch.setattr(
+        marks, "write", lambda reports, out, rules, times, name: given.update(times) or []
+    )
+    grade.grade_all(folder, course, tmp_path / "out", trust=TRUST)
+    assert given == {"ann": 1e9}
+
+
+def test_of_moodles_files_with_equal_times_the_report_asks_for_the_last(tmp_path):
+    place = tmp_path / "ann_1_assignsubmission_file_"
+    place.mkdir()
+    for name, at in (("a", 1), ("b", 2), ("c", 2)):
+        (place / f"{name}.ipynb").write_text("{}")
+        os.utime(place / f"{name}.ipynb", (at, at))
+    (one,) = handed_in(tmp_path, tmp_path / "out")
+    assert one.older == ("a.ipynb", "b.ipynb, which has the same time: which is the last?")
+
+
+def test_what_was_changed_by_hand_is_named_where_it_is_replaced(tmp_path):
+    one = report_of("ann")
+    assert [*one.write(tmp_path), *marks.write([one], tmp_path)] == []
+    hand = tmp_path / "by_hand.csv"
+    hand.write_text(hand.read_text().replace("Text,,", "Text,3,"))
+    assert marks.write([one], tmp_path) == []  # what it replaces is its own
+    for name in ("grades.csv", "ann.md"):
+        (tmp_path / name).write_text("mine")
+    said = marks.write([one], tmp_path)
+    for sentence, name in zip(said, ("grades.csv", "ann.md"), strict=True):
+        begin, _, rest = sentence.partition(", which is written anew: your version is ")
+        kept, _, end = rest.partition(". Put")
+        assert (begin, Path(kept).read_text()) == (f"you changed {tmp_path / name}", "mine")
+        assert end == " points for texts, and comments, into by_hand.csv"
+    assert marks.write([one], tmp_path) == []
+    (tmp_path / "ann.md").write_text("mine")
+    (said,) = report_of("ann", 1.0).write(tmp_path)  # it was graded again
+    assert "ann.md, which is written anew" in said
+    # what was written by an earlier version, without a note, is nobody's change
+    (tmp_path / ".written").unlink()
+    assert report_of("ann", 0.0).write(tmp_path) == []
+
+
+def test_a_setup_without_memory_names_the_option(course, tmp_path, monkeypatch):
+    (tmp_path / "ann.ipynb").write_text(json.dumps(solved(course)))
+    monkeypatch.setattr(Session, "setup", lambda *_: Answer("MemoryError"))
+    with pytest.raises(Error, match="the setup of texts fails: MemoryError: raise --memory"):
+        grade.grade(tmp_path / "ann.ipynb", course, trust=TRUST)

@@ -12,6 +12,7 @@ import pytest
 from small_course import best_wall, make, solved
 
 from ddpp import cli
+from ddpp.foundation.errors import Error
 from ddpp_course import grade as grading
 from ddpp_course import marks, wall
 from ddpp_course.report import Outcome, Report
@@ -649,3 +650,74 @@ def test_the_rules_of_a_class_need_a_class(course, grade, tmp_path, capsys):
     assert (code, "need a roster" in said) == (1, True)
     code, said = grade("--zeros")
     assert (code, "need a roster" in said) == (1, True)
+
+
+def test_of_files_with_equal_times_the_grader_asks_for_the_last():
+    def counts(keep, times):
+        names = ("4711 a", "4711 b", "1")
+        rows = [
+            {"submission": n, "assignment": "a", "refused": "", "total": 1, "points": 1}
+            for n in names
+        ]
+        said = Rules([BOB, ELEVEN], keep=keep).apply(rows, dict(zip(names, times, strict=True)), [])
+        return [row["counts"] for row in rows], said
+
+    several = "of several files by one student, --keep last counts: X Yz: 4711 b, not 4711 a"
+    assert counts("last", (1, 2, 2)) == (["no", "yes", "yes"], [several])
+    found, said = counts("last", (2, 2, 2))
+    assert found == ["no (same time)", "yes", "yes"]
+    assert said == [
+        "4711 a, 4711 b have the same time: which is the last? Now it is 4711 b, by its name. "
+        "Correct the times (touch --date 2026-12-01T12:00 FILE)",
+        several,
+    ]
+    assert counts("best", (2, 2, 2))[0] == ["no", "yes", "yes"]
+
+
+@pytest.mark.parametrize("time", [1e13, 1e20, -1e13])
+def test_a_time_that_is_no_date_is_named_and_stops_nobody(time):
+    row = {"submission": "ann", "of": 2, "by_hand_of": 0, "total": 2.0, "refused": ""}
+    said = Rules(due=moment(DUE), late=10).apply([row], {"ann": time}, [])
+    assert said == [
+        "the file of ann has a time that is no date, so it counts as in time: correct it "
+        "(touch --date 2026-12-01T12:00 FILE)"
+    ]
+    assert row["total"] == 2.0
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        "number,name\n4711,Jürgen Groß\n".encode("utf-16"),
+        "number\tname\r\n4711\tJürgen Groß\r\n".encode("utf-16"),
+        "number,name\r4711,Jürgen Groß\r".encode(),
+        "sep=|\r\nnumber|name\r\n4711|Jürgen Groß\r\n".encode(),
+        '"sep=;"\nnumber;name;\n4711;Jürgen Groß;;\n'.encode("cp1252"),
+    ],
+)
+def test_a_roster_is_read_as_spreadsheets_save_it(tmp_path, saved):
+    (tmp_path / "roster.csv").write_bytes(saved)
+    assert read(tmp_path / "roster.csv") == [Student("4711", "Jürgen Groß")]
+
+
+ODD = {
+    "due": (b"number,name,due\n1,A,2026-12-04\n", {}, "add --due 2026-12-01T23:59, or empty"),
+    "part": (OWN.encode(), {"due": DUE, "late": 0.1}, "is below 1 percent a day: write --late 10"),
+    "workbook": (b"PK\x03\x04\xff\x00", {}, "roster.csv is the file of a spreadsheet: save it as"),
+    "comma": (b"number,name\n1,A B\n2,Lee, Ann\n", {}, "line 3 has more cells than the first line"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_was_once_read_wrong_is_refused(tmp_path, name):
+    saved, words, says = ODD[name]
+    (tmp_path / "roster.csv").write_bytes(saved)
+    words = {"due": None, "late": 0.0, "keep": "last", "platform": None} | words
+    with pytest.raises(Error, match=says):
+        Rules.of(tmp_path / "roster.csv", **words)
+
+
+def test_an_archive_is_to_be_unzipped(course, tmp_path, capsys):
+    (tmp_path / "in.zip").write_bytes(b"PK")
+    assert cli.main(["grade", str(tmp_path / "in.zip"), "--assignments", str(course)]) == 1
+    assert "unzip it into a folder first, and name the folder" in capsys.readouterr().err
