@@ -204,7 +204,7 @@ def read_snapshot(folder: str | Path, identity: dict, teacher: int, epoch: int) 
     - teacher, epoch: as in `Teachers.snapshot`.
     """
     path = _path(Path(folder), teacher)
-    if not path.exists():
+    if not files.exists(path):
         return None
     stored = files.Lazy(path, KIND)
     return stored.get(f"epoch_{epoch:03d}") if stored.meta == _meta(identity, teacher) else None
@@ -241,7 +241,7 @@ class _Training:
     def stored(self, k: int) -> Mapping[str, Tensor]:
         """Open the file of teacher k. Empty if there is none. Raise Error if it is another's."""
         path, meta = self.path(k), self.meta(k)
-        if path is None or not path.exists():
+        if path is None or not files.exists(path):
             return {}
         stored = files.Lazy(path, KIND)
         if stored.meta != meta:

@@ -502,3 +502,14 @@ def test_a_network_can_be_cut_into_layers_and_pickled(name):
     again = pickle.loads(pickle.dumps(flat))
     theta = flat.initial(0)
     assert torch.equal(again(theta, x), flat(theta, x))
+
+
+def test_another_engine_is_named_when_a_run_goes_on_with_it(data, teachers, tmp_path):
+    path, lines, stop = tmp_path / "checkpoint", [], lambda run: run.state.step == 2
+    ddpp.distill(data, teachers, CONFIG, checkpoint=path, on_step=stop, **QUIET)
+    other = replace(CONFIG, engine="adjoint")
+    ddpp.distill(data, teachers, other, checkpoint=path, report=lines.append, **QUIET)
+    assert lines[-1] == (
+        "the steps before were made by the engine autograd: the bits may differ from a run of "
+        "adjoint alone"
+    )

@@ -192,3 +192,14 @@ def test_a_full_disk_costs_nothing(tmp_path, monkeypatch, capsys, said, disk):
                 assert left == before  # the checkpoint and the teachers to the byte, and no .part
         assert cli.main(command(npz, out)) == 0
         assert "resuming from step 2" in capsys.readouterr().out
+
+
+def test_a_full_disk_keeps_the_pictures_that_are_there(finished, tmp_path, said):
+    with limited(tmp_path / "disk") as full:
+        paths = [tmp_path / "disk" / name for name in ("all.png", "progress.png")]
+        line = words("show", finished[1], ("--out", paths[0]), ("--progress", paths[1]))
+        assert cli.main(line) == 0
+        for argv in (line, words("show", finished[1], ("--progress", paths[1]))):
+            with untouched(*paths), full():
+                assert "what was there before is unchanged" in said(argv)
+    assert "choose another place or .png" in said(words("show", finished[1], ("--out", "a.xyz")))

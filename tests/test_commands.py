@@ -381,3 +381,14 @@ def test_a_class_whose_name_is_not_utf8_is_packed(tmp_path):
     done = subprocess.run([sys.executable, *words], capture_output=True, env=strict)
     assert done.returncode == 0, done.stderr
     assert rb"caf\udce9: 1 images to train on" in done.stdout and b"written:" in done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device here")
+def test_an_output_that_cannot_be_written_gets_a_sentence():
+    for words in (["--version"], ["distill", "--help"], ["reproduce", "--list"]):
+        with open("/dev/full", "w") as full:
+            line = [sys.executable, "-m", "ddpp", *words]
+            done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1
+        told = "ddpp: cannot write to the standard output: No space left on device; "
+        assert done.stderr == f"{told}what was done is saved\n"

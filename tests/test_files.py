@@ -475,3 +475,9 @@ def test_two_runs_do_not_write_one_checkpoint(data, teachers, tmp_path):
         distilling.distill(data, teachers, CONFIG, checkpoint=path, progress=False)
     distilling.distill(data, teachers, CONFIG, checkpoint=path, progress=False)
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_lock_that_cannot_be_made_gets_a_sentence(tmp_path):
+    (tmp_path / ".a.lock").mkdir()  # as unusable as one of another user
+    with refused(f"cannot write {tmp_path / '.a.lock'}"), files.lock(tmp_path / "a", wait=False):
+        pass

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -751,3 +752,16 @@ def test_bytes_that_are_nearly_black_are_not_taken_for_pixels(sample, tmp_path):
     with refused("bytes from 0 to 1, so nearly black", "--space raw"):
         open_sample(path)
     assert open_sample(path, "raw").distilled.images.isfinite().all()
+
+
+def test_a_folder_that_is_not_whole_is_noted(sample, tmp_path):
+    data = ddpp.load_data("cifar10-sample", zca=False, device="cpu")
+    whole = ddpp.DistilledDataset.from_tensors(*data.draw(ipc=2, seed=0), 0.02, data)
+    whole.export_png(tmp_path)
+    notes = lambda: [note for note in open_sample(tmp_path).notes if "is the set whole?" in note]
+    assert notes() == []
+    *_, folder = sorted(tmp_path.iterdir())  # as a kill leaves it
+    (folder / "001.png").unlink()
+    assert notes() == ["1 to 2 images per class: is the set whole?"]
+    shutil.rmtree(folder)
+    assert notes() == [f"1 of 10 classes have no images, as {data.classes[9]}: is the set whole?"]

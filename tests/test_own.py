@@ -973,3 +973,70 @@ def test_a_rule_that_changes_what_it_reads_is_refused(data):
         ddpp.distill(data, teachers, replace(CONFIG, rule=remembering), progress=False)
     marked = ddpp.custom(remembering, version=1)
     ddpp.distill(data, teachers, replace(CONFIG, rule=marked), progress=False)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs so many steps, into set.safetensors."""
+    npz, saving = save(tmp_path / "mine.npz"), Saving(progress=False)
+    out = tmp_path / "set.safetensors"
+    return lambda steps: Experiment(small(npz, steps), out, saving=saving, device="cpu").run()
+
+
+def test_a_shorter_run_that_is_made_again_is_not_in_the_way(make, tmp_path):
+    make(2)
+    make(4)
+    aside = [tmp_path / f"set-2-steps{end}" for end in (".json", ".safetensors")]
+    for path in tmp_path.glob("set.*"):
+        path.unlink()
+    make(2)
+    with untouched(*aside):
+        assert make(4)[0].provenance["config"]["steps"] == 4
+    for path in tmp_path.glob("set.*"):
+        path.unlink()
+    make(2)
+    aside[0].write_text("{}")
+    with untouched(*aside), refused("set-2-steps.json is in the way"):
+        make(4)
+
+
+@pytest.mark.parametrize("gone", ["distilled", "random"])
+def test_a_report_without_its_accuracies_is_another_file(make, tmp_path, gone):
+    make(2)
+    path = tmp_path / "set.json"
+    for damaged in ({}, None, {"final": "high"}):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {gone: damaged}))
+        with untouched(path), refused("set.json is where the report belongs, but is another file"):
+            make(2)
+
+
+def test_seconds_that_are_no_numbers_are_left_out(make, tmp_path):
+    clock = tmp_path / "set.safetensors.seconds"
+    clock.write_text(json.dumps({"teachers": "long", "distill": [1], "evaluate": 100}))
+    seconds = make(2)[1]["seconds"]
+    assert seconds["evaluate"] >= 100 > seconds["distill"]
+
+
+def test_scores_that_a_kill_left_are_deleted(make, tmp_path):
+    make(2)
+    scores = tmp_path / "set.safetensors.scores"
+    scores.touch()
+    make(2)
+    assert not scores.exists()
+
+
+def test_a_finished_run_is_read_where_nothing_can_be_written(make, tmp_path, monkeypatch):
+    distilled, report = make(2)
+
+    def never(path, *_, **__):
+        raise ddpp.Error(f"cannot write {path}")
+
+    for name in ("check_writable", "lock", "write_bytes"):
+        monkeypatch.setattr(files, name, never)
+    again, known = make(2)
+    assert torch.equal(again.images, distilled.images) and known == json.loads(json.dumps(report))
+    with refused("cannot write"):
+        make(4)
+    (tmp_path / "set.json").unlink()
+    with refused("cannot write"):
+        make(2)

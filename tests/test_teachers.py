@@ -2,7 +2,9 @@
 lost.
 """
 
+import errno
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from torch import nn
 from ddpp.experiments.run import teachers_in
 from ddpp.foundation import files
 from ddpp.networks import ConvNet, Flat
-from ddpp.teachers import one_epoch, train_teachers
+from ddpp.teachers import one_epoch, read_snapshot, train_teachers
 
 
 @pytest.mark.parametrize(
@@ -174,3 +176,14 @@ def test_the_step_uphill_is_as_long_as_rho(data):
         ends.append(one_epoch(network, network.initial(0).double(), wide, config, rng)[0])
     near, far = ((end - ends[0]).norm() for end in ends[1:])
     assert near > 0 and float(far / near) == pytest.approx(10, rel=0.2)
+
+
+def test_a_folder_that_cannot_be_read_gets_a_sentence(data, monkeypatch, tmp_path):
+    def forbidden(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    with refused(f"cannot read {tmp_path / 'teacher_000.safetensors'}: Permission denied"):
+        train_teachers(data, TEACHERS, tmp_path, progress=False)
+    with refused("cannot read", "check the path and its permissions"):
+        read_snapshot(tmp_path, TEACHERS.identity(data), 0, 0)

@@ -28,7 +28,42 @@ NAMED = re.compile(r"(--[\w.-]+=)?[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@.+)?")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0 or the command's exit code, 1 for an Error, 130 after Ctrl-C."""
+    """Run a command. Returns 0 or the command's exit code, 1 for an Error or where stdout cannot
+    be written, 130 after Ctrl-C.
+    """
+    try:
+        try:
+            code = answer(argv)
+        except SystemExit:  # of the help
+            _flush()
+            raise
+        _flush()
+        return code
+    except OSError as e:
+        if e.filename is not None or not _is_stdout_lost():  # an error of something else
+            raise
+        say(f"cannot write to the standard output: {e.strerror}; what was done is saved")
+        return 1
+
+
+def _flush() -> None:
+    if sys.stdout:  # there is none under pythonw
+        sys.stdout.flush()
+
+
+def _is_stdout_lost() -> bool:
+    """Whether stdout is closed or full. Then what Python still has for it is dropped."""
+    try:
+        print(flush=True)
+    except OSError:
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return True
+    return False
+
+
+def answer(argv: Sequence[str] | None) -> int:
+    """Do what `main` does where stdout can be written."""
     name, *words = (sys.argv[1:] if argv is None else argv) or [""]
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8

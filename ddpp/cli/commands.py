@@ -1,5 +1,6 @@
 """The commands: functions whose options tyro makes from their signatures."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+from PIL import Image
 from tyro.conf import arg
 
 from ddpp import evaluating, experiments, judging, studies
@@ -297,7 +299,7 @@ def show(
     for path in (out, progress, before_after, card):
         if path and path.resolve() == file.resolve():
             raise Error(f"{path} is the set itself: choose another place for what is made of it")
-    save_picture(distilled.picture().save, out)
+    save_picture(distilled.picture(), out)
     counts = {len(members) for members in distilled.by_class()}
     each = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     print(f"{len(distilled)} images, {each} per class: {out}")
@@ -504,17 +506,25 @@ def save_figure(name: str, subject: Any, path: Path) -> None:
     from ddpp.book import figures  # here, as matplotlib takes seconds to import
 
     figures.use_style()
-    save_picture(getattr(figures, name)(subject).savefig, path)
+    save_picture(getattr(figures, name)(subject), path)
 
 
-def save_picture(save: Callable[[Path], Any], path: Path) -> None:
-    """Save a picture or a figure. Raises Error where that is not possible."""
+def save_picture(picture: Any, path: Path) -> None:
+    """Save a picture of Pillow or a figure of Matplotlib, all or nothing. Raises Error where that
+    is not possible.
+    """
+    stream, ending = io.BytesIO(), path.suffix.lower()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(path)
-    except (OSError, ValueError) as e:  # ValueError: the ending is no picture's
-        why = getattr(e, "strerror", None) or e
+        if not isinstance(picture, Image.Image):
+            picture.savefig(stream, format=ending.removeprefix("."))
+        elif kind := Image.registered_extensions().get(ending):
+            picture.save(stream, kind)
+        else:
+            raise ValueError(f"unknown file extension '{ending}'")
+    except (OSError, ValueError, KeyError) as e:  # KeyError: Pillow reads such files only
+        why = f"'{ending}' cannot be written" if isinstance(e, KeyError) else e
         raise Error(f"cannot write {path}: {why}; choose another place or .png") from e
+    files.write_bytes(path, stream.getvalue())
 
 
 SHARED = (teachers, distill)  # the commands that torchrun can share out

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 from ddpp.baselines import selection
 from ddpp.data import ImageData, load_data
 from ddpp.distilled import DistilledDataset
-from ddpp.evaluating import evaluate
+from ddpp.evaluating import Evaluation, evaluate
 from ddpp.experiments.methods import METHODS, GivenTeachers, Method, MethodConfig
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.reports import report_path
@@ -22,6 +22,7 @@ from ddpp.foundation.identity import as_in_files, marks, of_run, of_state
 from ddpp.foundation.loop import KIND as CHECKPOINT
 from ddpp.foundation.loop import Saving, milestones, read_checkpoint
 from ddpp.foundation.provenance import commit, provenance
+from ddpp.foundation.stats import spread
 from ddpp.networks import accuracy
 from ddpp.teachers import TeacherConfig, Teachers, read_snapshot, train_teachers
 
@@ -76,7 +77,13 @@ class Experiment:
                 with processes.in_turn():  # rank 0 has made way for this run
                     pass
                 return self.distilled(), {}
-        files.check_writable(self.out)
+        try:
+            files.check_writable(self.out)
+        except Error:
+            if not self._is_finished():
+                raise
+            distilled = self.distilled()  # reads it, as nothing is to be written
+            return distilled, self.report(distilled)
         # after a restart by torchrun, the rank 0 before this one may still be about to end
         restarted = processes.size() > 1
         with files.lock(self.out, wait=restarted), self.clock:
@@ -98,7 +105,7 @@ class Experiment:
             self._begin_extension()
         known = self._known_report()
         self.recipe.check_fits(self.data)  # before teachers are trained
-        trained = self.method.teachers and self.folder.exists()
+        trained = self.method.teachers and files.exists(self.folder)
         if known and not self.out.exists():
             raise Error(
                 f"{report_path(self.out)} reports on a set that is gone: move it away, or choose "
@@ -182,7 +189,7 @@ class Experiment:
         if self.checkpoint.exists():
             kept = files.Lazy(self.checkpoint, CHECKPOINT).meta["identity"]
             if kept == self.identity:
-                self.checkpoint.unlink()
+                _tidy(self.checkpoint)
 
     def report(self, distilled: DistilledDataset, resumed: bool = False) -> dict:
         """The report on the set in `out`: read, or made by evaluation and written."""
@@ -193,9 +200,10 @@ class Experiment:
                 f"({differences(known['asked'], asked)}): move it away for a new one, or use 'ddpp "
                 "evaluate'"
             )
-        if known:
-            return known
         own_scores = working_file(self.out, "scores")
+        if known:
+            _tidy(own_scores)  # a kill may have come before it
+            return known
         with self.clock.stage("evaluate"):
             accuracies = self._accuracies(distilled, self.scores or own_scores)
             accuracies |= self._ceiling(distilled)
@@ -204,7 +212,7 @@ class Experiment:
         report |= {"seconds": self.clock.seconds, "resumed": resumed}
         report |= provenance(self.data.device)
         files.write_json(report_path(self.out), as_in_files(report))
-        own_scores.unlink(missing_ok=True)
+        _tidy(own_scores)
         return report
 
     def _ceiling(self, distilled: DistilledDataset) -> dict:
@@ -229,6 +237,11 @@ class Experiment:
         if not processes.rank():
             self.saving.report(line)
 
+    def _is_finished(self) -> bool:
+        """Whether the set of this run and its report are there."""
+        there = files.exists(self.out) and files.exists(report_path(self.out))
+        return there and not self._is_shorter()
+
     def _is_shorter(self) -> bool:
         """Whether the set in `out` is of this run, but of fewer steps."""
         return self.out.exists() and self.extends(DistilledDataset.load(self.out))
@@ -249,8 +262,8 @@ class Experiment:
         # the report first: where it is missing, a kill has come between the two
         moves = [(report_path(self.out), report_path(aside)), (self.out, aside)]
         moves = [(old, new) for old, new in moves if old.exists()]
-        for _, new in moves:
-            if new.exists():
+        for old, new in moves:
+            if new.exists() and not _is_same(old, new):
                 raise Error(f"{new} is in the way of the set of {done} steps: move it away")
         if self.checkpoint.exists():  # a kill came before the files were moved
             read_checkpoint(self.checkpoint, self.identity, lasting=True)
@@ -258,7 +271,10 @@ class Experiment:
             shorter.save_checkpoint(self.checkpoint, self.identity)
         self._say(f"the set of {done} steps is in {aside} now; this run resumes from it")
         for old, new in moves:
-            old.rename(new)
+            if new.exists():  # the shorter run was made again after a kill
+                old.unlink()
+            else:
+                old.rename(new)
 
     def _kept(self, distilled: DistilledDataset) -> dict:
         """What a stored set says of what it was made from, of all that this run would say."""
@@ -299,8 +315,12 @@ class Experiment:
             return None
         try:
             report = json.loads(path.read_text())
-            return {"asked": dict(report["asked"])} | report
-        except (OSError, ValueError, KeyError, TypeError):
+            for which in ("distilled", "random"):
+                Evaluation(**report[which]).lines()
+            if teachers := report.get("teachers"):
+                spread([teachers["epoch"], *teachers["accuracies"]])  # of numbers
+            return report | {"asked": dict(report["asked"])}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise Error(
                 f"{path} is where the report belongs, but is another file: move it away"
             ) from None
@@ -365,6 +385,22 @@ def _stopped(distilled: DistilledDataset) -> bool:
     return "stopped_at" in distilled.provenance
 
 
+def _is_same(old: Path, new: Path) -> bool:
+    """Whether two files are one set, or reports of one evaluation of one set."""
+    if old.suffix == ".safetensors":
+        return old.read_bytes() == new.read_bytes()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        one, other = (json.loads(path.read_text())["asked"] for path in (old, new))
+        return one == other
+    return False
+
+
+def _tidy(path: Path) -> None:
+    """Delete a file that has served, if it is there, and if files can be deleted there."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
 def _steps(identity: dict) -> int:
     return identity["config"].get("steps", 0)
 
@@ -377,7 +413,8 @@ class Clock:
 
     def __enter__(self) -> "Clock":
         with contextlib.suppress(OSError, ValueError, TypeError):  # lost or damaged: only a clock
-            self.seconds |= dict(json.loads(self.path.read_text()))
+            known = dict(json.loads(self.path.read_text())).items()
+            self.seconds |= {name: value for name, value in known if isinstance(value, int | float)}
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:

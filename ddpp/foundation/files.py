@@ -107,7 +107,11 @@ def lock(path: str | Path, wait: bool) -> Iterator[None]:
         return
     held = Path(path).with_name(f".{Path(path).name}.lock")
     while True:
-        with open(held, "w") as file:
+        try:
+            file = open(held, "w")  # noqa: SIM115  closed below
+        except OSError as e:  # left by another user, say
+            raise _cannot_write(held, e) from e
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -162,6 +166,14 @@ def check_writable(path: str | Path) -> None:
         raise _cannot_write(path, e) from e
 
 
+def exists(path: Path) -> bool:
+    """Tell whether there is a file or folder. Raises Error where that cannot be told."""
+    try:
+        return path.exists()
+    except OSError as e:
+        raise _cannot_read(path, e) from e
+
+
 def _check_name(path: Path) -> None:
     """Raise an Error for a path that safetensors, which takes UTF-8 alone, could not read."""
     try:
@@ -193,6 +205,10 @@ def _cannot_write(path: Path, error: OSError) -> Error:
     )
 
 
+def _cannot_read(path: Path, error: OSError) -> Error:
+    return Error(f"cannot read {path}: {error.strerror}; check the path and its permissions")
+
+
 def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:
     """All tensors and the metadata of a file written by `write`, every byte checked."""
     file = Lazy(path, kind)
@@ -215,9 +231,7 @@ class Lazy(Mapping):
                 raise Error(f"there is no file {self.path} (it {what}): check the path")
             open(self.path, "rb").close()
         except OSError as e:
-            raise Error(
-                f"cannot read {self.path}: {e.strerror}; check the path and its permissions"
-            ) from e
+            raise _cannot_read(self.path, e) from e
         _check_name(self.path)
         try:
             self._file = safe_open(self.path, "pt")

@@ -300,9 +300,12 @@ def _begun(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: 
     at = f"step {run.state.step} of {method.steps}"
     saving.report(f"resuming from {at}, saved in {saving.checkpoint}")
     if machine not in run.machines:
+        engine = machine.get("engine")
+        here = [one["engine"] for one in run.machines if one | {"engine": engine} == machine]
+        where = f"by the engine {here[-1]}" if here else "elsewhere"
+        alone = f"of {engine}" if here else "on one machine"
         saving.report(
-            "the steps before were made elsewhere: the bits may differ from a run on one machine "
-            "alone"
+            f"the steps before were made {where}: the bits may differ from a run {alone} alone"
         )
     _refuse_stuck(method, run)
     return run.on(machine)

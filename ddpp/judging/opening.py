@@ -105,7 +105,19 @@ def open_set(
         raw=space == "raw",
     )
     rated = found.alpha is not None
-    return Opened(distilled, images_of, space, rated, (*found.notes, *notes))
+    return Opened(distilled, images_of, space, rated, (*found.notes, *notes, *_gaps(distilled)))
+
+
+def _gaps(distilled: DistilledDataset) -> list[str]:
+    """Say that classes have no images, or fewer than others, as in a folder that is not whole."""
+    if distilled.labels.is_floating_point():
+        return []
+    counts = [len(members) for members in distilled.by_class()]
+    if missing := counts.count(0):
+        name = distilled.classes[counts.index(0)]
+        return [f"{missing} of {len(counts)} classes have no images, as {name}: is the set whole?"]
+    least, most = min(counts), max(counts)
+    return [] if least == most else [f"{least} to {most} images per class: is the set whole?"]
 
 
 def load_set(
