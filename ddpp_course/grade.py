@@ -10,6 +10,8 @@ import contextlib
 import hashlib
 import math
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,7 +27,7 @@ from ddpp_course import copies, marks, messages, report, wall
 from ddpp_course.checks import told
 from ddpp_course.report import Outcome, Report
 from ddpp_course.roster import Rules
-from ddpp_course.session import START, Limits, Session
+from ddpp_course.session import START, Limits, Session, sweep
 from ddpp_course.submissions import (
     Submission,
     handed_in,
@@ -152,6 +154,31 @@ def assignments(folder: Path) -> dict[str, Assignment]:
     return {name: Assignment.read(path) for name, path in copies.sources(folder).items()}
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """End as after Ctrl-C when the system asks to end: what submissions started must end, too.
+
+    What an earlier grader left behind, which was killed, is removed.
+    """
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    sweep()
+    asks = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        asks = []  # only the main thread may say what a signal does
+    mine = [number for number in asks if signal.getsignal(number) == signal.SIG_DFL]  # not nohup's
+    for number in mine:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@_interruptible()
 def grade(
     path: str | Path,
     folder: str | Path = "assignments",
@@ -177,6 +204,7 @@ def grade(
     return grader.grade(Submission(safe(path.stem), path))
 
 
+@_interruptible()
 def grade_all(
     submissions: Path,
     folder: Path,
@@ -218,7 +246,7 @@ def grade_all(
             f"there is nothing to grade in {submissions}: put the notebooks there, in folders if "
             "you like"
         )
-    # before any of them runs: behind Landlock it can still change the times of other files
+    # before any of them runs, as where there is no filter of calls it can change other files' times
     times = {one.name: at for one in found if (at := written(one.path)) is not None}
     say(f"submissions: {len(found)}")
     grader = Grader(Path(folder), known, name, limits, _wall(trust), closed)

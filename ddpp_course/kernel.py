@@ -71,7 +71,7 @@ def _questions() -> Mapping[str, Callable[..., dict]]:
     told_of, judged, running = told, judge.judge, watch.threads
     sleep, clock = time.sleep, time.monotonic
     restore: Callable[[], object] = dict  # until there is something to put back
-    changed: Callable[[], str] = str
+    changed: Callable[..., str] = str
 
     def setup(code: str, solutions: dict[str, str]) -> dict:
         nonlocal restore, changed
@@ -106,7 +106,7 @@ def _questions() -> Mapping[str, Callable[..., dict]]:
             sleep(0.05)
         put_back()
         verdict.update(judged(code, functions, values, shell.user_ns))
-        if verdict["passed"] and (what := changed()):
+        if verdict["passed"] and (what := changed(every=True)):
             verdict.update(passed=False, says=messages.say("grader", "replaced", what=what))
         return {}
 

@@ -23,11 +23,28 @@ NEAR |= {"torch.nn.functional", "torch.linalg", "torch.autograd", "torch.nn.init
 OURS = ("ddpp", "ddpp_course")
 KINDS = (property, staticmethod, classmethod, ModuleType)  # besides what can be called
 HEAP, FIXED = 1 << 9, 1 << 8  # flags of a class: made at run time; cannot be changed
+# operators of torch that the checks use
+OPERATORS = set(
+    "_linalg_check_errors _linalg_eigh _local_scalar_dense _to_copy _unsafe_view abs add add_ "
+    "addmm alias all allclose aminmax any arange argmax avg_pool2d avg_pool2d_backward "
+    "bitwise_and bitwise_not bitwise_or cat clamp clone constant_pad_nd convolution "
+    "convolution_backward copy_ cov detach diag_embed div empty eq equal exp expand fill_ ge gt "
+    "index index_select isfinite isnan item le lift_fresh linalg_eigvalsh linalg_inv_ex lt "
+    "masked_fill_ matmul max maximum mean min mm mul native_batch_norm "
+    "native_batch_norm_backward ne neg ones ones_like permute pow rand randint randn randperm "
+    "reciprocal relu remainder repeat repeat_interleave reshape rsqrt scalar_tensor scatter_ "
+    "select sigmoid sign slice slice_backward sort split split_with_sizes sqrt squeeze stack "
+    "std sub sum t threshold_backward to unbind uniform_ unsqueeze var view where zero_ zeros "
+    "zeros_like".split()
+)
 SIGNALS = [getattr(signal, f"SIG{x}") for x in "INT TERM ALRM VTALRM PROF USR1".split()]
 
 
-def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[[], str]]:
+def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[..., str]]:
     """Note how everything is; return what puts it back, and what names something that has changed.
+
+    The second takes whether to look at all operators of torch, which takes 0.1 s, or only at those
+    of the checks. Nobody can put them back.
 
     - private: modules that are not in sys.modules.
 
@@ -47,6 +64,11 @@ def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[[
     codes = list(_codes([kept for _, _, kept, _ in near]))
     tables = [(name, table, dict(table)) for name, table in _tables(modules)]
     settle, handlers = _settings()
+    kernel = torch._C._dispatch_dump  # here, as a submission may replace it
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]
+    kernels = {name: kernel(name) for name in names}
+    used = [name for name in names if name[6:].partition(".")[0] in OPERATORS]
+    used = [name for name in used if not name.endswith("out")]
 
     def restore() -> None:
         BUILTINS.clear()  # Python's own first, as what follows is made of it
@@ -55,7 +77,7 @@ def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[[
             pass
         settle()
 
-    def changed() -> str:
+    def changed(every: bool = False) -> str:
         own = BUILTINS.items() - python.items() if python != BUILTINS else ()
         BUILTINS.clear()
         BUILTINS.update(python)
@@ -63,6 +85,12 @@ def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[[
             return next(iter(own))[0]
         if torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack():
             return "the way torch calls its functions"
+        for name in names if every else used:
+            now = kernel(name)
+            if now != kernels[name] and _computing(now) != _computing(kernels[name]):
+                return name
+        if any(map(len, _hooks().values())):
+            return "the hooks of all modules of torch"
         if any(signal.getsignal(number) != handler for number, handler in handlers.items()):
             return "a signal's handler"
         return next(_changes(near, codes, tables, put_back=False), "")
@@ -74,6 +102,7 @@ def _settings() -> tuple[Callable[[], None], dict]:
     """Return what resets settings that change the meaning of functions, and signal handlers."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     filters, recursion, errors = list(warnings.filters), sys.getrecursionlimit(), np.geterr()
+    hooks = _hooks()
     monitoring: Any = getattr(sys, "monitoring", None)  # from Python 3.12 on
 
     def settle() -> None:
@@ -95,6 +124,9 @@ def _settings() -> tuple[Callable[[], None], dict]:
             torch._C._pop_torch_function_stack()
         while torch._C._len_torch_dispatch_stack():
             torch._C._pop_torch_dispatch_stack(None)
+        for name, table in hooks.items():
+            table.clear()
+            setattr(torch.nn.modules.module, name, table)
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)
         torch.set_anomaly_enabled(False)
@@ -104,14 +136,27 @@ def _settings() -> tuple[Callable[[], None], dict]:
     return settle, handlers
 
 
+def _hooks() -> dict[str, dict]:
+    """Return torch's tables of hooks that all modules call."""
+    return {
+        name: table
+        for name, table in vars(torch.nn.modules.module).items()
+        if name.startswith("_global_") and isinstance(table, dict)
+    }
+
+
+def _computing(kernels: str) -> list[str]:
+    """Return the lines of kernels without those for shapes alone, which a library may add late."""
+    return [line for line in kernels.split("\n") if not line.startswith("Meta")]
+
+
 def classes() -> frozenset[type]:
     """Return the classes that are there now."""
     spaces = (
         space for name, module in dict(sys.modules).items() for space in _spaces(name, module)
     )
-    return frozenset(
-        value for _, _, kept, _ in spaces for value in kept.values() if type(value) is type
-    )
+    found = (value for _, _, kept, _ in spaces for value in kept.values())
+    return frozenset(value for value in found if issubclass(type(value), type))
 
 
 def _changes(spaces: list, codes: list, tables: list, put_back: bool) -> Iterator[str]:

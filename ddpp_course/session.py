@@ -33,6 +33,7 @@ GRACE = 5  # seconds that a cell has to end after it was interrupted
 START = 120  # seconds that a process has to start
 LONGEST = 2**16  # bytes of an answer
 FOLDERS, FILES = 10_000, 100_000  # in the folder of a submission
+FOLDER = "ddpp-submission-"  # how its name begins
 ENTER = str(Path(enter.__file__))
 
 
@@ -79,8 +80,9 @@ class Session:
 
     def _begin(self, private: tuple[Path, ...]) -> None:
         walls, opened = self.wall, self._opened
-        folder = tempfile.TemporaryDirectory(prefix="ddpp-", ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True)
         opened.callback(folder.cleanup)
+        opened.callback(os.close, _lock(folder.name))
         self._work = wall.INSIDE if walls.alone else Path(os.path.realpath(folder.name))
         rules = walls.rules(self._work, private)
         fonts = {
@@ -210,7 +212,11 @@ class Session:
             return say("grader", "memory", most=self.limits.memory)
         if len(family) > enter.PROCESSES:
             return say("grader", "processes", most=enter.PROCESSES)
-        if not self.wall.alone and _size(self._work) + on_disk > wall.ROOM:
+        if self.wall.alone:  # and the first process is outside, as is the second until it answers
+            full = self._count > 1 and max(map(_files, family[1:]), default=0) > FILES
+        else:
+            full = _size(self._work) + on_disk > wall.ROOM
+        if full:
             return say("grader", "room", most=wall.ROOM / 1e9)
         return ""
 
@@ -276,6 +282,50 @@ def _without_folder(family: list[psutil.Process]) -> tuple[int, int]:
                     on_disk = not os.readlink(place).startswith("/memfd:")
                     found[on_disk][file.st_dev, file.st_ino] = file.st_blocks * 512
     return sum(found[0].values()), sum(found[1].values())
+
+
+def _files(process: psutil.Process) -> int:
+    """Return how many files the folders in memory have that a process sees, open ones too.
+
+    Empty files take memory of the kernel as well.
+    """
+    with contextlib.suppress(OSError):  # it has ended
+        folders = [
+            os.statvfs(f"/proc/{process.pid}/root{place}") for place in (wall.INSIDE, "/dev/shm")
+        ]
+        return sum(folder.f_files - folder.f_ffree for folder in folders)
+    return 0
+
+
+def _lock(folder: str) -> int:
+    """Lock a folder as long as this process lives, or what is returned is open."""
+    import fcntl  # here, as Windows has none
+
+    place = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # no locks here: then `sweep` gets none either
+        fcntl.flock(place, fcntl.LOCK_SH)
+    return place
+
+
+def sweep() -> None:
+    """Remove the folders that graders of this user left behind when they were killed.
+
+    A grader that lives holds a lock. It has a minute to take it.
+    """
+    if os.name != "posix":
+        return
+    import fcntl
+
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with contextlib.suppress(OSError):  # somebody else's, locked, or removed meanwhile
+            place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                found = os.fstat(place)
+                if found.st_uid == os.getuid() and found.st_mtime < time.time() - 60:
+                    fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(place)
 
 
 def _size(folder: Path) -> int:

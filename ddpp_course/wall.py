@@ -117,8 +117,8 @@ OTHERWISE = "install bubblewrap where user namespaces are allowed"
 LANDLOCK = Wall(
     "Landlock",
     "files were closed to this submission by Landlock. It does not stop UDP, sockets of other "
-    "programs, the change of modes and times of files, or a process that leaves its group; before "
-    "Linux 6.7 no network, before 6.12 no signals",
+    "programs, or a process that leaves its group; before Linux 6.7 no network, before 6.12 no "
+    "signals",
 )
 NONE = Wall("none", "nothing confined this submission: it was graded with --trust-submissions")
 

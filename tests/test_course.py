@@ -6,6 +6,7 @@ import ast
 import contextlib
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
@@ -30,7 +31,8 @@ from ddpp import cli
 from ddpp.foundation.errors import Error
 from ddpp.pruning import RULES
 from ddpp_course import copies, enter, grade, judge, messages, mistakes, wall
-from ddpp_course.checks import Checks, Mistake, ask, tensor
+from ddpp_course import session as sessions
+from ddpp_course.checks import Checks, Mistake, ask, close, tensor
 from ddpp_course.session import Limits, Session
 
 ROOT = Path(__file__).parents[1]
@@ -779,9 +781,9 @@ def asked():
     session = Session(Limits(seconds=60), WALL)
     setup = "import torch\nfrom ddpp_course.checks import Mistake, ask"
 
-    def asks(cell):
+    def asks(cell, value="ask(double, 3)"):
         assert session.run(cell, 60).error == ""
-        check = "if ask(double, 3) != 6:\n    raise Mistake('3 does not become 6')"
+        check = f"if {value} != 6:\n    raise Mistake('3 does not become 6')"
         answer = session.check(check, ["double"], [], 60)
         return answer.passed, answer.error or answer.says
 
@@ -920,3 +922,127 @@ def test_limits_are_part_of_what_a_report_is_worth(course):
     assignment = grade.assignments(course)["numbers"]
     path = course / "source" / "numbers" / "numbers.ipynb"
     assert grade.digests(path, assignment, Limits(8)) != grade.digests(path, assignment, Limits(9))
+
+
+# What a submission may try while it is asked
+
+NAMED = (  # code that claims to be torch's
+    "import importlib._bootstrap_external as load, marshal, torch\n"
+    "    name = torch.__file__.encode()\n"
+    "    data = marshal.dumps(compile('1', 'x' * len(name), 'exec'))\n"
+    "    data = data.replace(b'x' * len(name), name)\n    "
+)
+LOOKS = {
+    "by IPython": "from IPython.utils.frame import extract_module_locals as f\n    return f(1)",
+    "by what calls anything": (
+        "from torch.utils import _pytree\n    import sys\n    return _pytree.tree_map("
+        "sys._getframe, 2)"
+    ),
+    "by code with another name": f"{NAMED}return marshal.loads(data)",
+    "by importlib": f"{NAMED}return load._compile_bytecode(data, bytecode_path=torch.__file__)",
+    "by a compiler that passes names on": (
+        "import codeop, torch\n    return codeop.Compile()('x = 1', torch.__file__, 'exec')"
+    ),
+    "by marshal's files": "import io, marshal\n    return marshal.load(io.BytesIO(b'N'))",
+}
+
+
+def test_no_way_to_the_frames_of_a_check_is_open(asked):
+    for name, code in LOOKS.items():
+        passed, says = asked(f"def double(x):\n    {code}")
+        assert not passed, name
+        assert "cannot look into" in says, (name, says)
+    late = "import collections, plistlib, tabnanny\n    return 2 * collections.namedtuple('P', 'x')"
+    assert asked(f"def double(x):\n    {late}(x).x") == (True, "")
+
+
+def test_a_kernel_or_a_hook_of_torch_that_was_replaced_gives_nothing(asked):
+    hook = "torch.nn.modules.module.register_module_forward_hook(lambda *_: None)"
+    assert asked(f"{hook}\ndef double(x):\n    return 2 * x") == (True, "")  # it was removed
+    assert "hooks of all modules" in asked(f"def double(x):\n    {hook}\n    return 2 * x")[1]
+    passed, says = asked(
+        "library = torch.library.Library('aten', 'IMPL')\n"
+        "library.impl('le.Tensor', lambda a, b: True, 'CPU')\ndef double(x):\n    return 2 * x"
+    )
+    assert (passed, says[:17]) == (False, "`aten::le.Tensor`")
+
+
+def test_a_number_that_is_computed_when_it_is_compared_is_none(asked):
+    for base in ("", "(torch.nn.Module)"):
+        lazy = f"class Later{base}:\n    def __float__(self):\n        return 6.0\n"
+        cell = f"{lazy}def double(x):\n    return Later()"
+        passed, says = asked(cell, "float(ask(double, 3))")
+        assert (passed, "return a tensor, a number or a list" in says) == (False, True), says
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_are_compared_without_the_kernels_of_torch():
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("le.Tensor", lambda a, _: torch.tensor(True), "CPU")
+        assert not close(torch.zeros(2), torch.ones(2))
+    assert close(torch.ones(2), torch.ones(2) + 1e-6)
+    for value in (torch.ones(3), torch.tensor([1, torch.nan]), [1.0]):
+        assert not close(value, torch.ones(2))
+
+
+# How grading ends
+
+
+def test_what_a_killed_grader_left_behind_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names = {name: tmp_path / f"{sessions.FOLDER}{name}" for name in ("left", "used", "new")}
+    names["other"] = tmp_path / "ddpp-x"
+    for name, folder in names.items():
+        folder.mkdir()
+        (folder / "file").touch()
+        os.utime(folder, None if name == "new" else (1e9, 1e9))
+    (tmp_path / f"{sessions.FOLDER}link").symlink_to(names["other"])
+    lock = sessions._lock(str(names["used"]))
+    sessions.sweep()
+    os.close(lock)
+    assert [name for name, folder in names.items() if (folder / "file").exists()] == [
+        *("used", "new", "other")
+    ]
+
+
+def test_a_grader_that_is_told_to_end_ends_what_submissions_started(course, tmp_path):
+    (folder := tmp_path / "tmp").mkdir()
+    seconds = f"98{os.getpid()}"
+    notebook = copies.read(course / "solutions" / "numbers" / "numbers.ipynb")
+    starts = "import multiprocessing.util as u, time\nu.spawnv_passfds(b'/bin/sleep', [b'sleep', "
+    notebook.cells.append(new_code_cell(f"{starts}b'{seconds}'], [])\ntime.sleep(99)"))
+    (tmp_path / "ann.ipynb").write_text(json.dumps(notebook))
+    # behind Landlock, where a process does not end with its parent
+    code = (
+        "import sys\nfrom ddpp import cli\nfrom ddpp_course import enter, wall\n"
+        "wall.best = lambda: wall.LANDLOCK if enter.landlock() else wall.NONE\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    words = [
+        "grade",
+        str(tmp_path / "ann.ipynb"),
+        "--assignments",
+        str(course),
+        "--out",
+        str(tmp_path),
+    ]
+    grader = subprocess.Popen(
+        [sys.executable, "-c", code, *words], env=os.environ | {"TMPDIR": str(folder)}
+    )
+
+    def sleeper():
+        every = psutil.process_iter(["cmdline"])
+        return next((p for p in every if p.info["cmdline"] == ["sleep", seconds]), None)
+
+    try:
+        while not (found := sleeper()):
+            assert grader.poll() is None
+            time.sleep(0.2)
+        grader.terminate()
+        assert grader.wait(60) == 130
+        found.wait(10)
+        assert [*folder.iterdir()] == []
+    finally:
+        grader.kill()
+        for process in filter(None, [sleeper()]):
+            process.kill()

@@ -794,3 +794,52 @@ def test_the_container_file_copies_and_calls_what_there_is():
     with pytest.raises(SystemExit) as end:
         cli.main([*entry[1:], "--help"])
     assert end.value.code == 0
+
+
+def test_the_keys_that_the_kernel_keeps_for_the_grader_are_refused():
+    if os.uname().machine not in enter.UNSEEN:
+        pytest.skip("there is no filter for this machine")
+    code = (
+        f"import ctypes, sys\nsys.path.insert(0, {str(wall.COURSE)!r})\nimport enter, os\n"
+        "enter.filter_calls(modes=False)\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        "for number in enter.UNSEEN[os.uname().machine][2][-3:]:\n"
+        "    print(libc.syscall(number, 0, 0, 0, 0, 0), ctypes.get_errno())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "-1 1\n" * 3, done.stderr
+
+
+def test_modes_and_times_of_files_stay_behind_landlock(tmp_path):
+    if not enter.landlock() or os.uname().machine not in enter.UNSEEN:
+        pytest.skip("this system has no Landlock, or there is no filter for this machine")
+    (victim := tmp_path / "id_rsa").write_text("key")
+    victim.chmod(0o600)
+    before = victim.stat()
+    code = (
+        f"import os, shutil\nfile = {str(victim)!r}\nos.chmod(file, 0o666)\n"
+        "os.utime(file, (9, 9))\nos.chown(file, 9, 9)\nos.setxattr(file, 'user.x', b'1')\n"
+        "open('a', 'w').write('x')\nshutil.copy2('a', 'b')\nassert open('b').read() == 'x'"
+    )
+    session = Session(Limits(seconds=60), wall.LANDLOCK)
+    try:
+        assert session.run(code, 60).error == ""
+    finally:
+        session.close()
+    after = victim.stat()
+    assert (after.st_mode, after.st_uid, after.st_mtime) == (
+        *(before.st_mode, before.st_uid, before.st_mtime),
+    )
+    assert os.listxattr(victim) == []
+
+
+def test_memory_of_the_kernel_has_limits_too(monkeypatch):
+    session = Session(Limits(seconds=60), BEST)
+    many = "import socket, time\nkept = [socket.socketpair() for _ in range(200)]"
+    try:
+        assert "Too many open files" in session.run(many, 60).error
+        if BEST.alone:  # behind Landlock it is a test of its own
+            monkeypatch.setattr("ddpp_course.session.FILES", 1000)
+            empty = "import time\nfor i in range(2000): open(str(i), 'w').close()\ntime.sleep(9)"
+            assert "very many files" in session.run(empty, 60).error
+    finally:
+        session.close()
