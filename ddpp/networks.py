@@ -393,7 +393,14 @@ class Flat:
                 "logits must depend on its parameters and the images alone"
             )
         other, moved = self._fresh(0), _moved(module)
-        both = self._called_with(moved, module, given, what)
+        try:
+            both = self._called_with(moved, module, given, what)
+        except Error as e:
+            if e.__cause__ is None:
+                raise
+            # the call failed, perhaps because parameters have bounds, as a scale above 0
+            moved = {name: p.detach() for name, p in module.named_parameters()}
+            both = self._called_with(moved, module, given, what)
         self._check_fresh(module, other, what)
         if draws or not torch.equal(logits.nan_to_num(), again.nan_to_num()):
             raise Error(

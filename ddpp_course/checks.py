@@ -196,14 +196,20 @@ def close(value, right, tolerance: float = 1e-4) -> bool:
 
     NumPy compares: a submission can replace the kernels of torch, and they cannot be put back.
     """
-    value, right = (
-        np.asarray(x.tolist() if isinstance(x, Tensor) else x, float) for x in (value, right)
-    )
-    if value.shape != right.shape:
+    value, right = (np.asarray(_numbers(x)) for x in (value, right))
+    if value.shape != right.shape or value.dtype.kind in "SU":
         return False
+    value, right = value.astype(complex), right.astype(complex)
     with np.errstate(all="ignore"):
         most = tolerance * np.maximum(np.abs(right).max(), 1e-12)
         return bool(np.abs(value - right).max() <= most)
+
+
+def _numbers(value):
+    """Return tensors, also in lists, as Python's numbers."""
+    if isinstance(value, list | tuple):
+        return [_numbers(item) for item in value]
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def describe(value) -> str:

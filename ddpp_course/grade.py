@@ -162,6 +162,8 @@ def _interruptible() -> Iterator[None]:
     """
 
     def interrupt(*_) -> None:
+        for number in mine:  # once: a closed terminal says it twice, and the end takes a moment
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     sweep()

@@ -18,7 +18,8 @@ import matplotlib.pyplot  # noqa: F401  (what the checks draw with is to be ther
 
 # the first optimizer or torch.func.grad imports it, and it replaces torch.manual_seed: imported
 # during a check, it would look as if the submission had done so
-import torch._dynamo  # noqa: F401
+import torch
+import torch._dynamo
 import tqdm
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
@@ -26,6 +27,8 @@ from traitlets.config import Config
 from ddpp_course import judge, messages, mistakes, pristine, watch
 from ddpp_course.checks import told
 
+# its first call adds kernels to torch, and during a check it would look as if the submission did
+torch.vmap(torch.neg)(torch.zeros(1))
 SETTINGS = {
     "HistoryManager": {"enabled": False},
     "InteractiveShell": {"xmode": "Minimal", "colors": "NoColor"},
@@ -126,4 +129,6 @@ def _shell() -> tuple[InteractiveShell, watch.Guard]:
     library = tuple(os.path.join(path, "") for path in sys.path if os.path.isdir(path))
     shell = InteractiveShell.instance(config=Config(SETTINGS))
     shell.ask_exit = int  # pyright: ignore[reportAttributeAccessIssue]  exit() in a cell ends nothing; and this function leads nowhere
+    # %matplotlib asks for a window system, and there is none; and this function leads nowhere
+    shell.enable_gui = str  # pyright: ignore[reportAttributeAccessIssue]
     return shell, watch.start((*library, "<frozen "))

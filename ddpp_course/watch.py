@@ -37,7 +37,7 @@ GO_BETWEENS = tuple(
 HEAP = 1 << 9  # the flag of a class that was made at run time
 # names of methods by which an object says what it is
 SAYS = {f"__{x}__" for x in "eq ne lt le gt ge len iter getitem array getattribute".split()}
-SAYS |= {f"__{x}__" for x in "bool int index float complex str repr format".split()}
+SAYS |= {f"__{x}__" for x in "bool int index float complex".split()}
 
 KIND_OF_CODE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
@@ -100,9 +100,7 @@ def start(library: tuple[str, ...]) -> Guard:
         if event in ("sys.addaudithook", "marshal.load"):
             raise NoLooking(say("grader", "no_looking", event=event))
         looks = event in FRAMES or (event == "object.__getattr__" and values[1] in OF_OBJECTS)
-        pretends = (
-            event == "compile" and isinstance(values[1], str) and values[1].startswith(library)
-        )
+        pretends = event == "compile" and isinstance(values[1], str) and _is_in(values[1], library)
         pretends |= event == "marshal.loads" and any(place in values[0] for place in places)
         path = str(values[0]) if event == "open" else ""
         reads = path.startswith("/proc/") and path.endswith(("/mem", "/maps"))
@@ -158,9 +156,14 @@ def _of_library(frame, library: tuple[str, ...], event: str) -> bool:
         frame.f_code.co_filename.endswith(GO_BETWEENS) or frame.f_code.co_name == "currentframe"
     ):
         frame, name = frame.f_back, name and frame.f_code.co_name
-    if not frame or not frame.f_code.co_filename.startswith(library):
+    if not frame or not _is_in(frame.f_code.co_filename, library):
         return not frame
     return not name or name.startswith(("__", "<")) or name in frame.f_code.co_names
+
+
+def _is_in(path: str, library: tuple[str, ...]) -> bool:
+    """Return whether code with this name is a library's: a template in its folder is not."""
+    return path.startswith(library) and path.endswith((".py", ">"))
 
 
 def _filed(frame, values: tuple, library: tuple[str, ...]) -> bool:
@@ -200,7 +203,7 @@ def watching(
             inner = "." in frame.f_code.co_qualname or id(frame.f_back.f_globals) in private
             if inner or frame.f_code in handed_out:
                 return
-            if frame.f_back.f_code.co_filename.startswith(library):
+            if _is_in(frame.f_back.f_code.co_filename, library):
                 return
         if frame.f_globals.get("__name__") in names or frame.f_code in watched:
             called.append(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}")

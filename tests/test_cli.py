@@ -10,7 +10,7 @@ from small import arrays, command, contents, limited, mounted, save, untouched, 
 
 from ddpp import cli
 from ddpp.cli import commands
-from ddpp.distilling import distill, step
+from ddpp.distilling import distill, match
 from ddpp.experiments import run as whole_runs
 
 
@@ -164,11 +164,11 @@ def test_a_full_disk_costs_nothing(tmp_path, monkeypatch, capsys, said, disk):
     def until_ctrl_c(state, *rest):
         if state.step == 2:
             raise KeyboardInterrupt
-        return step(state, *rest)
+        return match(state, *rest)
 
     with disk(out.parent) as full:
         with monkeypatch.context() as patch:
-            patch.setitem(distill.__globals__, "step", until_ctrl_c)
+            patch.setitem(distill.__globals__, "match", until_ctrl_c)
             assert cli.main(command(npz, out)) == 130
         clock = out.with_name(f"{out.name}.seconds")  # of no value by itself
         clock.unlink(missing_ok=True)

@@ -14,11 +14,13 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
 import nbformat
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -1040,9 +1042,29 @@ def test_a_grader_that_is_told_to_end_ends_what_submissions_started(course, tmp_
             time.sleep(0.2)
         grader.terminate()
         assert grader.wait(60) == 130
-        found.wait(10)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            end = time.monotonic() + 30
+            while found.is_running() and found.status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < end
+                time.sleep(0.1)
         assert [*folder.iterdir()] == []
     finally:
         grader.kill()
         for process in filter(None, [sleeper()]):
             process.kill()
+
+
+def test_what_honest_notebooks_do_costs_nothing(asked):
+    vmapped = "return torch.vmap(lambda y: 2 * y)(torch.full((1,), float(x))).item()"
+    assert asked(f"def double(x):\n    {vmapped}") == (True, "")
+    styled = "pandas.DataFrame({'x': [x]}).style._repr_html_()"
+    cell = f"%matplotlib inline\nimport pandas\ndef double(x):\n    {styled}\n    return 2 * x"
+    assert asked(cell) == (True, "")
+
+
+def test_numbers_in_all_forms_are_compared():
+    six = torch.tensor(6.0, requires_grad=True)
+    for value in (six, [six], torch.tensor([6 + 0j]), np.int64(6), [6], Fraction(6)):
+        right = [6.0] if isinstance(value, list) or getattr(value, "ndim", 0) else 6.0
+        assert close(value, right), value
+    assert not close("6.0", 6.0) and not close(float("nan"), 6.0)

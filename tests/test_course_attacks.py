@@ -829,7 +829,8 @@ def test_modes_and_times_of_files_stay_behind_landlock(tmp_path):
     assert (after.st_mode, after.st_uid, after.st_mtime) == (
         *(before.st_mode, before.st_uid, before.st_mtime),
     )
-    assert os.listxattr(victim) == []
+    with contextlib.suppress(OSError):  # of a file system without attributes
+        assert "user.x" not in os.listxattr(victim)
 
 
 def test_memory_of_the_kernel_has_limits_too(monkeypatch):

@@ -240,6 +240,19 @@ class KeepsASize(PreActivation):
         return super().forward(x + self.kept)
 
 
+class Bounded(PreActivation):
+    """Its scale has to be above 0, which a random step may break."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((64,), 0.01))
+
+    def forward(self, x):
+        if not (self.scale > 0).all():
+            raise ValueError("a scale is not above 0")
+        return super().forward(x * self.scale.mean())
+
+
 class Clamps(nn.Sequential):
     limit = 0.01
 
@@ -272,6 +285,7 @@ COMPUTED = (
     BatchStatistics,
     SleepingDropout,
     KeepsASize,
+    Bounded,
 )
 REFUSED = {
     RunningAverages: "keeps running averages, 1: use GroupNorm",

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         if e.filename is not None or not _is_stdout_lost():  # an error of something else
             raise
-        say(f"cannot write to the standard output: {e.strerror}; what was done is saved")
+        if not isinstance(e, BrokenPipeError):  # of a reader that has had enough, as head
+            say(f"cannot write to the standard output: {e.strerror}; what was done is saved")
         return 1
 
 

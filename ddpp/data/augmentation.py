@@ -251,7 +251,7 @@ def _reached(operation: Operation, images: Tensor, u: Tensor) -> Tensor:
     rng = generator(0, "probe")
     weights = torch.randn(images.shape, generator=rng, dtype=torch.float32).to(images)
     reached = torch.zeros_like(u[:, 0], dtype=torch.bool)
-    for numbers in (u, *torch.rand(7, *u.shape, generator=rng, dtype=torch.float32).to(u)):
+    for numbers in (u, *torch.rand(63, *u.shape, generator=rng, dtype=torch.float32).to(u)):
         made = operation(images.clone(), numbers.clone())
         # of a sum with the images, as with these numbers it may not depend on them
         (found,) = grad((made * weights).sum() + 0 * images.sum(), images)

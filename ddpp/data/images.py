@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from ddpp.data.sources import ARRAYS, check, class_names, find, keep_classes, of_arrays, sha256
 from ddpp.data.whitening import Whitening, fit_channels, fit_zca
@@ -106,11 +108,14 @@ class ImageData:
     @cached_property
     def replaced(self) -> dict[str, str]:
         """The hashes of splits that `dataclasses.replace` put in the place of the loaded ones."""
-        return {
-            part: " ".join(map(files.fingerprint, now))
-            for part, split in self.loaded.items()
-            if (now := getattr(self, part)) is not None and now is not split
-        }
+        found = {}
+        for part, split in self.loaded.items():
+            now = getattr(self, part)
+            if now is not None and now is not split:
+                here = " ".join(map(files.fingerprint, now))
+                if split is None or here != " ".join(map(files.fingerprint, split)):
+                    found[f"replaced {part}"] = here
+        return found
 
     @property
     def provenance(self) -> dict:
@@ -255,10 +260,12 @@ def from_datasets(
     (1, 8, 8)
     """
     ours, theirs = (getattr(dataset, "classes", None) for dataset in (train, test))
-    if ours is not None and theirs is not None and list(ours) != list(theirs):
+    if isinstance(ours, Sequence) and isinstance(theirs, Sequence) and list(ours) != list(theirs):
+        pairs = zip_longest(ours, theirs, fillvalue="nothing")
+        label, (one, other) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
         raise Error(
-            f"the training images have the classes {_some(ours)}, the test images {_some(theirs)}, "
-            "so one label would mean two things: bring both to the same list of classes"
+            f"label {label} means {one} in the training images and {other} in the test images: "
+            "bring both to the same list of classes"
         )
     (x, y), (x_test, y_test) = _stacked("train", train), _stacked("test", test)
     names = ours if classes is None else classes
@@ -267,16 +274,11 @@ def from_datasets(
     )
 
 
-def _some(names: Iterable) -> str:
-    """A few names, for a message."""
-    first, *more = map(str, names)
-    return ", ".join([first, *more[:3]]) + ", ..." * (len(more) > 3)
-
-
 def _stacked(name: str, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     """Stack all images and labels of a dataset."""
     images, labels = [], []
     indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    indexed = indexed and not issubclass(type(dataset), IterableDataset)
     if indexed and not hasattr(dataset, "__iter__"):  # Python would read on behind its length
         items = (dataset[i] for i in range(len(dataset)))
     else:
@@ -286,7 +288,8 @@ def _stacked(name: str, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
         images.append(_pixels_of(image))
         labels.append(label)
     again = range(min(len(dataset), TRIES)) if indexed else ()
-    if not all(np.array_equal(images[i], _pixels_of(_pair(name, dataset[i])[0])) for i in again):
+    pixels = lambda i: _pixels_of(_pair(name, dataset[i])[0])
+    if any(images[i].tobytes() != pixels(i).tobytes() for i in again):
         raise Error(
             f"the {name} dataset gives an image in another form each time: leave out random "
             "transforms, as ddpp augments the images itself"

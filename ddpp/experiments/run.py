@@ -82,7 +82,8 @@ class Experiment:
         except Error:
             if not self._is_finished():
                 raise
-            distilled = self.distilled()  # reads it, as nothing is to be written
+            with processes.in_turn():  # for which the others wait
+                distilled = self.distilled()  # reads it, as nothing is to be written
             return distilled, self.report(distilled)
         # after a restart by torchrun, the rank 0 before this one may still be about to end
         restarted = processes.size() > 1

@@ -169,9 +169,12 @@ def check_writable(path: str | Path) -> None:
 def exists(path: Path) -> bool:
     """Tell whether there is a file or folder. Raises Error where that cannot be told."""
     try:
-        return path.exists()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError as e:
         raise _cannot_read(path, e) from e
+    return True
 
 
 def _check_name(path: Path) -> None:

@@ -44,7 +44,7 @@ SHOWN = (
     Path,
 )
 # namespaces of torch.ops that are PyTorch's
-OPERATORS = ("aten", "prim", "prims", "torchvision")
+OPERATORS = ("aten", "mkldnn", "onednn", "prim", "prims", "quantized", "torchvision")
 # of a global: in a function, and in the body of a class inside one
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 NOT_CODE = {
@@ -299,7 +299,7 @@ def _function(function: types.FunctionType, seen: dict):
 
 
 def _check_operators(code: types.CodeType, known: dict) -> None:
-    """Raise _Unseen if code calls compiled code of a user's by its name in torch.ops.
+    """Raise _Unseen if code calls a user's own compiled code through torch.ops.
 
     - known: what its names stand for.
     """

@@ -7,6 +7,7 @@ values and functions that this code uses, and of theirs. Teachers, checkpoints, 
 accuracies carry it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -164,13 +165,14 @@ def of_run(
     - config: the method's settings, a dataclass.
     - made_from: what the run is given, in terms of JSON.
     - network: its name.
-    - step: the function that makes a step. One that is not ddpp's stands for the method, where this
-      is not one's own in METHODS: it is another method then, whatever its name.
+    - step: the function that makes a step. If it is not ddpp's, and METHODS has no method of your
+      own under this name, the run is known by the step's code.
     """
     own = marks_of(method, config, network)
     if step is not None and not _is_ddpps(step) and not TABLES["method"].is_brought(method):
-        mark = {f"method {method}": fingerprint(step, f"step of the method {method}")}
-        own = {"custom": own.get("custom", {}) | mark}
+        with contextlib.suppress(Error):  # without a mark, `check_known` lets nothing be saved
+            mark = {f"method {method}": fingerprint(step, f"step of the method {method}")}
+            own = {"custom": own.get("custom", {}) | mark}
     run = {"method": method, "config": settings(config)} | made_from | own
     return as_in_files(run)
 

@@ -291,7 +291,10 @@ def _in_order(found: Found, classes: tuple[str, ...]) -> Found:
                 "classes"
             )
     if missing := sorted(set(names) - set(known)):
-        raise Error(f"'{missing[0]}' is no class of the data: its classes are {', '.join(classes)}")
+        raise Error(
+            f"'{missing[0]}' is no class of the data: its classes are {', '.join(classes)}. Rename "
+            "it, or, in a file of tensors, leave out 'classes': the labels are then their numbers"
+        )
     index = torch.tensor([known[name] for name in names])
     return replace(found, labels=index[found.labels])
 
