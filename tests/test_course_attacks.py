@@ -208,7 +208,7 @@ WANTS = {
             "class Any:\n    __eq__ = lambda *_: True\n    __ne__ = lambda *_: False\ndef "
             "double(x):\n    return Any()"
         ],
-        "defines for itself what it equals",
+        "says for itself what it equals",
     ),
     "a tensor equal to all": (
         [

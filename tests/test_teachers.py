@@ -179,10 +179,14 @@ def test_the_step_uphill_is_as_long_as_rho(data):
 
 
 def test_a_folder_that_cannot_be_read_gets_a_sentence(data, monkeypatch, tmp_path):
-    def forbidden(path, **_):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    stat = Path.stat
 
-    monkeypatch.setattr(Path, "exists", forbidden)
+    def forbidden(path, **how):
+        if path.name.startswith("teacher_"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", forbidden)
     with refused(f"cannot read {tmp_path / 'teacher_000.safetensors'}: Permission denied"):
         train_teachers(data, TEACHERS, tmp_path, progress=False)
     with refused("cannot read", "check the path and its permissions"):
