@@ -392,15 +392,8 @@ class Flat:
                 f"{what} changes an attribute when it is called, as a counter does: here its "
                 "logits must depend on its parameters and the images alone"
             )
-        other, moved = self._fresh(0), _moved(module)
-        try:
-            both = self._called_with(moved, module, given, what)
-        except Error as e:
-            if e.__cause__ is None:
-                raise
-            # the call failed, perhaps because parameters have bounds, as a scale above 0
-            moved = {name: p.detach() for name, p in module.named_parameters()}
-            both = self._called_with(moved, module, given, what)
+        other, moved = self._fresh(0), _moved(module, given)
+        both = self._called_with(moved, module, given, what)
         self._check_fresh(module, other, what)
         if draws or not torch.equal(logits.nan_to_num(), again.nan_to_num()):
             raise Error(
@@ -615,13 +608,22 @@ def _attributes(module: nn.Module) -> list[dict]:
     ]
 
 
-def _moved(module: nn.Module) -> dict[str, Tensor]:
+def _moved(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return a module's parameters after a random step: a last layer may begin at 0, where all
     logits are equal.
+
+    Without the step where it cannot be called after it, as parameters may have bounds.
     """
-    rng = generator(0, "moved")
+    rng, own = generator(0, "moved"), {name: p.detach() for name, p in module.named_parameters()}
     draw = lambda p: torch.randn(p.shape, generator=rng, dtype=torch.float32).to(p)
-    return {name: p.detach() + 0.1 * draw(p) for name, p in module.named_parameters()}
+    moved = {name: p + 0.1 * draw(p) for name, p in own.items()}
+    try:
+        with torch.no_grad():
+            given = {name: p.clone() for name, p in moved.items()}
+            drawn(lambda: functional_call(module, given, (images,)))
+    except Exception:
+        return own
+    return moved
 
 
 def _problem_of_logits(logits: object, classes: int) -> str:

@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 import matplotlib.pyplot  # noqa: F401  (what the checks draw with is to be there before the submission)
 
-# the first optimizer or torch.func.grad imports it, and it replaces torch.manual_seed: imported
-# during a check, it would look as if the submission had done so
+# the first optimizer or torch.func.grad imports torch._dynamo, which replaces torch.manual_seed:
+# imported during a check, it would look as if the submission had done so
 import torch
 import torch._dynamo
 import tqdm

@@ -16,6 +16,7 @@ from types import CodeType, FunctionType, ModuleType
 from torch.nn import Module
 
 from ddpp_course.messages import say
+from ddpp_course.pristine import HEAP
 
 PROGRAMS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
 PROGRAMS |= {"subprocess.Popen"}
@@ -34,7 +35,6 @@ GO_BETWEENS = tuple(
         *("IPython/utils/frame.py", "pandas/core/computation/scope.py"),
     )
 )
-HEAP = 1 << 9  # the flag of a class that was made at run time
 # names of methods by which an object says what it is
 SAYS = {f"__{x}__" for x in "eq ne lt le gt ge len iter getitem array getattribute".split()}
 SAYS |= {f"__{x}__" for x in "bool int index float complex".split()}
@@ -148,8 +148,8 @@ def known(kind: type) -> bool:
 def _of_library(frame, library: tuple[str, ...], event: str) -> bool:
     """Return whether a library asked for something, and not a student's code by way of one.
 
-    Who asks for a frame on its own behalf names the function that it calls. A function that calls
-    whatever it is given does not.
+    Code that asks for a frame on its own behalf names the function that it calls. A function that
+    calls whatever it is given does not.
     """
     name = "_getframe" if event == "sys._getframe" else ""
     while frame and (

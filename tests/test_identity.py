@@ -475,6 +475,22 @@ def test_a_method_that_is_not_in_the_table_is_known_by_its_step(data, tmp_path, 
         go(3)
 
 
+def test_a_step_of_ones_own_that_cannot_be_described_takes_no_name_of_ddpps(data, tmp_path):
+    hidden = torch.Generator()
+
+    def unseen(state, problem):
+        hidden.get_state()
+        return shift(state, problem)
+
+    config, saved = dm.DMConfig(steps=1, iterates=1), Saving(tmp_path / "to", progress=False)
+    go = lambda name, saving: common.distill(name, unseen, data, NETWORK, config, saving)
+    assert go("mine", Saving(progress=False)).images.isfinite().all()
+    with small.refused("whether the method mine has changed"):
+        go("mine", saved)
+    with small.refused("the step of the method dm uses a value, a Generator"):
+        go("dm", saved)
+
+
 def test_a_checkpoint_that_could_not_tell_its_method_is_not_begun(tmp_path):
     one = torch.ones(1)
     method = loop.Method(common.State(0, one, one, one), lambda at: shift(at, None), 1, 1)

@@ -7,7 +7,6 @@ values and functions that this code uses, and of theirs. Teachers, checkpoints, 
 accuracies carry it.
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib
@@ -170,9 +169,12 @@ def of_run(
     """
     own = marks_of(method, config, network)
     if step is not None and not _is_ddpps(step) and not TABLES["method"].is_brought(method):
-        with contextlib.suppress(Error):  # without a mark, `check_known` lets nothing be saved
+        try:
             mark = {f"method {method}": fingerprint(step, f"step of the method {method}")}
             own = {"custom": own.get("custom", {}) | mark}
+        except Error:  # `check_known` lets nothing of an unknown method be saved without a mark
+            if method in TABLES["method"]:
+                raise
     run = {"method": method, "config": settings(config)} | made_from | own
     return as_in_files(run)
 

@@ -201,9 +201,7 @@ def _name(names: object, labels: Tensor) -> TypeGuard[Sequence[str]]:
         return False
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
         return False
-    if not len(labels):
-        return False
-    return 0 <= int(labels.min()) <= int(labels.max()) < len(names)
+    return len(labels) > 0 and 0 <= int(labels.min()) <= int(labels.max()) < len(names)
 
 
 def _from_list(images: Sequence[Any], path: Path) -> Found:
