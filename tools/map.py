@@ -78,6 +78,12 @@ def points() -> Iterator[Point]:
         yield Point("classes", classes, classes=classes)
     for after in (0, 20, 40, 80):
         yield Point("distillation steps before", after, after=after)
+    for epoch in (0, 1):  # the settings of results/smoke/regimes.toml, first and last start epoch
+        yield Point("regime long", epoch, student_steps=50, alpha=0.01, epoch=epoch)
+    for epoch in (0, 4):
+        yield Point("regime fast", epoch, student_steps=20, alpha=0.03, epoch=epoch)
+    for epoch in (0, 9):
+        yield Point("regime ten", epoch, student_steps=10, epoch=epoch, ipc=10)
     yield Point("parts", 0, parts=True)
     yield Point("parts", 50, student_steps=50, parts=True)
 
