@@ -500,13 +500,13 @@ class Flat:
         """Raise an Error if the logits depend on parameters that are no part of theta."""
         theta = self.initial(0).requires_grad_()
         try:
-            nodes: list = [self(theta, images).grad_fn]
+            logits = self(theta, images)  # kept: older torch frees the graph with its last tensor
         except Exception as e:
             raise Error(
                 f"{what} cannot be called where a gradient is wanted ({first_line(e)}): change no "
                 "parameters in forward, and stay within PyTorch"
             ) from e
-        seen = set()
+        nodes, seen = [logits.grad_fn], set()
         while nodes:
             node = nodes.pop()
             if node is None or node in seen:
