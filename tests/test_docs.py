@@ -214,13 +214,12 @@ def test_the_sets_on_the_way_are_told_as_their_reports_have_them():
             for each in (path, path.with_name(path.name.replace("signed", "none")))
         )
         many = {10: "ten", 20: "twenty"}[len(rule["steps"])]
-        for row, before in ((rule, "the paper's rule"), (mtt, "MTT")):
-            each = [f"{value:.1f}" for value in (*row["held_out"], row["mean"]["held_out"])]
-            lines = (each,) if many == "ten" else (each[:10], each[10:20])
-            for cells in lines:
-                assert f"| {before} | {' | '.join(cells)} |" in page
+        for steps, *pair in zip(rule["steps"], mtt["held_out"], rule["held_out"], strict=True):
+            cells = f"{steps:,}", *(f"{value:.1f}" for value in pair)
+            assert f"| {' | '.join(cells)} |" in page
         held_out = [row["mean"]["held_out"] for row in (rule, mtt)]
         if many == "ten":  # "better than each of them"
+            assert f"| mean | {held_out[1]:.1f} | {held_out[0]:.1f} |" in page
             assert all(
                 a > max(row["held_out"]) for a, row in zip(held_out, (rule, mtt), strict=True)
             )
@@ -245,6 +244,28 @@ def test_the_page_on_citing_names_what_is_there():
     sha256, made_by = re.findall(r"SHA-256 (\w+)\.\.\., made by ddpp at commit (\w+)", page)[0]
     assert hashlib.sha256((ROOT / file).read_bytes()).hexdigest().startswith(sha256)
     assert f"commit {made_by}" in (ROOT / file).with_name("README.md").read_text()
+
+
+def test_chapter_7_says_how_far_the_rule_turns_the_gradient_in_its_regimes():
+    chapter = (ROOT / "notebooks/07_ablating_epsilon.ipynb").read_text()
+    points = json.loads((ROOT / "results/map/smoke.json").read_text())["points"]
+    for name in ("long", "fast", "ten"):
+        of = [point for point in points if point["factor"] == f"regime {name}"]
+        first, last = (
+            [
+                row["angle"]
+                for rule in ("signed@0.1", "signed@0.7")
+                for row in at["rows"]
+                if row["mask"] == rule
+            ]
+            for at in of
+        )
+        turns = [
+            f"{a:.0f}°" if round(a) == round(b) else f"{a:.0f}° to {b:.0f}°"
+            for a, b in zip(first, last, strict=True)
+        ]
+        (row,) = re.findall(rf"\| {name} \|.*\|", chapter)
+        assert row.endswith(f"| {turns[0]}, {turns[1]} |"), turns
 
 
 def test_chapter_5_says_what_the_committed_bench_measured():
