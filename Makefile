@@ -98,7 +98,7 @@ clean:
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else f"Python 3.11, 3.12 or 3.13 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
-	@echo "Setting up .venv, once. On Linux it takes about 6 GB, because of PyTorch's CUDA libraries; UV_TORCH_BACKEND=cpu avoids them."
+	@echo "Setting up .venv, once. On Linux it takes about 7 GB, because of PyTorch's CUDA libraries; UV_TORCH_BACKEND=cpu avoids them."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements.txt

@@ -29,6 +29,7 @@ ALT = 20  # characters: a text that says what there is to see is not shorter
 
 address = SimpleNamespace(**runpy.run_path(str(ROOT / "book" / "address.py")))
 built = SimpleNamespace(**runpy.run_path(str(ROOT / "book" / "built.py")))
+running = SimpleNamespace(**runpy.run_path(str(ROOT / "book" / "run.py")))
 
 
 def code_cells(path):
@@ -228,6 +229,13 @@ def test_it_was_run_from_top_to_bottom(path):
     assert counts == list(range(1, len(counts) + 1))
 
 
+def test_below_the_code_of_a_solution_is_what_it_printed(path):
+    for block in running.solutions(nbformat.read(path, 4).cells):
+        code, printed = block["code"], block["printed"]
+        assert ("print(" in code) == bool(printed), code
+        assert [line for line in code.splitlines() if len(line) > COLUMNS] == []
+
+
 def test_the_figures_that_it_describes_are_stored(path):
     described = [cell for cell in code_cells(path) if "image" in cell.metadata.get("mystnb", {})]
     lost = [
@@ -336,10 +344,9 @@ def test_an_edit_on_either_side_is_seen():
 
 
 def test_running_the_notebooks_costs_nobody_their_runs(tmp_path, monkeypatch):
-    run = runpy.run_path(str(ROOT / "book" / "run.py"))
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").write_text("hours of work")
-    with pytest.raises(KeyboardInterrupt), run["without_runs"](tmp_path):
+    with pytest.raises(KeyboardInterrupt), running.without_runs(tmp_path):
         assert not (tmp_path / "runs").exists()
         (tmp_path / "runs").mkdir()
         raise KeyboardInterrupt
@@ -347,4 +354,30 @@ def test_running_the_notebooks_costs_nobody_their_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("--help", str(tmp_path / "mine.ipynb")):
         with pytest.raises(SystemExit, match="is no notebook in"):
-            run["named"](name)
+            running.named(name)
+
+
+def test_the_code_of_the_solutions_is_run_after_the_chapter(tmp_path):
+    folded = "<details><summary>{}</summary>\n\n{}\n\n</details>\n"
+    code = "```python\n{}\n```"
+    old = "\n\n```text\n41\n```"
+    text = folded.format("Hint", code.format("print(unknown)"))
+    text += folded.format("Solution", code.format("x += 1\nprint(x)") + "{}\n\nIt is so.")
+    text += folded.format("Solution", code.format("y = x"))
+    text += folded.format("Answer", code.format("print(y + 1)") + "{}")
+    cells = [new_code_cell("x = 41\nprint('a')"), new_markdown_cell(text.format(old, ""))]
+    path = tmp_path / "chapter.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    running.run(path)
+    cells = nbformat.read(path, 4).cells
+    assert len(cells) == 2 and cells[0].outputs[0].text == "a\n"
+    below = [f"\n\n```text\n{number}\n```" for number in (42, 43)]
+    assert cells[1].source == text.format(*below)
+
+    cells[0].outputs[0].text = "of another machine"
+    cells[1].source = text.format(old, "")
+    nbformat.write(new_notebook(cells=cells), path)
+    running.run(path, only_solutions=True)
+    cells = nbformat.read(path, 4).cells
+    assert cells[0].outputs[0].text == "of another machine"
+    assert cells[1].source == text.format(*below)

@@ -43,7 +43,7 @@ PAPER = {
 # What a method needs at smoke scale, so that it shows its effect in minutes
 MATCHING = {"steps": 80, "student_steps": 15, "alpha0": 0.02, "alpha_lr": 1e-5, "iterates": 4}
 # Ten images or more per class soon know as much as teachers of three epochs (34 %). With twelve
-# epochs, and later ones to match, they reach 41 % instead of 35, as results/smoke/after.toml shows.
+# epochs, and later ones to match, they reach 41 %, see results/smoke/ipc10.json.
 MATCHING_MORE = MATCHING | {
     "steps": 12,
     "student_steps": 20,
