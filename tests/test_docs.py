@@ -179,6 +179,17 @@ def test_the_steps_on_cifar100_are_told_as_their_reports_have_them():
     assert f"MTT reaches {show(mtt)} % and the paper's rule {show(rule)} %" in page
 
 
+def test_the_steps_of_rat_bptt_are_told_as_their_report_has_them():
+    row = json.loads((ROOT / "results/cpu/long/cifar10-ipc1-bptt-100-seed0.json").read_text())
+    show = lambda of: (
+        f"{statistics.fmean(row[of]['final']):.1f} ± {statistics.stdev(row[of]['final']):.1f} %"
+    )
+    numbers = (ROOT / "book" / "numbers.md").read_text()
+    page = (ROOT / "notebooks" / "results.ipynb").read_text()
+    assert f"reach {show('distilled')}, on the photographs {show('random')}." in numbers
+    assert f"reaches {show('distilled')}, where the photographs reach {show('random')}." in page
+
+
 def test_the_steps_with_other_teachers_are_told_as_their_reports_have_them():
     page = (ROOT / "book" / "numbers.md").read_text()
     rule, mtt = (
