@@ -6,9 +6,11 @@ function tidy() {
   // Lists that Sphinx marks up as what they are not.
   document.querySelectorAll("dt.sig > dl, dt.sig > dl > dd").forEach(e => e.setAttribute("role", "none"));
   document.querySelectorAll(".citation-list > *").forEach(e => e.setAttribute("role", "listitem"));
+  // Each has the same name, which is not what is seen.
+  document.querySelectorAll("details.hide > summary").forEach(e => e.removeAttribute("aria-label"));
 }
 
-const WIDE = "div.math, .pst-scrollable-table-container"; // what scrolls inside itself
+const WIDE = "div.math, div.highlight pre, .pst-scrollable-table-container"; // what scrolls inside itself
 
 function reach(e) { // from the keyboard, for which the theme cares in tables; and .more shows that it scrolls
   e.classList.toggle("more", e.scrollLeft + e.clientWidth + 1 < e.scrollWidth);

@@ -385,8 +385,8 @@ def test_the_deviations_page_lists_the_settings_that_are_used():
     page = (ROOT / "book" / "deviations.md").read_text()
     for (name, ipc), (j, k, start, image_lr, alpha_lr, alpha0, _) in PAPER.items():
         label = name.upper().replace("CIFAR", "CIFAR-")
-        rates = f"{image_lr:g}, {alpha_lr:.0e}, {alpha0:g}".replace("e-0", "e-")
-        assert f"| {label}, {ipc} | {j}, {k}, {start} | {rates} |" in page
+        rates = f"{image_lr:g} | {alpha_lr:.0e} | {alpha0:g}".replace("e-0", "e-")
+        assert f"| {label}, {ipc} | {j} | {k} | {start} | {rates} |" in page
 
 
 def test_every_method_beats_random_images_at_the_smallest_scale_but_forgetting():

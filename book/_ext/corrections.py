@@ -22,6 +22,7 @@ NUMBERED = re.compile(
 )
 AS_WRITTEN = (nodes.literal, nodes.math, nodes.FixedTextElement)
 LONG_WORD = re.compile(r"(\S{25,})")  # a phone's line may not hold it
+PART = re.compile(r"(?<=[/._(,])(?=[^\W_])")  # where one begins
 SENTENCE = 40  # characters: a cell of a table with more holds no numbers
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
@@ -57,7 +58,7 @@ class FormulasKeepTheirPunctuation(Correction):
 
 class LongCodeWraps(Correction):
     """A word of code stays on one line, as an option does with its dashes, unless it may be longer
-    than a line.
+    than a line. Then it is best cut between its parts.
     """
 
     def run(self, **kwargs) -> None:
@@ -66,7 +67,14 @@ class LongCodeWraps(Correction):
             if len(words) > 1:
                 code.children = []
                 for i, word in enumerate(words):
-                    code += nodes.inline("", word, classes=["long"]) if i % 2 else nodes.Text(word)
+                    code += self.long(word) if i % 2 else nodes.Text(word)
+
+    def long(self, word: str) -> nodes.inline:
+        first, *others = map(nodes.Text, PART.split(word))
+        whole = nodes.inline("", "", first, classes=["long"])
+        for part in others:
+            whole += [nodes.raw("", "<wbr>", format="html"), part]
+        return whole
 
 
 class SentencesInTablesAreMarked(Correction):

@@ -42,7 +42,8 @@ def pictures(
     side = min(WIDTH / columns, 1.0)
     ratios = ([1] * len(rows) + [0.3]) * len(starts)  # an empty line after each block
     height = side * sum(ratios[:-1]) + len(starts) * (0.3 if titles else 0.05)
-    close = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    inside = (0.01, 0.01, 0.98, 0.98)  # no name touches the edge
+    close = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0, rect=inside)
     figure, axes = plt.subplots(
         len(ratios) - 1,
         columns,
@@ -181,8 +182,8 @@ def play(
     """Make a player of frames that needs no kernel and no network.
 
     It is matplotlib's player, started by a click, with three additions: a text for readers who do
-    not see the image, a name for the slider, and buttons without an icon font. The figure is
-    closed.
+    not see the image, a name for the slider, and buttons without an icon font. Its form has no
+    name, so it is no landmark of the page. The figure is closed.
 
     - figure: what is drawn on.
     - draw: draws a frame on the figure, given its index, from 0.
@@ -204,6 +205,7 @@ def play(
     html = re.sub(r'<link rel="stylesheet"[^>]*>', "", html)
     html = html.replace("<img id=", f'<img alt="{alt}" id=')
     html = html.replace('type="range"', 'type="range" aria-label="frame"')
+    html = re.sub('<form title="[^"]*" aria-label="[^"]*"', "<form", html)
     for icon, sign in ICONS.items():
         html = html.replace(f'<i class="fa {icon}"></i>', sign)
     return HTML(html)
