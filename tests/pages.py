@@ -65,13 +65,7 @@ def pages() -> list[Path]:
     own = [
         p for p in sorted(HTML.rglob("*.html")) if not p.relative_to(HTML).parts[0].startswith("_")
     ]
-    texts = {p: p.read_text() for p in own}
-    linked = any(re.search(r"<a [^>]*genindex\.html", text) for text in texts.values())
-    return [
-        p
-        for p in own
-        if 'http-equiv="refresh"' not in texts[p].lower() and (linked or p.name != "genindex.html")
-    ]
+    return [p for p in own if 'http-equiv="refresh"' not in p.read_text().lower()]
 
 
 def look(page: Page, url: str) -> list[str]:

@@ -20,7 +20,7 @@ from ddpp.unrolling import draw_updates, unroll
 def test_begin_says_what_it_runs_on_and_where_results_go(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert str(begin()) == "runs"
-    assert "no GPU found)" in capsys.readouterr().out
+    assert "no GPU found: smallest scale, on the CPU\n" in capsys.readouterr().out
     assert str(begin(drive=True)) == "runs"
     assert "on Colab only" in capsys.readouterr().out
 

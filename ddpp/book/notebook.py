@@ -35,8 +35,8 @@ def begin(drive: bool = False) -> Path:
     if torch.cuda.is_available():
         print(f"running on a GPU: {torch.cuda.get_device_name()}")
     else:
-        hint = ": Runtime > Change runtime type > T4 GPU gives you one" if colab else ""
-        print(f"running on the CPU, at the smallest scale (no GPU found{hint})")
+        hint = " (Runtime > Change runtime type > T4 GPU gives you one)" if colab else ""
+        print(f"no GPU found: smallest scale, on the CPU{hint}")
     if not drive:
         return Path("runs")
     if not colab:
