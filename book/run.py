@@ -79,7 +79,7 @@ def store_printed(cells: list, printed: list[str]) -> None:
     left = iter(printed)
 
     def block(found: re.Match) -> str:
-        text = next(left).strip()
+        text = next(left).strip("\n")
         return f"```python\n{found['code']}```" + (f"\n\n```text\n{text}\n```" if text else "")
 
     for cell in cells:
