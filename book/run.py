@@ -32,7 +32,7 @@ BLOCK = re.compile(r"```python\n(?P<code>.*?)```(?:\n\n```text\n(?P<printed>.*?)
 
 def run(path: Path, only_solutions: bool = False) -> str:
     """Run one notebook and store its outputs; returns seconds and memory in words."""
-    notebook, before = nbformat.read(path, 4), nbformat.read(path, 4)
+    notebook = nbformat.read(path, 4)
     notebook.metadata = {
         key: notebook.metadata[key] for key in ("accelerator", "colab") if key in notebook.metadata
     }
@@ -60,7 +60,7 @@ def run(path: Path, only_solutions: bool = False) -> str:
         if cell.cell_type == "code":
             cell.outputs = joined(output for output in cell.outputs if keep(output))
     if only_solutions:
-        notebook = before
+        notebook = nbformat.read(path, 4)  # with the outputs that it has
     store_printed(notebook.cells, [cell.outputs[0].text if cell.outputs else "" for cell in solved])
     nbformat.validate(notebook)
     nbformat.write(notebook, path)

@@ -262,19 +262,9 @@ def test_chapter_7_says_how_far_the_rule_turns_the_gradient_in_its_regimes():
     points = json.loads((ROOT / "results/map/smoke.json").read_text())["points"]
     for name in ("long", "fast", "ten"):
         of = [point for point in points if point["factor"] == f"regime {name}"]
-        first, last = (
-            [
-                row["angle"]
-                for rule in ("signed@0.1", "signed@0.7")
-                for row in at["rows"]
-                if row["mask"] == rule
-            ]
-            for at in of
-        )
-        turns = [
-            f"{a:.0f}°" if round(a) == round(b) else f"{a:.0f}° to {b:.0f}°"
-            for a, b in zip(first, last, strict=True)
-        ]
+        first, last = ({row["mask"]: row["angle"] for row in at["rows"]} for at in of)
+        pairs = [(first[rule], last[rule]) for rule in ("signed@0.1", "signed@0.7")]
+        turns = [f"{a:.0f}°" if round(a) == round(b) else f"{a:.0f}° to {b:.0f}°" for a, b in pairs]
         (row,) = re.findall(rf"\| {name} \|.*\|", chapter)
         assert row.endswith(f"| {turns[0]}, {turns[1]} |"), turns
 

@@ -340,7 +340,7 @@ def costs(rows: Sequence[dict]) -> str:
             f"{row.get('seconds', {}).get(stage, 0) / 3600:.2f} h"
             for stage in ("teachers", "distill", "evaluate")
         ]
-        made = [row["device"], row["versions"]["torch"], row["commit"][:7], row["finished"][:10]]
+        made = [row["device"], row["versions"]["torch"], row["commit"], row["finished"][:10]]
         lines.append([row["name"].partition("/")[2], *spent, *map(str, made)])
     return _markdown(lines) if rows else "No run is finished."
 
