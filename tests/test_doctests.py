@@ -17,7 +17,8 @@ MODULES = sorted(
 SHOWN = """
     data.images.ImageData data.images.load_data data.folder.pack_folder data.whitening.fit_zca
     data.augmentation.draw data.augmentation.augment
-    networks.ConvNet networks.NetworkConfig teachers.TeacherConfig teachers.Teachers
+    networks.architectures.ConvNet networks.config.NetworkConfig
+    teachers.TeacherConfig teachers.Teachers
     distilled.dataset.DistilledDataset distilled.dataset.DistilledDataset.save
     distilled.dataset.DistilledDataset.load distilled.dataset.DistilledDataset.natural
     distilled.dataset.DistilledDataset.at distilled.dataset.DistilledDataset.picture

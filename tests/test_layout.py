@@ -269,7 +269,7 @@ def test_what_the_pages_for_contributors_name_is_there(name):
         ("`make coffee`", "no target make coffee"),
         ("`walk` in `ddpp/distilling.py`", "no name walk"),
         ("`step`, without a file", "no name step"),
-        ("`Flat.walk` in `ddpp/networks.py`", "no name Flat.walk"),
+        ("`Flat.walk` in `ddpp/networks/flat.py`", "no name Flat.walk"),
         ("`mean` in `ddpp/distilling.py`, a local", "no name mean"),
         ("`teachers` in `ddpp/distilling.py`, an argument", "no name teachers"),
         ('`"walk"` in `ddpp/distilling.py`', 'no string "walk"'),
@@ -330,7 +330,7 @@ def test_the_pages_say_where_things_are():
         ("`walk`, `step`, and `match` in `ddpp/distilling.py`", ["walk in ddpp/distilling.py"]),
         ("`step` in `ddpp/attic.py`", ["step in ddpp/attic.py"]),
         ("`ddpp.attic`, `ddpp.data.walk`", ["ddpp.attic", "ddpp.data.walk"]),
-        ("`Flat.check` in `ddpp/networks.py`, `ddpp.networks.Flat`, `ddpp.distill`", []),
+        ("`Flat.initial` in `ddpp/networks/flat.py`, `ddpp.networks.Flat`, `ddpp.distill`", []),
     ],
 )
 def test_what_is_said_to_be_elsewhere_is_found(text, says):

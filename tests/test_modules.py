@@ -32,7 +32,7 @@ from ddpp.baselines import bptt, cafe, common, dm, dsa, selection
 from ddpp.data.augmentation import OPERATIONS, Draw
 from ddpp.experiments.methods import METHODS
 from ddpp.foundation.seeds import generator
-from ddpp.networks import ARCHITECTURES, Flat, accuracy, plain
+from ddpp.networks import ARCHITECTURES, Flat, accuracy, check, plain
 from ddpp.unrolling import Updates, draw_updates, unroll
 
 SHAPE, CLASSES = (3, 8, 8), 4
@@ -352,7 +352,7 @@ def test_no_flag_of_a_module_is_changed(kind):
     )
     before = flags(made)
     network = Flat(lambda: made)
-    network.check(SHAPE, CLASSES)
+    check(network, SHAPE, CLASSES)
     assert flags(made) == before
 
 
@@ -438,7 +438,7 @@ def test_batch_statistics_are_taken_over_images_of_all_classes(mixing):
 
 def test_distilled_and_real_features_are_normalized_over_all_classes(register):
     network = register(BatchStatistics).build(SHAPE[0], CLASSES, SHAPE[1])
-    network.check(SHAPE, CLASSES)
+    check(network, SHAPE, CLASSES)
     theta, rng = network.initial(0), generator(0)
     # each class has a mean of its own, which the statistics of a batch of one class would remove
     real = [3 * label + torch.randn(5, *SHAPE, generator=rng) for label in range(CLASSES)]
@@ -639,7 +639,7 @@ def test_no_convolution_sees_channels_last_images(name, channels):
 
 
 def test_without_the_guard_they_would(monkeypatch):
-    monkeypatch.setattr(networks, "plain", lambda images: images)
+    monkeypatch.setattr(networks.flat, "plain", lambda images: images)
     assert watched("convnet", 3).odd  # not the ResNet18: its shortcut is what must never see them
 
 

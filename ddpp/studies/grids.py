@@ -15,7 +15,7 @@ from torch import nn
 from ddpp.data import ImageData
 from ddpp.foundation.errors import Count, Error, as_texts, check_bounds, choose
 from ddpp.foundation.seeds import generator
-from ddpp.networks import Flat
+from ddpp.networks import Flat, check
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda width: nn.Identity(),
@@ -69,7 +69,7 @@ class Candidate:
         channels, side, _ = data.shape
         classes = len(data.classes)
         flat = Flat(lambda: self.module(channels, classes, side), data.device, str(self))
-        flat.check(data.shape, classes)
+        check(flat, data.shape, classes)
         return flat
 
 
