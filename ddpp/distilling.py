@@ -260,60 +260,11 @@ def run(
     return DistilledDataset.from_run(done, about, identity)
 
 
-def constant(advance: Step[S], marks: Mapping[str, str], steps: int) -> Step[S]:
-    """Return a step that refuses what is of one's own and not what it was at first.
-
-    - marks: the fingerprints of all of it, see `marks_of`. The rule is looked at in each step, the
-      rest now and then, as a network may have large constants on a GPU.
-    - steps: of the run.
-    """
-    why = "reads a value that has changed in this run, so the run could not be resumed"
-
-    def step(state: S) -> tuple[S, dict]:
-        due = state.step % LOOK == 0 or state.step == steps - 1
-        for name, mark in marks.items():
-            kind = name.partition(" ")[0]
-            if due or kind == "rule":
-                TABLES[kind].check_unchanged({name: mark}, why)
-        return advance(state)
-
-    return step
-
-
-def learning(
-    state: S,
-    start_set: Split,
-    algorithm: Algorithm[Config, S],
-    teachers: Teachers,
-    config: Config,
-    engine: str,
-) -> tuple[S, Step[S]]:
-    """Return a first state with logits, and a step that moves them behind the images, in rows.
-
-    The logits begin as a random teacher's, at the last epoch that is used. Source: DATM (Guo
-    et al., ICLR 2024). There they begin as the mean of all teachers, at the end of their training,
-    and have a momentum of their own, 0.9.
-    """
-    assert config.label_lr
-    images = start_set.images
-    carried = Carried(len(images), images.shape[1:], config.label_lr / config.image_lr)
-    k = int(torch.randint(len(teachers), (), generator=generator(config.seed, "labels")))
-    theta = teachers.snapshot(k, config.teacher_epochs)
-    logits = logits_of(teachers.network, theta, *start_set)
-
-    def step(state: S) -> tuple[S, dict]:
-        assert state.logits is not None and state.logits_velocity is not None
-        rows = carried.pack(state.images, state.logits)
-        velocity = carried.pack(state.images_velocity, state.logits_velocity)
-        state = replace(state, images=rows, images_velocity=velocity)
-        # to a step, `Carried` is as good as labels
-        after, record = algorithm.step(state, cast(Tensor, carried), teachers, config, engine)
-        images, logits = carried.split(after.images)
-        images_velocity, logits_velocity = carried.split(after.images_velocity)
-        moved = {"images": images, "images_velocity": images_velocity}
-        return replace(after, **moved, logits=logits, logits_velocity=logits_velocity), record
-
-    return replace(state, logits=logits, logits_velocity=torch.zeros_like(logits)), step
+def begin(start_set: Split, config: DistillConfig) -> State:
+    """Start from the images of `start_set` and alpha_0, lines 1 and 2."""
+    images = start_set.images.clone()
+    alpha = torch.tensor(config.alpha0, dtype=torch.float32, device=images.device)
+    return State(0, images, alpha, torch.zeros_like(images), torch.zeros_like(alpha))
 
 
 def step(
@@ -330,35 +281,6 @@ def step(
     first = {name: mine[0][name] for name in ("epoch", "teacher")}
     own = {"alpha": after.alpha, "skipped": 1 if after.skipped else 0}
     return after, mean | first | own | norm_of(grad_images, config)
-
-
-def descend(
-    state: State, grad_images: Tensor, grad_alpha: Tensor, loss: Tensor, config: DistillConfig
-) -> State:
-    """Move images and alpha by gradient descent with momentum (line 16), or skip the step."""
-    grad_images = limited(grad_images, config.clip, config.normalize)
-    images_velocity = config.momentum * state.images_velocity + grad_images
-    alpha_velocity = config.momentum * state.alpha_velocity + grad_alpha
-    images = state.images - config.image_lr * images_velocity
-    alpha = state.alpha - config.alpha_lr * alpha_velocity
-    usable = torch.isfinite(loss) & torch.isfinite(images).all()
-    usable = usable & torch.isfinite(alpha) & (alpha > 0)
-    if not usable:
-        return replace(state, step=state.step + 1, skipped=state.skipped + 1)
-    return replace(
-        state,
-        step=state.step + 1,
-        images=images,
-        alpha=alpha,
-        images_velocity=images_velocity,
-        alpha_velocity=alpha_velocity,
-        skipped=0,
-    )
-
-
-def norm_of(grad_images: Tensor, config: DistillConfig) -> dict[str, Tensor]:
-    """Record the norm of a gradient that is limited, as it was before."""
-    return {"norm": grad_images.norm()} if config.clip or config.normalize else {}
 
 
 def draw_piece(
@@ -416,6 +338,103 @@ def match(
     }
 
 
+def rule_of(config: DistillConfig, network: Flat) -> Rule:
+    """Return the rule, which also prunes what is left out. Error for a part that is not there."""
+    if not config.leave_out:
+        return config.rule
+    return leaving_out(config.rule, keep_parts(network.shapes, config.leave_out).to(network.device))
+
+
+def descend(
+    state: State, grad_images: Tensor, grad_alpha: Tensor, loss: Tensor, config: DistillConfig
+) -> State:
+    """Move images and alpha by gradient descent with momentum (line 16), or skip the step."""
+    grad_images = limited(grad_images, config.clip, config.normalize)
+    images_velocity = config.momentum * state.images_velocity + grad_images
+    alpha_velocity = config.momentum * state.alpha_velocity + grad_alpha
+    images = state.images - config.image_lr * images_velocity
+    alpha = state.alpha - config.alpha_lr * alpha_velocity
+    usable = torch.isfinite(loss) & torch.isfinite(images).all()
+    usable = usable & torch.isfinite(alpha) & (alpha > 0)
+    if not usable:
+        return replace(state, step=state.step + 1, skipped=state.skipped + 1)
+    return replace(
+        state,
+        step=state.step + 1,
+        images=images,
+        alpha=alpha,
+        images_velocity=images_velocity,
+        alpha_velocity=alpha_velocity,
+        skipped=0,
+    )
+
+
+def norm_of(grad_images: Tensor, config: DistillConfig) -> dict[str, Tensor]:
+    """Record the norm of a gradient that is limited, as it was before."""
+    return {"norm": grad_images.norm()} if config.clip or config.normalize else {}
+
+
+def constant(advance: Step[S], marks: Mapping[str, str], steps: int) -> Step[S]:
+    """Return a step that refuses what is of one's own and not what it was at first.
+
+    - marks: the fingerprints of all of it, see `marks_of`. The rule is looked at in each step, the
+      rest now and then, as a network may have large constants on a GPU.
+    - steps: of the run.
+    """
+    why = "reads a value that has changed in this run, so the run could not be resumed"
+
+    def step(state: S) -> tuple[S, dict]:
+        due = state.step % LOOK == 0 or state.step == steps - 1
+        for name, mark in marks.items():
+            kind = name.partition(" ")[0]
+            if due or kind == "rule":
+                TABLES[kind].check_unchanged({name: mark}, why)
+        return advance(state)
+
+    return step
+
+
+def learning(
+    state: S,
+    start_set: Split,
+    algorithm: Algorithm[Config, S],
+    teachers: Teachers,
+    config: Config,
+    engine: str,
+) -> tuple[S, Step[S]]:
+    """Return a first state with logits, and a step that moves them behind the images, in rows.
+
+    The logits begin as a random teacher's, at the last epoch that is used. Source: DATM (Guo
+    et al., ICLR 2024). There they begin as the mean of all teachers, at the end of their training,
+    and have a momentum of their own, 0.9.
+    """
+    assert config.label_lr
+    images = start_set.images
+    carried = Carried(len(images), images.shape[1:], config.label_lr / config.image_lr)
+    k = int(torch.randint(len(teachers), (), generator=generator(config.seed, "labels")))
+    theta = teachers.snapshot(k, config.teacher_epochs)
+    logits = logits_of(teachers.network, theta, *start_set)
+
+    def step(state: S) -> tuple[S, dict]:
+        assert state.logits is not None and state.logits_velocity is not None
+        rows = carried.pack(state.images, state.logits)
+        velocity = carried.pack(state.images_velocity, state.logits_velocity)
+        state = replace(state, images=rows, images_velocity=velocity)
+        # to a step, `Carried` is as good as labels
+        after, record = algorithm.step(state, cast(Tensor, carried), teachers, config, engine)
+        images, logits = carried.split(after.images)
+        images_velocity, logits_velocity = carried.split(after.images_velocity)
+        moved = {"images": images, "images_velocity": images_velocity}
+        return replace(after, **moved, logits=logits, logits_velocity=logits_velocity), record
+
+    return replace(state, logits=logits, logits_velocity=torch.zeros_like(logits)), step
+
+
+def draw_start(data: ImageData, config: DistillConfig) -> Split:
+    """Draw the images and labels that a run starts from: real ones, or noise."""
+    return data.draw(config.ipc, config.seed).started(config.init, config.seed)
+
+
 def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
     """Raise an Error for settings that cannot work with this data and these teachers."""
     check_config(config)
@@ -426,7 +445,7 @@ def check(config: DistillConfig, data: ImageData, teachers: Teachers) -> None:
             "train them longer or lower either"
         )
     teachers.check_data(data)
-    check_own(config, data, teachers.network)
+    _check_own(config, data, teachers.network)
 
 
 def fits(data: ImageData, network: NetworkConfig, config: DistillConfig) -> None:
@@ -435,10 +454,10 @@ def fits(data: ImageData, network: NetworkConfig, config: DistillConfig) -> None
     This is asked before teachers are trained.
     """
     data.draw(config.ipc, config.seed)
-    check_own(config, data, data.network(network))
+    _check_own(config, data, data.network(network))
 
 
-def check_own(config: DistillConfig, data: ImageData, network: Flat) -> None:
+def _check_own(config: DistillConfig, data: ImageData, network: Flat) -> None:
     """Raise an Error for a rule, parts or operations that cannot be used with this network here."""
     check_training()
     rule_of(config, network)
@@ -446,13 +465,6 @@ def check_own(config: DistillConfig, data: ImageData, network: Flat) -> None:
     check_operations(config.augment, data.shape, data.device)
     check_derivatives(network, data.shape, len(data.classes))
     network.check_company(config.batch, "batch")
-
-
-def rule_of(config: DistillConfig, network: Flat) -> Rule:
-    """Return the rule, which also prunes what is left out. Error for a part that is not there."""
-    if not config.leave_out:
-        return config.rule
-    return leaving_out(config.rule, keep_parts(network.shapes, config.leave_out).to(network.device))
 
 
 def check_config(config: DistillConfig) -> None:
@@ -468,13 +480,13 @@ def check_config(config: DistillConfig) -> None:
             f"clip is {config.clip}, but with normalize the norm of every gradient is 1: leave out "
             "one of them"
         )
-    check_window(config)
+    _check_window(config)
     choose("rule", config.rule, RULES)
     choose("init", config.init, STARTS)
     choose("engine", config.engine, ["auto", *ENGINES])
 
 
-def check_window(config: DistillConfig) -> None:
+def _check_window(config: DistillConfig) -> None:
     """Raise an Error for a window of start epochs that is empty or does not grow."""
     least, most = config.min_start_epoch, config.max_start_epoch
     first = config.first_max_start_epoch or most
@@ -496,18 +508,6 @@ def check_window(config: DistillConfig) -> None:
             "expand_steps says how long start epochs grow from first_max_start_epoch: give that, "
             "too, or leave it out"
         )
-
-
-def draw_start(data: ImageData, config: DistillConfig) -> Split:
-    """Draw the images and labels that a run starts from: real ones, or noise."""
-    return data.draw(config.ipc, config.seed).started(config.init, config.seed)
-
-
-def begin(start_set: Split, config: DistillConfig) -> State:
-    """Start from the images of `start_set` and alpha_0, lines 1 and 2."""
-    images = start_set.images.clone()
-    alpha = torch.tensor(config.alpha0, dtype=torch.float32, device=images.device)
-    return State(0, images, alpha, torch.zeros_like(images), torch.zeros_like(alpha))
 
 
 def _advice(run: loop.Run[S]) -> str:

@@ -37,6 +37,7 @@ from ddpp.foundation.errors import Count, Error, Share, as_whole, check_bounds
 from ddpp.foundation.identity import as_in_files, marks
 from ddpp.foundation.seeds import derive, generator
 from ddpp.foundation.stats import spread
+from ddpp.foundation.text import show_mean
 from ddpp.networks import ARCHITECTURES, Flat, NetworkConfig, accuracy
 
 S = TypeVar("S")  # of a score: an accuracy, or several numbers
@@ -108,7 +109,7 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """The results as text, one per line."""
-        show = lambda values: f"{statistics.fmean(values):.1f} ± {spread(values):.1f} %"
+        show = lambda values: f"{show_mean(values)} %"
         lines = [f"final iterate:            {show(self.final)} of {len(self.final)} networks"]
         if self.selected:
             lines.append(
@@ -179,7 +180,7 @@ def evaluate(
     elif architecture:
         config = replace(config, name=architecture)
     else:
-        check_network(distilled, config)
+        _check_network(distilled, config)
     if width is not None:
         config = config.of_width(width)
     protocol = protocol or Protocol()
@@ -198,7 +199,7 @@ def evaluate(
         return _judge(distilled, data, repeats, best_on_test, scorer)
 
 
-def check_network(distilled: DistilledDataset, config: NetworkConfig) -> None:
+def _check_network(distilled: DistilledDataset, config: NetworkConfig) -> None:
     """Raise Error if the set was made with a network of this name that was another one."""
     for name, mark in as_in_files({"custom": ARCHITECTURES.marks(config.name)})["custom"].items():
         if marks_in(distilled.provenance, name.removeprefix("network ")) - {mark}:

@@ -40,6 +40,6 @@ while kills or len(finished) < len(todo):
         print("lost", finished - now)
     finished = now
     if kills and len(finished) == len(todo):  # begin anew, for the kills that are left
-        todo[-1].report(places["results"]).unlink()
+        todo[-1].report_path(places["results"]).unlink()
         shutil.rmtree(places["work"])
         finished = {todo[0].name}

@@ -13,8 +13,8 @@ from small import CONFIG, NETWORK, TEACHERS, load, refused, save
 import ddpp
 from ddpp import cli
 from ddpp.book import figures
-from ddpp.experiments import Comparison, Difference
-from ddpp.experiments.comparing import comparison_of, holm, in_name, parse_setting
+from ddpp.experiments import Comparison, Difference, holm
+from ddpp.experiments.comparing import comparison_of, in_name, parse_setting
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import recipe
 from ddpp_course.assignment4 import T_95

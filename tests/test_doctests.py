@@ -15,7 +15,7 @@ MODULES = sorted(
     if ">>> " in path.read_text()
 )
 SHOWN = """
-    data.images.ImageData data.images.load_data data.folder.pack_folder data.whitening.fit_zca
+    data.images.ImageData data.loading.load_data data.folder.pack_folder data.whitening.fit_zca
     data.augmentation.draw data.augmentation.augment
     networks.architectures.ConvNet networks.config.NetworkConfig
     teachers.TeacherConfig teachers.Teachers

@@ -10,8 +10,8 @@ from small import save
 
 import ddpp
 from ddpp.experiments import read_queue, reproduce
+from ddpp.experiments.places import out_of
 from ddpp.experiments.results import read_set
-from ddpp.experiments.worker import out_of
 from ddpp.judging.opening import load_set
 from tools import on_the_way, other_teachers
 from tools.on_the_way import kept, main

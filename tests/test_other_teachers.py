@@ -10,8 +10,8 @@ from small import save
 from ddpp.data import load_data
 from ddpp.distilling import draw_piece
 from ddpp.experiments import read_queue, reproduce
+from ddpp.experiments.places import teachers_in
 from ddpp.experiments.results import read_set
-from ddpp.experiments.run import teachers_in
 from ddpp.pruning import masked_loss
 from ddpp.teachers import train_teachers
 from ddpp.unrolling import unroll
@@ -111,7 +111,7 @@ def test_it_resumes_and_says_what_is_missing(long, capsys, monkeypatch):
         assert main(["--rule", "signed"]) == 0
     assert json.loads((OUT / "signed.json").read_text())["losses"] == measured["losses"]
 
-    long_run("none", 2).report(Path("results")).unlink()
+    long_run("none", 2).report_path(Path("results")).unlink()
     capsys.readouterr()
     assert main(["--rule", "none"]) == 1
     assert "long/cifar10-ipc1-none-2-seed0 has no result" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from torch.utils.data import TensorDataset
 import ddpp
 from ddpp import cli
 from ddpp.baselines import selection
-from ddpp.cli import commands
+from ddpp.cli import showing
 from ddpp.data.augmentation import OPERATIONS, draw
 from ddpp.experiments import reproduce
 from ddpp.experiments.lists import Run
@@ -608,7 +608,7 @@ def test_a_set_as_good_as_its_teachers_is_told_to_find_better_ones(
 ):
     made = ddpp.distill(data, teachers, CONFIG, progress=False)
     made = replace(made, history={"unmasked": torch.full((4,), loss)})
-    lines = list(commands.ceiling(made, mine, {"epoch": 3, "accuracies": [50.0, 52.0]}))
+    lines = list(showing.ceiling(made, mine, {"epoch": 3, "accuracies": [50.0, 52.0]}))
     assert lines[0] == "the teachers that it matches: 51.0 ± 1.4 %, at epoch 3"
     assert ("--max-start-epoch" in lines[-1]) == saturated
 
@@ -866,7 +866,7 @@ def test_results_know_a_network_that_was_written_anew(npz, tmp_path):
     with refused("holds the memory of another run"):
         memory(first)
     data = ddpp.load_data(path, validation=second.validation, zca=second.zca, device="cpu")
-    report = Run("own/net", second).report(given["results"])
+    report = Run("own/net", second).report_path(given["results"])
     tested = lambda: (
         ddpp.evaluate(
             read_set(report, read_row(report), data),

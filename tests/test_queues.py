@@ -13,8 +13,8 @@ from test_experiments import tiny_runs
 import ddpp
 from ddpp import cli
 from ddpp.experiments import overview, read_queue, reproduce
+from ddpp.experiments.places import out_of
 from ddpp.experiments.reproducing import usual_jobs
-from ddpp.experiments.worker import out_of
 
 QUEUE = """
 [[run]]
@@ -238,7 +238,7 @@ def test_the_list_says_how_many_hours_are_left(queue, tmp_path):
     runs, places = read_queue(queue), (tmp_path / "results", tmp_path / "work")
     assert overview(runs, *places)[-1] == "0 of 4 runs are finished"
     work(runs[:2], tmp_path)
-    path = runs[1].report(places[0])  # of steps 3 and 4, as it goes on with steps 1 and 2
+    path = runs[1].report_path(places[0])  # of steps 3 and 4, as it goes on with steps 1 and 2
     row = json.loads(path.read_text())
     path.write_text(json.dumps(row | {"seconds": {"distill": 7200, "evaluate": 1800}}))
     *_, last = overview(runs, *places)

@@ -331,10 +331,10 @@ def test_measurements_are_not_mixed_and_nothing_of_a_users_is_deleted(
     monkeypatch.setattr(storage, "OWN", {1: Networks(ddpp.Protocol(epochs=1), 1)})
     (tmp_path / "form").mkdir()
     (tmp_path / "form" / "mine").write_text("hours of work")
-    out, fit = tmp_path / "forms.json", storage.images.fit_zca
+    out, fit = tmp_path / "forms.json", storage.loading.fit_zca
     line = ["--out", str(out), "--work", str(tmp_path)]
     assert storage.main(line) == 0
-    assert storage.images.fit_zca is fit  # as for everybody else
+    assert storage.loading.fit_zca is fit  # as for everybody else
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["form", "forms.json", "mine"]
     for change, words in (
         ({"data": "cifar10"}, "data was 'cifar10' and is"),

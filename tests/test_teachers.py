@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from small import NAN, NETWORK, TEACHERS, X, load, refused, save, untouched
 from torch import nn
 
-from ddpp.experiments.run import teachers_in
+from ddpp.experiments.places import teachers_in
 from ddpp.foundation import files
 from ddpp.networks import ConvNet, Flat
 from ddpp.teachers import one_epoch, read_snapshot, train_teachers

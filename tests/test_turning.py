@@ -136,12 +136,6 @@ def test_a_turn_is_measured_where_the_run_starts(data, teachers):
     assert from_noise != turns(data, teachers, CONFIG, masks)
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan])
-def test_a_rate_of_zero_is_not_taken_for_the_default(data, teachers, alpha):
-    with refused(f"alpha is {alpha}: it must be a positive number"):
-        turns(data, teachers, CONFIG, {}, alpha=alpha)
-
-
 def test_teachers_of_other_data_have_no_turn(teachers, npz):
     other = load_data(str(npz()), device="cpu")
     with refused("these teachers were trained on another data set"):

@@ -7,12 +7,14 @@ SHA-256 for ddpp/data/sources.py.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ddpp.data.sources import SAMPLE, find, sha256
+from tools.commands import run
 
 
 def sample_of(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -26,9 +28,22 @@ def sample_of(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: arrays[key][index] for key, index in picks.items()}
 
 
-sample = sample_of(find("cifar10", Path(sys.argv[1]))[1])
-tiles = np.concatenate([sample["x_train"], sample["x_test"]])
-mosaic = tiles.reshape(75, 80, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(75 * 32, 80 * 32, 3)
-Image.fromarray(mosaic).save(SAMPLE, lossless=True, quality=100, method=6)
-for key, array in sample.items():
-    print(f'"{key}": "{sha256(array)}",')
+def command(root: Path, /) -> None:
+    """Make the bundled sample from the complete CIFAR-10.
+
+    Args:
+        root: the folder that holds cifar10.npz
+    """
+    sample = sample_of(find("cifar10", root)[1])
+    tiles = np.concatenate([sample["x_train"], sample["x_test"]])
+    mosaic = tiles.reshape(75, 80, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(75 * 32, 80 * 32, 3)
+    Image.fromarray(mosaic).save(SAMPLE, lossless=True, quality=100, method=6)
+    for key, array in sample.items():
+        print(f'"{key}": "{sha256(array)}",')
+
+
+main = partial(run, command, "make_sample")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,8 +14,8 @@ from pathlib import Path
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import write_set
 from ddpp.evaluating import evaluate
+from ddpp.experiments.places import out_of
 from ddpp.experiments.run import Experiment
-from ddpp.experiments.worker import out_of
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.provenance import commit, provenance

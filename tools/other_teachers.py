@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 
 from ddpp.baselines.bptt import train
-from ddpp.data import ImageData, load_data
+from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import write_set
 from ddpp.distilling import DistillConfig, distill, draw_piece
 from ddpp.evaluating import evaluate
 from ddpp.experiments.lists import Run
+from ddpp.experiments.places import teachers_in
 from ddpp.experiments.queues import read_queue
 from ddpp.experiments.results import read_result, read_set, summary
-from ddpp.experiments.run import teachers_in
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.identity import of_run
@@ -51,7 +51,7 @@ def read_long(rule: str, steps: int, data: ImageData) -> DistilledDataset:
     one, results = long_run(rule, steps), Path("results")
     if not (row := read_result(one, results)) or not row.get("set"):
         raise Error(f"{one.name} has no result: first run 'ddpp reproduce --queue {QUEUE}'")
-    return read_set(one.report(results), row, data)
+    return read_set(one.report_path(results), row, data)
 
 
 def go_on(
@@ -105,9 +105,7 @@ def command(
     commit()
     choose("rule", rule, ("signed", "none"))
     recipe = long_run(rule, TO).recipe
-    data = load_data(
-        recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device="cpu"
-    )
+    data = recipe.load(root, "cpu")
     start = read_long(rule, FROM, data)
     asked = recipe.stored_teachers()
     own = replace(asked, count=min(OWN, asked.count))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ddpp.baselines import selection
-from ddpp.data import ImageData, images, load_data
+from ddpp.data import ImageData, load_data, loading
 from ddpp.data.whitening import Whitening
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol
@@ -63,7 +63,7 @@ def measurements() -> Iterator[tuple[str, int, int]]:
 
 def fitted_once() -> AbstractContextManager:
     """Let everything in a block share the fitted whitenings, which would take most of the time."""
-    fit, known = images.fit_zca, {}
+    fit, known = loading.fit_zca, {}
 
     def fitted(x: Tensor) -> Whitening:
         key = files.fingerprint(x)
@@ -71,7 +71,7 @@ def fitted_once() -> AbstractContextManager:
             known[key] = fit(x)
         return known[key]
 
-    return patch.object(images, "fit_zca", fitted)
+    return patch.object(loading, "fit_zca", fitted)
 
 
 def measure(what: str, ipc: int, seed: int, folder: Path) -> dict:

@@ -35,6 +35,7 @@ class SelectionConfig:
 
     @property
     def teacher_epochs(self) -> int:
+        """The last epoch of the teachers that is used."""
         return self.epochs
 
 
@@ -167,7 +168,7 @@ def _looks(data: ImageData, teachers: Teachers, config: SelectionConfig, saving:
     made_from, network = teachers.made_from, teachers.config.network.name
     identity = of_run("forgetting", config, made_from, network)
     if path is not None and Path(path).exists():
-        tensors, _ = loop.read_checkpoint(path, identity)
+        tensors, _ = loop.read_checkpoint(path, identity, lasting=False)
         looks = list(tensors["looks"].to(data.device))
     with tqdm(
         total=config.epochs, initial=len(looks), desc="look", disable=not saving.progress
@@ -176,7 +177,8 @@ def _looks(data: ImageData, teachers: Teachers, config: SelectionConfig, saving:
             looks.append(_correct(data, teachers, len(looks) + 1))
             bar.update()
             if path is not None:
-                files.write(path, loop.KIND, {"looks": torch.stack(looks)}, {"identity": identity})
+                done = {"looks": torch.stack(looks)}
+                files.write(path, loop.CHECKPOINT, done, {"identity": identity})
     return torch.stack(looks)
 
 

@@ -37,6 +37,7 @@ class TGDDConfig(common.BatchConfig):
 
     @property
     def teacher_epochs(self) -> int:
+        """The last epoch of the teachers that is used."""
         return self.epochs
 
 

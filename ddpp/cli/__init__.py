@@ -87,7 +87,7 @@ def answer(argv: Sequence[str] | None) -> int:
             what = "only teachers and distill can be shared out by torchrun"
             raise Error(f"{what}: start this command without it")
         quiet = contextlib.redirect_stdout(None) if processes.rank() else contextlib.nullcontext()
-        with quiet, as_sentences():
+        with quiet, _as_sentences():
             return call() or 0
     except Error as e:
         say(str(e))
@@ -101,7 +101,7 @@ def answer(argv: Sequence[str] | None) -> int:
 
 
 @contextlib.contextmanager
-def as_sentences() -> Iterator[None]:
+def _as_sentences() -> Iterator[None]:
     """Show ddpp's warnings as it says everything else, without the lines of code they come from."""
     usual = warnings.formatwarning
 

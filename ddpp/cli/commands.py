@@ -1,33 +1,29 @@
 """The commands: functions whose options tyro makes from their signatures."""
 
-import io
-import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from PIL import Image
 from tyro.conf import arg
 
 from ddpp import evaluating, experiments, judging, studies
 from ddpp.baselines import selection
 from ddpp.cli.options import DATA, OWN_NAME, Device, Root, Settings, listing
-from ddpp.data import load_data
+from ddpp.cli.showing import read_report, save_figure, save_picture, show_report
 from ddpp.data.folder import pack_folder
-from ddpp.distilled import DistilledDataset
-from ddpp.evaluating import Evaluation, Protocol
+from ddpp.evaluating import Protocol
 from ddpp.experiments.comparing import parse_setting
+from ddpp.experiments.places import teachers_in
 from ddpp.experiments.recipes import PROFILES
-from ddpp.experiments.reports import report_path
 from ddpp.experiments.reproducing import usual_jobs
-from ddpp.experiments.run import Experiment, teachers_in
+from ddpp.experiments.run import Experiment
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error
 from ddpp.foundation.loop import Saving
-from ddpp.foundation.stats import spread
+from ddpp.foundation.text import show_mean
 from ddpp.judging.opening import SPACES, load_set, open_own
 from ddpp.networks import ARCHITECTURES, accuracy
 from ddpp.pruning import RULES
@@ -38,8 +34,6 @@ from ddpp.studies.grids import Grid
 from ddpp.teachers import train_teachers
 
 Command = Callable[..., int | None]
-MADE = {"device", "versions", "commit", "finished"}  # what a report says of itself
-SATURATED = 0.5  # loss below which little is left to match
 
 
 def teachers(
@@ -53,9 +47,7 @@ def teachers(
     config = recipe.stored_teachers()
     files.check_writable(out / "teachers.safetensors")
     with processes.in_turn():
-        data = load_data(
-            recipe.data, root=root, zca=recipe.zca, validation=recipe.validation, device=device
-        )
+        data = recipe.load(root, device)
     print(data)
     folder = teachers_in(out, config, data)
     trained = train_teachers(data, config, folder)
@@ -63,9 +55,8 @@ def teachers(
         return
     last = [trained.snapshot(k, trained.epochs) for k in range(len(trained))]
     scores = [accuracy(trained.network, theta, *data.test) for theta in last]
-    mean = sum(scores) / len(scores)
     print(f"{len(trained)} teachers of {trained.epochs} epochs are in {folder}")
-    print(f"test accuracy after the last epoch: {mean:.1f} ± {spread(scores):.1f} %")
+    print(f"test accuracy after the last epoch: {show_mean(scores)} %")
 
 
 def distill(
@@ -338,7 +329,7 @@ def remember(
     where = {"root": root, "device": device, "saving": Saving(report=print)}
     found = studies.remember(recipe, out, tasks=tasks, order=order, rate=rate, **where)
     last = found[-1].accuracies
-    print(f"in the end: {sum(last) / len(last):.1f} ± {spread(last):.1f} %")
+    print(f"in the end: {show_mean(last)} %")
     print(f"written: {out} (the memory, task by task, and its report)")
 
 
@@ -447,84 +438,6 @@ def pack(folder: Path, /, out: Path, size: int = 32, test: float = 0.2) -> None:
     for name, (to_train, to_test) in counts.items():
         print(f"{name}: {to_train} images to train on, {to_test} to test on")
     print(f"written: {out} ({len(counts)} classes, images of {size}x{size})")
-
-
-def read_report(file: Path) -> dict | None:
-    """The report beside a distilled file, if there is one that has the accuracies of this very
-    file.
-    """
-    path = report_path(file)
-    try:
-        report = json.loads(path.read_text()) if path.exists() else {}
-        known = (report.get("asked", report.get("set")) or {}).get("sha256")
-        accuracies = report.keys() & {"distilled", "random"}
-        for which in accuracies:
-            Evaluation(**report[which]).lines()
-        if accuracies and not (report.keys() >= MADE and "torch" in dict(report["versions"])):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise Error(f"{path} is no report, but another file: move it away") from None
-    if known and known != files.sha256(file):
-        print(f"note: {path} is of another file, so its accuracies are left out")
-        return None
-    return report if len(accuracies) == 2 else None
-
-
-def show_report(out: Path, distilled: DistilledDataset, report: dict) -> None:
-    """Print what a run wrote where, and the accuracies of its set."""
-    kept = ""
-    if "kept" in distilled.history:
-        kept = f", {distilled.history['kept'].nanmean():.1%} of the parameters kept on average"
-    print(f"{len(distilled)} images, alpha {distilled.alpha:.4f}{kept}")
-    if "skipped" in distilled.history and (skipped := int(distilled.history["skipped"].sum())):
-        print(f"{skipped} steps were skipped because their loss, images or alpha were not usable")
-    ours, real = (Evaluation(**report[which]) for which in ("distilled", "random"))
-    print("\n".join(ours.lines()))
-    print(f"the same number of random real images: {real.mean:.1f} ± {real.std:.1f} %")
-    print(f"distillation gains {ours.mean - real.mean:+.1f} points of test accuracy")
-    if teachers := report.get("teachers"):
-        print("\n".join(ceiling(distilled, ours.mean, teachers)))
-    print(f"written: {out} (images, alpha, preprocessing) and {report_path(out)} (report)")
-
-
-def ceiling(distilled: DistilledDataset, accuracy: float, teachers: dict) -> Iterator[str]:
-    """Say how good the teachers are, and what to do if the set is as good as they are."""
-    theirs = teachers["accuracies"]
-    mean = sum(theirs) / len(theirs)
-    at = f"at epoch {teachers['epoch']}"
-    yield f"the teachers that it matches: {mean:.1f} ± {spread(theirs):.1f} %, {at}"
-    loss = float(distilled.history["unmasked"][-20:].nanmean())
-    if loss < SATURATED and accuracy > mean - 4:
-        yield (
-            f"the set is nearly as good as they are, and matches them (loss {loss:.2f}): for more, "
-            "train them longer, and match later epochs (--teachers.epochs, --max-start-epoch)"
-        )
-
-
-def save_figure(name: str, subject: Any, path: Path) -> None:
-    """Draw a subject with the function of this name in book/figures, and save the figure."""
-    from ddpp.book import figures  # here, as matplotlib takes seconds to import
-
-    figures.use_style()
-    save_picture(getattr(figures, name)(subject), path)
-
-
-def save_picture(picture: Any, path: Path) -> None:
-    """Save a picture of Pillow or a figure of Matplotlib, all or nothing. Raises Error where that
-    is not possible.
-    """
-    stream, ending = io.BytesIO(), path.suffix.lower()
-    try:
-        if not isinstance(picture, Image.Image):
-            picture.savefig(stream, format=ending.removeprefix("."))
-        elif kind := Image.registered_extensions().get(ending):
-            picture.save(stream, kind)
-        else:
-            raise ValueError(f"unknown file extension '{ending}'")
-    except (OSError, ValueError, KeyError) as e:  # KeyError: Pillow reads such files only
-        why = f"'{ending}' cannot be written" if isinstance(e, KeyError) else e
-        raise Error(f"cannot write {path}: {why}; choose another place or .png") from e
-    files.write_bytes(path, stream.getvalue())
 
 
 SHARED = (teachers, distill)  # the commands that torchrun can share out

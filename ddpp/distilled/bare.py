@@ -9,7 +9,7 @@ from ddpp.distilled.format import contents, parts_in
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 
-KIND = "result"
+RESULT = "result"  # the kind of its file
 # bytes of images that such a file may hold; larger sets stay where they were distilled
 LARGEST = 16 * 2**20
 
@@ -22,7 +22,7 @@ def write_set(path: Path, distilled: DistilledDataset) -> dict | None:
     images = distilled.images
     if images.numel() * images.element_size() > LARGEST:
         return None
-    files.write(path, KIND, *contents(replace(distilled, iterates={})))
+    files.write(path, RESULT, *contents(replace(distilled, iterates={})))
     return {"file": path.name, "sha256": files.sha256(path)}
 
 

@@ -11,6 +11,7 @@ CROSS_ENTROPY, SQUARED_ERROR = "cross-entropy", "squared error"  # losses to tra
 
 
 def check_images(images: Tensor, whitening: Whitening) -> None:
+    """Raise an Error unless images are float32 (N, C, H, W), finite, and as the whitening needs."""
     if not isinstance(images, Tensor) or images.ndim != 4 or images.dtype != torch.float32:
         what = (
             f"{images.dtype} {tuple(images.shape)}"
@@ -31,6 +32,7 @@ def check_images(images: Tensor, whitening: Whitening) -> None:
 
 
 def checked_pixels(images: Tensor) -> Tensor:
+    """Return raw images (N, C, H, W). Raises Error where they go up to 255, and not to 1."""
     if images.numel() and (high := float(images.max())) > BRIGHTEST:
         raise Error(
             f"the raw images go up to {high:g}: give floats from 0 to 1, or bytes from 0 to 255 as "
@@ -85,6 +87,7 @@ def _check_hard_labels(labels: Tensor, classes: int, loss: str | None) -> None:
 
 
 def check_alpha(alpha: Tensor, name: str) -> None:
+    """Raise an Error unless alpha, called `name` in the message, is one positive number."""
     if not isinstance(alpha, Tensor) or alpha.numel() != 1 or not 0 < float(alpha) < float("inf"):
         raise Error(
             f"{name} is {alpha}: it must be one positive number, the learning rate to train with"

@@ -19,8 +19,7 @@ from ddpp.distilled.formation import check_formation, unfold
 from ddpp.distilled.pictures import as_folder, grid, pil, shows
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
-from ddpp.foundation.loop import KIND as CHECKPOINT
-from ddpp.foundation.loop import Beside, Run, run_in, state_of, write_checkpoint
+from ddpp.foundation.loop import CHECKPOINT, Beside, Run, run_in, state_of, write_checkpoint
 from ddpp.networks import NetworkConfig
 
 KIND = "distilled dataset"

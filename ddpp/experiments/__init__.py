@@ -1,11 +1,12 @@
 """Whole runs: every method, its settings, one run from nothing to a report, and lists of runs."""
 
-from ddpp.experiments.comparing import Comparison, Difference, compare, comparison_of, holm
-from ddpp.experiments.lists import Run, elsewhere, home, runs, select, settings
-from ddpp.experiments.overview import overview
+from ddpp.experiments.comparing import Comparison, compare, comparison_of
+from ddpp.experiments.lists import Run, elsewhere, runs, select
+from ddpp.experiments.progress import overview
 from ddpp.experiments.queues import read_queue
 from ddpp.experiments.reproducing import reproduce
 from ddpp.experiments.results import read, read_result, read_row
+from ddpp.foundation.stats import Difference, holm
 
 __all__ = [
     "Comparison",
@@ -15,7 +16,6 @@ __all__ = [
     "comparison_of",
     "elsewhere",
     "holm",
-    "home",
     "overview",
     "read",
     "read_queue",
@@ -24,5 +24,4 @@ __all__ = [
     "reproduce",
     "runs",
     "select",
-    "settings",
 ]

@@ -25,7 +25,7 @@ CONTROLLED, SMOKE_CONTROLLED = (0.1, 0.3), (0.1, 0.7)
 CHOICES = ("random", "herding", "forgetting")
 RIVALS = ("dm", "dsa", "cafe")  # distillation methods of Table I
 SMOKE_RIVALS = ("random", "herding", "dc", *RIVALS, "tgdd", "kip", "bptt", "iadd", "forgetting")
-ARCHITECTURES = ("convnet", "alexnet", "vgg11", "resnet18")  # of Table III
+TRANSFERRED = ("convnet", "alexnet", "vgg11", "resnet18")  # of Table III
 # sets for which choosing images takes hours at most
 CPU_SETS = (("cifar10", 1), ("cifar10", 10), ("cifar100", 1), ("cifar100", 10))
 SETS = (
@@ -51,7 +51,7 @@ class Run:
     continues: "Run | None" = None
     sets: bool = True  # whether its images are stored beside its report
 
-    def report(self, results: str | Path) -> Path:
+    def report_path(self, results: str | Path) -> Path:
         """Return the path of its result, in the folder `results`."""
         return Path(results) / self.recipe.profile / f"{self.name}.json"
 
@@ -133,7 +133,7 @@ class _Lists:
     def table3(self, seed: int) -> list[Run]:
         """List the evaluations of Table I's sets in other architectures."""
         own = recipe(self.profile, *home(self.profile)).teachers.network
-        others = [replace(own, name=name) for name in ARCHITECTURES[1:]]
+        others = [replace(own, name=name) for name in TRANSFERRED[1:]]
         return [
             run
             for base in self.table1(*home(self.profile), seed)
@@ -144,7 +144,7 @@ class _Lists:
         """List thresholds, readings and controls, without the settings that Table I has already."""
         return [
             self._trajectories(f"epsilon/{rule}-{epsilon:g}", *home(self.profile), pair, seed)
-            for pair in settings(self.profile)
+            for pair in ablation_settings(self.profile)
             if pair not in (MTT, PRUNED)
             for rule, epsilon in [pair]
         ]
@@ -208,7 +208,7 @@ def home(profile: str) -> tuple[str, int]:
     return ("cifar10-sample", 1) if profile == "smoke" else ("cifar10", 10)
 
 
-def settings(profile: str) -> list[tuple[str, float]]:
+def ablation_settings(profile: str) -> list[tuple[str, float]]:
     """List the ablation's (rule, epsilon), in the order of its table.
 
     Magnitude at 0 is none, that is MTT.

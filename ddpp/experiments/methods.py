@@ -39,12 +39,22 @@ class GivenTeachers(MethodConfig, Protocol):
     def teacher_epochs(self) -> int: ...  # the last epoch of theirs that it needs
 
 
+class WithSteps(MethodConfig, Protocol):
+    """The settings of a method that makes steps."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def iterates(self) -> int: ...
+
+
 def enough_images(data: ImageData, network: NetworkConfig, config: MethodConfig) -> None:
     """Raise an Error if a class has fewer images than the distilled set."""
     data.draw(config.ipc, config.seed)
 
 
-def with_features(data: ImageData, network: NetworkConfig, config: MethodConfig) -> None:
+def _with_features(data: ImageData, network: NetworkConfig, config: MethodConfig) -> None:
     """Raise an Error for a class with too few images, or a network without features."""
     enough_images(data, network, config)
     data.network(network).check_features(data.train.images[:2])
@@ -134,7 +144,7 @@ METHODS = Table(
         ),
         "random": _choice("nothing: random real images", run=selection.choose_random),
         "herding": _one_teacher(
-            "mean features, by choosing real images", run=selection.herding, fits=with_features
+            "mean features, by choosing real images", run=selection.herding, fits=_with_features
         ),
         "forgetting": _one_teacher("nothing: images often forgotten", run=selection.forgetting),
     },

@@ -11,9 +11,9 @@ from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 from ddpp.evaluating import Protocol
 from ddpp.experiments.comparing import in_name, parse_setting
 from ddpp.experiments.lists import Run, seeded
+from ddpp.experiments.methods import WithSteps
+from ddpp.experiments.places import out_of
 from ddpp.experiments.recipes import Recipe, recipe
-from ddpp.experiments.run import WithSteps
-from ddpp.experiments.worker import out_of
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import of_state
 
@@ -179,7 +179,7 @@ def _cannot_go_on(before: Run, made: Recipe) -> str:
 
 def _before_steps(recipe: Recipe) -> dict[str, Any]:
     """All that a set on the way is a function of, but for its step."""
-    config = of_state({"config": asdict(recipe.distill)})["config"]
+    config = of_state({"config": asdict(recipe.distill)}, lasting=True)["config"]
     return asdict(replace(recipe, repeats=1, protocol=Protocol())) | {"distill": config}
 
 

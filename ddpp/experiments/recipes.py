@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from ddpp.baselines.dsa import LOOPS
-from ddpp.data import ImageData
+from ddpp.data import ImageData, load_data
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Protocol
 from ddpp.experiments.methods import METHODS, GivenTeachers, MethodConfig, check_settings
@@ -104,6 +104,12 @@ class Recipe:
         for augment in (self.teachers.augment, self.protocol.augment):
             found |= marks(augmentation=augment).get("custom", {})
         return {"custom": found} if found else {}
+
+    def load(self, root: str | Path = "data", device: str | None = None) -> ImageData:
+        """Load its data set, preprocessed as it says; see `load_data`."""
+        return load_data(
+            self.data, root=root, zca=self.zca, validation=self.validation, device=device
+        )
 
     def stored_teachers(self) -> TeacherConfig:
         """Return the teachers to train: up to epoch I+ - 1 + K, the last that can be drawn.

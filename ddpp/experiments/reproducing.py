@@ -68,7 +68,7 @@ def reproduce(
     ends = time.monotonic() + 60 * (minutes or math.inf)
     failed: Marks = bytearray(len(worker.todo))
     try:
-        with time_limit(minutes):
+        with _time_limit(minutes):
             if jobs > 1:
                 side_by_side(jobs, worker, failed)
             else:
@@ -105,7 +105,7 @@ def _check_jobs(jobs: int) -> None:
 
 
 @contextlib.contextmanager
-def time_limit(minutes: float | None) -> Iterator[None]:
+def _time_limit(minutes: float | None) -> Iterator[None]:
     """Interrupt the block, as Ctrl-C does, after so many minutes; None: never."""
     if minutes is None:
         yield

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
-from ddpp.distilled.bare import KIND, rejoin
+from ddpp.distilled.bare import RESULT, rejoin
 from ddpp.distilled.format import from_file
-from ddpp.experiments.lists import Run, home, runs, settings
+from ddpp.experiments.lists import Run, ablation_settings, home, runs
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import from_dict
 from ddpp.foundation import files
@@ -50,7 +50,7 @@ def read_set(path: Path, row: dict, data: ImageData) -> DistilledDataset:
 
     Raises Error for other data or other preprocessing.
     """
-    file = files.Lazy(path.with_name(row["set"]["file"]), KIND)
+    file = files.Lazy(path.with_name(row["set"]["file"]), RESULT)
     network = from_file(row["recipe"]["teachers"]["network"], row)
     return rejoin(file, data, network).to(data.device)
 
@@ -113,7 +113,7 @@ def read_result(run: Run, results: str | Path) -> dict | None:
 
     Raises Error for a result that is damaged, or that belongs to other settings.
     """
-    path = run.report(results)
+    path = run.report_path(results)
     if not path.exists():
         return None
     row = read_row(path)
@@ -181,7 +181,7 @@ def read(results: str | Path, profile: str, experiment: str) -> list[dict]:
     """
     chosen = [run for run in runs(profile) if _belongs(run, profile, experiment)]
     rows = [row for run in chosen if (row := read_result(run, results))]
-    rules, methods = settings(profile), list(METHODS)
+    rules, methods = ablation_settings(profile), list(METHODS)
 
     def order(row: dict) -> tuple[int, int]:
         if "rule" in row:

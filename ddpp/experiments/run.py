@@ -2,25 +2,23 @@
 
 import contextlib
 import json
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 from ddpp.baselines import selection
-from ddpp.data import ImageData, load_data
+from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Evaluation, evaluate
-from ddpp.experiments.methods import METHODS, GivenTeachers, Method, MethodConfig
+from ddpp.experiments.clock import Clock
+from ddpp.experiments.methods import METHODS, GivenTeachers, Method, WithSteps
+from ddpp.experiments.places import report_path, teachers_in, working_file
 from ddpp.experiments.recipes import Recipe
-from ddpp.experiments.reports import report_path
 from ddpp.foundation import files, processes
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import as_in_files, marks, of_run, of_state
-from ddpp.foundation.loop import KIND as CHECKPOINT
-from ddpp.foundation.loop import Saving, milestones, read_checkpoint
+from ddpp.foundation.loop import CHECKPOINT, Saving, milestones, read_checkpoint
 from ddpp.foundation.provenance import commit, provenance
 from ddpp.foundation.stats import spread
 from ddpp.networks import accuracy
@@ -124,27 +122,19 @@ class Experiment:
         return self.recipe.stored_teachers()
 
     @cached_property
-    def clock(self) -> "Clock":
+    def clock(self) -> Clock:
         return Clock(self.out)
 
     @cached_property
     def data(self) -> ImageData:
         """The data set, loaded when first asked for."""
-        recipe = self.recipe
         with self.clock.stage("data"), processes.in_turn():
-            return self.given or load_data(
-                recipe.data,
-                root=self.root,
-                zca=recipe.zca,
-                validation=recipe.validation,
-                device=self.device,
-            )
+            return self.given or self.recipe.load(self.root, self.device)
 
     @property
     def folder(self) -> Path:
         """The folder of the teachers."""
-        default = teachers_in(self.out.parent, self.teacher_config, self.data)
-        return self.teachers_folder or default
+        return self.teachers_folder or teachers_in(self.out.parent, self.teacher_config, self.data)
 
     @property
     def checkpoint(self) -> Path:
@@ -252,8 +242,10 @@ class Experiment:
         kept, asked = self._kept(shorter), self.identity
         if kept.keys() != asked.keys() or "steps" not in asked["config"]:
             return False
-        lasting = getattr(self.recipe.distill, "lasting", True)
-        return lasting and of_state(kept) == of_state(asked) and _steps(kept) < _steps(asked)
+        if not getattr(self.recipe.distill, "lasting", True):
+            return False
+        same = of_state(kept, lasting=True) == of_state(asked, lasting=True)
+        return same and _steps(kept) < _steps(asked)
 
     def _begin_extension(self) -> None:
         """Make the finished set in `out` the checkpoint of this run, and move its files aside."""
@@ -361,16 +353,6 @@ class Experiment:
         return replace(distilled, iterates=kept)
 
 
-class WithSteps(MethodConfig, Protocol):
-    """The settings of a method that makes steps."""
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def iterates(self) -> int: ...
-
-
 def whole(distilled: DistilledDataset) -> DistilledDataset:
     """Return a set that has all its steps. Raises Error for one that `on_step` has stopped."""
     if _stopped(distilled):
@@ -404,47 +386,3 @@ def _tidy(path: Path) -> None:
 
 def _steps(identity: dict) -> int:
     return identity["config"].get("steps", 0)
-
-
-class Clock:
-    """The seconds of each stage. A run that is stopped leaves them in a file for the next one."""
-
-    def __init__(self, out: Path):
-        self.path, self.seconds, self.stopped = working_file(out, "seconds"), {}, False
-
-    def __enter__(self) -> "Clock":
-        with contextlib.suppress(OSError, ValueError, TypeError):  # lost or damaged: only a clock
-            known = dict(json.loads(self.path.read_text())).items()
-            self.seconds |= {name: value for name, value in known if isinstance(value, int | float)}
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if processes.rank():
-            return
-        if kind is None and not self.stopped:
-            self.path.unlink(missing_ok=True)
-        elif sum(self.seconds.values()) - self.seconds.get("data", 0) > 1:
-            with contextlib.suppress(Error):
-                files.write_json(self.path, self.seconds)
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the seconds that the block takes to a stage."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            taken = time.monotonic() - began
-            self.seconds[name] = round(self.seconds.get(name, 0) + taken, 1)
-
-
-def working_file(out: Path, ending: str) -> Path:
-    """The file that a run of `out` works with: its checkpoint, scores or seconds."""
-    return out.with_name(f"{out.name}.{ending}")
-
-
-def teachers_in(folder: Path, config: TeacherConfig, data: ImageData) -> Path:
-    """The folder for these teachers in `folder`: shared by runs with equal teachers, and by no
-    others.
-    """
-    return folder / f"teachers-{files.identity(config.identity(data))[:8]}"

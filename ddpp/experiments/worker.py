@@ -18,7 +18,9 @@ from ddpp.data.sources import SHA256, of_arrays
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import write_set
 from ddpp.evaluating import evaluate
+from ddpp.experiments.clock import Clock
 from ddpp.experiments.lists import CHOICES, Run
+from ddpp.experiments.places import out_of, working_file
 from ddpp.experiments.recipes import Recipe
 from ddpp.experiments.results import (
     describe,
@@ -28,7 +30,7 @@ from ddpp.experiments.results import (
     read_set,
     summary,
 )
-from ddpp.experiments.run import Clock, Experiment, working_file
+from ddpp.experiments.run import Experiment
 from ddpp.foundation import files
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, first_line
@@ -69,7 +71,7 @@ class Worker:
             row = read_result(run, self.results)
             if row and "images" in row and row["images"] != self._images(run.recipe, load):
                 raise Error(
-                    f"{run.report(self.results)} is the result of other images, or of another "
+                    f"{run.report_path(self.results)} is the result of other images, or of another "
                     "preprocessing: move it away, or choose another folder for results"
                 )
 
@@ -105,7 +107,7 @@ class Worker:
                     # another process may have been faster
                     if not failed[i] and not read_result(run, self.results):
                         self.say(f"\n{run.name}")
-                        files.check_writable(run.report(self.results))
+                        files.check_writable(run.report_path(self.results))
                         failed[i] = not self._attempt(run, base, load)
                     missing.pop()
 
@@ -145,7 +147,7 @@ class Worker:
 
     def _distilled(self, run: Run, data: ImageData) -> dict:
         """Run the recipe, and write its result."""
-        path, row = run.report(self.results), self._begun(run, data)
+        path, row = run.report_path(self.results), self._begun(run, data)
         saving = Saving(save_minutes=0.5, progress=self.progress, report=self._details)
         experiment = Experiment(
             run.recipe,
@@ -215,7 +217,7 @@ class Worker:
             "seconds": clock.seconds,
         }
         row |= provenance(data.device)
-        files.write_json(run.report(self.results), as_in_files(row))
+        files.write_json(run.report_path(self.results), as_in_files(row))
         return row
 
     def _begun(self, run: Run, data: ImageData) -> dict:
@@ -241,13 +243,8 @@ class Worker:
             return None
         base = self._origin(run)
         row = read_result(base, self.results)
-        return (base.report(self.results), row) if row and row.get("set") else None
+        return (base.report_path(self.results), row) if row and row.get("set") else None
 
     def _origin(self, run: Run) -> Run:
         """Return the run whose set this one evaluates, or resumes."""
         return run.continues or replace(run, name=str(run.of), of=None, network=None)
-
-
-def out_of(run: Run, work: str | Path) -> Path:
-    """Return the path of a run's distilled file. Its checkpoint and teachers lie beside it."""
-    return Path(work) / f"{run.recipe.profile}-{run.name.replace('/', '-')}.safetensors"

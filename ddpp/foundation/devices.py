@@ -15,7 +15,11 @@ from ddpp.foundation.errors import Error
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or the GPU if there is one, else the CPU."""
+    """Find the device asked for, or the GPU if there is one, else the CPU, and set the process up
+    for it: matrix products in full float32, and on a CPU freed memory that is kept for reuse.
+
+    Raises Error for a device that is not there, and where PyTorch is set to round numbers.
+    """
     _keep_precision()
     _check_autocast()
     usual = torch.empty(0).device  # older get_default_device do not see a `with` block's device

@@ -197,7 +197,7 @@ def check_known(identity: dict) -> None:
         )
 
 
-def of_state(identity: dict, lasting: bool = True) -> dict:
+def of_state(identity: dict, lasting: bool) -> dict:
     """Return what a state on the way is a function of: `of_run` without the engine, as all give
     the same gradients up to rounding.
 

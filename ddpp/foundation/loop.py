@@ -23,7 +23,7 @@ from ddpp.foundation.devices import check_training
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import check_known, of_state
 
-KIND = "checkpoint"
+CHECKPOINT = "checkpoint"  # the kind of its file
 # what a checkpoint names beside the state: no field of a state has one of these names
 TAKEN = {"identity", "made_on", "set", "mean", "std", "matrix", "triangle"}
 Iterates = dict[int, tuple[Tensor, Tensor]]  # {step: (images, alpha)}
@@ -332,7 +332,7 @@ def write_checkpoint(path: str | Path, run: Run, identity: dict, beside: Beside 
     meta = {**numbers, "identity": identity, "made_on": list(run.machines)}
     if beside:
         tensors, meta = beside.tensors | tensors, meta | {"set": beside.meta}
-    files.write(path, KIND, tensors | pack(run.iterates, run.history), meta)
+    files.write(path, CHECKPOINT, tensors | pack(run.iterates, run.history), meta)
 
 
 def run_in(tensors: dict[str, Tensor], meta: dict) -> Run:
@@ -347,13 +347,13 @@ def state_of(values: dict[str, Any]) -> State:
 
 
 def read_checkpoint(
-    path: str | Path, identity: dict, lasting: bool = False
+    path: str | Path, identity: dict, lasting: bool
 ) -> tuple[dict[str, Tensor], dict]:
     """A checkpoint's tensors and metadata, or an Error for one of another identity.
 
     lasting: whether one with another number of steps is of this identity.
     """
-    tensors, meta = files.read(path, KIND)
+    tensors, meta = files.read(path, CHECKPOINT)
     if of_state(meta["identity"], lasting) != of_state(identity, lasting):
         raise Error(
             f"the checkpoint {path} belongs to a run with other settings, data or teachers "

@@ -1,6 +1,9 @@
 """Tables and numbers as text."""
 
+import statistics
 from collections.abc import Sequence
+
+from ddpp.foundation.stats import spread
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -13,6 +16,11 @@ def in_markdown(lines: Sequence[Sequence[str]]) -> str:
     """Lay out a table in Markdown, its head first."""
     head, *others = lines
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *others])
+
+
+def show_mean(values: Sequence[float]) -> str:
+    """Write the mean of a few values with their standard deviation."""
+    return f"{statistics.fmean(values):.1f} ± {spread(values):.1f}"
 
 
 def show_p(p: float) -> str:

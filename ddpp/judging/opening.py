@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpp.baselines.selection import LEARNING_RATE
 from ddpp.data import ImageData, load_data
 from ddpp.data.sources import DARKEST, SHA256
 from ddpp.data.whitening import Whitening
 from ddpp.distilled import DistilledDataset
-from ddpp.distilled.bare import KIND as RESULT
-from ddpp.distilled.bare import rejoin
+from ddpp.distilled.bare import RESULT, rejoin
 from ddpp.distilled.checks import BRIGHTEST
 from ddpp.distilled.dataset import KIND
 from ddpp.distilled.format import from_file
@@ -21,14 +21,13 @@ from ddpp.distilled.formation import fold
 from ddpp.distilled.pictures import as_folder
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
-from ddpp.foundation.loop import KIND as CHECKPOINT
+from ddpp.foundation.loop import CHECKPOINT
 from ddpp.judging.sheets import ENDING, Sheet, read_sheet
 from ddpp.judging.tensors import FOREIGN, Found, read_tensors
 from ddpp.networks import NetworkConfig
 
 SPACES = ("raw", "standardized", "whitened")
 WIDEST = 5  # deviation that standardized pixels do not reach, not even learned ones
-ALPHA = 0.01  # where a set stores no learning rate
 # mean and standard deviation with which the field's code standardizes, of DC's repository
 PUBLISHED = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -99,7 +98,7 @@ def open_set(
     distilled = DistilledDataset.from_tensors(
         found.images,
         labels,
-        ALPHA if found.alpha is None else found.alpha,
+        LEARNING_RATE if found.alpha is None else found.alpha,
         images_of,
         network=network or NetworkConfig(),
         raw=space == "raw",
@@ -235,7 +234,7 @@ def _rejoined(file: files.Lazy, data: ImageData) -> DistilledDataset:
     if done and not mean and config.get("init", "real") == "real":  # where it began is known
         n = found.formation
         start = fold(data.draw(config["ipc"] * n**2, config["seed"]).images, n).to("cpu")
-        began = start, torch.tensor(config.get("alpha0", config.get("alpha", ALPHA)))
+        began = start, torch.tensor(config.get("alpha0", config.get("alpha", LEARNING_RATE)))
         return replace(found, iterates={0: began, done: (found.images, found.alpha)})
     return found
 

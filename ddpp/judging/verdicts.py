@@ -18,8 +18,7 @@ from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
 from ddpp.foundation.identity import as_in_files, marks
 from ddpp.foundation.provenance import provenance
-from ddpp.foundation.stats import spread
-from ddpp.foundation.text import aligned
+from ddpp.foundation.text import aligned, show_mean
 from ddpp.judging.opening import Opened, open_set
 from ddpp.networks import ARCHITECTURES, NetworkConfig
 
@@ -59,8 +58,8 @@ class Judged:
         lines = []
         for name, values in self.accuracies.items():
             gain = statistics.fmean(values) - statistics.fmean(self.random[name])
-            real = [_show(self.random[name]), theirs]
-            lines.append([*about, name, _show(values), *real, f"{gain:+.1f}"])
+            real = [show_mean(self.random[name]), theirs]
+            lines.append([*about, name, show_mean(values), *real, f"{gain:+.1f}"])
         return lines
 
 
@@ -282,7 +281,3 @@ def report(judged: Sequence[Judged], folder: str | Path, device: torch.device) -
     content = {"sets": rows} | provenance(device)
     files.write_json(Path(folder) / "judged.json", content)
     return aligned(lines)
-
-
-def _show(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.1f} ± {spread(values):.1f}"

@@ -88,9 +88,9 @@ def _build(
         "channels": channels,
         "classes": classes,
         "width": config.width,
+        "depth": config.depth,
         "image_size": image_size,
     }
-    sizes |= {"depth": config.depth}
     sizes = {name: size for name, size in sizes.items() if config.takes(name)}
     before = ARCHITECTURES.marks(config.name)
     network = Flat(partial(architecture, **sizes), device, str(config.name))

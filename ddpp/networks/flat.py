@@ -126,7 +126,7 @@ class Flat:
 
     def fresh(self, seed: int) -> nn.Module:
         """Make another module, initialized by the seed, or raise Error if it cannot be used."""
-        with torch.random.fork_rng(devices=[]), single_precision():
+        with torch.random.fork_rng(devices=[]), _single_precision():
             # not torch.manual_seed, which would also reseed the caller's GPU
             torch.default_generator.manual_seed(seed)
             try:
@@ -194,7 +194,7 @@ def plain(images: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def single_precision() -> Iterator[None]:
+def _single_precision() -> Iterator[None]:
     """Make float32 the default type, so that a network depends on its seed alone."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from ddpp.baselines.selection import LEARNING_RATE
-from ddpp.data import ImageData, Split, load_data
+from ddpp.data import ImageData, Split
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import train
 from ddpp.experiments.lists import seeded
+from ddpp.experiments.places import teachers_in
 from ddpp.experiments.recipes import Recipe, nothing_held_out
-from ddpp.experiments.reports import refuse_other, write_report
-from ddpp.experiments.run import Experiment, teachers_in, whole
+from ddpp.experiments.run import Experiment, whole
 from ddpp.foundation import files
 from ddpp.foundation.errors import (
     Count,
@@ -41,6 +41,7 @@ from ddpp.networks import NetworkConfig, accuracy, in_batches
 from ddpp.studies import membership, private
 from ddpp.studies.membership import Leak, leak
 from ddpp.studies.private import Guarantee, Noise
+from ddpp.studies.reports import refuse_other, write_report
 
 KIND = "audited model"
 REPORT = "audit.json"
@@ -196,7 +197,7 @@ def audit(
     Raises Error for settings that cannot work, and for a folder of another audit.
     """
     recipe, path = nothing_held_out(recipe, "an audit"), Path(folder) / REPORT
-    data = load_data(recipe.data, root=root, device=device, zca=recipe.zca, validation=0.0)
+    data = recipe.load(root, device)
     asked = {"recipe": asdict(recipe), "design": settings(design), "data": data.identity}
     asked = as_in_files(asked | recipe.marks())
     files.check_writable(path)

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol, check_pair, made_from_other_images, score_once, train
-from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.foundation import files
 from ddpp.foundation.devices import clock
 from ddpp.foundation.errors import Count, Error, check_bounds
@@ -27,6 +26,7 @@ from ddpp.foundation.provenance import commit
 from ddpp.networks import accuracy
 from ddpp.studies.grids import Candidate
 from ddpp.studies.ranking import TRUTH, Ranking
+from ddpp.studies.reports import refuse_other, write_report
 
 REPORT, SCORES = "ranking.json", "ranking.scores"
 

@@ -22,12 +22,12 @@ from ddpp.distilled import DistilledDataset
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import evaluate
 from ddpp.experiments.recipes import Recipe, nothing_held_out
-from ddpp.experiments.reports import refuse_other, write_report
 from ddpp.experiments.run import Experiment, whole
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, as_whole
 from ddpp.foundation.loop import Saving
 from ddpp.foundation.seeds import generator
+from ddpp.studies.reports import refuse_other, write_report
 
 REPORT = "memory.json"
 

@@ -44,7 +44,6 @@ def turns(
     masks: Mapping[str, Mask],
     *,
     start_set: Split | None = None,
-    alpha: float | None = None,
     epoch: int = 0,
     teacher: int = 0,
     step: int = 0,
@@ -54,13 +53,12 @@ def turns(
     - data, teachers, config: of the step, as in `distill`. The rule is left aside.
     - masks: by name, see `mask_of`.
     - start_set: the distilled images and labels. Default: those at which a run starts.
-    - alpha: the student's learning rate. Default: config.alpha0.
     - epoch, teacher: where student and teacher start, and which teacher, from 0.
     - step: its index, which decides batches and augmentations.
 
     Raises Error for an epoch that the teachers do not reach, and for teachers of other data.
     """
-    where = {"start_set": start_set, "alpha": alpha, "epoch": epoch, "teacher": teacher}
+    where = {"start_set": start_set, "epoch": epoch, "teacher": teacher}
     base, turned, student, goal = _gradients(data, teachers, config, masks, step=step, **where)
     error, opposite = (student - goal).square(), student * goal < 0
     return {
@@ -114,7 +112,6 @@ def _gradients(
     config: DistillConfig,
     masks: Mapping[str, Mask],
     start_set: Split | None = None,
-    alpha: float | None = None,
     epoch: int = 0,
     teacher: int = 0,
     step: int = 0,
@@ -123,15 +120,12 @@ def _gradients(
     teachers.check_data(data)
     start_set = start_set or draw_start(data, config)
     images, labels = start_set
-    alpha = config.alpha0 if alpha is None else alpha
-    if not 0 < alpha < math.inf:
-        raise Error(f"alpha is {alpha}: it must be a positive number")
     # only the updates are drawn: the epoch is given, and whichever the config would draw from
     plain = replace(config, max_start_epoch=1, min_start_epoch=0, **NO_WINDOW)
     *_, updates = draw_piece(step, len(labels), teachers, plain)
     start = teachers.snapshot(teacher, epoch)
     goal = teachers.snapshot(teacher, epoch + config.expert_epochs)
-    rate = torch.tensor(alpha, dtype=images.dtype, device=images.device)
+    rate = torch.tensor(config.alpha0, dtype=images.dtype, device=images.device)
 
     def gradient(mask: Mask) -> tuple[Tensor, Tensor]:
         loss = lambda student: masked_loss(student, goal, start, mask(student.detach(), goal))

@@ -99,13 +99,10 @@ def shares(names: Sequence[str], columns: Mapping[str, Sequence[float]], xlabel:
     return figure
 
 
-def scores(
-    columns: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str = "test accuracy (%)"
-) -> Figure:
-    """Plot the mean of each group of values, with their standard deviation as an error bar.
+def scores(columns: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Plot the mean of each group of test accuracies, with their standard deviation as a bar.
 
-    - columns: {name on the x axis: {set: values}}. Every name has the same sets.
-    - ylabel: text beside the axis.
+    - columns: {name on the x axis: {set: accuracies in percent}}. Every name has the same sets.
 
     >>> from ddpp.book import figures
     >>> accuracies = {"ConvNet": {"MTT": [46.0, 47.0], "pruned": [46.5, 47.5]}}
@@ -122,7 +119,7 @@ def scores(
     axis.set(
         xticks=range(len(columns)),
         xticklabels=list(columns),
-        ylabel=ylabel,
+        ylabel="test accuracy (%)",
         xlim=(-0.5, len(columns) - 0.5),
     )
     axis.legend()

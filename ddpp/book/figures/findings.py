@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ddpp.book.figures.charts import WIDTH, drawable
 from ddpp.book.figures.sets import pictures
-from ddpp.experiments.comparing import Comparison, Difference
-from ddpp.foundation.stats import spread
+from ddpp.experiments.comparing import Comparison
+from ddpp.foundation.stats import Difference, spread
 from ddpp.judging import Judged
 from ddpp.studies.auditing import Audit
 from ddpp.studies.membership import GRID, Leak, gaussians
@@ -217,13 +217,14 @@ def shadows(scores: Tensor, members: Tensor, images: Mapping[str, int], target: 
     return figure
 
 
-def rocs(columns: Mapping[str, Mapping[str, Audit]], attack: str = "lira") -> Figure:
-    """Draw the curves of an attack on logarithmic axes: for all images, and for canaries below.
+def rocs(columns: Mapping[str, Mapping[str, Audit]]) -> Figure:
+    """Draw the curves of the likelihood ratio attack on logarithmic axes.
+
+    One panel is for all images, and the one below for canaries.
 
     A name with " from " has the colour of the words before it. Curves from noise are dashed.
 
     - columns: audits by name, for each column of panels, by its title.
-    - attack: which one.
     """
     how = {"figsize": (WIDTH, 5.4), "sharex": True, "sharey": True, "layout": "constrained"}
     figure, axes = plt.subplots(2, len(columns), squeeze=False, **how)
@@ -232,7 +233,7 @@ def rocs(columns: Mapping[str, Mapping[str, Audit]], attack: str = "lira") -> Fi
         methods = list(dict.fromkeys(name.partition(" from ")[0] for name in audits))
         for axis, (group, images) in zip(column, groups, strict=True):
             for name, one in audits.items():
-                found: Leak = getattr(one, group)[attack]
+                found: Leak = getattr(one, group)["lira"]
                 least = 1 / found.negatives  # below a single false positive is nothing to see
                 curve = zip(GRID, found.curve, strict=True)
                 points = [(x, y) for x, y in curve if x >= least and y]

@@ -94,11 +94,10 @@ def _began_as(distilled: DistilledDataset) -> str:
     return distilled.provenance.get("config", {}).get("init", "real")
 
 
-def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
-    """Draw the first images of each class: on the left as they began, on the right distilled.
+def before_after(distilled: DistilledDataset) -> Figure:
+    """Draw the first five images of each class: on the left as they began, on the right distilled.
 
     - distilled: a set with the images it started from; at most ten classes are shown.
-    - count: images per class.
 
     Raises Error for a set without the images it started from.
     """
@@ -108,7 +107,7 @@ def before_after(distilled: DistilledDataset, count: int = 5) -> Figure:
         _began_as(distilled): distilled.at(0),
         f"after {max(distilled.iterates)} steps": distilled,
     }
-    by_class = [members[:count] for members in distilled.by_class()[:10]]
+    by_class = [members[:5] for members in distilled.by_class()[:10]]
     classes, count = len(by_class), max(len(members) for members in by_class)
     size = (WIDTH, WIDTH / (2 * count + 1) * classes + 0.3)
     figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained")

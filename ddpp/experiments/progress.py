@@ -6,12 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ddpp.experiments.lists import Run
+from ddpp.experiments.places import out_of, working_file
 from ddpp.experiments.results import describe, read_result
-from ddpp.experiments.run import working_file
-from ddpp.experiments.worker import out_of
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
-from ddpp.foundation.loop import KIND as CHECKPOINT
+from ddpp.foundation.loop import CHECKPOINT
 
 
 def overview(todo: Sequence[Run], results: str | Path, work: str | Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A report: a JSON file of what was asked, what was found, and on what it was made."""
+"""The report of a study: a JSON file of what was asked, what was found, and on what."""
 
 import json
 from dataclasses import asdict
@@ -11,10 +11,6 @@ from ddpp.foundation import files
 from ddpp.foundation.errors import Error, differences
 from ddpp.foundation.identity import as_in_files
 from ddpp.foundation.provenance import provenance
-
-
-def report_path(out: Path) -> Path:
-    return out.with_suffix(".json")
 
 
 def refuse_other(path: Path, asked: dict, what: str, advice: str) -> None:
