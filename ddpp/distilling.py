@@ -5,6 +5,7 @@
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -203,6 +204,12 @@ def distill(
     Raises Error for settings that cannot work, for a checkpoint of another run, and for a run that
     is stuck, with advice. Source: Algorithm 1 of the paper.
     """
+    if config.expand_steps and config.expand_steps > config.steps:
+        warnings.warn(
+            f"start epochs grow over {config.expand_steps} steps, and this run has {config.steps}, "
+            f"so it does not reach max_start_epoch {config.max_start_epoch}: set expand_steps, too",
+            stacklevel=2,
+        )
     saving = loop.Saving(checkpoint, save_steps, save_minutes, progress, report, on_step)
     return match_trajectories(data, teachers, config, saving)
 

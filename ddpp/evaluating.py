@@ -259,6 +259,13 @@ def _judge(
     # 0 is where it started
     sets = {at: distilled.at(at) for at in distilled.iterates if at > 0}
     last = max(sets, default=0)
+    if last and not _is_last(distilled, sets[last]):
+        warnings.warn(
+            "the images or alpha of this set are not those of the last step that is kept with it, "
+            "as they were replaced: no iterate is chosen",
+            stacklevel=3,
+        )
+        sets, last = {}, 0
     held_out = data.validation if len(sets) > 1 else None
     validations = len(sets) if held_out else 0
     tests = len(sets) if best_on_test and sets else 1 + bool(held_out)
@@ -281,6 +288,12 @@ def _judge(
         result = replace(result, best_on_test=test(step), best_on_test_step=step)
     scorer.bar.total = scorer.bar.n  # fewer than foreseen where one iterate is chosen twice
     return result
+
+
+def _is_last(distilled: DistilledDataset, iterate: DistilledDataset) -> bool:
+    """Whether an iterate is the set itself."""
+    same = torch.equal(distilled.images, iterate.images)
+    return same and torch.equal(distilled.alpha, iterate.alpha)
 
 
 @dataclass(frozen=True)
@@ -321,7 +334,9 @@ class _Scorer:
             "protocol": asdict(self.protocol),
             "seed": self.seed,
         }
-        how |= marks(network=self.config.name, augmentation=self.protocol.augment)
+        how |= marks(
+            network=self.config.name, augmentation=self.protocol.augment, settings=self.protocol
+        )
         trained_on: list[str | None] = [
             files.fingerprint(tensor) for tensor in (on.images, on.labels, on.alpha)
         ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpp.foundation import loop
 from ddpp.foundation.errors import Error
 from ddpp.networks import Flat
-from ddpp.pruning import Rule, check_mask, find_rule
+from ddpp.pruning import RULES, Rule, check_mask, find_rule
 
 
 class State(loop.State, Protocol):
@@ -161,8 +161,17 @@ def _is_in(part: str, name: str, shape: torch.Size) -> bool:
 
 
 def leaving_out(rule: Rule, parts: Tensor) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """Return a rule that keeps what `rule` keeps, and nothing outside of `parts` (p,), bool."""
+    """Return a rule that keeps what `rule` keeps, and nothing outside of `parts` (p,), bool.
+
+    A rule of ddpp's sees the parts alone, so that a control prunes as many of them as the paper's
+    rule. One of a user's own sees all parameters, as it may know them by their places.
+    """
     prune = find_rule(rule)
-    return lambda student, teacher, epsilon: (
-        check_mask(prune(student, teacher, epsilon), student) & parts
-    )
+    own = not isinstance(rule, str) or RULES.is_brought(rule)
+
+    def keep(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
+        if own:
+            return check_mask(prune(student, teacher, epsilon), student) & parts
+        return parts.masked_scatter(parts, prune(student[parts], teacher[parts], epsilon))
+
+    return keep

@@ -125,7 +125,8 @@ class Teachers:
                 f"epoch {epoch} is not stored: these teachers have epochs 0 to {self.epochs}; "
                 "train them longer"
             )
-        return self.trajectories[teacher][f"epoch_{epoch:03d}"].to(self.network.device)
+        stored = self.trajectories[teacher][f"epoch_{epoch:03d}"]
+        return stored.to(self.network.device, copy=True)  # the caller's own, also to work in place
 
     def check_data(self, data: ImageData) -> None:
         """Raise an Error unless they were trained on these images."""

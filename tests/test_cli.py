@@ -2,6 +2,8 @@
 that is not 0, and nothing is lost.
 """
 
+import shutil
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -192,6 +194,27 @@ def test_a_full_disk_costs_nothing(tmp_path, monkeypatch, capsys, said, disk):
                 assert left == before  # the checkpoint and the teachers to the byte, and no .part
         assert cli.main(command(npz, out)) == 0
         assert "resuming from step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["show", "distill", "teachers", "evaluate"])
+@pytest.mark.parametrize("word", ["", "--out="])
+def test_empty_words_are_not_taken_for_this_folder(said, verb, word):
+    assert "a word of this command is empty text" in said([verb, word])
+
+
+def test_what_show_did_not_write_is_not_replaced(finished, tmp_path, said, capsys):
+    file = shutil.copy(finished[1], tmp_path / "mine.safetensors")
+    picture, page = tmp_path / "mine.png", tmp_path / "README.md"
+    for mine in (picture, page):
+        mine.write_text("mine")
+        with untouched(mine):
+            line = said(words("show", file, ("--card", page)))
+            assert f"{mine} is a file of something else" in line
+        mine.unlink()
+    for _ in range(2):  # and once more: its own are replaced
+        assert cli.main(words("show", file, ("--card", page))) == 0
+    assert page.read_text().startswith("---") and picture.read_bytes()[1:4] == b"PNG"
+    assert "a place of its own" in said(words("show", file, ("--progress", picture)))
 
 
 def test_a_full_disk_keeps_the_pictures_that_are_there(finished, tmp_path, said):

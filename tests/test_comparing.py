@@ -51,9 +51,17 @@ def test_the_interval_and_p_are_those_of_the_paired_t_test():
     assert Difference((0.0, 1.0)).half == pytest.approx(T_95[0] * 0.5, rel=1e-4)
 
 
-def test_one_seed_has_no_interval_and_equal_seeds_no_doubt():
-    assert (Difference((1.0,)).half, Difference((1.0,)).p) == (None, None)
-    assert Difference((0.0, 0.0)).p == 1 and Difference((1.0, 1.0)).p == 0
+# 40.1 - 39.1 and 52.3 - 51.3 are not the same bits
+@pytest.mark.parametrize("values", [(1.0,), (1.0, 1.0), (40.1 - 39.1, 52.3 - 51.3)])
+def test_one_seed_and_equal_differences_say_nothing_about_chance(values):
+    found = Difference(values)
+    assert (found.half, found.interval, found.p, found.detectable()) == (None,) * 4
+    assert found.text() == "+1.00"
+
+
+def test_runs_that_are_the_same_do_not_differ():
+    same = Difference((0.0, 0.0, 0.0))
+    assert (same.half, same.p) == (0, 1)
 
 
 def test_p_is_corrected_by_holm():

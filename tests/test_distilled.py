@@ -111,6 +111,24 @@ def test_a_set_made_by_hand_can_be_saved_shown_and_evaluated(make, data, npz, tm
         assert "it was not distilled" in capsys.readouterr().err
 
 
+def test_a_set_of_tensors_has_its_own(data):
+    images, labels = data.draw(1, 0)
+    alpha = torch.tensor(0.1)
+    made = DistilledDataset.from_tensors(images, labels, alpha, data)
+    before = made.images.clone(), made.labels.clone()
+    for tensor in (images, labels, alpha):
+        tensor.zero_()
+    assert torch.equal(made.images, before[0]) and torch.equal(made.labels, before[1])
+    assert float(made.alpha) == pytest.approx(0.1)
+
+
+def test_what_json_cannot_say_is_refused_in_a_set(make, tmp_path):
+    made = make([0, 1, 2], provenance={"from": tmp_path})
+    with pytest.raises(Error, match="keeps text, numbers, lists and dictionaries alone"):
+        made.save(tmp_path / "set.safetensors")
+    assert not (tmp_path / "set.safetensors").exists()
+
+
 def test_bytes_are_raw_pixels_whatever_is_said(data):
     bytes_ = torch.randint(256, (3, *data.shape), generator=generator(0)).to(torch.uint8)
     of = lambda images, **how: DistilledDataset.from_tensors(

@@ -93,6 +93,19 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(run, tmp_path)
 
 
 @pytest.mark.parametrize(
+    "saving, words",
+    [
+        ({"save_minutes": NAN}, "save_minutes is nan: it must be a finite number"),
+        ({"save_minutes": -1.0}, "save_minutes is -1.0: it must be at least 0"),
+        ({"save_steps": 0}, "save_steps is 0: it must be at least 1"),
+    ],
+)
+def test_a_time_that_never_comes_is_refused(data, teachers, saving, words):
+    with refused(words):
+        distill(data, teachers, CONFIG, progress=False, **saving)
+
+
+@pytest.mark.parametrize(
     "saving, saved",
     [
         ({}, [None, None, 2, 2]),  # every minute

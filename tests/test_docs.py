@@ -18,6 +18,7 @@ from ddpp import DistilledDataset, cli, experiments, studies
 from ddpp.cli.parsing import parse
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import PAPER, from_dict
+from ddpp.foundation.text import show_mean
 from ddpp.pruning import RULES
 from ddpp.studies.ranking import TRUTH, Ranking, regret, spearman
 from tools.memories import memories
@@ -27,7 +28,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_readmes_table_is_what_the_smoke_runs_left():
-    show = lambda values: f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} %"
+    show = lambda values: f"{show_mean(values)} %"
     reports = sorted((ROOT / "results" / "smoke").glob("seed*.json"))
     assert len(reports) == 3
     for path in reports:
@@ -116,7 +117,7 @@ def test_the_options_that_the_text_names_are_those_of_their_commands(capsys):
 
 
 def test_the_readme_and_the_first_page_say_what_the_shipped_set_and_the_longest_run_reach():
-    show = lambda values: f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} %"
+    show = lambda values: f"{show_mean(values)} %"
     folder, text = ROOT / "results" / "cpu" / "long", " ".join(README.split())
     found = lambda steps: (
         json.loads((folder / f"cifar10-ipc1-{rule}-{steps}-seed0.json").read_text())
@@ -150,7 +151,7 @@ def test_the_seeds_of_500_steps_are_told_as_their_reports_have_them():
         }
         for name in ("signed", "none")
     )
-    show = lambda of: f"{statistics.fmean(of.values()):.1f} ± {statistics.stdev(of.values()):.1f}"
+    show = lambda of: show_mean([*of.values()])
     difference = experiments.Difference.paired(rule, mtt)
     said = difference.text().replace("-", "−")
     readme, numbers = " ".join(README.split()), (ROOT / "book" / "numbers.md").read_text()
@@ -169,9 +170,7 @@ def test_the_steps_on_cifar100_are_told_as_their_reports_have_them():
         json.loads((ROOT / "results/cpu/long" / f"cifar100-ipc1-{name}-100-seed0.json").read_text())
         for name in ("signed", "none")
     )
-    show = lambda report, of="distilled": (
-        f"{statistics.fmean(report[of]['final']):.1f} ± {statistics.stdev(report[of]['final']):.1f}"
-    )
+    show = lambda report, of="distilled": show_mean(report[of]["final"])
     numbers = (ROOT / "book" / "numbers.md").read_text()
     page = (ROOT / "notebooks" / "results.ipynb").read_text()
     assert f"reach {show(mtt)} %, on those of the paper's rule {show(rule)} %" in numbers
@@ -181,9 +180,7 @@ def test_the_steps_on_cifar100_are_told_as_their_reports_have_them():
 
 def test_the_steps_of_rat_bptt_are_told_as_their_report_has_them():
     row = json.loads((ROOT / "results/cpu/long/cifar10-ipc1-bptt-100-seed0.json").read_text())
-    show = lambda of: (
-        f"{statistics.fmean(row[of]['final']):.1f} ± {statistics.stdev(row[of]['final']):.1f} %"
-    )
+    show = lambda of: f"{show_mean(row[of]['final'])} %"
     numbers = (ROOT / "book" / "numbers.md").read_text()
     page = (ROOT / "notebooks" / "results.ipynb").read_text()
     assert f"reach {show('distilled')}, on the photographs {show('random')}." in numbers
@@ -196,12 +193,11 @@ def test_the_steps_with_other_teachers_are_told_as_their_reports_have_them():
         json.loads((ROOT / "results" / "others" / f"{name}.json").read_text())
         for name in ("signed", "none")
     )
-    show = lambda values: f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
     last, mean = ([row[of]["final"] for row in (rule, mtt)] for of in ("distilled", "mean"))
-    assert f"| {show(last[0])} ({show(last[1])}) |" in page
-    assert f"Its test accuracy is {show(mean[0])} % (MTT: {show(mean[1])} %)" in page
+    assert f"| {show_mean(last[0])} ({show_mean(last[1])}) |" in page
+    assert f"Its test accuracy is {show_mean(mean[0])} % (MTT: {show_mean(mean[1])} %)" in page
     chosen = [row["distilled"]["selected"] for row in (rule, mtt)]
-    assert f"reach {show(chosen[0])} and {show(chosen[1])} % on the test images" in page
+    assert f"reach {show_mean(chosen[0])} and {show_mean(chosen[1])} % on the test images" in page
     for group, name in (("own", "the teachers of the long runs"), ("others", "the other teachers")):
         cells = [
             f"{statistics.fmean(a[group]):.2f} ({statistics.fmean(b[group]):.2f})"
@@ -217,7 +213,6 @@ def test_the_steps_with_other_teachers_are_told_as_their_reports_have_them():
 
 def test_the_sets_on_the_way_are_told_as_their_reports_have_them():
     page, text = (ROOT / "book" / "numbers.md").read_text(), " ".join(README.split())
-    show = lambda values: f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
     told = {}
     for path in (ROOT / "results" / "way").glob("signed-*.json"):
         rule, mtt = (
@@ -238,8 +233,8 @@ def test_the_sets_on_the_way_are_told_as_their_reports_have_them():
             assert (
                 f"It has {held_out[0]:.1f} % on held-out images (MTT: {held_out[1]:.1f} %)" in page
             )
-        mean = show(rule["mean"]["test"])
-        mtts = show(mtt["mean"]["test"])
+        mean = show_mean(rule["mean"]["test"])
+        mtts = show_mean(mtt["mean"]["test"])
         assert f"mean reaches {mean} % (MTT: {mtts} %) on the test images" in page
         first, last = rule["steps"][0], rule["steps"][-1]
         told[last] = f"{many} sets from {first:,} to {last:,} steps reaches {mean} %"

@@ -62,6 +62,17 @@ def test_the_iterate_is_chosen_on_held_out_images_and_not_on_the_test_set(
     assert found.validation == held_out
 
 
+@pytest.mark.parametrize("name", ["images", "alpha"])
+def test_an_edited_set_is_not_chosen_by_the_iterates_of_the_one_before(data, distilled, name):
+    data = replace(data, validation=data.train)
+    edited = replace(distilled, **{name: 2 * getattr(distilled, name)})
+    how = {"repeats": 1, "protocol": Protocol(epochs=2), "best_on_test": True, "progress": False}
+    with pytest.warns(UserWarning, match="not those of the last step.*no iterate is chosen"):
+        found = evaluate(edited, data, **how)
+    assert found.selected is found.best_on_test is None
+    assert found.final == evaluate(replace(edited, iterates={}), data, **how).final
+
+
 def test_a_distilled_file_is_for_its_own_classes_and_preprocessing(tmp_path, distilled):
     with refused("2 classes, the data 3", "the data set that it was distilled from"):
         evaluate(distilled, load(save(tmp_path / "3.npz", **arrays(classes=3))), progress=False)

@@ -3,6 +3,7 @@ for its own.
 """
 
 import functools
+import json
 import math
 import os
 import random
@@ -25,6 +26,7 @@ from ddpp import DistillConfig, Error, NetworkConfig, Protocol, TeacherConfig, e
 from ddpp.baselines import common, dm, selection
 from ddpp.cli import main
 from ddpp.data.augmentation import OPERATIONS
+from ddpp.distilled import format
 from ddpp.experiments import Run, read_result, reproduce
 from ddpp.experiments.methods import METHODS
 from ddpp.experiments.recipes import recipe
@@ -453,10 +455,58 @@ def test_a_method_of_ones_own_carries_its_code(monkeypatch):
     assert marks(method="mine")["custom"]["method mine"] != first
 
 
+# Settings with code of their own
+
+
+class Nesterov(Protocol):
+    def update(self, theta, velocity, gradient, rate):
+        velocity = self.momentum * velocity + gradient + self.weight_decay * theta
+        return theta - rate * (gradient + self.momentum * velocity), velocity
+
+
+class Latest(DistillConfig):
+    def start_epochs(self, step):
+        return range(self.max_start_epoch - 1, self.max_start_epoch)
+
+
+def test_a_score_of_the_plain_protocol_is_not_one_of_a_protocol_with_its_own_update(data, tmp_path):
+    distilled = selection.random(data, 1, {"width": 4, "depth": 1})
+
+    def score(kind, scores=tmp_path / "scores.json"):
+        how = {"repeats": 1, "seed": 1, "scores": scores, "progress": False}
+        return evaluate(distilled, data, protocol=kind(epochs=9), **how).final
+
+    keys = lambda: json.loads((tmp_path / "scores.json").read_text()).keys()
+    score(Protocol)
+    plain = keys()
+    score(Nesterov)
+    assert len(keys() - plain) == 1
+    assert score(Nesterov) == score(Nesterov, None)
+
+
+def test_a_run_of_plain_settings_is_not_one_of_settings_with_their_own_code(data, tmp_path):
+    teachers = ddpp.train_teachers(data, small.TEACHERS, progress=False)
+    values = {name: getattr(small.CONFIG, name) for name in small.CONFIG.__dataclass_fields__}
+    go = lambda config: ddpp.distill(
+        data, teachers, config, checkpoint=tmp_path / "checkpoint", progress=False
+    )
+    go(small.CONFIG)
+    with small.refused("belongs to a run with other settings", "settings Latest"):
+        go(Latest(**values))
+
+
 # Files of earlier versions, made by commit 6636843
 
 
 GOLDEN = Path(__file__).with_name("golden")
+
+
+@dataclass
+class Soft:
+    step: int
+    images: torch.Tensor
+    alpha: torch.Tensor
+    labels: torch.Tensor
 
 
 def shift(state, problem):
@@ -473,6 +523,66 @@ def test_a_method_that_is_not_in_the_table_is_known_by_its_step(data, tmp_path, 
     monkeypatch.setitem(globals(), "SCALE", 3.0)
     with small.refused(f"the method {name} has changed"):
         go(3)
+
+
+def run_of(data, step, steps=3, start=None, **beside):
+    """A run of a step of one's own, from the loop itself."""
+    images, labels = data.draw(1, 0)
+    begin = start or common.State(0, images.clone(), torch.tensor(0.1), torch.zeros_like(images))
+    about = format.beside(data, labels, NETWORK, **beside)
+    method = loop.Method(begin, step, steps, steps, beside=about)
+    return loop.run(method, {"method": "mine"}, {}, Saving(progress=False)), about
+
+
+def test_a_step_in_place_leaves_the_iterates_before(data):
+    def halve(state):
+        return replace(state, images=state.images.mul_(0.5), step=state.step + 1), {"loss": 1.0}
+
+    made, _ = run_of(data, halve)
+    norms = [float(images.norm()) for images, _ in made.iterates.values()]
+    assert norms == pytest.approx([norms[0] / 2**i for i in range(4)])
+
+
+def test_what_a_step_records_keeps_no_graph(data):
+    def record(state):
+        loss = state.images.clone().requires_grad_().square().sum()
+        return replace(state, step=state.step + 1), {"loss": loss}
+
+    made, _ = run_of(data, record)
+    assert not made.history["loss"].requires_grad
+
+
+@pytest.mark.parametrize("by", [0, 2])
+def test_a_step_that_does_not_count_is_refused(data, by):
+    with small.refused(f"from step 0 to step {by}", "step=state.step + 1"):
+        run_of(data, lambda state: (replace(state, step=state.step + by), {"loss": 1.0}))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"alpha": 0.1}, ["the field alpha of the state must be a tensor"]),
+        ({"alpha": np.float32(0.1)}, ["the field alpha of the state is a float32"]),
+        ({"velocity": [1.0]}, ["the field velocity of the state is a list"]),
+    ],
+)
+def test_a_state_that_files_could_not_keep_is_refused(data, changes, words):
+    images = data.draw(1, 0).images
+    state = common.State(0, images, torch.tensor(0.1), torch.zeros_like(images))
+    with small.refused(*words):
+        run_of(data, lambda at: shift(at, None), start=replace(state, **changes))
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared error"])
+def test_a_method_says_what_its_soft_labels_are_trained_with(data, loss, tmp_path):
+    images, labels = data.draw(1, 0)
+    soft = torch.eye(len(data.classes))[labels]
+    made, about = run_of(
+        data, lambda at: shift(at, None), start=Soft(0, images, torch.tensor(0.1), soft), loss=loss
+    )
+    found = ddpp.DistilledDataset.from_run(made, about, {"method": "mine"})
+    found.save(tmp_path / "set.safetensors")
+    assert found.loss == ddpp.DistilledDataset.load(tmp_path / "set.safetensors").loss == loss
 
 
 def test_a_step_of_ones_own_that_cannot_be_described_takes_no_name_of_ddpps(data, tmp_path):

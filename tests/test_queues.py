@@ -194,6 +194,11 @@ def test_the_command_works_off_a_queue_and_lists_it(queue, tmp_path, capsys):
     [
         ("", ["has no [[run]]"]),
         ("[[run]]\nprofile = 'smoke'", ["a [[run]] in", "has no name"]),
+        *[
+            (f"[[run]]\nname = {name}", ["the name", "cannot be one of a file"])
+            for name in ('"a\\u0000"', '"../x"', '"/tmp/x"', '"a//b"', '"long/"')
+        ],
+        ("[[run]]\nname = 'a'\nvalidation = -1.0", ["share is -1.0", "at least 0 and below 1"]),
         ("[[run]]\nname = 'a'\nstep = 3", ["a in", "unknown setting, step"]),
         ("[[run]]\nname = 'a'\ndistill = { rules = 'none' }", ["unknown setting, rules"]),
         ("[[run]]\nname = 'a'\nprofile = 'big'", ["unknown profile 'big'"]),

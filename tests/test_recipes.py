@@ -8,11 +8,19 @@ from small import refused
 
 from ddpp.experiments import read_queue
 from ddpp.experiments.recipes import recipe
+from ddpp.experiments.run import Experiment
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest():
     with refused("unknown profile 'papr'", "did you mean 'paper'"):
         recipe("papr")
+
+
+def test_a_path_is_as_good_as_its_text(tmp_path):
+    path = tmp_path / "mine.npz"
+    assert recipe("smoke", path) == recipe("smoke", str(path))
+    assert replace(recipe("smoke"), data=path).data == str(path)
+    assert Experiment(recipe("smoke"), "set.safetensors").out == Path("set.safetensors")
 
 
 @pytest.mark.parametrize("changes", [{"expert_epochs": 6}, {"max_start_epoch": 6}])

@@ -265,6 +265,11 @@ def test_with_more_steps_later_a_step_draws_from_the_same_window():
     assert DistillConfig(max_start_epoch=9).start_epochs(7) == range(9)
 
 
+def test_a_window_that_the_run_is_too_short_for_is_named(run):
+    with pytest.warns(UserWarning, match="grow over 9 steps, and this run has 4.*set expand_steps"):
+        run(first_max_start_epoch=1, expand_steps=9)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -279,7 +284,7 @@ def test_with_more_steps_later_a_step_draws_from_the_same_window():
             {"first_max_start_epoch": 3},
             ["first_max_start_epoch 3 is above max_start_epoch 2", "lower it"],
         ),
-        ({"expand_steps": 5}, ["expand_steps", "give that, too, or leave it out"]),
+        ({"expand_steps": 3}, ["expand_steps", "give that, too, or leave it out"]),
     ],
 )
 def test_a_window_that_cannot_be_is_refused(run, changes, words):
@@ -324,7 +329,7 @@ def test_a_run_matches_what_its_rule_and_its_parts_keep(data, teachers, rule):
     of = lambda theta: torch.cat([network.unflatten(theta)[name].flatten() for name in names])
 
     def loss(student):  # of shorter vectors, with nothing but what is left
-        keep = of(keep_mask(student, goal, config.epsilon, rule))
+        keep = keep_mask(of(student), of(goal), config.epsilon, rule)
         return masked_loss(of(student), of(goal), of(start), keep)
 
     alpha = torch.tensor(config.alpha0)
@@ -334,6 +339,25 @@ def test_a_run_matches_what_its_rule_and_its_parts_keep(data, teachers, rule):
     assert torch.allclose(made.images, moved, atol=1e-5)
     layers = made.history["layers"][0]
     assert layers[[1, 2, 3, 5]].tolist() == [0] * 4 and (layers[[0, 4]] > 0).all()
+
+
+@pytest.mark.parametrize("rule", ["random", "largest", "smallest"])
+@pytest.mark.parametrize("parts", [(), ("5",), ("vectors",)])
+def test_with_parts_left_out_a_control_still_prunes_as_many(run, rule, parts):
+    of = lambda rule: run(rule=rule, epsilon=0.9, steps=1, iterates=1, leave_out=parts)
+    kept, controlled = of("signed").history["kept"][0], of(rule).history["kept"][0]
+    assert 0 < float(kept) < 1 and controlled == kept
+
+
+def test_a_rule_of_ones_own_knows_parameters_by_their_places_where_some_are_left_out(run):
+    def first_half(student, teacher, epsilon):
+        keep = torch.zeros_like(student, dtype=torch.bool)
+        keep[: len(keep) // 2] = True
+        return keep
+
+    whole = run(rule=first_half, steps=1, iterates=1).history["layers"][0]
+    parts = run(rule=first_half, steps=1, iterates=1, leave_out=("1",)).history["layers"][0]
+    assert parts.tolist() == [0 if i in (2, 3) else kept for i, kept in enumerate(whole.tolist())]
 
 
 def test_the_rules_of_runs_with_parts_are_in_no_table(run):

@@ -3,6 +3,7 @@ lost.
 """
 
 import errno
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,19 @@ def test_teachers_that_cannot_be_trained_are_refused(data, tmp_path, changes, wo
     with refused(*words):
         train_teachers(data, replace(TEACHERS, **changes), tmp_path, progress=False)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_snapshot_is_the_callers_own(data):
+    teachers = train_teachers(data, TEACHERS, progress=False)
+    before = teachers.snapshot(0, 1)
+    teachers.snapshot(0, 1).zero_()
+    assert torch.equal(teachers.snapshot(0, 1), before) and before.any()
+
+
+def test_stored_teachers_can_be_copied(data, trained):
+    copy = pickle.loads(pickle.dumps(train_teachers(data, TEACHERS, trained, progress=False)))
+    stored = train_teachers(data, TEACHERS, trained, progress=False)
+    assert torch.equal(copy.snapshot(1, 2), stored.snapshot(1, 2))
 
 
 def test_an_epoch_that_is_not_stored(teachers):

@@ -80,6 +80,11 @@ def answer(argv: Sequence[str] | None) -> int:
     try:
         if name == "bench":
             return bench(words)
+        if any(not word or re.fullmatch(r"--[\w.-]+=", word) for word in words):
+            raise Error(
+                "a word of this command is empty text, as of a variable that is not set: fill it, "
+                "or leave it out"
+            )
         command = find(name)
         call = parse(command, words, f"ddpp {name}")
         processes.join()

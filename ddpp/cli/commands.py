@@ -11,7 +11,7 @@ from tyro.conf import arg
 from ddpp import evaluating, experiments, judging, studies
 from ddpp.baselines import selection
 from ddpp.cli.options import DATA, OWN_NAME, Device, Root, Settings, listing
-from ddpp.cli.showing import read_report, save_figure, save_picture, show_report
+from ddpp.cli.showing import check_replaceable, read_report, save_figure, save_picture, show_report
 from ddpp.data.folder import pack_folder
 from ddpp.evaluating import Protocol
 from ddpp.experiments.comparing import parse_setting
@@ -286,10 +286,17 @@ def show(
         data: for a file without its preprocessing. None: the data set that it was distilled from
     """
     distilled = load_set(file, data, root=root)
-    out = out or file.with_suffix(".png")
-    for path in (out, progress, before_after, card):
-        if path and path.resolve() == file.resolve():
-            raise Error(f"{path} is the set itself: choose another place for what is made of it")
+    usual = file.with_suffix(".png")
+    written = [path for path in (out or usual, progress, before_after, card) if path]
+    places = {path.resolve() for path in written}
+    if file.resolve() in places:
+        raise Error(f"{file} is the set itself: choose another place for what is made of it")
+    if len(places) < len(written):
+        raise Error("two of the files to write are one: give each a place of its own")
+    for path in (None if out else usual, card):
+        if path:
+            check_replaceable(path)
+    out = out or usual
     save_picture(distilled.picture(), out)
     counts = {len(members) for members in distilled.by_class()}
     each = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"

@@ -1,5 +1,6 @@
 """What the commands show: a report in words, and pictures in files."""
 
+import contextlib
 import io
 import json
 import statistics
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Evaluation
@@ -15,8 +17,10 @@ from ddpp.experiments.places import report_path
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error
 from ddpp.foundation.text import show_mean
+from ddpp.judging.cards import CARD_HEAD
 
 MADE = {"device", "versions", "commit", "finished"}  # what a report says of itself
+PNG, WRITER = b"\x89PNG", b"ddpp show"  # how a picture begins, and what ours say of themselves
 SATURATED = 0.5  # loss below which little is left to match
 
 
@@ -71,6 +75,16 @@ def ceiling(distilled: DistilledDataset, accuracy: float, teachers: dict) -> Ite
         )
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise an Error for a file that `show` did not write, a picture or a page about a set."""
+    if path.is_file():
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            start = file.read(1000)
+            if start.startswith(CARD_HEAD.encode()) or (start[:4] == PNG and WRITER in start):
+                return
+        raise Error(f"{path} is a file of something else: move it, or choose another place")
+
+
 def save_figure(name: str, subject: Any, path: Path) -> None:
     """Draw a subject with the function of this name in book/figures, and save the figure."""
     from ddpp.book import figures  # here, as matplotlib takes seconds to import
@@ -86,9 +100,12 @@ def save_picture(picture: Any, path: Path) -> None:
     stream, ending = io.BytesIO(), path.suffix.lower()
     try:
         if not isinstance(picture, Image.Image):
-            picture.savefig(stream, format=ending.removeprefix("."))
+            mark = {"metadata": {"Software": WRITER.decode()}} if ending == ".png" else {}
+            picture.savefig(stream, format=ending.removeprefix("."), **mark)
         elif kind := Image.registered_extensions().get(ending):
-            picture.save(stream, kind)
+            mark = PngInfo()
+            mark.add_text("Software", WRITER.decode())
+            picture.save(stream, kind, **({"pnginfo": mark} if kind == "PNG" else {}))
         else:
             raise ValueError(f"unknown file extension '{ending}'")
     except (OSError, ValueError, KeyError) as e:  # KeyError: Pillow reads such files only

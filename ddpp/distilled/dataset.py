@@ -129,13 +129,13 @@ class DistilledDataset(Dataset):
         raw = raw or not images.is_floating_point()
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        images = images.detach().to(data.device, torch.float32).contiguous()
+        images = images.detach().to(data.device, torch.float32, copy=True).contiguous()
         if raw:
             images = data.whitening.apply(checked_pixels(images))
         return cls(
             images=images,
-            labels=labels.to(data.device),
-            alpha=torch.as_tensor(alpha, dtype=torch.float32).to(data.device),
+            labels=labels.detach().to(data.device, copy=True),
+            alpha=torch.as_tensor(alpha, dtype=torch.float32).detach().to(data.device, copy=True),
             whitening=data.whitening,
             classes=data.classes,
             network=dataclasses.asdict(network or NetworkConfig()),

@@ -20,16 +20,26 @@ if TYPE_CHECKING:  # which is made of what is here
 IN_EVERY_FILE = ("images", "labels", "alpha")  # of every set, in every file
 
 
-def beside(data: ImageData, labels: Tensor, network: NetworkConfig, formation: int = 1) -> Beside:
+def beside(
+    data: ImageData,
+    labels: Tensor,
+    network: NetworkConfig,
+    formation: int = 1,
+    loss: str = SQUARED_ERROR,
+) -> Beside:
     """Return what belongs to a set and does not change in its run.
 
     - data: what is distilled.
     - labels: (N,), of the images.
     - network: of the run.
     - formation: of the set.
+    - loss: to train with on soft labels, which are the field `labels` of the run's state, if it has
+      one: the squared error, as KIP's, or the cross-entropy. Those in a field `logits` are always
+      trained with the cross-entropy.
     """
     own = {"name": ARCHITECTURES.own_name(str(network.name))}  # see `from_file`
-    return _beside(data, labels, dataclasses.asdict(network) | own, formation)
+    found = _beside(data, labels, dataclasses.asdict(network) | own, formation)
+    return found if loss == SQUARED_ERROR else Beside(found.tensors, found.meta | {"loss": loss})
 
 
 def beside_of(distilled: "DistilledDataset") -> Beside:
@@ -83,7 +93,7 @@ def parts_of(run: Run, beside: Beside, identity: dict) -> dict[str, Any]:
     """Return the fields of a set, from a run, what belongs beside it, and its identity."""
     values, meta = run.values, beside.meta
     labels = values.get("labels", beside.tensors["labels"])
-    loss = SQUARED_ERROR if labels.is_floating_point() else None
+    loss = meta.get("loss", SQUARED_ERROR) if labels.is_floating_point() else None
     if "logits" in values:
         labels, loss = values["logits"].softmax(1), CROSS_ENTROPY
     provenance = identity | meta["data"] | {"made_on": list(run.machines)}

@@ -123,6 +123,8 @@ def _check_entry(entry: dict[str, Any], path: str | Path) -> None:
     name = entry.get("name", "")
     if not name or not isinstance(name, str):
         raise Error(f"a [[run]] in {path} has no name")
+    if not name.isprintable() or {"", ".", ".."} & {*name.split("/")}:
+        raise Error(f"the name {name!r} in {path} cannot be one of a file: use letters and digits")
     for key, (kind, what) in ENTRIES.items():
         if key in entry and not _fits(entry[key], kind):
             raise Error(f"{key}, of {name} in {path}, must be {what}")

@@ -93,6 +93,11 @@ class Recipe:
 
     def __post_init__(self):
         check_bounds(self, "the evaluation's ")
+        object.__setattr__(self, "data", str(self.data))  # perhaps a Path
+        if isinstance(self.validation, int | float) and not 0 <= self.validation < 1:
+            raise Error(
+                f"the validation share is {self.validation}: it must be at least 0 and below 1"
+            )
 
     def marks(self, network: object = None) -> dict:
         """Mark all that it names and that is not ddpp's own, see `marks` in foundation/identity.py.
@@ -101,8 +106,8 @@ class Recipe:
         """
         own = marks_of(self.method, self.distill, network or self.teachers.network.name)
         found = own.get("custom", {})
-        for augment in (self.teachers.augment, self.protocol.augment):
-            found |= marks(augmentation=augment).get("custom", {})
+        for part in (self.teachers, self.protocol):
+            found |= marks(augmentation=part.augment, settings=part).get("custom", {})
         return {"custom": found} if found else {}
 
     def load(self, root: str | Path = "data", device: str | None = None) -> ImageData:
@@ -151,7 +156,7 @@ def nothing_held_out(recipe: Recipe, what: str) -> Recipe:
 
 
 def recipe(
-    profile: str = "smoke", data: str | None = None, ipc: int = 1, method: str = "ddpp"
+    profile: str = "smoke", data: str | Path | None = None, ipc: int = 1, method: str = "ddpp"
 ) -> Recipe:
     """Look up the settings of a profile for a data set, images per class and a method.
 
@@ -170,6 +175,7 @@ def recipe(
     20
     """
     choose("profile", profile, PROFILES)
+    data = str(data or ("cifar10-sample" if profile == "smoke" else "cifar10"))
     known = METHODS[choose("method", method, METHODS)]
     if profile == "smoke":
         network = NetworkConfig(width=32)
@@ -182,12 +188,12 @@ def recipe(
     else:
         count, steps, iterates = SCALES[profile]
         teachers, protocol = TeacherConfig(count=count), Protocol()
-        settings = dict(known.settings) | published(method, data or "cifar10", ipc)
+        settings = dict(known.settings) | published(method, data, ipc)
         if issubclass(known.config, DistillConfig):
             settings |= {"steps": steps, "iterates": iterates}
     return Recipe(
         profile=profile,
-        data=data or ("cifar10-sample" if profile == "smoke" else "cifar10"),
+        data=data,
         teachers=teachers,
         distill=known.config(ipc=ipc, **settings),
         protocol=protocol,

@@ -59,6 +59,9 @@ class Experiment:
     choosing: bool = True
     scores: Path | None = None
 
+    def __post_init__(self):
+        object.__setattr__(self, "out", Path(self.out))
+
     def run(self) -> tuple[DistilledDataset, dict]:
         """Train teachers if the method has them, distil, evaluate. Returns the set and the report.
 
@@ -299,7 +302,7 @@ class Experiment:
             "repeats": self.recipe.repeats,
             "best_on_test": self.best_on_test,
         }
-        return as_in_files(asked | marks(augmentation=protocol.augment))
+        return as_in_files(asked | marks(augmentation=protocol.augment, settings=protocol))
 
     def _known_report(self) -> dict | None:
         """The report beside `out`, if there is one, or an Error if another file has its name."""

@@ -55,9 +55,14 @@ def write(path: str | Path, kind: str, tensors: dict[str, Tensor], meta: dict) -
         "meta": meta,
         "sha256": {name: fingerprint(t) for name, t in tensors.items()},
     }
-    text = _canonical(
-        {"body": body, "sha256": hashlib.sha256(_canonical(body).encode()).hexdigest()}
-    )
+    try:
+        sha256 = hashlib.sha256(_canonical(body).encode()).hexdigest()
+    except TypeError as e:
+        raise Error(
+            f"cannot write {path}: beside tensors it keeps text, numbers, lists and dictionaries "
+            f"alone ({e})"
+        ) from e
+    text = _canonical({"body": body, "sha256": sha256})
     write_bytes(path, safetensors.torch.save(tensors, {KEY: text}))
 
 
@@ -253,6 +258,9 @@ class Lazy(Mapping):
         self.meta: dict = body["meta"]
         self._sha256: dict[str, str] = body["sha256"]
         self._checked: set[str] = set()
+
+    def __reduce__(self) -> tuple:  # of a copy, also in another process: the file is opened anew
+        return Lazy, (self.path.absolute(), self.kind)
 
     def __getitem__(self, name: str) -> Tensor:
         self._sha256[name]  # a KeyError here is the caller's

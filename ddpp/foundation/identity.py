@@ -138,6 +138,7 @@ def marks(**names: Any) -> dict[str, dict[str, str]]:
     """Return {"custom": ...}, which an identity carries: a fingerprint of each name not ddpp's own.
 
     - names: as KIND=NAME. augmentation=True stands for ddpp's operations, and a tuple names some.
+      settings=CONFIG stands for the class of a config, which may be one with methods of its own.
 
     Empty, and so no change to the identity, where all of them are ddpp's own.
     """
@@ -145,11 +146,21 @@ def marks(**names: Any) -> dict[str, dict[str, str]]:
     for kind, name in names.items():
         if isinstance(name, tuple):
             found |= TABLES[kind].marks(*name)
+        elif kind == "settings":
+            found |= _marks_of_class(type(name))
         elif kind == "augmentation":
             found |= TABLES[kind].marks(*TABLES[kind].built_in) if name else {}
         elif kind in TABLES:
             found |= TABLES[kind].marks(name)
     return {"custom": found} if found else {}
+
+
+def _marks_of_class(kind: type) -> dict[str, str]:
+    """{"settings NAME": fingerprint} of a class of settings that is not ddpp's own."""
+    if kind.__module__.partition(".")[0] == "ddpp":
+        return {}
+    name = f"settings {kind.__name__}"
+    return {name: fingerprint(kind, name)}
 
 
 def of_run(
@@ -168,6 +179,8 @@ def of_run(
       own under this name, the run is known by the step's code.
     """
     own = marks_of(method, config, network)
+    if not TABLES["method"].is_brought(method):  # whose fingerprint has its settings' class in it
+        own = {"custom": own.get("custom", {}) | marks(settings=config).get("custom", {})}
     if step is not None and not _is_ddpps(step) and not TABLES["method"].is_brought(method):
         try:
             mark = {f"method {method}": fingerprint(step, f"step of the method {method}")}
@@ -175,7 +188,8 @@ def of_run(
         except Error:  # `check_known` lets nothing of an unknown method be saved without a mark
             if method in TABLES["method"]:
                 raise
-    run = {"method": method, "config": settings(config)} | made_from | own
+    run = {"method": method, "config": settings(config)} | made_from
+    run |= own if own.get("custom") else {}
     return as_in_files(run)
 
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import check_training
-from ddpp.foundation.errors import Error, differences
+from ddpp.foundation.errors import Count, Error, NotNegative, check_bounds, differences
 from ddpp.foundation.identity import check_known, of_state
 
 CHECKPOINT = "checkpoint"  # the kind of its file
@@ -36,6 +36,9 @@ class Stopped(Error):
 
 class State(Protocol):
     """All that a step reads from the steps before it.
+
+    Two more fields are known where a run becomes a set: `labels` (N, classes), float32, are soft
+    labels, and `logits` (N, classes) those whose softmax they are. All iterates get the last ones.
 
     A dataclass of tensors and numbers with at least these fields. One that is None is not there: it
     is in no file, and None must be its default.
@@ -100,7 +103,7 @@ class Run(Generic[S]):
     @classmethod
     def of(cls, method: Method[S]) -> "Run[S]":
         """The run before its first step."""
-        return cls(method.begin, {0: (method.begin.images, method.begin.alpha)})
+        return cls(method.begin, {0: _kept(method.begin)})
 
     @property
     def values(self) -> dict[str, Any]:
@@ -117,11 +120,16 @@ class Run(Generic[S]):
         """The run after one more step."""
         after, record = method.step(self.state)
         now = self.state.step
+        if after.step != now + 1:
+            raise Error(
+                f"the step of this method goes from step {now} to step {after.step}: it must "
+                "return a state with step=state.step + 1"
+            )
         history = {
             name: _recorded(self.history.get(name), method.steps, now, torch.as_tensor(value))
             for name, value in record.items()
         }
-        kept = {after.step: (after.images, after.alpha)} if after.step in method.milestones else {}
+        kept = {after.step: _kept(after)} if after.step in method.milestones else {}
         return replace(
             self, state=after, iterates=self.iterates | kept, history=self.history | history
         )
@@ -129,7 +137,7 @@ class Run(Generic[S]):
     def stop(self) -> "Run[S]":
         """The run, ended here: this state is kept, and the history ends with it."""
         now = self.state.step
-        ended = {now: (self.state.images, self.state.alpha)}
+        ended = {now: _kept(self.state)}
         history = {name: column[:now] for name, column in self.history.items()}
         return replace(self, iterates=self.iterates | ended, history=history, stopped=True)
 
@@ -138,12 +146,17 @@ class Run(Generic[S]):
         return float(self.history[name][self.state.step - 1])
 
 
+def _kept(state: State) -> tuple[Tensor, Tensor]:
+    """Images and alpha of a state, as copies: a step may work in place."""
+    return state.images.detach().clone(), state.alpha.detach().clone()
+
+
 def _recorded(column: Tensor | None, steps: int, now: int, value: Tensor) -> Tensor:
     """A column of the history (steps, ...) with one more row. The first value decides its shape."""
     if column is None:
         column = torch.full((steps, *value.shape), math.nan, dtype=torch.float32)
     column = column.clone()
-    column[now] = value
+    column[now] = value.detach()
     return column
 
 
@@ -152,12 +165,15 @@ class Saving:
     """Where and when a run is saved, and who hears of it."""
 
     checkpoint: str | Path | None = None  # the file; None: nowhere
-    save_steps: int | None = None  # every so many steps,
-    save_minutes: float = 1.0  # and whenever so many minutes have passed
+    save_steps: Count | None = None  # every so many steps,
+    save_minutes: NotNegative = 1.0  # and whenever so many minutes have passed
     progress: bool = True  # whether a progress bar is shown
     report: Callable[[str], None] = lambda line: None  # called with what the run does, in words
     # called with the run after each step; the run stops there if it returns True
     on_step: Callable[[Run], object] = lambda run: None
+
+    def __post_init__(self):
+        check_bounds(self)
 
 
 class Checkpoint(Generic[S]):
@@ -249,7 +265,7 @@ def run(method: Method[S], identity: dict, machine: dict, saving: Saving) -> Run
     so far are in the checkpoint, and the same call resumes from it. With more steps than before,
     the call resumes where the run had ended.
     """
-    _check_names(method)
+    _check_state(method.begin)
     processes.check_joined()
     check_training()
     if saving.checkpoint is not None:
@@ -311,9 +327,18 @@ def _begun(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: 
     return run.on(machine)
 
 
-def _check_names(method: Method[S]) -> None:
-    """Raise an Error for a field of the state whose name files have for something else."""
-    if clash := sorted(TAKEN & {f.name for f in fields(method.begin)}):
+def _check_state(begin: State) -> None:
+    """Raise an Error for a first state that files could not keep."""
+    for name in (f.name for f in fields(begin)):
+        value, plain = getattr(begin, name), (Tensor, bool, int, float, str, type(None))
+        if type(value) not in plain and not isinstance(value, Tensor):
+            raise Error(
+                f"the field {name} of the state is a {type(value).__name__}: make it a tensor, or "
+                "a number of Python"
+            )
+        if name in ("images", "alpha") and not isinstance(value, Tensor):
+            raise Error(f"the field {name} of the state must be a tensor, as torch.tensor({value})")
+    if clash := sorted(TAKEN & {f.name for f in fields(begin)}):
         raise Error(
             f"the state has a field {clash[0]}, and files keep something else under this name: "
             "give the field another one"

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 K = TypeVar("K")
+EQUAL = 1e-9  # points of accuracy that differ by rounding alone
 
 
 def spread(values: Sequence[float]) -> float:
@@ -36,18 +37,27 @@ class Difference:
         return statistics.fmean(self.values)
 
     @property
+    def error(self) -> float | None:
+        """The standard error of the mean. None for one seed, and where all seeds differ by the same
+        amount: with so few digits nobody can tell how much is chance.
+        """
+        error = spread(self.values) / math.sqrt(len(self.values))
+        if len(self.values) < 2 or (error < EQUAL and abs(self.mean) > EQUAL):
+            return None
+        return error
+
+    @property
     def half(self) -> float | None:
-        """Half the width of the 95 % interval of the mean, by Student's t; None for one seed."""
+        """Half the width of the 95 % interval of the mean, by Student's t; None as for `error`."""
         from scipy import stats  # here, as it takes half a second to import
 
-        n = len(self.values)
-        if n < 2:
+        if self.error is None:
             return None
-        return float(stats.t.ppf(0.975, n - 1)) * spread(self.values) / math.sqrt(n)
+        return float(stats.t.ppf(0.975, len(self.values) - 1)) * self.error
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The ends of the 95 % interval of the mean; None for one seed."""
+        """The ends of the 95 % interval of the mean; None as for `error`."""
         half = self.half
         return None if half is None else (self.mean - half, self.mean + half)
 
@@ -66,27 +76,26 @@ class Difference:
 
     @property
     def p(self) -> float | None:
-        """How probable so large a mean would be if there were no difference; None for one seed."""
+        """How probable so large a mean would be without a difference; None as for `error`."""
         from scipy import stats
 
-        n, error = len(self.values), spread(self.values)
-        if n < 2:
+        if self.error is None:
             return None
-        if error == 0:
-            return 1.0 if self.mean == 0 else 0.0
-        return float(2 * stats.t.sf(abs(self.mean) / (error / math.sqrt(n)), n - 1))
+        if self.error < EQUAL:
+            return 1.0
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, len(self.values) - 1))
 
     def detectable(self, level: float = 0.05) -> float | None:
         """The smallest true difference that a test finds in four of five such comparisons.
 
         - level: of the test.
 
-        None for one seed. The spread is taken to be the true one, so with few seeds it is rough.
+        None as for `error`. The spread is taken to be the true one, so with few seeds it is rough.
         """
         from scipy import optimize, stats
 
         n = len(self.values)
-        if n < 2:
+        if self.error is None:
             return None
         critical = stats.t.ppf(1 - level / 2, n - 1)
         shares = (np.arange(2000) + 0.5) / 2000  # of the spreads that n seeds may show
@@ -98,7 +107,7 @@ class Difference:
         if power(0) >= 0.8:  # at so high a level a test finds a difference anyway
             return 0.0
         found = optimize.root_scalar(lambda x: power(x) - 0.8, bracket=(0, 4 * critical + 4))
-        return float(found.root) * spread(self.values) / math.sqrt(n)
+        return float(found.root) * self.error
 
 
 def holm(differences: Mapping[K, Difference]) -> dict[K, float | None]:

@@ -8,6 +8,7 @@ from ddpp.distilled import DistilledDataset
 from ddpp.distilled.checks import SQUARED_ERROR
 from ddpp.evaluating import Evaluation
 
+CARD_HEAD = "---\npretty_name:"  # how a page about a set begins
 SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", math.inf: "100K<n<1M"}  # the Hub's
 YOURS = "PATH/TO/DATA.npz"  # where the data are, if they are somebody's own
 LICENCES = {
@@ -44,7 +45,7 @@ def card(
 
 def _head(title: str, size: int) -> str:
     category = next(name for below, name in SIZES.items() if size < below)
-    lines = ["---", f"pretty_name: {title}", "license: other", "tags:"]
+    lines = [f"{CARD_HEAD} {title}", "license: other", "tags:"]
     lines += ["- dataset-distillation", "- image-classification"]
     lines += ["task_categories:", "- image-classification"]
     lines += ["size_categories:", f"- {category}", "---"]

@@ -200,7 +200,7 @@ def _judge(
 def _asked(protocol: Protocol, width: int | None, seed: int) -> dict[str, object]:
     """What the accuracies depend on beside the set, as the table's file has it."""
     asked = {"protocol": asdict(protocol), "width": width, "seed": seed}
-    return as_in_files(asked | marks(augmentation=protocol.augment))
+    return as_in_files(asked | marks(augmentation=protocol.augment, settings=protocol))
 
 
 def _counts(distilled: DistilledDataset) -> list[int]:
