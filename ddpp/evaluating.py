@@ -212,7 +212,7 @@ def _check_network(distilled: DistilledDataset, config: NetworkConfig) -> None:
 def made_from_other_images(distilled: DistilledDataset, data: ImageData) -> str:
     """Return a sentence if a set was made from other images than these, else an empty text."""
     source = _source(distilled)
-    if source.get("sha256", data.sha256) == data.sha256:
+    if data.has_images_of(source.get("sha256", data.sha256)):
         return ""
     return (
         f"the set was made from other images than those of {data.name}: its test or held-out "
@@ -239,7 +239,7 @@ def check_pair(distilled: DistilledDataset, data: ImageData) -> None:
             "the data was preprocessed in another way: load it with whitening=distilled.whitening"
         )
     source = _source(distilled)
-    alike = source.get("sha256") == data.sha256
+    alike = "sha256" in source and data.has_images_of(source["sha256"])
     if alike and source.get("validation", data.held_out) < data.held_out:
         raise Error(
             f"the set was made with a validation share of {source['validation']}, here it is "

@@ -3,6 +3,7 @@ with: an Error of these words, files that stay untouched, a disk that is full.
 """
 
 import contextlib
+import copy
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpp.data import load_data
+from ddpp.data import Split, load_data
 from ddpp.distilling import DistillConfig
 from ddpp.evaluating import Protocol
 from ddpp.experiments import read_queue, runs
@@ -62,6 +63,15 @@ def save(path, without=(), **changes):
 
 def load(path, **options):
     return load_data(path, **{"device": "cpu", "zca": False, "validation": 0} | options)
+
+
+def in_double(data):
+    """Data whose training images are float64, for comparisons to more digits: ImageData refuses
+    those of a user, as networks are float32.
+    """
+    wide, (images, labels) = copy.copy(data), data.train
+    object.__setattr__(wide, "train", Split(images.double(), labels))
+    return wide
 
 
 def refused(*words):

@@ -17,6 +17,7 @@ import ddpp
 from ddpp.baselines import selection
 from ddpp.book import figures
 from ddpp.cli import main
+from ddpp.data.images import Watched
 from ddpp.networks import NetworkConfig
 from ddpp.studies import Candidate, Grid, Ranking, Search, choosing, rank, stratified
 from ddpp.studies.ranking import (
@@ -334,7 +335,8 @@ def test_a_machine_that_rounds_whitened_images_otherwise_finds_its_report(images
     for name, data in contents(done[0]).items():
         (tmp_path / name.name).write_bytes(data)
     splits = {name: rounded(getattr(images, name)) for name in ("train", "validation")}
-    there = replace(images, **splits, loaded=images.loaded | splits)
+    watched = {name: Watched(split) for name, split in splits.items()}
+    there = replace(images, **splits, loaded={**images.loaded, **watched})
     assert not torch.equal(there.train.images, images.train.images)
     rank(TINY.candidates(), sets_of(there), there, tmp_path, QUICK, progress=False)
     assert contents(tmp_path) == {tmp_path / k.name: v for k, v in contents(done[0]).items()}

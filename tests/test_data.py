@@ -2,20 +2,25 @@
 each with a sentence that says what is wrong and what to do.
 """
 
+import copy
 import hashlib
 import itertools
 import math
 import os
+import pickle
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small
 import torch
 from PIL import Image
 from small import INF, NAN, XT, YT, X, Y, arrays, load, refused, save, untouched
+from torch.utils.data import ConcatDataset, Subset, TensorDataset, random_split
 
-from ddpp.data import from_arrays, from_datasets, load_data
+from ddpp.data import Split, from_arrays, from_datasets, load_data
 from ddpp.data.augmentation import OPERATIONS, Draw, augment, draw, draw_epoch
 from ddpp.data.sources import SHA256
 from ddpp.data.whitening import Whitening, fit_channels, fit_zca
@@ -54,6 +59,17 @@ def test_each_class_may_give_another_number_of_images(sample):
         sample.draw([1, 1], 0)
     for wrong in (0, [0] * 10, [-1, *[1] * 9]):
         with refused("images per class cannot be drawn"):
+            sample.draw(wrong, 0)
+
+
+def test_numbers_of_images_are_whole_numbers_of_any_kind(sample):
+    counts = [3, 0, *[1] * 8]
+    for same in (np.array(counts), torch.tensor(counts), [np.int64(n) for n in counts]):
+        assert torch.equal(sample.draw(same, 0).images, sample.draw(counts, 0).images)
+    for one in (np.int64(2), np.array(2), torch.tensor(2)):
+        assert torch.equal(sample.draw(one, np.int64(1)).images, sample.draw(2, 1).images)
+    for wrong in (1.5, np.float32(1), [1.5] * 10, None, "1" * 10):
+        with refused("the number of images per class is", "it must be a whole number"):
             sample.draw(wrong, 0)
 
 
@@ -299,6 +315,35 @@ def test_the_validation_share_is_a_share(tmp_path, share):
         load(save(tmp_path / "mine.npz"), validation=share)
 
 
+@pytest.mark.parametrize("share", ["0.1", None, [0.1]])
+def test_the_validation_share_is_a_number(tmp_path, share):
+    with refused("validation share is", "at least 0 and below 1"):
+        load(save(tmp_path / "mine.npz"), validation=share)
+    share = load(save(tmp_path / "mine.npz"), validation=np.float64(0.5)).identity["validation"]
+    assert type(share) is float  # which a file can hold
+
+
+@pytest.mark.parametrize("percent", [*range(5, 95, 5), 1, 29, 33, 57, 58])
+def test_a_share_holds_out_as_many_images_as_a_calculator_says(percent):
+    x, y = np.random.default_rng(0).random((200, 1, 1), np.float32), np.arange(200) % 2
+    held_out = from_arrays(x, y, x, y, zca=False, validation=percent / 100, device="cpu").validation
+    assert held_out.labels.bincount().tolist() == [percent] * 2
+
+
+@pytest.mark.parametrize(
+    "only", [[True, False], np.array([True, False]), [0.0, 1.0], ["0", "1"], "01", 1]
+)
+def test_the_classes_to_keep_are_whole_numbers(npz, only):
+    with refused("the classes to keep are", "give a list of their labels", "whole numbers"):
+        load(npz(), only=only)
+
+
+def test_the_classes_to_keep_are_integers_of_any_kind(npz):
+    path, kept = npz(), load(npz(), only=[2, 0])
+    for only in (np.array([2, 0]), torch.tensor([2, 0]), (np.uint8(2), 0), range(2, -1, -2)):
+        assert load(path, only=only).identity == kept.identity
+
+
 @pytest.mark.parametrize("kept", [0, 8, 700, -30])
 def test_a_truncated_npz_is_called_damaged(tmp_path, kept):
     path = save(tmp_path / "mine.npz")
@@ -501,6 +546,86 @@ def test_data_with_a_whitening_of_other_images_has_another_identity(tmp_path):
     assert load(path, whitening=other.whitening).identity == given.identity
 
 
+def given(mean, std=None, matrix=None):
+    mean = mean.expand(3, 8, 8).contiguous()
+    return Whitening("channels" if matrix is None else "zca", mean, matrix=matrix, std=std)
+
+
+def test_whitenings_that_differ_in_an_order_alone_have_other_identities(tmp_path):
+    path, rng = save(tmp_path / "mine.npz"), generator(0, "given")
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean, std = mean.view(3, 1, 1), std.view(3, 1, 1)
+    pixels, matrix = torch.rand(3, 8, 8, generator=rng), torch.randn(192, 192, generator=rng)
+    order = torch.randperm(192, generator=rng)
+    whitenings = [
+        given(mean, std),
+        given(mean.flip(0), std),
+        given(mean, std.flip(0)),
+        given(pixels, std),
+        given(pixels.flip(2), std),
+        given(pixels, matrix=matrix),
+        given(pixels, matrix=matrix.T),
+        given(pixels, matrix=matrix[order][:, order]),
+        given(pixels.flip(2), matrix=matrix),
+    ]
+    identities = [load(path, whitening=whitening).identity for whitening in whitenings]
+    assert all(a != b for a, b in itertools.combinations(identities, 2))
+    for whitening, identity in zip(whitenings, identities, strict=True):
+        tensors = {name: t * (1 + 1e-7) for name, t in whitening.tensors().items()}
+        rounded = Whitening.from_tensors(tensors)  # as on another machine
+        assert load(path, whitening=rounded).identity == identity
+
+
+def test_a_whitening_from_a_compact_file_is_the_one_of_the_whole_file(tmp_path):
+    path, other = save(tmp_path / "mine.npz"), torch.rand(50, 3, 8, 8, generator=generator(1))
+    whole = fit_zca(other)
+    compact = Whitening.from_tensors(whole.compact_tensors())
+    assert not torch.equal(whole.matrix, compact.matrix) and whole.equals(compact)
+    identities = [load(path, whitening=one).identity for one in (whole, compact)]
+    assert identities[0] == identities[1] and "given" in identities[0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+@pytest.mark.parametrize("fit", [fit_zca, fit_channels])
+def test_equal_whitenings_are_equal_in_units_of_what_they_whiten(fit, scale):
+    """Also of images so faint that all their values differ by less than 0.001."""
+    own = fit(scale * torch.rand(50, 3, 4, 4, generator=generator(2)))
+    name = "matrix" if fit is fit_zca else "std"
+    unit = own.std if own.matrix is None else 1 / own.matrix.abs().max()
+    for factor, equal in ((1 + 1e-6, True), (1.01, False), (3, False)):
+        assert own.equals(replace(own, **{name: factor * own.tensors()[name]})) == equal
+    for step, equal in ((1e-6, True), (0.01, False)):
+        assert own.equals(replace(own, mean=own.mean + step * unit)) == equal
+
+
+def test_faint_images_with_another_deviation_have_another_identity(tmp_path):
+    faint = {name: (array / 255e3).astype(np.float32) for name, array in arrays().items()}
+    path = save(tmp_path / "faint.npz", x_train=faint["x_train"], x_test=faint["x_test"])
+    data = load(path)
+    wider = replace(data.whitening, std=3 * data.whitening.std)
+    assert load(path, whitening=data.whitening).identity == data.identity
+    assert load(path, whitening=wider).identity != data.identity
+
+
+def test_the_shape_of_images_counts_where_the_bytes_do_not_tell_it():
+    rng, y = np.random.default_rng(0), np.arange(12) % 2
+    x = rng.integers(0, 256, (12, 16, 16), np.uint8)
+    take = lambda *shape: from_arrays(*(x.reshape(shape), y) * 2, zca=False, device="cpu").identity
+    assert take(12, 16, 16) == take(12, 16, 16, 1) != take(12, 8, 8, 4)
+
+
+def test_labels_of_another_integer_type_are_those_of_the_same_images(tmp_path):
+    """Which of them a file names stays as it is, as files of both kinds are there."""
+    other, kinds = load(save(tmp_path / "other.npz", x_train=X[::-1])), ("u1", "i4", "i8")
+    found = [load(save(tmp_path / "mine.npz", y_train=Y.astype(k), y_test=YT)) for k in kinds]
+    found += [load(save(tmp_path / "all.npz", y_train=Y.astype("u1"), y_test=YT.astype("u1")))]
+    assert len({data.sha256 for data in found}) == 4
+    for one, two in itertools.product(found[2:], repeat=2):
+        assert one.has_images_of(two.sha256) and not one.has_images_of(other.sha256)
+    changed = replace(found[2], sha256="another")
+    assert changed.has_images_of("another") and not changed.has_images_of(found[2].sha256)
+
+
 def test_arrays_may_be_views(tmp_path):
     flipped = from_arrays(X[..., ::-1], Y, XT[..., ::-1], YT, zca=False, validation=0, device="cpu")
     plain = from_arrays(X, Y, XT, YT, zca=False, validation=0, device="cpu")
@@ -530,7 +655,8 @@ def test_classes_with_the_whitening_of_others_have_another_identity(npz):
 def test_a_split_that_was_replaced_changes_the_identity(npz):
     data = load(npz(), validation=0.3)
     brighter = data.test._replace(images=data.test.images + 1)
-    corrupted, shuffled = replace(data, test=brighter), replace(data, train=data.train[:1] * 2)
+    shuffled = data.train._replace(images=data.train.images.flip(0))
+    corrupted, shuffled = replace(data, test=brighter), replace(data, train=shuffled)
     chosen_on_test = replace(data, validation=data.test)
     assert chosen_on_test.identity["validation"] == 0.3
     identities = [one.identity for one in (data, corrupted, shuffled, chosen_on_test)]
@@ -538,6 +664,126 @@ def test_a_split_that_was_replaced_changes_the_identity(npz):
     copied = data.test._replace(images=data.test.images.clone())
     assert replace(corrupted, test=copied).identity == data.identity
     assert replace(data, name="another", validation=None).identity == data.identity
+
+
+def test_a_split_that_was_changed_in_place_changes_the_identity(npz):
+    path = npz()
+    clean = load(path, validation=0.3)
+    seen = [clean.identity]
+    for part, change in [
+        ("train", lambda split: split.labels.copy_(split.labels.flip(0))),
+        ("validation", lambda split: split.images[0].zero_()),
+        ("test", lambda split: split.images.add_(1)),
+        ("test", lambda split: split.images.add_(1)),
+    ]:
+        before = clean.identity
+        change(getattr(clean, part))
+        # asked again, and of what was made from it: still another
+        made = (clean, replace(clean, name="another"), copy.deepcopy(clean))
+        made += (pickle.loads(pickle.dumps(clean)),)
+        for one in (*made, clean):
+            assert one.identity == clean.identity != before
+        assert f"replaced {part}" in clean.identity
+        seen.append(clean.identity)
+    assert all(a != b for a, b in itertools.combinations(seen, 2))
+    assert load(path, validation=0.3).identity == seen[0]
+
+
+def test_what_was_changed_in_place_is_what_has_taken_its_place(npz):
+    """Equal images have one identity, whichever way they came about."""
+    path = npz()
+    changed, replaced = load(path), load(path)
+    brighter = replaced.test._replace(images=replaced.test.images + 1)
+    replaced = replace(replaced, test=brighter)
+    changed.test.images.add_(1)
+    assert changed.identity == replaced.identity
+    brighter.images.add_(1)
+    changed.test.images.add_(1)
+    assert changed.identity == replaced.identity
+    # put back from a copy, though the loaded tensors have changed since
+    clean, copied = load(path), load(path).test
+    assert replace(clean, test=copied).identity == clean.identity
+    identity = clean.identity
+    clean.test.images.zero_()
+    assert replace(clean, test=copied).identity == identity
+
+
+def test_copies_and_what_only_reads_leave_the_identity(npz):
+    data = load(npz(), validation=0.3)
+    with torch.inference_mode():
+        other = load(npz(), validation=0.3)
+    for one in (copy.copy(data), copy.deepcopy(data), pickle.loads(pickle.dumps(data)), other):
+        assert one.identity == data.identity and not one.replaced
+    data.network(small.NETWORK)(data.network(small.NETWORK).initial(0), data.test.images)
+    data.draw(2, 0).images.zero_()
+    assert not data.replaced
+
+
+def test_the_hash_of_a_split_is_made_once_for_each_change(npz, monkeypatch):
+    asked = []
+    fingerprint = files.fingerprint
+    count = lambda tensor: asked.append(len(tensor)) or fingerprint(tensor)
+    monkeypatch.setattr("ddpp.data.images.files.fingerprint", count)
+    data = load(npz())
+    assert [data.identity for _ in range(3)] and not asked
+    data.test.images.add_(1)
+    assert [data.identity for _ in range(3)] and len(asked) == 2
+    data.test.images.add_(1)
+    assert [data.identity for _ in range(3)] and len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (tuple, ["are given as a tuple of length 2: give a Split(images, labels)"]),
+        (lambda s: s._replace(labels=s.labels[:, None]), ["torch.int64 (18, 1)", "tensor (18,)"]),
+        (lambda s: s._replace(labels=s.labels[:-1]), ["torch.int64 (17,)", "tensor (18,)"]),
+        (lambda s: s._replace(labels=s.labels[:1]), ["torch.int64 (1,)", "tensor (18,)"]),
+        (lambda s: s._replace(labels=s.labels.int()), ["torch.int32 (18,)", "an int64 tensor"]),
+        (lambda s: s._replace(labels=torch.eye(3)[s.labels]), ["torch.float32 (18, 3)"]),
+        (lambda s: s._replace(labels=s.labels.tolist()), ["are a list of length 18"]),
+        (lambda s: s._replace(labels=s.labels + 1), ["go from 1 to 3", "3 classes, from 0"]),
+        (lambda s: s._replace(labels=s.labels - 1), ["go from -1 to 1", "3 classes, from 0"]),
+        (lambda s: s._replace(labels=s.labels.to("meta")), ["on cpu, their labels on meta"]),
+        (lambda s: s._replace(images=s.images.double()), ["torch.float64", "a float32 tensor"]),
+        (lambda s: s._replace(images=s.images.numpy()), ["float32 (18, 1, 12, 12)", "tensor"]),
+        (lambda s: s._replace(images=s.images.flatten(1)), ["(18, 144)", "(N, C, S, S)"]),
+        (lambda s: s._replace(images=s.images[..., :6]), ["(18, 1, 12, 6)", "(N, C, S, S)"]),
+    ],
+)
+def test_a_split_that_does_not_fit_is_refused(npz, change, words):
+    data = load(npz())
+    split = Split(data.train.images[:18], torch.arange(18) % 3)
+    for part, kind in (("train", "training"), ("validation", "held-out"), ("test", "test")):
+        replace(data, **{part: split})
+        with refused(f"the {kind} images", *words):
+            replace(data, **{part: change(split)})
+
+
+def test_a_split_has_an_image_and_may_be_missing_only_where_it_is_held_out(npz):
+    data = load(npz(), validation=0.3)
+    assert replace(data, validation=None).validation is None
+    empty = Split(*(tensor[:0] for tensor in data.test))
+    for part, kind in (("train", "training"), ("validation", "held-out"), ("test", "test")):
+        with refused(f"there are no {kind} images: give at least one"):
+            replace(data, **{part: empty})
+        if part != "validation":
+            with refused(f"the {kind} images are given as None"):
+                replace(data, **{part: None})
+
+
+def test_all_splits_have_images_of_one_size(npz):
+    data = load(npz())
+    smaller = data.test._replace(images=data.test.images[..., :6, :6])
+    with refused("test images are (1, 6, 6)", "training images (1, 12, 12)", "to one size"):
+        replace(data, test=smaller)
+
+
+def test_data_are_equal_to_themselves_alone(npz):
+    data, other = load(npz()), load(npz())
+    assert data == data and data != other
+    assert data in [other, data] and data not in [other]
+    assert len({data, other, data, data.whitening, other.whitening}) == 4
 
 
 class Folder(list):
@@ -549,6 +795,61 @@ class Folder(list):
 def test_two_datasets_that_number_other_classes_are_refused():
     with refused("label 1 means dog in the training images and ship in the test", "same list"):
         from_datasets(Folder("cat", "dog", "ship"), Folder("cat", "ship"))
+
+
+def test_classes_are_compared_behind_parts_and_sums_of_datasets_and_in_any_list():
+    train, test = Folder("cat", "dog", "ship"), Folder("cat", "ship")
+    for names in (np.array, lambda classes: dict.fromkeys(classes).keys()):
+        test.classes = names(["cat", "ship"])
+        for part in (
+            Subset(train, range(20)),
+            random_split(train, [18, 2])[0],
+            Subset(Subset(train, range(20)), range(18)),
+            ConcatDataset([TensorDataset(torch.rand(4, 1, 8, 8), torch.arange(4)), train]),
+        ):
+            for pair in ((part, test), (part, Subset(test, range(20)))):
+                with refused("label 1 means dog in the training images and ship in the test"):
+                    from_datasets(*pair, classes=["cat", "dog", "ship"])
+    with refused("label 1 means dog in the training images and ship in others of them"):
+        from_datasets(ConcatDataset([train, test]), train)
+
+
+def test_names_that_are_given_rename_all_classes_or_fit_them():
+    read = partial(from_datasets, validation=0, zca=False, device="cpu")
+    images, part = Folder("cat", "dog"), Subset(Folder("cat", "dog"), range(18))
+    for train, test in itertools.product((images, part), repeat=2):
+        go = lambda names, a=train, b=test: read(a, b, classes=names).classes
+        assert go(["Katze", "Hund"]) == ("Katze", "Hund")  # other words for the same
+        assert go(np.array(["cat", "dog"])) == go(name for name in ("cat", "dog")) == ("cat", "dog")
+        for wrong, label, mean in [
+            (["dog", "cat"], 0, "dog"),
+            (["dog", "Katze"], 0, "dog"),
+            (["cat", "ant", "dog"], 1, "ant"),
+        ]:
+            means = ("cat", "dog")[label]
+            with refused(f"label {label} means {means} in the training images and {mean} in `cl"):
+                go(wrong)
+    first = Folder("cat", "dog", "ship")
+    first[:] = [(image, label % 2) for image, label in first]
+    assert read(first, first, classes=["cat", "dog"]).classes[1] == "dog"
+    plain = [*images]
+    assert read(plain, plain, classes=["dog", "cat"]).classes[0] == "dog"
+    with refused("label 0 means cat in the test images and dog in `classes`"):
+        from_datasets(plain, images, classes=["dog", "cat"])
+
+
+def test_classes_must_have_an_order():
+    images = Folder("cat", "dog")
+    for classes in ({"cat", "dog"}, frozenset(["cat", "dog"])):
+        with refused("the `classes` are a set, which has no order: give a list"):
+            from_arrays(X, Y, XT, YT, classes=classes)
+        with refused("the `classes` are a set, which has no order: give a list"):
+            from_datasets(images, images, classes=classes)
+        unordered = Folder("cat", "dog")
+        unordered.classes = classes
+        assert from_datasets(unordered, images, device="cpu").classes == ("0", "1")
+    with refused("the `classes` are 2: give a list of names"):
+        from_arrays(X, Y, XT, YT, classes=2)
 
 
 def test_a_dataset_is_read_up_to_its_length_and_not_behind_it():

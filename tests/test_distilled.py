@@ -140,6 +140,22 @@ def test_bytes_are_raw_pixels_whatever_is_said(data):
     assert torch.equal(of(expected).images, expected)  # preprocessed already
 
 
+def test_bytes_that_are_nearly_black_are_told(data):
+    masks = torch.randint(2, (3, *data.shape), generator=generator(0))
+    of = lambda images: DistilledDataset.from_tensors(images, torch.arange(3), 0.01, data)
+    with pytest.warns(UserWarning, match="the set goes from 0 to 1 as uint8, in which white is"):
+        of(masks.to(torch.uint8))
+    for images in (255 * masks.to(torch.uint8), masks.bool(), masks):
+        assert float(of(images).natural().max()) == pytest.approx(1)
+
+
+def test_a_set_is_equal_to_itself_alone(make):
+    one, other = make([0, 1]), make([0, 1])
+    assert one == one and one != other
+    assert one in [other, one] and one not in [other]
+    assert len({one, other, one}) == 2
+
+
 def test_raw_pixels_go_up_to_1(data):
     numbers = torch.randint(256, (3, *data.shape), generator=generator(0))
     for images, how in ((numbers.float(), {"raw": True}), (numbers, {})):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from small import NETWORK, arrays, load, refused, save
 from torch import nn
 
-from ddpp import evaluating
+from ddpp import DistilledDataset, evaluating
+from ddpp.data import from_datasets
 from ddpp.evaluating import Protocol, evaluate, train
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import ConvNet
@@ -124,6 +125,21 @@ def test_images_of_other_data_choose_no_iterate_and_are_warned_of(tmp_path, dist
         found = evaluate(distilled, other, repeats=1, protocol=Protocol(epochs=1), progress=False)
     assert found.selected is found.validation is None
     evaluate(distilled, data, repeats=1, protocol=Protocol(epochs=1), progress=False)
+
+
+def test_images_with_labels_of_another_integer_type_are_no_other_images(tmp_path):
+    splits = [(whole["x_train"], whole["y_train"].tolist()) for whole in [arrays()]] * 2
+    pairs = [list(zip(*split, strict=True)) for split in splits]
+    x, y = splits[0][0], np.uint8(splits[0][1])
+    path = save(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    packed, held_out = load(path), load(path, validation=0.5)
+    lists = from_datasets(*pairs, zca=False, validation=0, device="cpu")
+    distilled = DistilledDataset.from_tensors(*packed.draw(1, 0), 0.01, packed, network=NETWORK)
+    quick = {"repeats": 1, "protocol": Protocol(epochs=1), "progress": False}
+    assert evaluate(distilled, lists, **quick).final == evaluate(distilled, packed, **quick).final
+    for other in (held_out, replace(lists, held_out=0.5)):
+        with refused("made with a validation share of 0, here it is 0.5"):
+            evaluate(distilled, replace(other, whitening=packed.whitening), **quick)
 
 
 def _swapped(a):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from small import NAN, TEACHERS, refused
+from small import NAN, TEACHERS, in_double, refused
 from torch import nn
 
 from ddpp import (
@@ -237,7 +237,7 @@ def test_the_step_of_dc_follows_the_slope_of_its_distance(data):
     config = small("dc", batch_real=100, init="real")
     problem = common.Problem(data, NETWORK, config)
     wide = lambda x: x.double()
-    problem.data = replace(data, train=data.train._replace(images=wide(data.train.images)))
+    problem.data = in_double(data)
     theta = wide(problem.network.initial(0))
     images = wide(data.draw(1, 0).images)
 
@@ -274,7 +274,7 @@ def test_cafe_aligns_what_follows_each_relu_and_what_the_last_layer_sees(data):
     """Against an ordinary module, layer by layer, in float64."""
     config = small("cafe", ipc=2, batch_real=100, weights=(0.1, 0.2, 0.3, 0.4), discrimination=0.5)
     wide = lambda split: split._replace(images=split.images.double())
-    problem = common.Problem(replace(data, train=wide(data.train)), NETWORK, config)
+    problem = common.Problem(in_double(data), NETWORK, config)
     (real, classes), network = problem.data.train, problem.network
     theta, images = network.initial(3).double(), wide(data.draw(2, 0)).images.requires_grad_()
     module = ConvNet(channels=1, classes=3, width=8, depth=3, image_size=12).double()
@@ -432,7 +432,7 @@ def test_a_step_of_tgdd_follows_features_and_predictions_of_snapshots(data, teac
     """Against an ordinary module whose features a hook sees, and all images of each class."""
     config = small("tgdd", batch_real=100, augment=False, constraint=3.0, momentum=0.0, ipc=2)
     wide = lambda split: split._replace(images=split.images.double())
-    problem = common.Problem(replace(data, train=wide(data.train)), NETWORK, config)
+    problem = common.Problem(in_double(data), NETWORK, config)
     start = wide(data.draw(2, 0))
     state = common.State(4, start.images, common.rate(0.01, data), torch.zeros_like(start.images))
     monkeypatch.setattr(teachers, "snapshot", lambda *at: Teachers.snapshot(teachers, *at).double())

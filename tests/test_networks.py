@@ -28,7 +28,7 @@ from ddpp import (
 from ddpp.baselines import selection
 from ddpp.cli import main
 from ddpp.foundation.seeds import generator
-from ddpp.networks import ARCHITECTURES
+from ddpp.networks import ARCHITECTURES, accuracy
 from ddpp.pruning import matching_loss
 from ddpp.unrolling import ENGINES, compiled, draw_updates, unroll
 
@@ -260,6 +260,19 @@ def test_a_flat_network_is_the_module():
     torch.nn.utils.vector_to_parameters(network.initial(7), module.parameters())
     assert torch.allclose(module(x), network(network.initial(7), x))
     assert not torch.equal(network.initial(7), network.initial(8))
+
+
+def test_an_accuracy_needs_one_label_for_each_image():
+    """A column of labels was compared with each of them: accuracies of up to 2000 %."""
+    network = NetworkConfig(width=4, depth=2).build(3, 5, 8)
+    theta, x = network.initial(0), torch.rand(6, 3, 8, 8, generator=generator(10))
+    y = network(theta, x).argmax(1)
+    assert accuracy(network, theta, x, y) == 100
+    for labels in (y[:, None], y[:1], y[:5], torch.eye(5)[y]):
+        with refused("labels of the shape", "for 6 images: give (N,)"):
+            accuracy(network, theta, x, labels)
+    with refused("for 0 images", "at least one"):
+        accuracy(network, theta, x[:0], y[:0])
 
 
 def test_an_unknown_network_is_answered_with_the_nearest(data, distilled):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from small import NAN, NETWORK, TEACHERS, X, load, refused, save, untouched
+from small import NAN, NETWORK, TEACHERS, X, in_double, load, refused, save, untouched
 from torch import nn
 
 from ddpp.experiments.places import teachers_in
@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_training(data, file, 
 def test_an_epoch_with_rho_is_sharpness_aware_minimization(data):
     """Against SAM written with an ordinary module and optimizer, in float64."""
     config = replace(TEACHERS, rho=0.05, augment=False, batch=5)
-    wide = replace(data, train=data.train._replace(images=data.train.images.double()))
+    wide = in_double(data)
     network = data.network(NETWORK)
     start = network.initial(0).double()
     theta, loss = one_epoch(network, start, wide, config, torch.Generator().manual_seed(3))
@@ -183,7 +183,7 @@ def test_flat_teachers_are_others_and_go_on_to_the_same_bits(data, teachers, tmp
 
 
 def test_the_step_uphill_is_as_long_as_rho(data):
-    wide = replace(data, train=data.train._replace(images=data.train.images.double()))
+    wide = in_double(data)
     network, ends = data.network(NETWORK), []
     for rho in (0.0, 1e-4, 1e-3):
         rng, config = torch.Generator().manual_seed(3), replace(TEACHERS, rho=rho)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import ChainDataset, ConcatDataset, IterableDataset, Subset
 
-from ddpp.data.images import ImageData, Split
-from ddpp.data.sources import ARRAYS, check, class_names, find, keep_classes, of_arrays, sha256
+from ddpp.data.images import ImageData, Split, Watched
+from ddpp.data.sources import check, class_names, find, forms, keep_classes
 from ddpp.data.whitening import Whitening, fit_channels, fit_zca
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error
@@ -30,7 +30,7 @@ def load_data(
     zca: bool | None = None,
     validation: float = 0.1,
     whitening: Whitening | None = None,
-    only: Sequence[int] | None = None,
+    only: Iterable[int] | None = None,
     device: str | torch.device | None = None,
 ) -> ImageData:
     """Load a data set and preprocess it, all of it on one device.
@@ -94,7 +94,7 @@ def from_arrays(
     arrays = {"x_train": _array(x), "y_train": _array(y)}
     arrays |= {"x_test": _array(x_test), "y_test": _array(y_test)}
     if classes is not None:
-        arrays["classes"] = np.array([str(name) for name in classes])
+        arrays["classes"] = np.array(_names(classes))
     return _prepared("arrays", arrays, zca, validation, None, device)
 
 
@@ -112,7 +112,8 @@ def from_datasets(
     - train, test: they yield (image, label). An image is a PIL image, an array (S, S) or (S, S, C),
       or a tensor (C, S, S). All have one size, and are not normalized yet. Images with a palette
       become RGB.
-    - classes: their names. Default: the attribute `classes` of `train`, else the numbers.
+    - classes: their names. Default: the attribute `classes` of `train`, else the numbers. Other
+      names than the datasets' rename their classes, label by label.
     - zca, validation, device: as in `load_data`.
 
     Raises Error for images and labels that do not fit.
@@ -123,19 +124,73 @@ def from_datasets(
     >>> ddpp.from_datasets(images, images, device="cpu").shape
     (1, 8, 8)
     """
-    ours, theirs = (getattr(dataset, "classes", None) for dataset in (train, test))
-    if isinstance(ours, Sequence) and isinstance(theirs, Sequence) and list(ours) != list(theirs):
-        pairs = zip_longest(ours, theirs, fillvalue="nothing")
-        label, (one, other) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-        raise Error(
-            f"label {label} means {one} in the training images and {other} in the test images: "
-            "bring both to the same list of classes"
-        )
+    names = _common_names(train, test, None if classes is None else _names(classes))
     (x, y), (x_test, y_test) = _stacked("train", train), _stacked("test", test)
-    names = ours if classes is None else classes
     return from_arrays(
         x, y, x_test, y_test, classes=names, zca=zca, validation=validation, device=device
     )
+
+
+def _names(classes: Any) -> list[str]:
+    """The names of classes, in the order of their labels."""
+    if not isinstance(classes, Iterable):
+        raise Error(f"the `classes` are {classes!r}: give a list of names, one per class")
+    if isinstance(classes, set | frozenset):
+        raise Error(
+            "the `classes` are a set, which has no order: give a list, in the order of the labels"
+        )
+    return [str(name) for name in classes]
+
+
+def _common_names(train: Any, test: Any, given: list[str] | None) -> list[str] | None:
+    """The names that are given for the classes of two datasets, or else those of the first. Raises
+    Error where a label would mean two things.
+    """
+    lists = [("the training images", names) for names in _own_names(train)]
+    lists += [("the test images", names) for names in _own_names(test)]
+    for other in lists[1:]:
+        _refuse_others(lists[0], other)
+    if given is None:
+        return _listed(train)
+    for where, names in lists[:1]:  # the others are the same
+        n = min(len(names), len(given))
+        moved = any(a != b and b in names for a, b in zip(names[:n], given[:n], strict=True))
+        if moved or len(names) != len(given):  # else all may have names in another language
+            _refuse_others((where, names[:n]), ("`classes`", given[:n]))
+    return given
+
+
+def _refuse_others(one: tuple[str, Sequence[str]], other: tuple[str, Sequence[str]]) -> None:
+    """Raise an Error for the first label of which two lists, each with its place, differ."""
+    (here, ours), (there, theirs) = one, other
+    for label, (a, b) in enumerate(zip_longest(ours, theirs, fillvalue="nothing")):
+        if a != b:
+            raise Error(
+                f"label {label} means {a} in {here} and {b} in "
+                f"{'others of them' if here == there else there}: bring both to the same list of "
+                "classes"
+            )
+
+
+def _own_names(dataset: Any) -> list[list[str]]:
+    """The lists of classes of a dataset and, where it has none, of those that it is a part of or
+    put together from.
+    """
+    if (names := _listed(dataset)) is not None:
+        return [names]
+    if isinstance(dataset, Subset):
+        return _own_names(dataset.dataset)
+    if isinstance(dataset, ConcatDataset | ChainDataset):
+        return [names for part in dataset.datasets for names in _own_names(part)]
+    return []
+
+
+def _listed(dataset: Any) -> list[str] | None:
+    """The classes that a dataset lists, in the order of their labels."""
+    names = getattr(dataset, "classes", None)
+    if not isinstance(names, Iterable) or isinstance(names, str | Mapping | set | frozenset):
+        return None
+    return [str(name) for name in names]
 
 
 def _stacked(name: str, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -214,8 +269,10 @@ def _prepared(
     """Check raw arrays and preprocess them. For the arguments see `load_data`."""
     check(name, arrays)
     classes = class_names(name, arrays)
-    if not 0 <= validation < 1:
-        raise Error(f"the validation share is {validation}: it must be at least 0 and below 1")
+    if isinstance(validation, np.generic):
+        validation = validation.item()  # which files can hold
+    if not isinstance(validation, int | float) or not 0 <= validation < 1:
+        raise Error(f"the validation share is {validation!r}: it must be at least 0 and below 1")
 
     device = find_device(device)
     raw = {part: _raw(arrays, part, device) for part in ("train", "test")}
@@ -239,15 +296,17 @@ def _prepared(
         "validation": Split(images[held_out], labels[held_out]) if held_out.any() else None,
         "test": Split(whitening.apply(raw["test"].images), raw["test"].labels),
     }
+    hashes = forms(arrays)
     return ImageData(
         name=name,
         classes=classes,
         **splits,
-        loaded=splits,
+        loaded={part: Watched(split) for part, split in splits.items()},
         whitening=whitening,
         held_out=validation,
         given=given,
-        sha256=of_arrays({key: sha256(arrays[key]) for key in ARRAYS}),
+        sha256=hashes[0],
+        forms=hashes,
     )
 
 
@@ -277,5 +336,6 @@ def _hold_out(labels: Tensor, classes: int, share: float) -> Tensor:
     held_out = torch.zeros_like(labels, dtype=torch.bool)
     for label in range(classes):
         members = (labels == label).nonzero().flatten()
-        held_out[members[len(members) - int(len(members) * share) :]] = True
+        count = int(round(len(members) * share, 6))  # 0.29 * 100 is 28.999999999999996
+        held_out[members[len(members) - count :]] = True
     return held_out

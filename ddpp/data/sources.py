@@ -6,11 +6,12 @@ Arrays that cannot be used are refused here, each problem with its own sentence.
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from ddpp.foundation import files
 from ddpp.foundation.errors import Error, choose
@@ -33,6 +34,7 @@ CLASSES = {
 DARKEST = 16  # the largest value of bytes that were hardly meant as such: the digits have 0 to 16
 ROUNDING = 1e-3  # by which resized floats may leave 0 to 1
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+INTEGERS = ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
 SHA256 = {  # of the arrays' bytes: uint8 images (N, H, W, C) and labels (N,) in the official order
     "cifar10-sample": {
         "x_train": "2bdb8845b4c545aa96aa32c15b131996650eb6b4584728d18da23488e0135cc0",
@@ -170,12 +172,7 @@ def _check_images(key: str, x: np.ndarray) -> None:
             f"{key} has the shape {x.shape}, without a single pixel: give at least one image"
         )
     if x.dtype == np.uint8:
-        if 0 < x.max() <= DARKEST:
-            warnings.warn(
-                f"{key} goes from {x.min()} to {x.max()} as uint8, in which white is 255, so all "
-                "its images are nearly black: multiply the values, or give floats from 0 to 1",
-                stacklevel=5,
-            )
+        warn_of_darkness(f"{key} goes", int(x.min()), int(x.max()), stacklevel=6)
         return
     if not np.issubdtype(x.dtype, np.floating):
         raise Error(f"{key} has the type {x.dtype}: give uint8, or floats between 0 and 1")
@@ -184,6 +181,20 @@ def _check_images(key: str, x: np.ndarray) -> None:
     if x.min() < -ROUNDING or x.max() > 1 + ROUNDING:
         raise Error(
             f"{key} has values from {x.min():g} to {x.max():g}: scale the floats to between 0 and 1"
+        )
+
+
+def warn_of_darkness(what: str, low: int, high: int, stacklevel: int) -> None:
+    """Warn of bytes that were hardly meant as such.
+
+    - what: they are, with a verb, as in "x_train goes".
+    - low, high: the least and the largest.
+    """
+    if 0 < high <= DARKEST:
+        warnings.warn(
+            f"{what} from {low} to {high} as uint8, in which white is 255, so all its images are "
+            "nearly black: multiply the values, or give floats from 0 to 1",
+            stacklevel=stacklevel,
         )
 
 
@@ -217,16 +228,17 @@ def classes_of(name_or_path: str | Path, root: Path) -> tuple[str, ...]:
 
 
 def keep_classes(
-    name: str, arrays: dict[str, np.ndarray], labels: Sequence[int]
+    name: str, arrays: dict[str, np.ndarray], labels: Iterable[int]
 ) -> tuple[str, dict[str, np.ndarray]]:
     """Keep some classes of a data set, and number them from 0 in the order of `labels`.
 
     Returns another name, and arrays with the names of the classes. Raises Error unless the
     labels name two or more different classes.
     """
+    asked = _whole_numbers(labels)
     check(name, arrays)
     names = class_names(name, arrays)
-    known, asked = set(range(len(names))), list(labels)
+    known = set(range(len(names)))
     if len(set(asked)) < max(2, len(asked)) or not set(asked) <= known:
         raise Error(
             f"the classes {asked} of {name} cannot be kept: give at least two different labels "
@@ -239,6 +251,21 @@ def keep_classes(
         y = new[arrays[f"y_{part}"]]
         kept |= {f"x_{part}": arrays[f"x_{part}"][y >= 0], f"y_{part}": y[y >= 0]}
     return f"{name}, {len(asked)} classes", kept
+
+
+def _whole_numbers(labels: Iterable[int]) -> list[int]:
+    """Labels as Python's integers, also if they are those of an array or a tensor."""
+    try:
+        given = [one.item() if isinstance(one, np.generic | Tensor) else one for one in labels]
+    except (TypeError, RuntimeError):  # no list, or one of tensors with many numbers
+        given = [None]
+    whole = [one for one in given if isinstance(one, int) and not isinstance(one, bool)]
+    if len(whole) < len(given):
+        raise Error(
+            f"the classes to keep are {labels!r}: give a list of their labels, which are whole "
+            "numbers"
+        )
+    return whole
 
 
 def check_labels(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...]) -> None:
@@ -268,6 +295,28 @@ def of_arrays(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(hashes[key] for key in ARRAYS).encode()).hexdigest()
 
 
+def forms(arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The hash of a data set as it is, and as it would be with labels of the other integer types.
+
+    No single type will do: the official labels are uint8, those that `ddpp pack` writes are int64,
+    and files say which hash their data have.
+    """
+    images = {key: sha256(arrays[key]) for key in ("x_train", "x_test")}
+    labels = [arrays[key] for key in ("y_train", "y_test")]
+    kinds = [(labels[0].dtype, labels[1].dtype)] + [(np.dtype(kind),) * 2 for kind in INTEGERS]
+    found = []
+    for kind in kinds:
+        parts = [y.astype(to) for y, to in zip(labels, kind, strict=True)]
+        if all(np.array_equal(part, y) for part, y in zip(parts, labels, strict=True)):
+            train, test = map(sha256, parts)
+            found.append(of_arrays(images | {"y_train": train, "y_test": test}))
+    return tuple(dict.fromkeys(found))
+
+
 def sha256(array: np.ndarray) -> str:
-    """Hash an array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    """Hash an array's bytes, and its shape if these are images of an unusual number of channels.
+    Else the bytes alone say the shape, as no square has three times the pixels of another.
+    """
+    unusual = array.ndim == 4 and array.shape[3] not in (1, 3)
+    header = str(array.shape).encode() if unusual else b""
+    return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -17,7 +17,7 @@ from ddpp.foundation.seeds import generator
 CHUNK = 5_000  # images per matrix product: bounds the memory, not the result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Whitening:
     """A preprocessing: (x - mean) @ matrix on flattened images, or (x - mean) / std per channel.
 
@@ -56,10 +56,20 @@ class Whitening:
         return torch.cat([(part.flatten(1) @ matrix).view_as(part) for part in images.split(CHUNK)])
 
     def equals(self, other: "Whitening") -> bool:
-        """Tell whether both are the same, up to the rounding of fits on different machines."""
+        """Tell whether both are the same, up to the rounding of fits on different machines, and of
+        a compact file. Means are compared in units of what they are divided by.
+        """
         a, b = self.tensors(), other.tensors()
-        alike = a.keys() == b.keys() and all(a[key].shape == b[key].shape for key in a)
-        return alike and all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
+        if a.keys() != b.keys() or any(a[key].shape != b[key].shape for key in a):
+            return False
+        if self.kind == "channels":
+            unit = a["std"]
+            alike = torch.allclose(unit, b["std"], rtol=1e-3, atol=0)
+        else:
+            unit = 1 / a["matrix"].abs().max()
+            alike = torch.allclose(a["matrix"], b["matrix"], atol=1e-3 / float(unit))
+        apart = (self.mean - other.mean).abs()
+        return alike and bool((apart <= 1e-3 * unit + 1e-5 * self.mean.abs()).all())
 
     def fits(self, images: Tensor, eps: float = 0.1) -> bool:
         """Tell whether `fit_zca` or `fit_channels` find this on images (N, C, H, W), up to
@@ -84,11 +94,25 @@ class Whitening:
 
     @property
     def numbers(self) -> str:
-        """A few numbers that identify it, rounded, so that they are equal on all machines."""
-        scale = self.std if self.matrix is None else self.matrix.diagonal()
-        assert scale is not None
-        values = self.mean.mean(), self.mean.std(correction=0), scale.mean()
-        return " ".join(f"{float(value):.3g}" for value in values)
+        """Numbers that identify it, rounded, so that they are equal on all machines: means, and
+        products with fixed random vectors, in which it counts where each value stands.
+        """
+        exact = lambda tensor: tensor.detach().cpu().double()
+        vectors = lambda name, size: torch.randn(
+            2, size, generator=generator(0, "numbers", name), dtype=torch.float64
+        )
+        mean = exact(self.mean).flatten()
+        if self.kind == "channels":
+            scale = products = exact(self.tensors()["std"]).flatten()  # of so few, each
+        else:
+            matrix = self.tensors()["matrix"]
+            scale = exact(matrix).diagonal()
+            # as rounded as in a compact file, so that both forms of a file have the same numbers
+            left, right = vectors("left", len(scale)), vectors("right", len(scale))
+            products = ((left @ exact(matrix.half())) * right).sum(1)
+        values = mean.mean(), mean.std(correction=0), scale.mean()
+        products = *(vectors("mean", len(mean)) @ mean), *products
+        return " ".join(f"{float(value):.3g}" for value in (*values, *products))
 
     def to(self, device: torch.device | str) -> "Whitening":
         """Move all tensors to a device. Where they are there, this keeps its inverse, too."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddpp.data import ImageData
+from ddpp.data.sources import warn_of_darkness
 from ddpp.data.whitening import Whitening
 from ddpp.distilled.checks import check_alpha, check_images, check_labels, checked_pixels
 from ddpp.distilled.format import beside_of, contents, from_file, in_file, parts_in, parts_of
@@ -25,7 +26,7 @@ from ddpp.networks import NetworkConfig
 KIND = "distilled dataset"
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class DistilledDataset(Dataset):
     """Distilled images with all that belongs to them.
 
@@ -128,6 +129,9 @@ class DistilledDataset(Dataset):
             raise Error("images and labels must be tensors: make some with torch.from_numpy")
         raw = raw or not images.is_floating_point()
         if images.dtype == torch.uint8:
+            if images.numel():
+                low, high = int(images.min()), int(images.max())
+                warn_of_darkness("the set goes", low, high, stacklevel=3)
             images = images.float() / 255
         images = images.detach().to(data.device, torch.float32, copy=True).contiguous()
         if raw:

@@ -150,7 +150,14 @@ def accuracy(
     - images: (N, C, H, W), preprocessed.
     - labels: (N,), int64.
     - batch: images per forward pass.
+
+    Raises Error unless there is one label for each image, and one image at least.
     """
+    if not len(images) or labels.shape != images.shape[:1]:
+        raise Error(
+            f"there are labels of the shape {tuple(labels.shape)} for {len(images)} images: give "
+            "(N,) for N images, at least one"
+        )
     logits = in_batches(network, lambda x: network(theta, x), images, batch)
     return 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
 
