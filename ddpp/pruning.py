@@ -181,7 +181,9 @@ def _call(
 ) -> Tensor:
     """Call a rule of a user's own."""
     try:
-        return rule(student, teacher, epsilon)
+        keep = rule(student, teacher, epsilon)
+        # a mask made under torch.inference_mode cannot take part in a gradient, but its copy can
+        return keep.clone() if isinstance(keep, Tensor) and keep.is_inference() else keep
     except (Error, torch.OutOfMemoryError):  # an engine may take less
         raise
     except Exception as e:

@@ -322,6 +322,19 @@ def by_step(student, teacher, epsilon):
     return student.abs() >= LIMIT
 
 
+def test_a_rule_may_work_in_inference_mode(data, teachers):
+    def rule(student, teacher, epsilon):
+        return student * teacher >= 0
+
+    one, other = (
+        ddpp.distill(data, teachers, replace(CONFIG, rule=each, leave_out=("bias",)), **QUIET)
+        for each in ("sign", torch.inference_mode()(rule))
+    )
+    assert torch.equal(one.images, other.images)
+    made = ddpp.distill(data, teachers, replace(CONFIG, rule=torch.inference_mode()(rule)), **QUIET)
+    assert made.images.isfinite().all()
+
+
 def test_a_rule_that_changes_during_a_run_is_refused_in_the_run_itself(
     data, teachers, tmp_path, monkeypatch
 ):

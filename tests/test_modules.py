@@ -33,7 +33,7 @@ from ddpp.data.augmentation import OPERATIONS, Draw
 from ddpp.experiments.methods import METHODS
 from ddpp.foundation.seeds import generator
 from ddpp.networks import ARCHITECTURES, Flat, accuracy, check, plain
-from ddpp.unrolling import Updates, draw_updates, unroll
+from ddpp.unrolling import ENGINES, Updates, compiled, draw_updates, unroll
 
 SHAPE, CLASSES = (3, 8, 8), 4
 
@@ -240,6 +240,71 @@ class KeepsASize(PreActivation):
         return super().forward(x + self.kept)
 
 
+class KeepsALength(PreActivation):
+    """What it keeps is a number."""
+
+    length = None
+
+    def forward(self, x):
+        self.length = self.length or x.shape[-1]
+        return super().forward(x / self.length)
+
+
+class ShowsItsFeatures(PreActivation):
+    """It leaves what it computed last where others may read it, and never reads it."""
+
+    features, sizes = None, ()
+
+    def forward(self, x):
+        self.features, self.sizes = self.stem(x), [len(x), {"side": x.shape[-1]}]
+        return super().forward(x)
+
+
+class Attention(nn.Module):
+    """PyTorch's layers that keep lists and flags of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.recurrent, self.head = nn.GRU(8, 8, batch_first=True), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        x = x.flatten(1, 2)
+        x, _ = self.attention(x, x, x)
+        return self.head(self.recurrent(x)[0].mean(1))
+
+
+class SpectrallyNormed(nn.Sequential):
+    """Its weight is computed from a parameter, and its power iteration is at rest."""
+
+    def __init__(self):
+        norm = nn.utils.parametrizations.spectral_norm(nn.Linear(192, CLASSES))
+        super().__init__(nn.Flatten(), norm)
+        self.eval()
+
+
+class LayerOfTwoNames(nn.Sequential):
+    """One layer that stands at two places."""
+
+    def __init__(self):
+        act = nn.PReLU()
+        super().__init__(nn.Conv2d(3, 3, 3, padding=1), act, nn.Conv2d(3, 3, 3, padding=1), act)
+        self.extend([nn.Flatten(), nn.Linear(192, CLASSES)])
+
+
+class BlockOfTwoNames(nn.Sequential):
+    """One block that stands at two places, with a parameter that is tied to another one."""
+
+    def __init__(self):
+        block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.GELU())
+        super().__init__(block, Tied(), block)
+        self[1].first.weight = self[0][0].weight
+        self[1].second.weight = self[0][0].weight
+
+    def forward(self, x):
+        return self[1](self[2](self[0](x)))
+
+
 class Bounded(PreActivation):
     """Its scale has to be above 0, which a random step may break."""
 
@@ -251,6 +316,46 @@ class Bounded(PreActivation):
         if not (self.scale > 0).all():
             raise ValueError("a scale is not above 0")
         return super().forward(x * self.scale.mean())
+
+
+class StandardizesByTheFirst(PreActivation):
+    """By the standard deviation of the first images that it sees."""
+
+    std = None
+
+    def forward(self, x):
+        if self.std is None:
+            self.std = x.std((0, 2, 3), keepdim=True)
+        return super().forward(x / self.std)
+
+
+class StandardizesByABuffer(PreActivation):
+    def forward(self, x):
+        if not hasattr(self, "std"):
+            self.register_buffer("std", x.std((0, 2, 3), keepdim=True))
+        return super().forward(x / self.std)
+
+
+class CountsInAList(PreActivation):
+    """After five calls it is another network."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(len(x))
+        return super().forward(x if len(self.calls) < 5 else -x)
+
+
+class CountsInATensor(CountsInAList):
+    def __init__(self):
+        super().__init__()
+        self.calls = {"count": torch.zeros(())}
+
+    def forward(self, x):
+        self.calls["count"] += 1
+        return PreActivation.forward(self, x if self.calls["count"] < 5 else -x)
 
 
 class Clamps(nn.Sequential):
@@ -285,6 +390,12 @@ COMPUTED = (
     BatchStatistics,
     SleepingDropout,
     KeepsASize,
+    KeepsALength,
+    ShowsItsFeatures,
+    Attention,
+    SpectrallyNormed,
+    LayerOfTwoNames,
+    BlockOfTwoNames,
     Bounded,
 )
 REFUSED = {
@@ -302,6 +413,10 @@ REFUSED = {
     Double: "of the type torch.float64, 1.weight",
     Fails: "cannot be made: KeyError: 'depth'",
     KeepsItsWeights: "gives other logits than one that is made anew",
+    StandardizesByTheFirst: "gives other logits than one that is made anew",
+    StandardizesByABuffer: "changes its buffers",
+    CountsInAList: "changes an attribute when it is called",
+    CountsInATensor: "changes an attribute when it is called",
     Clamps: "changes its parameters when it is called",
     ClampsRarely: "cannot be called where a gradient is wanted (RuntimeError",
     Parallel: "cannot be called with other parameters than its own (RuntimeError",
@@ -337,7 +452,9 @@ def test_a_network_is_computed_as_it_is(kind, register):
     assert torch.equal(found, torch.cat([g.flatten() for g in wanted]))
 
 
-@pytest.mark.parametrize("kind", [*COMPUTED, nn.ReLU])
+@pytest.mark.parametrize(
+    "kind", [*(kind for kind in COMPUTED if kind is not KeepsALength), nn.ReLU]
+)
 def test_no_flag_of_a_module_is_changed(kind):
     def flags(module):
         return [
@@ -365,8 +482,11 @@ def test_what_is_no_function_of_its_parameters_is_refused(kind, register, npz, t
     assert not (tmp_path / "teachers").exists()
 
 
-@pytest.mark.parametrize("kind", [PreActivation, Tied, Constants])
-def test_the_engines_agree_on_networks_of_ones_own(kind, register):
+@pytest.mark.parametrize("kind", [PreActivation, Tied, Constants, LayerOfTwoNames, BlockOfTwoNames])
+def test_the_engines_agree_on_networks_of_ones_own(kind, register, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes minutes
+    # anew, not the one of another test
+    monkeypatch.setattr(compiled, "student", compiled.student.__wrapped__)
     network, rng = register(kind).build(SHAPE[0], CLASSES, SHAPE[1]), generator(0)
     if kind is Constants:
         network = Flat(constants_in_float64)
@@ -384,10 +504,11 @@ def test_the_engines_agree_on_networks_of_ones_own(kind, register):
         draw_updates(CLASSES, None, 3, rng),
         lambda student: (student - target).square().sum(),
     )
-    one, other = (unroll(*problem, updates, loss, engine) for engine in ("autograd", "adjoint"))
+    one, *others = (unroll(*problem, updates, loss, engine) for engine in ENGINES)
     assert one.grad_images.abs().max() > 0
-    for a, b in zip(one, other, strict=True):
-        assert float((a - b).norm() / b.norm()) < 1e-10
+    for other in others:
+        for a, b in zip(one, other, strict=True):
+            assert float((a - b).norm() / b.norm()) < 1e-10
 
 
 @pytest.fixture
@@ -421,19 +542,31 @@ def test_batch_statistics_are_seen_behind_a_last_layer_that_begins_at_zero(mixin
     assert data.network(register(FromZero, "from zero")).mixes
 
 
-def test_batch_statistics_are_taken_over_images_of_all_classes(mixing):
-    """A test set in the order of its classes has batches of one class: their statistics would say
-    which.
+@pytest.mark.parametrize("kind", ["sorted", "take turns", "shuffled"])
+def test_batch_statistics_are_taken_over_images_of_all_classes(kind, register, npz):
+    """A test set in the order of its classes, or one in which they take turns, would have batches
+    of one class: their statistics would take away what tells the classes apart.
     """
-    data, config, theta = mixing
-    network = data.network(config)
+    data = load_data(npz(classes=CLASSES, size=8, channels=3), device="cpu", zca=False)
+    network, rng = data.network(register(BatchStatistics)), generator(0)
     assert network.mixes
     assert not data.network(NetworkConfig(width=4, depth=2)).mixes
-    order = torch.randperm(len(data.test.labels), generator=generator(1))
-    in_order = accuracy(network, theta, *data.test, batch=40)
-    mixed = accuracy(network, theta, data.test.images[order], data.test.labels[order], batch=40)
-    assert abs(in_order - mixed) < 5
-    assert in_order > 90
+    labels = torch.arange(160) // 40
+    colour = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [0, 0, 0]])
+    images = colour[labels][:, :, None, None] + torch.randn(160, *SHAPE, generator=rng)
+    theta = network.initial(0)
+    for _ in range(60):
+        theta.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(network(theta, images), labels), theta)
+        theta = (theta - 0.1 * gradient).detach()
+    order = {
+        "sorted": torch.arange(160),
+        "take turns": torch.arange(160).view(CLASSES, 40).T.flatten(),
+        "shuffled": torch.randperm(160, generator=rng),
+    }[kind]
+    assert accuracy(network, theta, images[order], labels[order], batch=40) > 90
+    one_class = images[:40], labels[:40]
+    assert accuracy(network, theta, *one_class, batch=40) < 60
 
 
 def test_distilled_and_real_features_are_normalized_over_all_classes(register):

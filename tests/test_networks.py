@@ -3,11 +3,13 @@ the ConvNet is.
 """
 
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pytest
 import torch
-from small import NETWORK, TEACHERS, arrays, load, refused, save
+from small import CONFIG, NETWORK, TEACHERS, arrays, load, refused, save
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.vgg import cfgs, make_layers
@@ -21,6 +23,7 @@ from ddpp import (
     Protocol,
     ResNet18,
     TeacherConfig,
+    distill,
     evaluate,
     load_data,
     train_teachers,
@@ -28,7 +31,7 @@ from ddpp import (
 from ddpp.baselines import selection
 from ddpp.cli import main
 from ddpp.foundation.seeds import generator
-from ddpp.networks import ARCHITECTURES, accuracy
+from ddpp.networks import ARCHITECTURES, Flat, accuracy
 from ddpp.pruning import matching_loss
 from ddpp.unrolling import ENGINES, compiled, draw_updates, unroll
 
@@ -291,3 +294,102 @@ def test_images_too_small_for_the_depth_are_told_the_depth_that_fits(tmp_path):
     with refused("depth 3", "4 x 4 pixels", "larger images or a depth of at most 2"):
         small.network(replace(NETWORK, depth=3))
     small.network(replace(NETWORK, depth=2))
+
+
+# A module of the user's own
+
+
+def test_a_module_that_is_always_the_same_one_stays_as_it_is(data):
+    mine = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 2))
+    before = [p.clone() for p in mine.parameters()]
+
+    def pretrained():
+        return mine
+
+    config = replace(TEACHERS, network=NetworkConfig(pretrained))
+    with pytest.warns(UserWarning, match="the same parameters whatever the seed"):
+        teachers = train_teachers(data, config, progress=False)
+    made = distill(data, teachers, CONFIG, progress=False)
+    evaluate(made, data, pretrained, repeats=1, protocol=Protocol(epochs=1), progress=False)
+    for p, was in zip(mine.parameters(), before, strict=True):
+        assert isinstance(p, nn.Parameter) and torch.equal(p, was)
+
+
+def test_a_module_that_cannot_be_copied_has_to_be_made_anew():
+    class Keeps(nn.Sequential):
+        def __deepcopy__(self, memo):
+            raise TypeError("not me")
+
+    mine = Keeps(nn.Flatten(), nn.Linear(192, 2))
+    with refused("the same module each time it is made, and this one cannot be copied (TypeError"):
+        Flat(lambda: mine).initial(0)
+
+
+# In threads
+
+
+class Pausing(nn.Module):
+    """Lets other threads go on, within its forward pass and when it is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        time.sleep(0.001)
+        self.head = nn.Linear(144, 2)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        time.sleep(0.001)
+        return self.head(x.flatten(1))
+
+
+def in_threads(call, things):
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(call, things))
+
+
+def test_threads_that_share_a_network_compute_what_one_does():
+    network, images = Flat(Pausing), torch.randn(4, 3, 8, 8, generator=generator(0))
+
+    def compute(seed):
+        theta = network.initial(seed)
+        parts = network.activations(theta, images + seed, (nn.Conv2d,))
+        return [theta, network(theta, images), *parts]
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    for one, other in zip(map(compute, range(12)), in_threads(compute, range(12)), strict=True):
+        assert len(one) == len(other)
+        assert all(map(torch.equal, one, other))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_that_share_a_network_unroll_it_as_one_does(engine, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes minutes
+    network, rng = Flat(Pausing), generator(0)
+    images, labels = torch.randn(2, 3, 8, 8, generator=rng), torch.arange(2)
+    updates, alpha = draw_updates(2, None, 3, rng), torch.tensor(0.1)
+
+    def solve(seed):
+        problem = (network, network.initial(seed), images, labels, alpha, updates)
+        return unroll(*problem, lambda student: student.square().sum(), engine)
+
+    alone = [solve(seed) for seed in range(6)]
+    for one, other in zip(alone, in_threads(solve, range(6)), strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+def test_teachers_sets_and_accuracies_are_the_same_in_threads(data):
+    config = replace(TEACHERS, count=1, network=NetworkConfig(Pausing))
+
+    def run(seed):
+        teachers = train_teachers(data, replace(config, seed=seed), progress=False)
+        made = distill(data, teachers, replace(CONFIG, seed=seed), progress=False)
+        how = {"protocol": Protocol(epochs=5), "seed": seed, "progress": False}
+        return teachers.snapshot(0, 3), made.images, evaluate(made, data, repeats=2, **how).final
+
+    alone = [run(seed) for seed in range(4)]
+    for one, other in zip(alone, in_threads(run, range(4)), strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+        assert one[2] == other[2]

@@ -29,6 +29,7 @@ PATHS = {
     "derive(_, *)",  # of an evaluation: its role and the network's number
     "generator(0, 'derivatives')",
     "generator(0, 'fits')",
+    "generator(0, 'in batches')",
     "generator(0, 'moved')",
     "generator(0, 'probe')",
     "generator(0, 'random rule', _, _)",

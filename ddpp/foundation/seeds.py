@@ -7,6 +7,7 @@ same bits.
 
 import hashlib
 import random
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 
 T = TypeVar("T")
+# What a process has only once is used by one thread at a time: the global random states, PyTorch's
+# default type, and the modules of networks, in which a call puts the parameters.
+ALONE = threading.RLock()
 
 
 def derive(seed: int, *path: float | str) -> int:
@@ -35,16 +39,17 @@ def drawn(call: Callable[[], T]) -> tuple[T, bool]:
 
     Two calls with equal results do not tell: a mirror with probability 0.3 rarely acts.
     """
-    before = _states()
-    try:
-        found = call()
-        after = _states()
-    finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
-        if len(before) > 3:
-            torch.cuda.set_rng_state_all(before[3])
+    with ALONE:
+        before = _states()
+        try:
+            found = call()
+            after = _states()
+        finally:
+            torch.set_rng_state(before[0])
+            np.random.set_state(before[1])
+            random.setstate(before[2])
+            if len(before) > 3:
+                torch.cuda.set_rng_state_all(before[3])
     # not strict: the call may have been the first to use CUDA, which has a state since
     return found, any(not _equal(a, b) for a, b in zip(before, after, strict=False))
 

@@ -1,5 +1,8 @@
 """Whether a network of a user's own is a function of its parameters and the images alone."""
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -22,10 +25,11 @@ def check(network: Flat, shape: tuple[int, int, int], classes: int) -> None:
     module = network.module if network.device.type == "cpu" else network.fresh(0)
     images = torch.randn(2, *shape, generator=generator(0, "probe"), dtype=torch.float32)
     given, constants = images.clone(), {name: b.clone() for name, b in module.named_buffers()}
-    before = _attributes(module)
+    other = network.fresh(0)
     with torch.no_grad():
         try:
             logits, draws = drawn(lambda: module(images))
+            once = _attributes(module)
             again, _ = drawn(lambda: module(given.clone()))
         except Exception as e:
             size = " x ".join(map(str, shape))
@@ -37,27 +41,31 @@ def check(network: Flat, shape: tuple[int, int, int], classes: int) -> None:
             f"{what} changes the images that it is given: make a new tensor instead of "
             "changing theirs"
         )
-    if not all(torch.equal(b, constants[name]) for name, b in module.named_buffers()):
+    buffers = dict(module.named_buffers())  # one may be new
+    if buffers.keys() != constants.keys() or not all(
+        torch.equal(b, constants[name]) for name, b in buffers.items()
+    ):
         raise Error(f"{what} changes its buffers when it is called: here they must be constants")
-    if _attributes(module) != before:
+    if not draws and not _same(once, _attributes(module)):
         raise Error(
             f"{what} changes an attribute when it is called, as a counter does: here its "
             "logits must depend on its parameters and the images alone"
         )
-    other, moved = network.fresh(0), _moved(module, given)
-    both = _called_with(moved, module, given, what)
+    moved = _moved(network, module, given)
+    both = _called_with(network, moved, module, given)
     _check_fresh(module, other, what)
     if draws or not torch.equal(logits.nan_to_num(), again.nan_to_num()):
         raise Error(
             f"{what} gives the same images other logits each time: leave out dropout and "
             "other randomness"
         )
-    anew = _called_with(moved, other, given, what)
+    _called_with(network, moved, other, 3 * given + 1)  # of which it must keep nothing
+    anew = _called_with(network, moved, other, given)
     if not torch.allclose(anew, both, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise Error(
             f"{what} gives other logits than one that is made anew and has the same "
-            "parameters: compute in each call what depends on them, and keep nothing of it; "
-            "constants that are drawn are to be drawn from torch"
+            "parameters: compute in each call what depends on them or on the images, and keep "
+            "nothing of it; constants that are drawn are to be drawn from torch"
         )
     _find_company(network, module, moved, given, both)
     if module is not network.module:
@@ -66,22 +74,31 @@ def check(network: Flat, shape: tuple[int, int, int], classes: int) -> None:
 
 
 def _called_with(
-    parameters: dict[str, Tensor], module: nn.Module, images: Tensor, what: str
+    network: Flat, parameters: dict[str, Tensor], module: nn.Module, images: Tensor
 ) -> Tensor:
     """Compute logits with other parameters than the module's own, which must not change."""
-    given = {name: p.clone() for name, p in parameters.items()}
+    what = f"the network '{network.name}'"
     try:
-        with torch.no_grad():
-            logits, _ = drawn(lambda: functional_call(module, given, (images,)))
+        logits, given = _call(network, module, parameters, images)
     except Exception as e:
         raise Error(
             f"{what} cannot be called with other parameters than its own ({first_line(e)}): "
             "give the module that is inside of DataParallel, or a class of Python in place of "
             "what torch.jit.script made of it"
         ) from e
-    if not all(torch.equal(given[name], p) for name, p in parameters.items()):
+    if not all(torch.equal(given[place], p) for place, p in network.placed(parameters).items()):
         raise Error(f"{what} changes its parameters when it is called: here only training does")
     return logits
+
+
+def _call(
+    network: Flat, module: nn.Module, parameters: dict[str, Tensor], images: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Call a module with copies of these parameters. Return the logits and what became of them."""
+    given = network.placed({name: p.clone() for name, p in parameters.items()})
+    with torch.no_grad():
+        call = lambda: functional_call(module, given, (images,), tie_weights=False)
+        return drawn(call)[0], given
 
 
 def _check_fresh(module: nn.Module, other: nn.Module, what: str) -> None:
@@ -89,7 +106,7 @@ def _check_fresh(module: nn.Module, other: nn.Module, what: str) -> None:
     # the one that evaluations make later must be the same function
     first, second = ([*made.named_parameters(), *made.named_buffers()] for made in (module, other))
     for (name, one), (_, other) in zip(first, second, strict=True):
-        if not ((one == other) | ((one != one) & (other != other))).all():
+        if not _equal(one, other).all():
             raise Error(
                 f"{what} draws {name} anew each time it is made, whatever the seed: draw from "
                 "torch, or give the numbers as constants"
@@ -101,8 +118,7 @@ def _find_company(
 ) -> None:
     """Find out `mixes` and `needs_company`, from the logits of two images (2, C, H, W)."""
     try:
-        with torch.no_grad():
-            alone = functional_call(module, moved, (images[:1],))
+        alone, _ = _call(network, module, moved, images[:1])
     except Exception:  # batch statistics of a single value
         network.mixes = network.needs_company = True
     else:
@@ -145,15 +161,51 @@ def _check_parameters(network: Flat, images: Tensor, what: str) -> None:
 
 
 def _attributes(module: nn.Module) -> list[dict]:
-    """The plain values among the attributes of a module and of those inside it."""
-    plain = (bool, int, float, str, tuple)
+    """Copy the attributes of a module and of those inside it, but not what PyTorch registers."""
+    registered = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict)}
     return [
-        {name: value for name, value in vars(one).items() if isinstance(value, plain)}
+        {name: _copied(value) for name, value in vars(one).items() if name not in registered}
         for one in module.modules()
     ]
 
 
-def _moved(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def _copied(value: object, depth: int = 5) -> object:
+    """Copy numbers, texts and tensors, also in what contains them. Of other objects take the type.
+
+    - depth: of containers in containers. One may contain itself.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().to_dense().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if depth and isinstance(value, dict):
+        return {key: _copied(one, depth - 1) for key, one in value.items()}
+    if depth and isinstance(value, list | tuple):
+        return [_copied(one, depth - 1) for one in value]
+    if isinstance(value, set):
+        return set(value)
+    return value if isinstance(value, bool | int | float | str) else type(value)
+
+
+def _same(one: object, other: object) -> bool:
+    """Compare two copies. NaN equals NaN."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Tensor | np.ndarray) and isinstance(other, Tensor | np.ndarray):
+        return one.shape == other.shape and bool(_equal(one, other).all())
+    return bool(_equal(one, other))
+
+
+def _equal(one: Any, other: Any) -> Any:
+    """Compare numbers, or tensors number by number. NaN equals NaN."""
+    return (one == other) | ((one != one) & (other != other))
+
+
+def _moved(network: Flat, module: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return a module's parameters after a random step: a last layer may begin at 0, where all
     logits are equal.
 
@@ -163,9 +215,7 @@ def _moved(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
     draw = lambda p: torch.randn(p.shape, generator=rng, dtype=torch.float32).to(p)
     moved = {name: p + 0.1 * draw(p) for name, p in own.items()}
     try:
-        with torch.no_grad():
-            given = {name: p.clone() for name, p in moved.items()}
-            drawn(lambda: functional_call(module, given, (images,)))
+        _call(network, module, moved, images)
     except Exception:
         return own
     return moved

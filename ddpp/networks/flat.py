@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from ddpp.foundation.devices import find_device
 from ddpp.foundation.errors import Error, first_line
+from ddpp.foundation.seeds import ALONE, generator
 
 
 class Flat:
@@ -23,7 +24,11 @@ class Flat:
     theta has `size` = p entries, all parameters of the module. Buffers are constants. Raises Error
     where the module would not be a function of theta and the images alone, as with dropout or
     running averages in use, and for frozen parameters.
+
+    Threads may share a network. Its calls take turns.
     """
+
+    _first: nn.Module | None = None  # the module that was made first
 
     def __init__(
         self,
@@ -32,15 +37,21 @@ class Flat:
         name: str = "network",
     ):
         self._make, self.name, self.device = make, name, find_device(device)
-        self.module = self.fresh(0).to(self.device)
+        self._first = self.module = self.fresh(0)
+        if self.device.type != "cpu":  # one that nobody else has
+            self.module = self.fresh(0).to(self.device)
         self.shapes = {name: p.shape for name, p in self.module.named_parameters()}
+        self.places = _places(self.module)
         self.size = sum(shape.numel() for shape in self.shapes.values())
         # what `ddpp.networks.check` finds out: whether an image's logits depend on its batch, and
         # whether it cannot be alone in one
         self.mixes = self.needs_company = False
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
-        return functional_call(self.module, self.unflatten(theta), (plain(images),))
+        given = self.placed(self.unflatten(theta))
+        # a lock cannot be compiled, and the engine that compiles this has it
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else ALONE:
+            return functional_call(self.module, given, (plain(images),), tie_weights=False)
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
         """Compute the input of the linear layer that is called last, (n, d): of one that is applied
@@ -55,17 +66,18 @@ class Flat:
         layer that is called last, (n, d). Raises Error for a network that calls none.
         """
         seen, inputs, hooks = [], [], []
-        for module in self.module.modules():
-            if isinstance(module, kinds):
-                hooks.append(module.register_forward_hook(lambda m, x, y: seen.append(y)))
-            if isinstance(module, nn.Linear):
-                take = lambda m, x, named: inputs.append(x[0] if x else named["input"])
-                hooks.append(module.register_forward_pre_hook(take, with_kwargs=True))
-        try:
-            self(theta, images)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ALONE:  # another thread's call would be seen, too
+            for module in self.module.modules():
+                if isinstance(module, kinds):
+                    hooks.append(module.register_forward_hook(lambda m, x, y: seen.append(y)))
+                if isinstance(module, nn.Linear):
+                    take = lambda m, x, named: inputs.append(x[0] if x else named["input"])
+                    hooks.append(module.register_forward_pre_hook(take, with_kwargs=True))
+            try:
+                self(theta, images)
+            finally:
+                for hook in hooks:
+                    hook.remove()
         if not inputs:
             raise Error(
                 f"the network '{self.name}' has no features to match, as these are the input of "
@@ -92,6 +104,10 @@ class Flat:
             name: part.view(shape)
             for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
         }
+
+    def placed(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put named parameters into all places of the module where they are."""
+        return {place: parameters[name] for place, name in self.places.items()}
 
     def double(self) -> "Flat":
         """Return the same network for float64, on the CPU."""
@@ -126,7 +142,7 @@ class Flat:
 
     def fresh(self, seed: int) -> nn.Module:
         """Make another module, initialized by the seed, or raise Error if it cannot be used."""
-        with torch.random.fork_rng(devices=[]), _single_precision():
+        with ALONE, torch.random.fork_rng(devices=[]), _single_precision():
             # not torch.manual_seed, which would also reseed the caller's GPU
             torch.default_generator.manual_seed(seed)
             try:
@@ -135,9 +151,20 @@ class Flat:
                 raise
             except Exception as e:
                 raise Error(f"the network '{self.name}' cannot be made: {first_line(e)}") from e
+            if module is self._first:  # a user's own, as one that is pretrained
+                module = self._copied(module)
         if problem := _problem(module):
             raise Error(f"the network '{self.name}' {problem}")
         return module
+
+    def _copied(self, module: nn.Module) -> nn.Module:
+        try:
+            return copy.deepcopy(module)
+        except Exception as e:
+            raise Error(
+                f"the network '{self.name}' is the same module each time it is made, and this one "
+                f"cannot be copied ({first_line(e)}): make a new module in each call"
+            ) from e
 
 
 @torch.no_grad()
@@ -175,13 +202,13 @@ def in_batches(
     """
     if not network.mixes:
         return torch.cat([function(x) for x in images.split(batch)])
-    # then no batch may be all of one class, as those of a sorted data set are
+    # then no batch may be all of one class, as those of a sorted data set are, or of one in which
+    # the classes take turns
+    order = torch.randperm(len(images), generator=generator(0, "in batches")).to(images.device)
     count = -(-len(images) // batch)
-    parts = [function(images[i::count]) for i in range(count)]
-    found = parts[0].new_empty(len(images), *parts[0].shape[1:])
-    for i, part in enumerate(parts):
-        found[i::count] = part
-    return found
+    batches = [order[i::count] for i in range(count)]
+    rows = torch.cat([function(images[batch]) for batch in batches])
+    return torch.empty_like(rows).index_copy_(0, torch.cat(batches), rows)
 
 
 def plain(images: Tensor) -> Tensor:
@@ -198,6 +225,20 @@ def plain(images: Tensor) -> Tensor:
     if images.stride() == tuple(reversed(strides)):
         return images
     return images.clone(memory_format=torch.contiguous_format)
+
+
+def _places(module: nn.Module) -> dict[str, str]:
+    """Map each place of a parameter in a module to the parameter's name, once.
+
+    Two layers may share a parameter, which then has two places. A layer under two names has one
+    place for each of its parameters: `functional_call` would not restore it after the second.
+    """
+    names = {id(p): name for name, p in module.named_parameters()}
+    return {
+        place: names[id(p)]
+        for prefix, part in module.named_modules()
+        for place, p in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
+    }
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from torch.func import grad_and_value
 
 from ddpp.data.augmentation import OPERATIONS, Draw, augment
 from ddpp.foundation.errors import Error
+from ddpp.foundation.seeds import ALONE
 from ddpp.networks import Flat, plain
 from ddpp.unrolling.adjoint import StudentPath, adjoint_engine
 from ddpp.unrolling.learned import Carried
@@ -210,33 +211,35 @@ def compiled_engine(
     if isinstance(labels, Carried) or labels.is_floating_point():
         return adjoint_engine(network, *problem)
     n = len(updates.batches[0])
-    trained = student(network, n, images.shape[1:], images.dtype, images.device)
-    if trained.usable:
-        try:
-            if _is_trusted(trained, *problem[:-1]):
-                out = walk(trained, *problem)
-                trained.full = False
-                return out
-        except Error:
-            raise
-        except Exception as e:  # of a compiler, a driver or a library, which adjoint does not need
-            if trained.full or not _is_of_memory(e):
-                _give_up(trained, e)
-            else:
-                trained.free()
-                trained.full = True
-                warnings.warn(
-                    "the GPU's memory was full, so the engine adjoint made this step; the next one "
-                    "tries the engine compiled again",
-                    stacklevel=3,
-                )
+    with ALONE:  # threads share one student, so their steps take turns
+        trained = student(network, n, images.shape[1:], images.dtype, images.device)
+        if trained.usable:
+            try:
+                if _is_trusted(trained, *problem[:-1]):
+                    out = walk(trained, *problem)
+                    trained.full = False
+                    return out
+            except Error:
+                raise
+            except Exception as e:  # of a compiler, driver or library that adjoint does not need
+                if trained.full or not _is_of_memory(e):
+                    _give_up(trained, e)
+                else:
+                    trained.free()
+                    trained.full = True
+                    warnings.warn(
+                        "the GPU's memory was full, so the engine adjoint made this step; the next "
+                        "one tries the engine compiled again",
+                        stacklevel=3,
+                    )
     return adjoint_engine(network, *problem)
 
 
 def free_memory() -> None:
     """Free what the engine keeps on a GPU for the next step. What is compiled stays."""
-    for one in STUDENTS:
-        one.free()
+    with ALONE:
+        for one in STUDENTS:
+            one.free()
 
 
 def _is_of_memory(e: BaseException) -> bool:
