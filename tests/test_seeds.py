@@ -31,6 +31,7 @@ PATHS = {
     "generator(0, 'fits')",
     "generator(0, 'in batches')",
     "generator(0, 'moved')",
+    "generator(0, 'numbers', _)",
     "generator(0, 'probe')",
     "generator(0, 'random rule', _, _)",
     "generator(_, 'bootstrap')",
