@@ -68,9 +68,9 @@ def grade(
         trust_submissions: run them without a sandbox, with all that you can read and write
     """
     try:
-        from ddpp_course import grade as grading
-        from ddpp_course import session
-        from ddpp_course.roster import Rules
+        from ddpp_course import grade as grader
+        from ddpp_course import instructor, session
+        from ddpp_course.rules import Rules
     except ModuleNotFoundError as e:
         raise _lacks(e) from None
 
@@ -93,12 +93,12 @@ def grade(
     if rules != Rules() and not submissions.is_dir():
         names = "--roster, --due, --late, --keep, --for and --zeros"
         raise Error(f"{names} are for a folder of submissions")
-    known = grading.assignments(assignments)  # before anything is written
+    known = instructor.assignments(assignments)  # before anything is written
     if assignment is not None:
         choose("--assignment", assignment, known)
     files.check_writable(out / "grades.csv")
     if submissions.is_dir():
-        reports = grading.grade_all(
+        reports = grader.grade_all(
             submissions,
             assignments,
             out,
@@ -114,7 +114,7 @@ def grade(
         if refused := [report.submission for report in reports if report.refused]:
             print(f"{len(refused)} of {len(reports)} could not be graded: {', '.join(refused)}")
     else:
-        report = grading.grade(
+        report = grader.grade(
             submissions, assignments, name=assignment, limits=limits, trust=trust_submissions
         )
         said = report.write(out)

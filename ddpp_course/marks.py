@@ -14,7 +14,8 @@ from ddpp.foundation.errors import Error
 from ddpp_course import messages, platforms, report
 from ddpp_course.checks import told
 from ddpp_course.report import Grade, Report
-from ddpp_course.roster import NO, TIED, WHEN, WHOSE, Rules, table
+from ddpp_course.roster import table
+from ddpp_course.rules import NO, TIED, WHEN, WHOSE, Rules
 
 BY_HAND = (
     "submission",

@@ -82,7 +82,7 @@ class Session:
         walls, opened = self.wall, self._opened
         folder = tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True)
         opened.callback(folder.cleanup)
-        opened.callback(os.close, _lock(folder.name))
+        opened.callback(os.close, lock(folder.name))
         self._work = wall.INSIDE if walls.alone else Path(os.path.realpath(folder.name))
         rules = walls.rules(self._work, private)
         fonts = {
@@ -143,7 +143,7 @@ class Session:
         with contextlib.suppress(OSError):  # it has ended: that is seen below
             body = json.dumps(question).encode()
             line = self._sign(body) + b" " + body if self._count > 1 else body
-            _write(self._requests, line + b"\n", seconds)
+            write(self._requests, line + b"\n", seconds)
         late, now, found = False, time.monotonic(), b""
         looked, end = now, now + seconds
         while True:
@@ -256,7 +256,7 @@ def _pipe(*ends: contextlib.ExitStack) -> tuple[int, int]:
     return pipe
 
 
-def _write(pipe: int, data: bytes, seconds: float) -> None:
+def write(pipe: int, data: bytes, seconds: float) -> None:
     """Write all of the data, unless it takes more than so many seconds."""
     os.set_blocking(pipe, False)
     end = time.monotonic() + seconds
@@ -297,7 +297,7 @@ def _files(process: psutil.Process) -> int:
     return 0
 
 
-def _lock(folder: str) -> int:
+def lock(folder: str) -> int:
     """Lock a folder as long as this process lives, or what is returned is open."""
     import fcntl  # here, as Windows has none
 

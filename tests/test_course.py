@@ -32,7 +32,17 @@ from wrong import Wrong
 from ddpp import cli
 from ddpp.foundation.errors import Error
 from ddpp.pruning import RULES
-from ddpp_course import copies, enter, grade, judge, messages, mistakes, wall
+from ddpp_course import (
+    copies,
+    enter,
+    grade,
+    instructor,
+    judge,
+    messages,
+    mistakes,
+    submissions,
+    wall,
+)
 from ddpp_course import session as sessions
 from ddpp_course.checks import Checks, Mistake, ask, close, tensor
 from ddpp_course.session import Limits, Session
@@ -137,7 +147,7 @@ def test_a_marker_without_effect_is_named_before_it_hands_out_what_it_hides(
     number = notebook.cells.index(cell_of(notebook, cell)) + 1
     nbformat.write(notebook, path)
     words = f"cell {number} of {path} would be handed out with the marker '{marker}'"
-    for reads in (copies.make, grade.assignments):
+    for reads in (copies.make, instructor.assignments):
         with pytest.raises(Error, match=re.escape(words)):
             reads(tmp_path)
     assert [*everything(tmp_path)] == [path]
@@ -152,7 +162,7 @@ def solved(name):
     Studies are shortened.
     """
     matplotlib.use("Agg")
-    assignment = grade.Assignment.read(copies.sources(COURSE)[name])
+    assignment = instructor.Assignment.read(copies.sources(COURSE)[name])
     cells = {
         cell.id: shorten(cell.source)
         for cell in copies.solutions(read("source", name)).cells
@@ -188,7 +198,9 @@ def judged(name, wrong: Wrong):
     # the student's study is made by the wrong function, and agrees with it
     elif wrong.cell == "run-once":
         del checks["study-check"]
-    changed = set.union(*(found for code in (again[0], again[-1]) for found in grade.names(code)))
+    changed = set.union(
+        *(found for code in (again[0], again[-1]) for found in submissions.names(code))
+    )
     space = dict(space)
     RULES.update(rules)  # the fixture `tables` takes them away again
     judge.space.clear()
@@ -678,7 +690,7 @@ def test_two_cells_with_one_grade_id_are_named(course, tmp_path):
         copies.make(tmp_path)
     assert [*everything(tmp_path)] == [path]
     with pytest.raises(Error, match=words):
-        grade.assignments(tmp_path)
+        instructor.assignments(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -921,7 +933,7 @@ def test_a_check_that_lets_anything_pass_gives_nothing():
 
 
 def test_limits_are_part_of_what_a_report_is_worth(course):
-    assignment = grade.assignments(course)["numbers"]
+    assignment = instructor.assignments(course)["numbers"]
     path = course / "source" / "numbers" / "numbers.ipynb"
     assert grade.digests(path, assignment, Limits(8)) != grade.digests(path, assignment, Limits(9))
 
@@ -999,7 +1011,7 @@ def test_what_a_killed_grader_left_behind_is_removed(tmp_path, monkeypatch):
         (folder / "file").touch()
         os.utime(folder, None if name == "new" else (1e9, 1e9))
     (tmp_path / f"{sessions.FOLDER}link").symlink_to(names["other"])
-    lock = sessions._lock(str(names["used"]))
+    lock = sessions.lock(str(names["used"]))
     sessions.sweep()
     os.close(lock)
     assert [name for name, folder in names.items() if (folder / "file").exists()] == [

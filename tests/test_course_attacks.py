@@ -26,7 +26,7 @@ from small_course import best_wall, cell_of, make, solved
 from ddpp import cli
 from ddpp.foundation.errors import Error
 from ddpp_course import enter, grade, wall
-from ddpp_course.session import Limits, Session, _write
+from ddpp_course.session import Limits, Session, write
 
 ROOT = Path(__file__).parents[1]
 SETUP = """import torch
@@ -672,7 +672,7 @@ def test_a_question_that_is_read_byte_by_byte_has_one_deadline():
     thread.start()
     begun = time.monotonic()
     try:
-        _write(writer, b"x" * 2**20, 1)
+        write(writer, b"x" * 2**20, 1)
         assert time.monotonic() - begun < 3
     finally:
         ended.set()

@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_raw_cell
 from small_course import best_wall, cell_of, make, solved
 
 from ddpp.foundation.errors import Error
-from ddpp_course import copies, grade, marks, submissions, wall
+from ddpp_course import copies, grade, instructor, marks, submissions, wall
 from ddpp_course.report import Outcome, Report
 from ddpp_course.session import Answer, Limits, Session
 from ddpp_course.submissions import handed_in, read, safe, text_of
@@ -437,7 +437,7 @@ def test_a_report_for_another_assignment_than_the_notebook_is_does_not_last(tmp_
 def test_a_magic_in_a_solution_hides_no_name_and_what_is_no_python_is_named(tmp_path):
     def with_cells(number, answer, check):
         tasks = [(*TASKS[0][:2], answer, check), ("half", 1, "def half(x): ...\nh = 1", "half, h")]
-        return grade.assignments(make(tmp_path / number, "texts", "", tasks))["texts"]
+        return instructor.assignments(make(tmp_path / number, "texts", "", tasks))["texts"]
 
     answer, check = TASKS[0][2:]
     with_magics = with_cells("1", f"%%time\n%matplotlib inline\n!ls\n{answer}", check)
@@ -477,7 +477,7 @@ def test_a_process_that_dies_during_the_setup_costs_no_more_than_its_submission(
 
 
 def test_a_text_is_found_where_it_stands(course):
-    given = grade.assignments(course)["texts"].given
+    given = instructor.assignments(course)["texts"].given
     says = lambda notebook: text_of("conclude", notebook, given)
     release = lambda: copies.read(course / "release" / "texts" / "texts.ipynb")
     assert says(solved(course)) == "to be graded by hand"
@@ -512,7 +512,7 @@ def test_a_text_is_found_where_it_stands(course):
     ],
 )
 def test_a_text_in_a_cell_for_code_is_named(course, code, says):
-    given = grade.assignments(course)["texts"].given
+    given = instructor.assignments(course)["texts"].given
     notebook = copies.read(course / "release" / "texts" / "texts.ipynb")
     notebook.cells.append(new_code_cell(code))
     assert text_of("conclude", notebook, given).endswith(says)
@@ -520,7 +520,7 @@ def test_a_text_in_a_cell_for_code_is_named(course, code, says):
 
 def test_a_text_in_the_cell_of_another_answer_is_named(tmp_path):
     both = make(tmp_path, "two", "", [*TASKS, ("limits", 3, "Few seeds.", None)])
-    given = grade.assignments(both)["two"].given
+    given = instructor.assignments(both)["two"].given
     notebook = copies.read(both / "release" / "two" / "two.ipynb")
     assert text_of("limits", notebook, given) == "nothing was written"
     cell_of(notebook, "conclude").source = f"{ANSWER} But there are few seeds."
@@ -532,7 +532,7 @@ def test_a_text_in_the_cell_of_another_answer_is_named(tmp_path):
 
 
 def test_a_text_is_found_at_once_among_thousands_of_copies(course):
-    given = grade.assignments(course)["texts"].given
+    given = instructor.assignments(course)["texts"].given
     notebook = copies.read(course / "release" / "texts" / "texts.ipynb")
     notebook.cells += [deepcopy(cell_of(notebook, "conclude")) for _ in range(8000)]
     began = time.process_time()
@@ -775,7 +775,7 @@ def test_a_file_that_cannot_be_looked_at_is_refused_alone(course, tmp_path, monk
         return look(path, **words)
 
     monkeypatch.setattr(Path, "stat", denied)
-    monkeypatch.setattr(grade.Grader, "_grade", lambda self, one, result: read(one.path))
+    monkeypatch.setattr(grade.Grader, "fill", lambda self, one, result: read(one.path))
     reports = grade.grade_all(folder, course, tmp_path / "out", trust=TRUST)
     says = {"ann_1_assignsubmission_file_/hw": "it cannot be read (Permission denied)", "ben": ""}
     assert {one.submission: one.refused for one in reports} == says
@@ -788,7 +788,7 @@ def test_the_times_of_files_are_read_before_a_submission_can_change_them(
     folder.mkdir()
     (folder / "ann.ipynb").write_text("{}")
     os.utime(folder / "ann.ipynb", (1e9, 1e9))
-    monkeypatch.setattr(grade.Grader, "_grade", lambda self, one, _: os.utime(one.path, (0, 0)))
+    monkeypatch.setattr(grade.Grader, "fill", lambda self, one, _: os.utime(one.path, (0, 0)))
     monkeypatch.setattr(
         marks, "write", lambda reports, out, rules, times, name: given.update(times) or []
     )

@@ -13,10 +13,12 @@ from small_course import best_wall, make, solved
 
 from ddpp import cli
 from ddpp.foundation.errors import Error
-from ddpp_course import grade as grading
 from ddpp_course import marks, wall
+from ddpp_course.grade import Grader
+from ddpp_course.owners import owners
 from ddpp_course.report import Outcome, Report
-from ddpp_course.roster import Rules, Student, moment, owners, read
+from ddpp_course.roster import Student, moment, read
+from ddpp_course.rules import Rules
 
 TRUST = ["--trust-submissions"] if best_wall() == wall.NONE else []  # these need no wall
 CHECK = "if ask(double, 3) != 6:\n    raise Mistake('no double')"
@@ -53,7 +55,7 @@ def graded():
 @pytest.fixture
 def grade(course, graded, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_it = grading.Grader._grade
+    run_it = Grader.fill
 
     def once(grader, submission, result):
         content = submission.path.read_bytes()
@@ -65,7 +67,7 @@ def grade(course, graded, tmp_path, monkeypatch, capsys):
         vars(result).update({name: deepcopy(getattr(graded[content], name)) for name in same})
         result.notes = [*result.notes, *graded[content].notes]
 
-    monkeypatch.setattr(grading.Grader, "_grade", once)
+    monkeypatch.setattr(Grader, "fill", once)
 
     def run(*words):
         words = ["grade", "in", "--assignments", str(course), "--jobs", "2", *TRUST, *words]
