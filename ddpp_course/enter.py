@@ -21,11 +21,13 @@ READ_RIGHTS = 0b1101  # execute, read, list
 LIST_RIGHTS = 0b1000
 # machine -> how the kernel calls it, its number of seccomp, and those of memfd_create,
 # memfd_secret, shmget, msgget and io_uring_setup: their memory can be where no process and no
-# folder shows it. Then those of add_key, request_key and keyctl: the keys are the grader's
+# folder shows it. Then those of add_key, request_key and keyctl: the keys are the grader's. Last
+# mmap, which is refused where it asks for memory of that kind
 UNSEEN = {
-    "x86_64": (0xC000003E, 317, (319, 447, 29, 68, 425, 248, 249, 250)),
-    "aarch64": (0xC00000B7, 277, (279, 447, 194, 186, 425, 217, 218, 219)),
+    "x86_64": (0xC000003E, 317, (319, 447, 29, 68, 425, 248, 249, 250), 9),
+    "aarch64": (0xC00000B7, 277, (279, 447, 194, 186, 425, 217, 218, 219), 222),
 }
+SHARED = 0x01 | 0x20  # MAP_SHARED | MAP_ANONYMOUS, which stays when no process shows it any more
 # machine -> numbers of the calls that change modes, owners, times and attributes, of which Landlock
 # knows nothing: setxattrat, removexattrat, fchmodat2 and file_setattr, then, of x86_64, chmod,
 # fchmod, chown, fchown, lchown, utime, utimes, futimesat, and of both fchownat, fchmodat,
@@ -107,10 +109,10 @@ def filter_calls(modes: bool) -> None:
     machine = os.uname().machine
     if machine not in UNSEEN or sys.maxsize < 2**32:  # a 32-bit Python has other numbers
         return
-    name, seccomp, unseen = UNSEEN[machine]
+    name, seccomp, unseen, mmap = UNSEEN[machine]
     _call(unseen[-1], 1, None)  # a session keyring of its own
     calls = [*unseen, *(pretended := MODES[machine] if modes else ())]
-    refused = len(calls) + 5  # the place of this line; a jump counts from the next one
+    refused = len(calls) + 9  # the place of this line; a jump counts from the next one
     code = [
         (0x20, 0, 0, 4),  # load the machine: all calls for another are refused
         (0x15, 0, refused - 2, name),
@@ -120,6 +122,10 @@ def filter_calls(modes: bool) -> None:
             (0x15, refused - at - 1 + (call in pretended), 0, call)
             for at, call in enumerate(calls, 4)
         ),
+        (0x15, 0, 3, mmap),
+        (0x20, 0, 0, 40),  # load its flags: the lower half of the fourth argument
+        (0x54, 0, 0, SHARED),
+        (0x15, 1, 0, SHARED),
         (0x06, 0, 0, 0x7FFF0000),  # allowed
         (0x06, 0, 0, 0x50000 + errno.EPERM),
         (0x06, 0, 0, 0x50000),  # not made, but told that it was

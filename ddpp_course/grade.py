@@ -19,11 +19,12 @@ from pathlib import Path
 from ddpp.foundation.errors import Error
 from ddpp_course import marks, messages, report, wall
 from ddpp_course.checks import told
+from ddpp_course.folders import sweep
 from ddpp_course.grading import Grading
 from ddpp_course.instructor import Assignment, assignments
 from ddpp_course.report import Report
 from ddpp_course.rules import Rules
-from ddpp_course.session import Limits, Session, sweep
+from ddpp_course.session import Limits, Session
 from ddpp_course.submissions import Submission, handed_in, read, safe, which, written
 from ddpp_course.wall import CourseError
 

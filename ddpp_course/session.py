@@ -25,15 +25,13 @@ from typing import Any, cast
 import matplotlib
 import psutil
 
-from ddpp_course import enter, mistakes, wall
+from ddpp_course import enter, folders, mistakes, wall
 from ddpp_course.messages import say
 from ddpp_course.wall import CourseError, Wall
 
 GRACE = 5  # seconds that a cell has to end after it was interrupted
 START = 120  # seconds that a process has to start
 LONGEST = 2**16  # bytes of an answer
-FOLDERS, FILES = 10_000, 100_000  # in the folder of a submission
-FOLDER = "ddpp-submission-"  # how its name begins
 ENTER = str(Path(enter.__file__))
 
 
@@ -80,10 +78,10 @@ class Session:
 
     def _begin(self, private: tuple[Path, ...]) -> None:
         walls, opened = self.wall, self._opened
-        folder = tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True)
-        opened.callback(folder.cleanup)
-        opened.callback(os.close, lock(folder.name))
-        self._work = wall.INSIDE if walls.alone else Path(os.path.realpath(folder.name))
+        folder = tempfile.mkdtemp(prefix=folders.FOLDER)
+        opened.callback(folders.remove, folder)
+        opened.callback(os.close, folders.lock(folder))
+        self._work = wall.INSIDE if walls.alone else Path(os.path.realpath(folder))
         rules = walls.rules(self._work, private)
         fonts = {
             self._work / "matplotlib" / path.name: path
@@ -213,9 +211,9 @@ class Session:
         if len(family) > enter.PROCESSES:
             return say("grader", "processes", most=enter.PROCESSES)
         if self.wall.alone:  # and the first process is outside, as is the second until it answers
-            full = self._count > 1 and max(map(_files, family[1:]), default=0) > FILES
+            full = self._count > 1 and max(map(_files, family[1:]), default=0) > folders.FILES
         else:
-            full = _size(self._work) + on_disk > wall.ROOM
+            full = folders.size(self._work) + on_disk > wall.ROOM
         if full:
             return say("grader", "room", most=wall.ROOM / 1e9)
         return ""
@@ -290,52 +288,8 @@ def _files(process: psutil.Process) -> int:
     Empty files take memory of the kernel as well.
     """
     with contextlib.suppress(OSError):  # it has ended
-        folders = [
+        systems = [
             os.statvfs(f"/proc/{process.pid}/root{place}") for place in (wall.INSIDE, "/dev/shm")
         ]
-        return sum(folder.f_files - folder.f_ffree for folder in folders)
+        return sum(system.f_files - system.f_ffree for system in systems)
     return 0
-
-
-def lock(folder: str) -> int:
-    """Lock a folder as long as this process lives, or what is returned is open."""
-    import fcntl  # here, as Windows has none
-
-    place = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # no locks here: then `sweep` gets none either
-        fcntl.flock(place, fcntl.LOCK_SH)
-    return place
-
-
-def sweep() -> None:
-    """Remove the folders that graders of this user left behind when they were killed.
-
-    A grader that lives holds a lock. It has a minute to take it.
-    """
-    if os.name != "posix":
-        return
-    import fcntl
-
-    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
-        with contextlib.suppress(OSError):  # somebody else's, locked, or removed meanwhile
-            place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                found = os.fstat(place)
-                if found.st_uid == os.getuid() and found.st_mtime < time.time() - 60:
-                    fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(place)
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes below a folder; above the limit if there are too many files or folders."""
-    total = files = 0
-    for count, (where, _, names) in enumerate(os.walk(folder)):
-        files += len(names)
-        if count > FOLDERS or files > FILES:
-            return 2 * wall.ROOM
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(where, name)).st_blocks * 512
-    return total

@@ -16,6 +16,7 @@ import tokenize
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,8 +29,15 @@ from ddpp_course.messages import say
 
 LARGEST = 200_000_000  # bytes of a notebook file
 # what a notebook is made of takes many times its bytes in memory, and its code, once parsed, more
-PARTS = 1_000_000  # lists and objects, or brackets in texts
+PARTS = 2_000_000  # values and their names, of each of which such a sign tells
+SIGNS = b"{[,:"
+REST, REST_PARTS = 50_000_000, 500_000  # the same without outputs
 CODE = 500_000  # characters in all cells of code
+# Python 3.11 looks for each field of an f-string from its beginning: braces of a cell, times its
+# characters. This takes about a second
+FIELDS = 1_000_000_000
+FSTRING = re.compile(r"""[fF][rR]?['"]""")
+REMEMBERED = 500  # cells whose names and texts are: a submission asks for them several times
 LONGEST = 150  # bytes of a report's name, which gets endings
 # as browsers name the second file of one name; a longer number is a student's
 AGAIN = re.compile(r"^(?P<name>.+?) ?\((?P<number>\d{1,2})\)$")
@@ -38,6 +46,7 @@ WRITTEN = (".csv", ".md", ".json", ".part")
 MOODLE = re.compile(r"_assignsubmission_(file|onlinetext)_?$")
 # a string with values in it has a token of its own from Python 3.12 on
 TEXTS = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)}
+MARK = re.compile(r"~[0-9a-f]{8}$", re.IGNORECASE)  # see `_marked`
 LONE = re.compile("[\ud800-\udfff]")  # halves of a character
 
 
@@ -213,18 +222,21 @@ def _linked() -> str:
 def _named_apart(found: list[Submission], top: Path) -> list[Submission]:
     """Rename submissions so that no two have one name, as tables and other systems compare them."""
     alike = lambda s: unicodedata.normalize("NFC", s.name.strip().lstrip("'").lower())
-    taken, named = Counter(map(alike, found)), []
-    for s in found:
+    named, mark = found, b""
+    # again, as a mark may be what the name of another file ends in, or that of another
+    while len(taken := Counter(map(alike, named))) < len(named):
         # below the top, as the folder is not always called by the same path
-        below = os.fsencode(s.path.relative_to(top))
-        named.append(replace(s, name=s.name if taken[alike(s)] == 1 else _marked(s.name, below)))
+        apart = lambda s, mark=mark: _marked(s.name, os.fsencode(s.path.relative_to(top)) + mark)
+        named = [replace(s, name=apart(s)) if taken[alike(s)] > 1 else s for s in named]
+        mark += b"\0"
     return named
 
 
 def safe(part: str, folder: bool = False) -> str:
     """Return the name of a file or folder as a report may have it, marked where it was changed.
 
-    A folder is also marked where the grader writes a file, or keeps earlier ones, by its name.
+    A folder is also marked where the grader writes a file, or keeps earlier ones, by its name. What
+    ends like a mark gets one, too: it may be that of another file.
     """
     raw = os.fsencode(part)
     text = raw.decode("utf-8", "replace")
@@ -233,7 +245,7 @@ def safe(part: str, folder: bool = False) -> str:
     if len(text.encode()) > LONGEST:
         text = text.encode()[: LONGEST - 10].decode("utf-8", "ignore")
     taken = folder and (text.lower().endswith(WRITTEN) or text.lower() == "before")
-    return text if text == part and not taken else _marked(text, raw)
+    return text if text == part and not taken and not MARK.search(text) else _marked(text, raw)
 
 
 def _marked(text: str, raw: bytes) -> str:
@@ -256,24 +268,32 @@ def read(path: Path) -> NotebookNode:
             raw = file.read(LARGEST + 1)  # some files have more in them than they say
         if len(raw) > LARGEST:
             raise Error(say("grader", "large", size=max(len(raw), path.stat().st_size) / 1e6))
-        if raw.count(b"{") + raw.count(b"[") > PARTS:
+        if _parts(raw) > PARTS:
             raise Error(say("grader", "many_parts", most=PARTS))
         content = json.loads(raw)
+        del raw
         if content.get("nbformat") == 4:
             # without cell ids, which a cell that was copied shares with its original
             content["nbformat_minor"] = 4
         for cell in content.get("cells", []):
             cell.pop("id", None)
+            cell.pop("attachments", None)
             cell |= {"outputs": []} if "outputs" in cell else {}
-        notebook = nbformat.reads(json.dumps(content), 4)
+        rest = json.dumps(content).encode()
+        del content
+        if len(rest) > REST or _parts(rest) > REST_PARTS:
+            raise Error(say("grader", "much_rest", size=len(rest) / 1e6, parts=_parts(rest)))
+        notebook = nbformat.reads(rest, 4)
         if not all(
             isinstance(cell.source, str) and isinstance(cell.metadata, dict)
             for cell in notebook.cells
         ):
             raise ValueError
-        code = sum(len(cell.source) for cell in notebook.cells if cell.cell_type == "code")
-        if code > CODE:
+        codes = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        if (code := sum(map(len, codes))) > CODE:
             raise Error(say("grader", "much_code", found=code, most=CODE))
+        if sum(code.count("{") * len(code) for code in codes if FSTRING.search(code)) > FIELDS:
+            raise Error(say("grader", "many_fields"))
         for cell in notebook.cells:
             cell.source = LONE.sub("\N{REPLACEMENT CHARACTER}", cell.source)
     except OSError as e:
@@ -285,10 +305,15 @@ def read(path: Path) -> NotebookNode:
     return notebook
 
 
+def _parts(raw: bytes) -> int:
+    return sum(raw.count(sign) for sign in SIGNS)
+
+
+@lru_cache(REMEMBERED)
 def names(code: str) -> tuple[set[str], set[str]]:
     """Return the functions and classes that code defines at its top level, and the names it sets.
 
-    Code that cannot be parsed has none.
+    Code that cannot be parsed has none. The sets are remembered: leave them as they are.
     """
     try:
         body = ast.parse(code).body
@@ -368,11 +393,18 @@ def _has_text(code: str, known: set[str]) -> bool:
 
     known: lines that were handed out.
     """
+    new = (
+        " ".join(x for x in text.splitlines() if x.strip() not in known) for text in _texts(code)
+    )
+    return any(len(re.findall(r"[^\W\d_]{2,}", text)) > 2 for text in new)
+
+
+@lru_cache(REMEMBERED)
+def _texts(code: str) -> tuple[str, ...]:
+    """Return the comments and strings of code; all of it if it is no Python, so perhaps a text."""
     try:
         ast.parse(code)
         tokens = list(tokenize.generate_tokens(io.StringIO(code).readline))
-        parts = [token.string for token in tokens if token.type in TEXTS]
+        return tuple(token.string for token in tokens if token.type in TEXTS)
     except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError):
-        parts = [code]  # no Python, so perhaps a text
-    new = (" ".join(x for x in part.splitlines() if x.strip() not in known) for part in parts)
-    return any(len(re.findall(r"[^\W\d_]{2,}", text)) > 2 for text in new)
+        return (code,)

@@ -22,7 +22,8 @@ from ddpp_course import enter, mistakes
 
 SYSTEM = "/usr /bin /sbin /lib /lib32 /lib64 /libx32 /nix/store /sys/devices/system/cpu".split()
 ETC = "ld.so.cache ld.so.conf ld.so.conf.d alternatives fonts localtime mime.types".split()
-DEVICES = ("null", "zero", "full", "random", "urandom")
+# without zero: mapped and shared, it is memory that no process shows
+DEVICES = ("null", "full", "random", "urandom")
 # what libraries read about the machine
 PROC = ("cpuinfo", "meminfo", "stat", "sys/vm/overcommit_memory")
 COURSE = Path(__file__).parent
@@ -83,7 +84,7 @@ class Wall:
         ordered = [word for path in sorted(mounts) for word in mounts[path]]
         own = (
             f"--unshare-all --unshare-user --disable-userns --cap-drop ALL {' '.join(ENDS)} "
-            "--proc /proc --dev /dev"
+            f"--proc /proc --dev /dev --ro-bind {os.devnull} /dev/zero"  # see DEVICES
         )
         room = f"--size {SHARED} --tmpfs /dev/shm --remount-ro /dev --remount-ro /"
         # else they were folders in memory without a limit

@@ -35,6 +35,7 @@ from ddpp.pruning import RULES
 from ddpp_course import (
     copies,
     enter,
+    folders,
     grade,
     instructor,
     judge,
@@ -43,7 +44,6 @@ from ddpp_course import (
     submissions,
     wall,
 )
-from ddpp_course import session as sessions
 from ddpp_course.checks import Checks, Mistake, ask, close, tensor
 from ddpp_course.session import Limits, Session
 
@@ -1004,15 +1004,15 @@ def test_numbers_are_compared_without_the_kernels_of_torch():
 
 def test_what_a_killed_grader_left_behind_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    names = {name: tmp_path / f"{sessions.FOLDER}{name}" for name in ("left", "used", "new")}
+    names = {name: tmp_path / f"{folders.FOLDER}{name}" for name in ("left", "used", "new")}
     names["other"] = tmp_path / "ddpp-x"
     for name, folder in names.items():
         folder.mkdir()
         (folder / "file").touch()
         os.utime(folder, None if name == "new" else (1e9, 1e9))
-    (tmp_path / f"{sessions.FOLDER}link").symlink_to(names["other"])
-    lock = sessions.lock(str(names["used"]))
-    sessions.sweep()
+    (tmp_path / f"{folders.FOLDER}link").symlink_to(names["other"])
+    lock = folders.lock(str(names["used"]))
+    folders.sweep()
     os.close(lock)
     assert [name for name, folder in names.items() if (folder / "file").exists()] == [
         *("used", "new", "other")

@@ -9,9 +9,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tomllib
@@ -25,7 +27,7 @@ from small_course import best_wall, cell_of, make, solved
 
 from ddpp import cli
 from ddpp.foundation.errors import Error
-from ddpp_course import enter, grade, wall
+from ddpp_course import enter, folders, grade, wall
 from ddpp_course.session import Limits, Session, write
 
 ROOT = Path(__file__).parents[1]
@@ -692,7 +694,7 @@ def test_files_that_have_no_folder_or_no_bytes_count_behind_landlock(monkeypatch
     if not enter.landlock():
         pytest.skip("this system has no Landlock")
     monkeypatch.setattr(wall, "ROOM", ROOM)
-    monkeypatch.setattr("ddpp_course.session.FILES", 1000)
+    monkeypatch.setattr("ddpp_course.folders.FILES", 1000)
     session = Session(Limits(seconds=9), wall.LANDLOCK)
     code = f"import os, time\nfile = os.open('x', 66)\nos.remove('x')\n{fills}\ntime.sleep(3)"
     try:
@@ -708,6 +710,102 @@ def test_memory_that_no_process_and_no_folder_would_show_is_refused(session):
     assert session.run("import os\nos.memfd_create('x')", 9).error == refused
     shared = "from multiprocessing.shared_memory import SharedMemory\nSharedMemory(None, True, 99)"
     assert session.run(f"import torch\n{shared}\ntorch.ones(9).share_memory_()", 9).error == ""
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "mmap.mmap(-1, 99)",
+        "mmap.mmap(os.open('/dev/zero', os.O_RDONLY), 99, prot=mmap.PROT_READ)",
+    ],
+)
+@pytest.mark.parametrize("walls", [BEST, wall.LANDLOCK], ids=lambda walls: walls.name)
+def test_memory_that_stays_when_no_process_shows_it_is_refused(walls, asks):
+    if os.uname().machine not in enter.UNSEEN or (walls == wall.LANDLOCK and not enter.landlock()):
+        pytest.skip("this system has no Landlock, or there is no filter for this machine")
+    session = Session(Limits(seconds=60), walls)
+    private = "mmap.mmap(-1, 99, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).write(b'x')"
+    of_file = "open('x', 'wb').write(b'x')\nmmap.mmap(os.open('x', os.O_RDWR), 1).write(b'y')"
+    try:
+        assert session.run(f"import mmap, os\n{private}\n{of_file}", 60).error == ""
+        assert "PermissionError" in session.run(f"import mmap, os\n{asks}", 60).error
+    finally:
+        session.close()
+
+
+@contextlib.contextmanager
+def _as_anybody(folder):
+    """As a user who may not list every folder."""
+    if os.geteuid():
+        yield
+        return
+    for place in (folder, *folder.rglob("*")):
+        os.chown(place, 65534, 65534, follow_symlinks=False)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def place():
+    """A folder where anybody may come."""
+    place = Path(tempfile.mkdtemp())
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def test_folders_that_cannot_be_walked_through_count_as_full_and_are_removed(place, tmp_path):
+    (tmp_path / "kept").touch()
+    (deep := place / "deep").mkdir()
+    (closed := place / "closed").mkdir()
+    (closed / "d").mkdir(0o300)
+    (closed / "d" / "x").touch()
+    (closed / "link").symlink_to(tmp_path)
+    assert folders.size(deep) == 0
+    with _as_anybody(place):
+        assert folders.size(closed) > wall.ROOM
+        for folder, name in ((deep, "d"), (place, "x" * 200)):
+            home = os.getcwd()
+            (folder / "in").mkdir()
+            os.chdir(folder / "in")
+            for _ in range(1500):
+                os.mkdir(name)
+                os.chdir(name)
+            os.chdir(home)
+            assert folders.size(folder / "in") > wall.ROOM
+            folders.remove(folder / "in")
+        folders.remove(closed)
+    assert [*place.rglob("*")] == [deep]
+    assert [*tmp_path.iterdir()] == [tmp_path / "kept"]
+
+
+def test_a_deep_folder_of_a_submission_leaves_nothing_behind(place, monkeypatch):
+    if not enter.landlock():
+        pytest.skip("this system has no Landlock")
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    session = Session(Limits(seconds=60), wall.LANDLOCK)
+    code = "import os, time\nfor _ in range(1500):\n    os.mkdir('d')\n    os.chdir('d')\n"
+    try:
+        assert "very many files, into its folder" in session.run(f"{code}time.sleep(3)", 60).error
+    finally:
+        session.close()
+    assert [*place.iterdir()] == []
+
+
+def test_a_folder_that_cannot_be_removed_is_named_and_stops_nobody(place, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    (left := place / f"{folders.FOLDER}left").mkdir()
+    (left / "x").touch()
+    os.utime(left, (1e9, 1e9))
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "LONG", -1)
+        folders.sweep()
+    assert f"the folder {left} of a submission is left" in capsys.readouterr().err
+    os.utime(left, (1e9, 1e9))
+    folders.sweep()
+    assert [*place.iterdir()] == []
 
 
 def test_a_folder_that_is_hidden_takes_no_files(session):
@@ -839,7 +937,7 @@ def test_memory_of_the_kernel_has_limits_too(monkeypatch):
     try:
         assert "Too many open files" in session.run(many, 60).error
         if BEST.alone:  # behind Landlock it is a test of its own
-            monkeypatch.setattr("ddpp_course.session.FILES", 1000)
+            monkeypatch.setattr("ddpp_course.folders.FILES", 1000)
             empty = "import time\nfor i in range(2000): open(str(i), 'w').close()\ntime.sleep(9)"
             assert "very many files" in session.run(empty, 60).error
     finally:

@@ -2,7 +2,9 @@
 hand is lost.
 """
 
+import ast
 import csv
+import hashlib
 import json
 import os
 import time
@@ -10,7 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_raw_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output, new_raw_cell
 from small_course import best_wall, cell_of, make, solved
 
 from ddpp.foundation.errors import Error
@@ -315,14 +317,43 @@ def test_no_more_of_a_file_is_read_than_a_notebook_has(tmp_path, monkeypatch):
     ("cells", "says"),
     [
         ([new_code_cell("x;" * 150_000), new_code_cell("x;" * 150_000)], "its code has 600,000"),
-        ([{}] * 1_000_000, "more than 1,000,000 brackets: clear the outputs"),
+        ([{}] * 1_000_000, "more than 2,000,000 brackets, commas and colons: clear the outputs"),
+        ([1.5] * 2_000_100, "more than 2,000,000 brackets, commas and colons: clear the outputs"),
+        ([new_markdown_cell("", metadata={"x": ["a"] * 600_000})], r"large \(3 MB, 600,0"),
+        ([new_markdown_cell("x" * 51_000_000)], r"also without outputs it is too large \(51 MB"),
+        # for which Python 3.11 would need more than a second
+        ([new_code_cell("x = f'" + "{a}" * 20_000 + "'")], "has too many braces { for its length"),
     ],
 )
-def test_what_would_take_much_memory_in_the_grader_itself_is_refused(tmp_path, cells, says):
-    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}
-    (tmp_path / "many.ipynb").write_text(json.dumps(notebook))
+def test_what_would_take_much_of_the_grader_itself_is_refused(tmp_path, cells, says):
+    write(tmp_path / "many.ipynb", cells)
     with pytest.raises(Error, match=says):
         read(tmp_path / "many.ipynb")
+
+
+def test_outputs_and_attached_pictures_may_be_large(tmp_path):
+    picture = {"image/png": "iVBORw0KGgo=" * 5_000_000}
+    shown = new_code_cell("x", outputs=[new_output("display_data", data=picture)])
+    data = new_code_cell("x = [" + "{'a': 1}, " * 20_000 + "]\ny = 1")
+    write(
+        tmp_path / "large.ipynb", [shown, new_markdown_cell("", attachments={"a": picture}), data]
+    )
+    assert [cell.source for cell in read(tmp_path / "large.ipynb").cells] == ["x", "", data.source]
+
+
+def write(path, cells):
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}
+    path.write_text(json.dumps(notebook))
+
+
+def test_the_code_of_a_cell_is_read_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        submissions.ast, "parse", lambda code: calls.append(code) or ast.Module([], [])
+    )
+    code = f"read_once = {time.time()}"
+    assert submissions.names(code) == submissions.names(code) == (set(), set())
+    assert calls == [code]
 
 
 # Names
@@ -377,6 +408,29 @@ def test_names_that_differ_in_case_are_the_same_from_every_folder(tmp_path, monk
     ways = [[s.name for s in handed_in(folder, tmp_path / "out")] for folder in called]
     assert ways[0] == ways[1] == ways[2]
     assert len(set(ways[0])) == 3 and all("~" in name for name in ways[0])
+
+
+def test_no_file_takes_the_name_that_the_grader_gives_to_another(tmp_path):
+    """The marks of 4711_x and 4711_X can be foreseen, also one after another."""
+    folder = tmp_path / "class"
+    folder.mkdir()
+    made = ["4711_x", "4711_X"]
+    for _ in range(3):
+        for name in made:
+            (folder / f"{name}.ipynb").write_text("{}")
+        found = handed_in(folder, tmp_path / "out")
+        assert len(found) == len(made)
+        assert len({s.name.lower() for s in found}) == len(made)
+        made += [s.name for s in found if s.name not in made]
+
+
+def test_names_stay_apart_where_two_marks_are_equal_by_chance(tmp_path, monkeypatch):
+    digest = hashlib.sha256
+    monkeypatch.setattr("hashlib.sha256", lambda raw: digest(raw if b"\0" in raw else b""))
+    for name in ("ann", "Ann", "ANN"):
+        (tmp_path / f"{name}.ipynb").write_text("{}")
+    names = [s.name for s in handed_in(tmp_path, tmp_path / "out")]
+    assert len({name.lower() for name in names}) == 3
 
 
 def test_names_of_reports_are_safe_and_apart():
