@@ -179,12 +179,20 @@ def test_the_steps_on_cifar100_are_told_as_their_reports_have_them():
 
 
 def test_the_steps_of_rat_bptt_are_told_as_their_report_has_them():
-    row = json.loads((ROOT / "results/cpu/long/cifar10-ipc1-bptt-100-seed0.json").read_text())
-    show = lambda of: f"{show_mean(row[of]['final'])} %"
+    few, many, mtt, rule = (
+        json.loads((ROOT / f"results/cpu/long/cifar10-ipc1-{run}-seed0.json").read_text())
+        for run in ("bptt-100", "bptt-500", "none-500", "signed-500")
+    )
+    show = lambda row, of="distilled": f"{show_mean(row[of]['final'])} %"
     numbers = (ROOT / "book" / "numbers.md").read_text()
     page = (ROOT / "notebooks" / "results.ipynb").read_text()
-    assert f"reach {show('distilled')}, on the photographs {show('random')}." in numbers
-    assert f"reaches {show('distilled')}, where the photographs reach {show('random')}." in page
+    made = f"{show(few)} after 100 steps and {show(many)} after 500"
+    assert few["random"] == many["random"]
+    assert f"reach {made}, on the photographs {show(few, 'random')}." in numbers
+    assert f"reaches {made}, where the photographs reach {show(few, 'random')}." in page
+    (theirs,) = {f"{statistics.fmean(row['distilled']['final']):.1f} %" for row in (mtt, rule)}
+    assert f"are at {theirs} after 500 steps" in numbers
+    assert f"After 500 steps MTT is at {theirs}" in page
 
 
 def test_the_steps_with_other_teachers_are_told_as_their_reports_have_them():
