@@ -805,6 +805,20 @@ def test_settings_without_a_meaning_are_refused(name, changes, words):
         METHODS[name].check(small(name, **changes))
 
 
+def test_a_setting_without_effect_is_refused(tmp_path, capsys):
+    line = [
+        "distill",
+        "--method",
+        "random",
+        "--epochs",
+        "5",
+        "--out",
+        str(tmp_path / "a.safetensors"),
+    ]
+    assert main(line) == 1
+    assert "random makes no use of epochs: leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["dm", "bptt"])
 def test_images_that_leave_the_numbers_stop_the_run_with_advice(name, data):
     with pytest.raises(Stopped, match="lower image_lr"):

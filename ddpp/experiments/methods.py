@@ -97,6 +97,7 @@ FIXED = {
     "dc": {"augment": False},
     "dsa": {"augment": True},
 }
+UNUSED = {"random": ("epochs",)}  # settings that a method has, as its relatives do, and never reads
 
 METHODS = Table(
     "method",
@@ -154,6 +155,9 @@ METHODS = Table(
 def check_settings(name: str, config: MethodConfig) -> None:
     """Raise an Error for settings with which a method cannot work, or would be another one."""
     METHODS[name].check(config)
+    for key in UNUSED.get(name, ()):
+        if getattr(config, key) != getattr(METHODS[name].config, key):
+            raise Error(f"{name} makes no use of {key}: leave it out")
     for key, value in FIXED.get(name, {}).items():
         if getattr(config, key) != value:
             raise Error(
