@@ -7,6 +7,7 @@
 - roster: who is in the class. owners: whose a submission is. rules: what is late, what counts.
 - report, marks: what is written about it. platforms: tables for Canvas and Moodle.
 - mistakes: those that the checks recognise. messages: what students are told.
-- wall: what a submission's process may see and do. session: the process from outside.
+- wall: what a submission's process may see and do. session: the process from outside. folders: its
+  folder on the disk.
 - enter, kernel, judge, watch, pristine: the process from inside, from its limits to its verdicts.
 """
