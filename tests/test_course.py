@@ -635,7 +635,7 @@ def everything(folder):
     ("option", "value", "says"),
     [
         ("--assignment", "number", "unknown --assignment 'number': did you mean 'numbers'?"),
-        ("--assignment", "", "unknown --assignment ''"),
+        ("--assignment", "", "a word of this command is empty text"),
         ("--jobs", "-1", "--jobs -1: at least 1"),
         ("--jobs", "0", "--jobs 0: at least 1"),
         ("--seconds", "-5", "--seconds -5: a number above 0"),

@@ -280,7 +280,8 @@ def test_the_table_pairs_each_form_with_the_file_of_its_seed():
     sizes = {"images": 100, "bytes": 40_000_000, "seconds": 5.0}
     small = sizes | {"bytes": 166_000 + 4_000}
     rows = [row("file", seed, [40.0 + seed, 42.0 + seed], **sizes) for seed in (0, 1, 2)]
-    rows += [row("webp", seed, [40.0 + seed, 41.0 + seed], **small) for seed in (2, 1, 0)]
+    rows += [row("webp", seed, [40.0 + seed, 41.0 + seed], **small) for seed in (2, 1)]
+    rows += [row("webp", 0, [40.5, 41.5], **small)]
     rows += [row("photographs", 0, [25.0], images=100, bytes=168_400)]
     rows += [row("all photographs", 0, [60.0], **sizes) | {"ipc": 0, "bytes": 10_200_000}]
     names = {"webp": "8 bits", "file": "the file", "photographs": "real", "nothing": "no"}
@@ -288,7 +289,7 @@ def test_the_table_pairs_each_form_with_the_file_of_its_seed():
     head, _, *lines = text.splitlines()
     assert head.startswith("|  | images | kB | accuracy (%) | difference (points)")
     assert lines == [
-        "| 8 bits | 100 | 170 | 41.5 ± 1.0 | -0.50 (-0.50 to -0.50) | 5 | 3 |",
+        "| 8 bits | 100 | 170 | 41.7 ± 0.8 | -0.33 (-1.05 to +0.38) | 5 | 3 |",
         "| the file | 100 | 40,000 | 42.0 ± 1.0 |  | 5 | 3 |",
         "| real | 100 | 168 | 25.0 ± 0.0 | -16.00 |  | 1 |",
         "| all | 100 | 10,200 | 60.0 ± 0.0 |  | 5 | 1 |",

@@ -95,8 +95,11 @@ def open_set(
     whitening = _whitening(space, plain, data, root, device)
     images_of = load_data(data, root=root, whitening=whitening, device=device)
     labels, notes = _labels(found, len(images_of.classes), path)
+    images = found.images
+    if images.dtype == torch.uint8:  # pixels, as was said or recognized, however dark they are
+        images = images.float() / 255
     distilled = DistilledDataset.from_tensors(
-        found.images,
+        images,
         labels,
         LEARNING_RATE if found.alpha is None else found.alpha,
         images_of,
