@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from matplotlib import pyplot
 from small import arrays, command, contents, limited, mounted, save, untouched, words
 
 from ddpp import cli
@@ -215,6 +216,13 @@ def test_what_show_did_not_write_is_not_replaced(finished, tmp_path, said, capsy
         assert cli.main(words("show", file, ("--card", page))) == 0
     assert page.read_text().startswith("---") and picture.read_bytes()[1:4] == b"PNG"
     assert "a place of its own" in said(words("show", file, ("--progress", picture)))
+
+
+def test_figures_are_closed_when_they_are_saved(finished, tmp_path):
+    before = pyplot.get_fignums()
+    figure = ("--progress", tmp_path / "progress.png")
+    assert cli.main(words("show", finished[1], ("--out", tmp_path / "all.png"), figure)) == 0
+    assert pyplot.get_fignums() == before
 
 
 def test_a_full_disk_keeps_the_pictures_that_are_there(finished, tmp_path, said):

@@ -87,10 +87,16 @@ def check_replaceable(path: Path) -> None:
 
 def save_figure(name: str, subject: Any, path: Path) -> None:
     """Draw a subject with the function of this name in book/figures, and save the figure."""
-    from ddpp.book import figures  # here, as matplotlib takes seconds to import
+    from matplotlib import pyplot  # here, as it takes seconds to import
+
+    from ddpp.book import figures
 
     figures.use_style()
-    save_picture(getattr(figures, name)(subject), path)
+    figure = getattr(figures, name)(subject)
+    try:
+        save_picture(figure, path)
+    finally:
+        pyplot.close(figure)
 
 
 def save_picture(picture: Any, path: Path) -> None:
