@@ -2,6 +2,7 @@
 for its own.
 """
 
+import copy
 import functools
 import json
 import math
@@ -482,6 +483,15 @@ def test_a_score_of_the_plain_protocol_is_not_one_of_a_protocol_with_its_own_upd
     score(Nesterov)
     assert len(keys() - plain) == 1
     assert score(Nesterov) == score(Nesterov, None)
+
+
+def test_a_class_is_the_same_after_one_of_its_kind_was_copied():
+    class Fresh(Protocol):
+        pass
+
+    before = fingerprint(Fresh)
+    copy.deepcopy(Fresh())
+    assert "__slotnames__" in vars(Fresh) and fingerprint(Fresh) == before
 
 
 def test_a_run_of_plain_settings_is_not_one_of_settings_with_their_own_code(data, tmp_path):

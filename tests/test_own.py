@@ -732,6 +732,20 @@ def test_a_module_that_has_changed_meanwhile_is_not_taken_for_what_it_was(tmp_pa
     assert packed.unpack() is None
 
 
+def test_settings_with_code_of_their_own_go_to_another_process(tmp_path, module, monkeypatch):
+    class Mine(ddpp.Protocol):
+        pass
+
+    for name, value in (("__module__", module.__name__), ("__qualname__", "Mine")):
+        setattr(Mine, name, value)
+    monkeypatch.setattr(module, "Mine", Mine, raising=False)
+    run = of_rule(tmp_path, module.half)
+    run = replace(run, recipe=replace(run.recipe, protocol=Mine(epochs=1)))
+    packed = pack_runs((run,))
+    assert "settings Mine" in packed.used
+    assert packed.unpack() == (run,)
+
+
 def test_a_run_that_is_stopped_on_its_way_has_no_result_and_resumes(tmp_path):
     npz, out = save(tmp_path / "mine.npz"), tmp_path / "set.safetensors"
     lines: list[str] = []

@@ -98,7 +98,9 @@ def pack_runs(todo: tuple[Run, ...]) -> PackedRuns:
     except Exception:  # of a config of the user's own
         raise _cannot_import(PackedRuns(tables, b"", marks).used) from None
     given = {f"{kind} {name}" for kind, things in tables.items() for name in things}
-    if missing := [name for name in packed.used if name not in given]:
+    # classes of settings are in no table: they come with the runs
+    needed = [name for name in packed.used if name.partition(" ")[0] in tables]
+    if missing := [name for name in needed if name not in given]:
         raise _cannot_import(missing)
     return packed
 

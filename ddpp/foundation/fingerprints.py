@@ -51,7 +51,7 @@ NOT_CODE = {
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"),
     *("__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__"),
     *("__parameters__", "__dataclass_params__", "__match_args__", "__slots__"),
-    *("_abc_impl", "__abstractmethods__"),
+    *("_abc_impl", "__abstractmethods__", "__slotnames__"),  # the last comes with the first copy
 }
 MADE_BY_DATACLASS = {
     f"__{name}__" for name in "init repr eq hash lt le gt ge setattr delattr replace".split()
