@@ -16,7 +16,7 @@ from torch.autograd import grad
 
 from ddpp import networks, pruning, unrolling
 from ddpp import teachers as stage_a
-from ddpp_course.checks import Checks, ask, close, describe, tensor
+from ddpp_course.checks import Checks, ask, ask_each, close, describe, tensor
 
 LR = 0.3  # of the teachers that are checked
 
@@ -190,19 +190,21 @@ def segment(function: Callable, seed: int = 0) -> None:
     # longer than needed: a start too late is named
     teachers = torch.randn(count, bound + k + 2, 5, generator=rng)
 
-    def call(generator: torch.Generator, bound=bound, teachers=teachers) -> tuple[int, int]:
-        return _place_of(ask(function, teachers, k, bound, generator), teachers, k)
+    def drawn(
+        n: int, generator: torch.Generator, bound=bound, teachers=teachers
+    ) -> list[tuple[int, int]]:
+        answers = ask_each(function, [(teachers, k, bound, generator)] * n)
+        return [_place_of(answer, teachers, k) for answer in answers]
 
-    _judge_draws([call(rng) for _ in range(draws)], bound, count)
+    _judge_draws(drawn(draws, rng), bound, count)
     again = []
     with torch.random.fork_rng(devices=[]):
         for other in (seed + 1, seed + 2):
             torch.default_generator.manual_seed(other)
-            generator = torch.Generator().manual_seed(seed)
-            again.append([call(generator) for _ in range(20)])
+            again.append(drawn(20, torch.Generator().manual_seed(seed)))
     if again[0] != again[1]:
         raise here.wrong("segment_generator")
-    if {call(rng, 1, teachers[:, : k + 1])[1] for _ in range(5)} != {0}:
+    if {start for _, start in drawn(5, rng, 1, teachers[:, : k + 1])} != {0}:
         raise here.wrong("segment_bound")
     here.good("segment")
 

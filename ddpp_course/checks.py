@@ -7,7 +7,7 @@ helpers.
 
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -100,15 +100,38 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
     Returns its result (see `plain`). Raises Mistake, too, where the function is missing, is not
     written yet, stops with an error, returns nothing, or changes its arguments.
     """
+    return plain(_call(function, [arguments], forbid)[0])
+
+
+def ask_each(function: Callable, calls: Sequence[tuple], forbid: tuple = ()) -> list:
+    """Call a student's function several times, each as `ask` does, and return copies of results.
+
+    What it has left behind is looked for once, after the last call: that takes ten milliseconds.
+    They are copies, as a function may return one and the same tensor, filled anew in each call.
+
+    - calls: the arguments of each call.
+    """
+    return [plain(result) for result in _call(function, calls, forbid, _copied)]
+
+
+def _call(
+    function: Callable,
+    calls: Sequence[tuple],
+    forbid: tuple[ModuleType | Callable, ...],
+    kept: Callable = lambda result: result,
+) -> list:
+    """Call a student's function with the arguments of each call. See `ask` for what it raises."""
     if not callable(function):
         raise _wrong("function", found=describe(function))
     name = str(getattr(function, "__name__", "the function"))[:60]
-    before = [a.detach().clone() if isinstance(a, Tensor) else a for a in arguments]
-    needed = [isinstance(a, Tensor) and a.requires_grad for a in arguments]
-    result = error = None
-    with watching(forbid, arguments) as called:
+    given = [a for arguments in calls for a in arguments]
+    before = [a.detach().clone() if isinstance(a, Tensor) else a for a in given]
+    needed = [isinstance(a, Tensor) and a.requires_grad for a in given]
+    results, arguments, error = [], (), None
+    with watching(forbid, tuple(given)) as called:
         try:
-            result = function(*arguments)
+            for arguments in calls:
+                results.append(kept(function(*arguments)))
         except Exception as e:
             error = e
     if called:
@@ -120,18 +143,25 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
     if isinstance(error, NotImplementedError):
         raise _wrong("unwritten", name=name)
     if error:
-        given = ", ".join(map(describe, arguments))
-        given = messages.say("any", "given" if arguments else "given_nothing", arguments=given)
+        shown = ", ".join(map(describe, arguments))
+        shown = messages.say("any", "given" if arguments else "given_nothing", arguments=shown)
         line = _line_of(error, function)
-        raise _wrong("stopped", name=name, line=line, error=told(error), given=given) from error
-    for now, then, need in zip(arguments, before, needed, strict=True):
+        raise _wrong("stopped", name=name, line=line, error=told(error), given=shown) from error
+    for now, then, need in zip(given, before, needed, strict=True):
         if isinstance(now, Tensor) and not torch.equal(now.detach(), then):
             raise _wrong("changed", name=name)
         if isinstance(now, Tensor) and now.requires_grad != need:
             raise _wrong("changed_gradient", name=name)
-    if result is None:
+    if any(result is None for result in results):
         raise _wrong("nothing", name=name)
-    return plain(result)
+    return results
+
+
+def _copied(result):
+    """Copy the tensors of a result, also those in a list or tuple."""
+    if type(result) is Tensor:
+        return result.detach().clone()
+    return type(result)(map(_copied, result)) if type(result) in (list, tuple) else result
 
 
 def plain(value):

@@ -5,8 +5,10 @@ no library has started a thread when the door closes. Landlock holds for the thr
 it, and for those that it starts.
 """
 
+import builtins
 import ctypes
 import errno
+import importlib.machinery
 import json
 import os
 import struct
@@ -135,6 +137,29 @@ def filter_calls(modes: bool) -> None:
     _call(seccomp, 1, 4, struct.pack("@HP", len(code), ctypes.addressof(lines)))
 
 
+class OwnBuiltins:
+    """Finds the modules of ddpp_course, and gives each of them Python's built-ins as its own.
+
+    Else a submission that replaces `len`, say, is handed what the grader calls it with.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> importlib.machinery.ModuleSpec | None:
+        """Find a module as Python does; None for those of other packages."""
+        if name.partition(".")[0] != "ddpp_course":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def exec_module(module) -> None:
+                vars(module)["__builtins__"] = dict(vars(builtins))
+                execute(module)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
 def _call(number: int, *arguments) -> int:
     return ctypes.CDLL(None).syscall(number, *arguments)
 
@@ -162,6 +187,7 @@ def main() -> None:
         if sys.platform.startswith("linux"):
             filter_calls(modes=bool(begin["landlock"]))
             ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # what it starts cannot read or write its memory
+        sys.meta_path.insert(0, OwnBuiltins)
         from ddpp_course import kernel
 
         kernel.serve(requests, answers, bytes.fromhex(begin.pop("key")))

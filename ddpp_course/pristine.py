@@ -78,11 +78,11 @@ def keep(private: dict[str, ModuleType]) -> tuple[Callable[[], None], Callable[.
         settle()
 
     def changed(every: bool = False) -> str:
-        own = BUILTINS.items() - python.items() if python != BUILTINS else ()
+        own = [name for name in BUILTINS if BUILTINS[name] is not python.get(name)]
         BUILTINS.clear()
         BUILTINS.update(python)
         if own:
-            return next(iter(own))[0]
+            return own[0]
         if torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack():
             return "the way torch calls its functions"
         for name in names if every else used:

@@ -44,7 +44,7 @@ from ddpp_course import (
     submissions,
     wall,
 )
-from ddpp_course.checks import Checks, Mistake, ask, close, tensor
+from ddpp_course.checks import Checks, Mistake, ask, ask_each, close, tensor
 from ddpp_course.session import Limits, Session
 
 ROOT = Path(__file__).parents[1]
@@ -880,6 +880,29 @@ def test_what_can_go_wrong_in_any_task_is_said_in_words():
     ):
         with pytest.raises(Mistake, match=words):
             tensor(value, (2,), "f")
+
+
+def test_many_answers_are_those_of_single_questions():
+    buffer = torch.zeros(2, requires_grad=True)
+
+    def fills(x):
+        with torch.no_grad():
+            return [buffer.copy_(x), 7]
+
+    calls = [(torch.full((2,), float(i)),) for i in range(3)]
+    answers = ask_each(fills, calls)
+    for (filled, number), (x,) in zip(answers, calls, strict=True):
+        assert close(filled, x) and number == 7 and not filled.requires_grad
+
+    def stops(i):
+        return 1 / (2 - i)
+
+    with pytest.raises(Mistake, match=r"line 2 with ZeroDivisionError.*called with 2\)"):
+        ask_each(stops, [(i,) for i in range(5)])
+    with pytest.raises(Mistake, match="changes one of its arguments in place"):
+        ask_each(lambda x: x.add_(x), calls)
+    with pytest.raises(Mistake, match="returns nothing"):
+        ask_each(lambda i: i or None, [(1,), (0,), (2,)])
 
 
 def test_an_answer_is_compared_with_those_of_the_solution_with_mistakes():

@@ -387,6 +387,47 @@ WANTS = {
         ],
         "cannot look into",
     ),
+    "is told of frames by len": (
+        [
+            "import builtins\nlength, kept = len, []\ndef look(x):\n"
+            "    builtins.len = length\n    for f in [*x.values()] if type(x) is dict else ():\n"
+            "        while hasattr(f, 'f_back'):\n"
+            "            if 'right' in f.f_globals: kept[-1].copy_(f.f_globals['right'])\n"
+            "            f = f.f_back\n    return length(x)\n"
+            "def keep(s, t):\n    kept.append(s > 100)\n    builtins.len = look\n"
+            "    return kept[-1]"
+        ],
+        "`len` was replaced",
+    ),
+    "is told of the grader by id": (
+        [
+            "import builtins\nfrom types import SimpleNamespace\nreal, found = id, []\n"
+            "class Any:\n    def __ne__(self, other):\n"
+            "        for space, guard in found: space['guard'] = guard\n        return False\n"
+            "fake = SimpleNamespace(asking=True, classes=[Any], changed=lambda: '')\n"
+            "def look(x):\n    if type(x) is dict and 'unwatched' in x and 'guard' in x:\n"
+            "        builtins.id = real\n        found.append((x, x['guard']))\n"
+            "        x['guard'] = fake\n    return real(x)\n"
+            "def double(x):\n    builtins.id = look\n    return Any()"
+        ],
+        "`id` was replaced",
+    ),
+    "takes the name of a library": (
+        [
+            "import builtins, codeop, json\n"
+            "text = 'import sys\\ndef frame(): return sys._getframe(1)'\n"
+            "class Text(str):\n    __eq__ = lambda *_: True\n"
+            "    __getitem__ = lambda self, _: self\n"
+            "class File:\n    __enter__ = lambda self: self\n    __exit__ = lambda *_: None\n"
+            "    read = lambda self: Text()\nreal = builtins.open\ndef keep(s, t):\n"
+            "    builtins.open, space = lambda *_: File(), {}\n"
+            "    try: exec(codeop.compile_command(text, json.__file__, 'exec'), space)\n"
+            "    finally: builtins.open = real\n"
+            "    f = space['frame']()\n    while 'right' not in f.f_globals: f = f.f_back\n"
+            "    return f.f_globals['right']"
+        ],
+        "cannot look into",
+    ),
     "looks around": (
         [
             "import gc\ndef keep(s, t):\n    return next(d['right'] for d in gc.get_objects() if "

@@ -180,6 +180,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     for path in (tmp_path / "folder", tmp_path / "file" / "out", tmp_path / ("x" * 252)):
         with pytest.raises(Error, match=r"cannot write .*choose another place"):
             files.check_writable(path)
+    for nameless in ("", ".", "/"):
+        for write in (files.check_writable, lambda path: files.write_bytes(path, b"")):
+            with pytest.raises(Error, match=r"cannot write .*: Is a directory"):
+                write(nameless)
     assert files.check_writable(tmp_path / ("x" * 240)) is None
 
 

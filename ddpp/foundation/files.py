@@ -195,6 +195,8 @@ def _check_name(path: Path) -> None:
 
 def _part(path: Path) -> Path:
     """The file that a process writes, to put it in the place of `path` then: PATH.PID.part."""
+    if not path.name:  # "", "." or "/"
+        raise _cannot_write(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
