@@ -195,6 +195,23 @@ def test_the_steps_of_rat_bptt_are_told_as_their_report_has_them():
     assert f"After 500 steps MTT is at {theirs}" in page
 
 
+def test_the_steps_of_tgdd_are_told_as_their_reports_have_them():
+    few, many = (
+        json.loads((ROOT / f"results/cpu/long/cifar10-ipc10-tgdd-{n}-seed0.json").read_text())
+        for n in (400, 2000)
+    )
+    show = lambda row, of="distilled": f"{show_mean(row[of]['final'])} %"
+    numbers, changes = ROOT / "book" / "numbers.md", ROOT / "CHANGELOG.md"
+    made = f"{show(few)} after 400 steps and {show(many)} after 2,000"
+    assert few["random"] == many["random"]
+    assert f"reach {made}, on the photographs {show(few, 'random')}." in numbers.read_text()
+    assert f"reaches {made} (photographs: {show(few, 'random')})" in changes.read_text()
+    page = (ROOT / "notebooks" / "results.ipynb").read_text()
+    assert f"reaches {made}, where the hundred photographs reach {show(few, 'random')}." in page
+    chapter = (ROOT / "notebooks" / "13_what_came_after.ipynb").read_text()
+    assert f"ten images per class: {show(many)} after 2,000 steps" in chapter
+
+
 def test_the_steps_with_other_teachers_are_told_as_their_reports_have_them():
     page = (ROOT / "book" / "numbers.md").read_text()
     rule, mtt = (
