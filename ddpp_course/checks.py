@@ -103,15 +103,15 @@ def ask(function: Callable, *arguments, forbid: tuple[ModuleType | Callable, ...
     return plain(_call(function, [arguments], forbid)[0])
 
 
-def ask_each(function: Callable, calls: Sequence[tuple], forbid: tuple = ()) -> list:
-    """Call a student's function several times, each as `ask` does, and return copies of results.
+def ask_each(function: Callable, calls: Sequence[tuple]) -> list:
+    """Call a student's function several times, each as `ask` does, and copy what it returns.
 
     What it has left behind is looked for once, after the last call: that takes ten milliseconds.
-    They are copies, as a function may return one and the same tensor, filled anew in each call.
+    Results are copied, as a function may return one and the same tensor, filled anew in each call.
 
     - calls: the arguments of each call.
     """
-    return [plain(result) for result in _call(function, calls, forbid, _copied)]
+    return [plain(result) for result in _call(function, calls, (), _copied)]
 
 
 def _call(
