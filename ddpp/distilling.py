@@ -29,6 +29,7 @@ from ddpp.foundation.errors import (
     Whole,
     as_texts,
     check_bounds,
+    check_kind,
     choose,
 )
 from ddpp.foundation.identity import TABLES, marks_of, of_run
@@ -204,6 +205,9 @@ def distill(
     Raises Error for settings that cannot work, for a checkpoint of another run, and for a run that
     is stuck, with advice. Source: Algorithm 1 of the paper.
     """
+    check_kind("data", data, ImageData)
+    check_kind("teachers", teachers, Teachers)
+    check_kind("config", config, DistillConfig)
     if config.expand_steps and config.expand_steps > config.steps:
         warnings.warn(
             f"start epochs grow over {config.expand_steps} steps, and this run has {config.steps}, "

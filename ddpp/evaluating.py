@@ -33,7 +33,7 @@ from ddpp.distilled.checks import SQUARED_ERROR
 from ddpp.distilled.format import marks_in
 from ddpp.foundation import files
 from ddpp.foundation.devices import check_training
-from ddpp.foundation.errors import Count, Error, Share, as_whole, check_bounds
+from ddpp.foundation.errors import Count, Error, Share, as_whole, check_bounds, check_kind
 from ddpp.foundation.identity import as_in_files, marks
 from ddpp.foundation.seeds import derive, generator
 from ddpp.foundation.stats import spread
@@ -172,6 +172,10 @@ def evaluate(
     seed = as_whole(seed, "the evaluation's seed")
     if repeats < 1:
         raise Error(f"the evaluation's repeats is {repeats}: it must be at least 1")
+    protocol = Protocol() if protocol is None else protocol
+    check_kind("distilled", distilled, DistilledDataset)
+    check_kind("data", data, ImageData)
+    check_kind("protocol", protocol, Protocol)
     distilled = distilled.to(data.device).unfolded()
     check_pair(distilled, data)
     config = NetworkConfig(**distilled.network)
@@ -183,7 +187,6 @@ def evaluate(
         _check_network(distilled, config)
     if width is not None:
         config = config.of_width(width)
-    protocol = protocol or Protocol()
     some = distilled.provenance.get("config", {}).get("augment")
     if isinstance(some, list | tuple) and protocol.augment is True:
         warnings.warn(

@@ -26,7 +26,15 @@ from ddpp.data.augmentation import (
 )
 from ddpp.foundation import files, processes
 from ddpp.foundation.devices import check_training
-from ddpp.foundation.errors import Count, Error, NotNegative, Positive, check_bounds, differences
+from ddpp.foundation.errors import (
+    Count,
+    Error,
+    NotNegative,
+    Positive,
+    check_bounds,
+    check_kind,
+    differences,
+)
 from ddpp.foundation.identity import as_in_files, marks, settings
 from ddpp.foundation.seeds import derive, generator
 from ddpp.networks import Flat, NetworkConfig
@@ -170,6 +178,8 @@ def train_teachers(
     >>> len(teachers), teachers.epochs
     (1, 1)
     """
+    check_kind("data", data, ImageData)
+    check_kind("config", config, TeacherConfig)
     processes.check_joined()
     check_training()
     if folder is None and processes.size() > 1:

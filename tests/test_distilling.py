@@ -6,10 +6,51 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import CONFIG, NAN, SHORT, arrays, load, moving, refused, save, untouched
+from small import CONFIG, NAN, SHORT, TEACHERS, arrays, load, moving, refused, save, untouched
 
+from ddpp.baselines import selection
 from ddpp.distilling import MAX_SKIPPED, distill
+from ddpp.evaluating import evaluate
 from ddpp.foundation import files
+from ddpp.teachers import train_teachers
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (
+            lambda d, t: distill(d, t, {"steps": 1}),
+            ["config is of the type dict", "give a ddpp.DistillConfig"],
+        ),
+        (
+            lambda d, t: distill(d, "teachers", CONFIG),
+            ["teachers is of the type str", "a ddpp.Teachers"],
+        ),
+        (
+            lambda d, t: distill("cifar10", t, CONFIG),
+            ["data is of the type str", "a ddpp.ImageData"],
+        ),
+        (
+            lambda d, t: train_teachers(d, {"count": 1}),
+            ["config is of the type dict", "ddpp.TeacherConfig"],
+        ),
+        (
+            lambda d, t: train_teachers("cifar10", TEACHERS),
+            ["data is of the type str", "a ddpp.ImageData"],
+        ),
+        (
+            lambda d, t: evaluate(d, d),
+            ["distilled is of the type ImageData", "a ddpp.DistilledDataset"],
+        ),
+        (
+            lambda d, t: evaluate(selection.random(d, 1, {}), d, protocol={"epochs": 1}),
+            ["protocol is of the type dict", "give a ddpp.Protocol"],
+        ),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(data, teachers, call, words):
+    with refused(*words):
+        call(data, teachers)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,15 @@ def described(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
+def check_kind(what: str, value: object, kind: type) -> None:
+    """Raise an Error for an argument that is of another class than ddpp's.
+
+    - what: it is, for the message.
+    """
+    if not isinstance(value, kind):
+        raise Error(f"{what} is of the type {type(value).__name__}: give a ddpp.{kind.__name__}")
+
+
 def differences(then: dict, now: dict) -> str:
     """What differs between two nested dictionaries of settings, in words: at most three of them, by
     their path.

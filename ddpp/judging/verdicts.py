@@ -15,7 +15,7 @@ from ddpp.data import ImageData
 from ddpp.distilled import DistilledDataset
 from ddpp.evaluating import Protocol, evaluate
 from ddpp.foundation import files
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import Error, check_kind, choose
 from ddpp.foundation.identity import as_in_files, marks
 from ddpp.foundation.provenance import provenance
 from ddpp.foundation.text import aligned, show_mean
@@ -107,7 +107,8 @@ def judge(
         choose("network", name, ARCHITECTURES)
         if width is not None:
             NetworkConfig(name).of_width(width)
-    protocol, folder = protocol or Protocol(), Path(folder)
+    protocol, folder = Protocol() if protocol is None else protocol, Path(folder)
+    check_kind("protocol", protocol, Protocol)
     # read all before the first is tested, so that a wrong path is noticed now
     options = {"root": root, "device": device}
     opened: dict[str | Path, Opened] = {}
