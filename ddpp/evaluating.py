@@ -150,7 +150,7 @@ def evaluate(
     - architecture, width: of the networks, a name or a class of your own, see `NetworkConfig`, or
       such a config. Default: as the set was distilled with.
     - repeats: networks per tested iterate.
-    - protocol: how they are trained. Default: 1,000 epochs, as published.
+    - protocol: how they are trained. Default: 1,000 epochs, see `Protocol`.
     - best_on_test: whether the best iterate on data.test is reported, too, as papers do.
     - seed: of the networks. The same seed gives the same accuracies, on one machine's CPU.
     - scores: a file that keeps the accuracy of each network, so that a stopped call resumes.

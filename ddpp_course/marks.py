@@ -17,29 +17,9 @@ from ddpp_course.report import Grade, Report
 from ddpp_course.roster import table
 from ddpp_course.rules import NO, TIED, WHEN, WHOSE, Rules
 
-BY_HAND = (
-    "submission",
-    "assignment",
-    "task",
-    "title",
-    "points",
-    "of",
-    "says",
-    "version",
-    "comment",
-)
+BY_HAND = tuple("submission assignment task title points of says version comment".split())
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # by which a spreadsheet knows one
-FIRST = (
-    "submission",
-    "assignment",
-    "total",
-    "points",
-    "of",
-    "by_hand",
-    "by_hand_of",
-    "refused",
-    "notes",
-)
+FIRST = tuple("submission assignment total points of by_hand by_hand_of refused notes".split())
 
 Key = tuple[str, str, str]  # submission, assignment, task
 

@@ -257,7 +257,7 @@ X, Y = torch.rand(10, 3, 32, 32, generator=generator(1)), torch.arange(10)
         ((X, torch.full((10, 10), torch.inf)), ["not finite"]),
         ({"weights": X}, ["no images among its entries (weights)", "name them 'images'"]),
         ({"data": []}, ["holds an empty list"]),
-        ({"images": X, "lr": torch.ones(3)}, ["no single number"]),
+        ({"images": X, "lr": torch.ones(3)}, ["the learning rate in", "save a single number"]),
         ([X, Y, X, Y], ["a list of 4 things"]),
         ("hello", ["holds a str"]),
         ({"images": X, "labels": Y, "lr": -1.0}, ["alpha is", "one positive number"]),

@@ -202,7 +202,7 @@ def test_the_command_works_off_a_queue_and_lists_it(queue, tmp_path, capsys):
         ("[[run]]\nname = 'a'\nstep = 3", ["a in", "unknown setting, step"]),
         ("[[run]]\nname = 'a'\ndistill = { rules = 'none' }", ["unknown setting, rules"]),
         ("[[run]]\nname = 'a'\nprofile = 'big'", ["unknown profile 'big'"]),
-        ("[[run]]\nname = 'a'\n[[run]]\nname = 'a'", ["two of one name"]),
+        ("[[run]]\nname = 'a'\n[[run]]\nname = 'a'", ["two runs a-seed0", "rename one"]),
         ("[[run]]\nname = 'x/a'\n[[run]]\nname = 'x-a'", ["would work in one file: rename one"]),
         ("[[run]]\nname = 'a'\neach = { rule = 'none' }", ["a in", "a list of values"]),
         ("[[run]]\nname = 'a'\neach = { rules = ['none'] }", ["unknown setting, rules"]),

@@ -205,7 +205,7 @@ def test_a_folder_in_use_and_a_form_that_is_none_are_refused(own, tmp_path):
     data, path = own
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
-    with refused("used must be empty"):
+    with refused("used has files", "choose an empty folder"):
         store(made(data), "webp", tmp_path / "used", path)
     with refused("unknown form 'gif'", "file, bare file, compact"):
         store(made(data), "gif", tmp_path / "new", path)

@@ -247,7 +247,6 @@ def judge(
     # resolved here, as "package.module:name" gets into the table
     names = [ARCHITECTURES.name_of(name) for name in architectures]
     judging.refuse_loss(paths, out, names, repeats, protocol, width, seed)
-    options = {"root": root, "device": device, "folder": out, "seed": seed}
     judged = judging.judge(
         *paths,
         data=data,
@@ -256,7 +255,10 @@ def judge(
         width=width,
         repeats=repeats,
         protocol=protocol,
-        **options,
+        folder=out,
+        root=root,
+        device=device,
+        seed=seed,
     )
     print(f"\n{judging.report(judged, out, find_device(device))}")
     save_figure("judged", judged, out / "judged.png")
@@ -333,8 +335,16 @@ def remember(
         rate: learning rate of the networks trained on the memory; None: the sets' own alpha
         out: folder of the memory, of its teachers and of the report
     """
-    where = {"root": root, "device": device, "saving": Saving(report=print)}
-    found = studies.remember(recipe, out, tasks=tasks, order=order, rate=rate, **where)
+    found = studies.remember(
+        recipe,
+        out,
+        tasks=tasks,
+        order=order,
+        rate=rate,
+        root=root,
+        device=device,
+        saving=Saving(report=print),
+    )
     last = found[-1].accuracies
     print(f"in the end: {show_mean(last)} %")
     print(f"written: {out} (the memory, task by task, and its report)")
@@ -356,8 +366,15 @@ def audit(
         out: folder of the sets, of what the attacks saw, and of the report
         teachers_dir: folder in which the teachers are, for audits to share; None: the output
     """
-    where = {"root": root, "device": device, "saving": Saving(report=print)}
-    found = studies.audit(recipe, out, design, teachers=teachers_dir, **where)
+    found = studies.audit(
+        recipe,
+        out,
+        design,
+        teachers=teachers_dir,
+        root=root,
+        device=device,
+        saving=Saving(report=print),
+    )
     print("\n".join(found.lines()))
     print(f"written: {out / AUDIT}")
 
@@ -448,5 +465,5 @@ def pack(folder: Path, /, out: Path, size: int = 32, test: float = 0.2) -> None:
 
 
 SHARED = (teachers, distill)  # the commands that torchrun can share out
-ALONE = (compare, reproduce, remember, rank, audit, evaluate, judge, show, export, pack)
-COMMANDS: dict[str, Command] = {command.__name__: command for command in (*SHARED, *ALONE)}
+OTHERS = (compare, reproduce, remember, rank, audit, evaluate, judge, show, export, pack)
+COMMANDS: dict[str, Command] = {command.__name__: command for command in (*SHARED, *OTHERS)}

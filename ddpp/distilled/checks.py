@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ddpp.data.whitening import Whitening
-from ddpp.foundation.errors import Error, choose
+from ddpp.foundation.errors import Error, choose, described
 
 BRIGHTEST = 8  # raw pixels above this are not learned ones that leave 0 to 1, but 0 to 255
 CROSS_ENTROPY, SQUARED_ERROR = "cross-entropy", "squared error"  # losses to train with
@@ -13,12 +13,9 @@ CROSS_ENTROPY, SQUARED_ERROR = "cross-entropy", "squared error"  # losses to tra
 def check_images(images: Tensor, whitening: Whitening) -> None:
     """Raise an Error unless images are float32 (N, C, H, W), finite, and as the whitening needs."""
     if not isinstance(images, Tensor) or images.ndim != 4 or images.dtype != torch.float32:
-        what = (
-            f"{images.dtype} {tuple(images.shape)}"
-            if isinstance(images, Tensor)
-            else f"a {type(images).__name__}"
+        raise Error(
+            f"the images are {described(images)}: they must be a float32 tensor (N, C, H, W)"
         )
-        raise Error(f"the images are {what}: they must be a float32 tensor (N, C, H, W)")
     if not len(images):
         raise Error("there are no images: a set needs at least one")
     if not images.isfinite().all():
@@ -47,14 +44,9 @@ def check_labels(labels: Tensor, images: Tensor, classes: tuple[str, ...], loss:
         choose("loss", loss, (CROSS_ENTROPY, SQUARED_ERROR))
     n, soft = len(images), (len(images), len(classes))
     if not isinstance(labels, Tensor) or tuple(labels.shape) not in ((n,), soft):
-        what = (
-            f"have the shape {tuple(labels.shape)}"
-            if isinstance(labels, Tensor)
-            else f"are {type(labels).__name__}"
-        )
         raise Error(
-            f"the labels {what}: for {n} images of {soft[1]} classes give (N,) = ({n},), or "
-            "(N, classes)"
+            f"the labels are {described(labels)}: for {n} images of {soft[1]} classes give "
+            f"({n},), or {soft} for soft labels, as a tensor"
         )
     if labels.ndim == 1:
         _check_hard_labels(labels, len(classes), loss)

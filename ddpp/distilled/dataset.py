@@ -80,7 +80,7 @@ class DistilledDataset(Dataset):
             if images.shape != self.images.shape or not images.isfinite().all():
                 raise Error(
                     f"the images of step {step} have another shape than the last ones, or are "
-                    "not all finite"
+                    "not all finite: leave this iterate out"
                 )
             check_alpha(alpha, f"the alpha of step {step}")
 

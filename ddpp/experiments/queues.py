@@ -70,9 +70,11 @@ def read_queue(path: str | Path) -> list[Run]:
     longest: dict[str, Run] = {}  # of each name, without its steps
     for entry in entries:
         found += _runs(entry, path, longest)
+    if not found:
+        raise Error(f"the queue {path} has no [[run]]: write at least one, with a name")
     names = [run.name for run in found]
-    if not names or len(set(names)) < len(names):
-        raise Error(f"the queue {path} has no [[run]], or two of one name")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise Error(f"the queue {path} has two runs {twice[0]}: rename one of them")
     at_work: dict[Path, Run] = {}
     for run in found:
         other = at_work.setdefault(out_of(run, ""), run)
@@ -122,7 +124,7 @@ def _check_entry(entry: dict[str, Any], path: str | Path) -> None:
     """Raise Error for an entry whose own settings, those beside its tables, cannot be read."""
     name = entry.get("name", "")
     if not name or not isinstance(name, str):
-        raise Error(f"a [[run]] in {path} has no name")
+        raise Error(f'a [[run]] in {path} has no name: give it one, as name = "mine/first"')
     if not name.isprintable() or {"", ".", ".."} & {*name.split("/")}:
         raise Error(f"the name {name!r} in {path} cannot be one of a file: use letters and digits")
     for key, (kind, what) in ENTRIES.items():
@@ -162,7 +164,10 @@ def _at_step(count: int, entry: dict[str, Any], path: str | Path) -> dict[str, A
     every = entry.get("every")
     if every is not None:
         if every < 1 or count % every:
-            raise Error(f"{count} steps of {entry['name']} in {path} are not a multiple of every")
+            raise Error(
+                f"{count} steps of {entry['name']} in {path} are not a multiple of every, which is "
+                f"{every}: change one of them"
+            )
         settings |= {"iterates": count // every}
     return {"distill": settings}
 

@@ -163,11 +163,12 @@ def first_line(error: Exception) -> str:
 
 
 def described(value: Any) -> str:
-    """What a function of a user's own returned, in few words: a tensor or an array by its type and
-    shape, a list by its length.
+    """What a user brought, in few words: a tensor or an array by its type and shape, a list by its
+    length.
     """
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype} {tuple(value.shape)}"
+        array = "an array of " if isinstance(value, np.ndarray) else ""
+        return f"{array}{value.dtype} {tuple(value.shape)}"
     if isinstance(value, (list, tuple)):
         return f"a {type(value).__name__} of length {len(value)}"
     return "None" if value is None else f"a {type(value).__name__}"

@@ -113,7 +113,10 @@ def _eccv(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> 
     classes = distilled.by_class()
     counts = {len(members) for members in classes}
     if len(counts) != 1:
-        raise Error("the challenge takes the same number of images of each class: this set has not")
+        raise Error(
+            "the challenge takes the same number of images of each class, and this set has "
+            f"{min(counts)} to {max(counts)}"
+        )
     images, note = standardized(distilled)
     notes = [note, *_notes(distilled)]
     if counts != {10}:

@@ -328,7 +328,10 @@ def _labels(found: Found, classes: int, path: str | Path) -> tuple[Tensor, tuple
             f"({n},) or ({n}, {classes})"
         )
     if not labels.isfinite().all():
-        raise Error(f"the labels of {path} hold values that are not finite")
+        raise Error(
+            f"the labels of {path} hold values that are not finite: replace them, or leave out "
+            "their images"
+        )
     sums = labels.sum(1)
     if (labels >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         return labels, ("soft labels",)

@@ -100,7 +100,9 @@ def write_sheet(distilled: DistilledDataset, path: str | Path, quality: int | No
     try:
         _lay(steps.round().byte()).save(stream, "WEBP", method=6, exif=exif, **how)
     except ValueError as e:
-        raise Error(f"{len(distilled)} images do not fit into a picture ({e})") from None
+        raise Error(
+            f"{len(distilled)} images do not fit into a picture ({e}): export the set as compact"
+        ) from None
     files.write_bytes(path, stream.getvalue())
 
 

@@ -82,7 +82,7 @@ def store(distilled: DistilledDataset, form: str, folder: str | Path, data: str 
     """
     chosen, folder = FORMS[choose("form", form, FORMS)], Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise Error(f"{folder} must be empty, as the bytes of its files are counted")
+        raise Error(f"{folder} has files, whose bytes would be counted: choose an empty folder")
     if form in UNEXPLAINED and (distilled.formation > 1 or distilled.loss == SQUARED_ERROR):
         raise Error(
             f"the form {form} says neither how many pictures an image holds nor that labels are "

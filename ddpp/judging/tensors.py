@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ddpp.data.folder import read_classes, read_picture
-from ddpp.foundation.errors import Error
+from ddpp.foundation.errors import Error, described
 
 FOREIGN = (".pt", ".pth", ".npz")
 IMAGES = ("images", "image", "x", "x_train", "data", "image_syn", "syn_images")
@@ -154,7 +154,7 @@ def _with_siblings(found: Found, path: Path) -> Found:
             continue
         value = _read_pt(beside)
         if not isinstance(value, Tensor):
-            raise Error(f"{beside} holds a {type(value).__name__}, and no tensor")
+            raise Error(f"{beside} holds a {type(value).__name__}: save a tensor there")
         value = _number(value, beside) if field == "alpha" else value
         found = found.but(f"{field if field == 'labels' else 'learning rate'} of {beside.name}")
         found = replace(found, **{field: value})
@@ -224,7 +224,10 @@ def _from_sequence(content: Any, path: Path) -> Found:
             "single images with torch.stack, and give the labels"
         )
     if not 1 <= len(parts) <= 3 or not all(isinstance(part, Tensor) for part in parts[:2]):
-        raise Error(f"{path} holds no images with labels, but a list of {len(parts)} things")
+        raise Error(
+            f"{path} holds a list of {len(parts)} things: save a tensor of images, or a list of "
+            "images, labels and, if there is one, the learning rate"
+        )
     rate = _number(parts[2], path) if len(parts) == 3 else None
     return Found(parts[0], parts[1] if len(parts) > 1 else None, rate)
 
@@ -233,7 +236,9 @@ def _number(value: Any, path: Path) -> float:
     try:
         return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
-        raise Error(f"the learning rate in {path} is no single number") from None
+        raise Error(
+            f"the learning rate in {path} is {described(value)}: save a single number"
+        ) from None
 
 
 def _checked(found: Found, path: Path) -> Found:
@@ -248,7 +253,10 @@ def _checked(found: Found, path: Path) -> Found:
     if images.ndim != 4 or not len(images) or images.shape[2] != images.shape[3]:
         raise Error(f"{path} holds a tensor {shape}: images are (N, C, S, S), and at least one")
     if not images.isfinite().all():
-        raise Error(f"the images in {path} hold values that are not finite")
+        raise Error(
+            f"the images in {path} hold values that are not finite: replace or leave out those "
+            "images"
+        )
     if labels is not None and (
         not isinstance(labels, Tensor) or labels.shape[:1] != images.shape[:1]
     ):

@@ -89,7 +89,7 @@ def judge(
     - architectures, width: networks to train, by name or class. Default: the ConvNet, as wide as a
       file of ddpp says, else 128.
     - repeats: networks per set and architecture.
-    - protocol: how they are trained. Default: 1,000 epochs, as published.
+    - protocol: how they are trained. Default: 1,000 epochs, see `Protocol`.
     - folder: keeps the accuracy of each network, so that a stopped call resumes.
     - seed: of the networks and of the random images.
     - progress, say: whether progress bars are shown, and what hears every line.
@@ -110,10 +110,11 @@ def judge(
     protocol, folder = Protocol() if protocol is None else protocol, Path(folder)
     check_kind("protocol", protocol, Protocol)
     # read all before the first is tested, so that a wrong path is noticed now
-    options = {"root": root, "device": device}
     opened: dict[str | Path, Opened] = {}
     for path in paths:
-        opened[path] = _sharing(open_set(path, data, space, **options), opened.values())
+        opened[path] = _sharing(
+            open_set(path, data, space, root=root, device=device), opened.values()
+        )
     judged = []
     for path, one in opened.items():
         say(f"\n{path}: {one.distilled!r}")
@@ -126,8 +127,9 @@ def judge(
         judged.append(_judge(path, one, names, repeats, test))
         for note in judged[-1].notes[len(one.notes) :]:
             say(f"  {note}")
-        for line in judged[-1].lines():
-            say(f"  {line[5]}: {line[6]} %, random real images {line[7]} %")
+        for name, values in judged[-1].accuracies.items():
+            theirs = show_mean(judged[-1].random[name])
+            say(f"  {name}: {show_mean(values)} %, random real images {theirs} %")
     return judged
 
 
@@ -174,8 +176,7 @@ def _judge(
     path: str | Path, one: Opened, architectures: Sequence[str], repeats: int, test: _Test
 ) -> Judged:
     distilled, data, notes, chosen = one.distilled, one.data, one.notes, False
-    network = NetworkConfig(**distilled.network)
-    real = selection.random(data, _counts(distilled), asdict(network), test.seed)
+    real = selection.random(data, _counts(distilled), distilled.network, test.seed)
     if not one.rated:
         (distilled, chosen), (real, _) = (_rated(x, data, test) for x in (distilled, real))
         if not chosen:

@@ -46,7 +46,9 @@ class Search:
     def __post_init__(self):
         check_bounds(self, "the search's ")
         if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
-            raise Error("the search needs learning rates, all of them positive")
+            raise Error(
+                f"the search's rates are {self.rates}: give learning rates, all of them positive"
+            )
 
     def protocol(self, name: str) -> Protocol:
         """How a network is trained on the set of this name."""

@@ -58,8 +58,9 @@ def turns(
 
     Raises Error for an epoch that the teachers do not reach, and for teachers of other data.
     """
-    where = {"start_set": start_set, "epoch": epoch, "teacher": teacher}
-    base, turned, student, goal = _gradients(data, teachers, config, masks, step=step, **where)
+    base, turned, student, goal = _gradients(
+        data, teachers, config, masks, step=step, start_set=start_set, epoch=epoch, teacher=teacher
+    )
     error, opposite = (student - goal).square(), student * goal < 0
     return {
         name: _turn(mask(student, goal), turned[name], base, error, opposite)

@@ -1,5 +1,6 @@
 """Figures of what comparisons, audits and rankings found."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -313,7 +314,7 @@ def judged(verdicts: Sequence[Judged]) -> Figure:
     rows = {}
     for one in verdicts:
         first = [members[0] for members in one.distilled.by_class() if members][:10]
-        accuracy = next(iter(one.lines()))[6].partition(" ")[0]
-        name = f"{one.name[-24:]}\n{accuracy} %"
+        accuracy = statistics.fmean(next(iter(one.accuracies.values())))
+        name = f"{one.name[-24:]}\n{accuracy:.1f} %"
         rows[f"{name} " if name in rows else name] = one.distilled.natural()[first]
     return pictures(rows)

@@ -21,15 +21,14 @@ if TYPE_CHECKING:  # figures need no notebook
     from IPython.display import HTML
 
 
-def pictures(
-    rows: Mapping[str, Tensor], titles: Sequence[str] = (), columns: int | None = None
-) -> Figure:
+def pictures(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
     """Draw images in rows, each row with its name.
 
     - rows: {name: images (n, C, H, W) in [0, 1]}; rows may differ in length.
     - titles: texts over the columns; default: none.
-    - columns: at most so many. The rest of each row is drawn in a second block below, and so
-      on. Default: five where more than seven have titles, which would be too small on a phone.
+
+    Where more than seven have titles, which would be too small on a phone, only five stand in one
+    line. The rest of each row is drawn in a second block below, and so on.
 
     >>> import torch
     >>> from ddpp.book import figures
@@ -37,7 +36,7 @@ def pictures(
     >>> figure.savefig("noise.png")
     """
     longest = max(len(images) for images in rows.values())
-    columns = columns or (5 if titles and longest > 7 else longest)
+    columns = 5 if titles and longest > 7 else longest
     starts = range(0, longest, columns)
     side = min(WIDTH / columns, 1.0)
     ratios = ([1] * len(rows) + [0.3]) * len(starts)  # an empty line after each block
