@@ -378,6 +378,14 @@ def test_what_does_not_fit_is_refused(images, tmp_path):
     with refused("the set 'random' was made with a validation share of 0.2, here it is 0.1"):
         try_(candidates, fitting, other)
     assert not (tmp_path / "none").exists()
+    # of another code's set nobody knows which images it was made from
+    from conftest import write_npz
+
+    own = write_npz(tmp_path)
+    torch.save({"images": torch.rand(3, 1, 12, 12)}, tmp_path / "theirs.pt")
+    theirs = ddpp.open_set(tmp_path / "theirs.pt", own, "raw", device="cpu")
+    with pytest.warns(UserWarning, match="the set 'theirs' is not of ddpp, and may have been made"):
+        try_(candidates, {"theirs": [theirs.distilled]}, theirs.data)
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,12 @@ def test_raw_pixels_go_up_to_1(data):
     assert torch.allclose(data.whitening.invert(made.images), learned, atol=1e-4)
 
 
+def test_raw_pixels_that_are_not_called_raw_are_told(data):
+    pixels = torch.rand((3, *data.shape), generator=generator(0))
+    with pytest.warns(UserWarning, match="taken as preprocessed: if they are raw, give raw=True"):
+        DistilledDataset.from_tensors(pixels, torch.arange(3), 0.01, data)
+
+
 def test_alpha_may_be_a_number_of_numpy(make):
     assert float(replace(make([0, 1]), alpha=np.float32(0.01)).alpha) == pytest.approx(0.01)
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from ddpp import cli
 from ddpp.data.whitening import Whitening
 from ddpp.distilled.bare import check_source, write_set
 from ddpp.distilled.formation import fold
+from ddpp.foundation import files
 from ddpp.judging import card
 from ddpp.judging.cards import YOURS
-from ddpp.judging.opening import PUBLISHED
+from ddpp.judging.opening import PUBLISHED, recognize
 
+ROOT = Path(__file__).parents[1]
 REPORT = {
     "distilled": {"final": [40.0, 42.0]},
     "random": {"final": [20.0, 20.0]},
@@ -46,7 +49,8 @@ def whitened():
 
 def test_pixels_for_mtts_names_come_back(whitened, tmp_path):
     written, notes = ddpp.export(whitened, "pt", tmp_path)
-    assert [path.name for path in written] == ["images_best.pt", "labels_best.pt", "lr_best.pt"]
+    names = ["images_best.pt", "labels_best.pt", "lr_best.pt", "space_best.txt"]
+    assert [path.name for path in written] == names
     opened = ddpp.open_set(tmp_path / "images_best.pt", "cifar10-sample", "raw", device="cpu")
     back = opened.distilled
     assert torch.allclose(back.natural(), whitened.natural(), atol=1e-4)
@@ -66,7 +70,45 @@ def test_beard_reads_images_and_labels_as_it_standardizes_its_own(whitened, tmp_
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in PUBLISHED["cifar10"])
     assert torch.allclose(images * std + mean, whitened.natural(), atol=1e-4)
     assert torch.equal(labels, whitened.labels)
-    assert {path.name for path in tmp_path.iterdir()} == {"images_best.pt", "labels_best.pt"}
+    names = {"images_best.pt", "labels_best.pt", "space_best.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    opened = ddpp.open_set(tmp_path / "images_best.pt", "cifar10-sample", device="cpu")
+    assert opened.space == "standardized" and any(
+        "as is written beside the images" in note for note in opened.notes
+    )
+
+
+def test_strongly_learned_pixels_come_back_as_they_were(tmp_path):
+    """RaT-BPTT's leave 0 to 1 the most, down to -5 and up to 9."""
+    stored = ROOT / "results" / "smoke" / "table1" / "cifar10-sample-ipc1-bptt-seed0.safetensors"
+    made = ddpp.open_set(stored, device="cpu").distilled
+    pixels = made.whitening.invert(made.images)
+    assert pixels.max() > 8 and pixels.min() < -5
+    images = ddpp.export(made, "pt", tmp_path)[0][0]
+    for said in (None, "raw"):
+        opened = ddpp.open_set(images, "cifar10-sample", said, device="cpu")
+        back = opened.data.whitening.invert(opened.distilled.images)
+        assert opened.space == "raw" and torch.allclose(back, pixels, atol=1e-4)
+        assert not any("divided by 255" in note for note in opened.notes)
+    (tmp_path / "space_best.txt").write_text("row")
+    with refused("unknown space 'row'", "did you mean 'raw'"):
+        ddpp.open_set(images, "cifar10-sample", device="cpu")
+
+
+def test_natural_colours_of_learned_sets_are_never_taken_for_standardized(whitened):
+    """Also not where they deviate as much, as after thousands of steps of MTT."""
+    deviations = []
+    for path in sorted((ROOT / "results").rglob("*.safetensors")):
+        images = files.Lazy(path, "result", "distilled dataset")["images"]
+        if images.shape[1:] != whitened.images.shape[1:]:
+            continue
+        pixels = whitened.whitening.invert(images)
+        deviations.append(float(pixels.std()))
+        try:
+            assert recognize(pixels)[0] == "raw"
+        except ddpp.Error as e:
+            assert "it is not certain what the pixels are" in str(e)
+    assert sum(one > 0.8 for one in deviations) > 20
 
 
 def learned(distilled, kind):
@@ -214,7 +256,7 @@ def test_the_instructions_for_data_of_ones_own_work(npz, tmp_path, capsys):
 
 @pytest.mark.parametrize("size, category", [(999, "n<1K"), (1200, "1K<n<10K")])
 def test_a_card_says_how_many_images_there_are(size, category, data):
-    images = torch.rand(size, *data.shape)
+    images = torch.randn(size, *data.shape)
     labels = torch.arange(size) % 2
     made = ddpp.DistilledDataset.from_tensors(images, labels, 0.02, data)
     assert f"size_categories:\n- {category}\n---" in card(made)

@@ -288,6 +288,18 @@ def test_a_function_of_torchscript_is_known_by_what_it_computes():
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)
 
 
+def test_what_is_found_by_a_text_asks_for_a_version():
+    for found in (
+        lambda s, t, epsilon: globals()["LIMIT"],
+        lambda s, t, epsilon: exec("s += LIMIT"),
+        lambda s, t, epsilon: __import__("small").NETWORK,
+    ):
+        with small.refused("(), of which ddpp cannot tell whether it has changed"):
+            fingerprint(found)
+    eval = len
+    assert len(fingerprint(lambda s, t, epsilon: eval(s))) == 16  # of one's own
+
+
 def test_an_operator_of_ones_own_asks_for_a_version():
     assert len(fingerprint(lambda s, t, epsilon: torch.ops.aten.gt(s, t))) == 16
     with small.refused("an operator of torch.ops that is not PyTorch's, of which ddpp cannot tell"):

@@ -6,7 +6,9 @@ from torch import Tensor
 from ddpp.data.whitening import Whitening
 from ddpp.foundation.errors import Error, choose, described
 
-BRIGHTEST = 8  # raw pixels above this are not learned ones that leave 0 to 1, but 0 to 255
+# Raw pixels above the first go from 0 to 255, if they are hardly below 0: learned ones leave 0 to 1
+# to both sides, and were found at -6 to 9. Above the second all raw pixels go to 255.
+BRIGHTEST, NEVER_LEARNED = 8, 32
 CROSS_ENTROPY, SQUARED_ERROR = "cross-entropy", "squared error"  # losses to train with
 
 
@@ -28,12 +30,20 @@ def check_images(images: Tensor, whitening: Whitening) -> None:
         )
 
 
+def go_to_255(images: Tensor) -> bool:
+    """Tell whether raw images (N, C, H, W) go up to 255, and not to 1."""
+    if not images.numel():
+        return False
+    low, high = float(images.min()), float(images.max())
+    return high > NEVER_LEARNED or (high > BRIGHTEST and low > -0.1 * high)
+
+
 def checked_pixels(images: Tensor) -> Tensor:
     """Return raw images (N, C, H, W). Raises Error where they go up to 255, and not to 1."""
-    if images.numel() and (high := float(images.max())) > BRIGHTEST:
+    if go_to_255(images):
         raise Error(
-            f"the raw images go up to {high:g}: give floats from 0 to 1, or bytes from 0 to 255 as "
-            "uint8"
+            f"the raw images go up to {float(images.max()):g}: give floats from 0 to 1, or bytes "
+            "from 0 to 255 as uint8"
         )
     return images
 

@@ -1,6 +1,7 @@
 """A distilled dataset: the result of stage C, in one file with all that training on it needs."""
 
 import dataclasses
+import warnings
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -136,6 +137,12 @@ class DistilledDataset(Dataset):
         images = images.detach().to(data.device, torch.float32, copy=True).contiguous()
         if raw:
             images = data.whitening.apply(checked_pixels(images))
+        elif images.numel() and images.min() >= 0 and images.max() <= 1:
+            warnings.warn(
+                "all values of the images are in 0 to 1, as of raw pixels, and are taken as "
+                "preprocessed: if they are raw, give raw=True",
+                stacklevel=2,
+            )
         return cls(
             images=images,
             labels=labels.detach().to(data.device, copy=True),

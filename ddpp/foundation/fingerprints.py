@@ -47,6 +47,7 @@ SHOWN = (
 OPERATORS = ("aten", "mkldnn", "onednn", "prim", "prims", "quantized", "torchvision")
 # of a global: in a function, and in the body of a class inside one
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+BY_TEXT = ("globals", "eval", "exec", "__import__")  # which find by a text what no code names
 NOT_CODE = {
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"),
     *("__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__"),
@@ -276,6 +277,8 @@ def _function(function: types.FunctionType, seen: dict):
         for name in dict.fromkeys(
             i.argval for i in dis.get_instructions(code) if i.opname in LOADS
         ):
+            if name in BY_TEXT and name not in function.__globals__:
+                raise _Unseen(f"{name}()")
             if name in function.__globals__:
                 used[name] = _with_attributes(function.__globals__[name], code.co_names, seen)
         for name, module in _imported(code, function.__globals__):

@@ -31,7 +31,8 @@ def export(
     - distilled: the set.
     - kind: "pt": images_best.pt, labels_best.pt and lr_best.pt, named as by MTT and DATM, of pixels
       in natural colours, soft labels as logits. "beard": for the benchmark BEARD, images_best.pt
-      and labels_best.pt, standardized by channel, with hard labels. "eccv": for the ECCV 2024
+      and labels_best.pt, standardized by channel, with hard labels. Beside both, space_best.txt
+      tells `open_set` what the pixels are. "eccv": for the ECCV 2024
       challenge, one tensor, sorted by class, standardized. "hf": train.parquet for Hugging Face's
       `datasets`, with a README.md, the compact set and its picture. "compact":
       distilled.safetensors in a quarter of the bytes. "webp": distilled.webp, one picture of 8
@@ -97,7 +98,7 @@ def _pt(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Wr
     if labels.is_floating_point():
         labels = labels.clamp(min=torch.finfo(labels.dtype).tiny).log()
         notes.append("labels_best.pt holds logits, as of DATM: the softmax gives the soft labels")
-    return _tensors(folder, images=images, labels=labels, lr=distilled.alpha), notes
+    return _tensors(folder, "raw", images=images, labels=labels, lr=distilled.alpha), notes
 
 
 def _beard(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
@@ -106,7 +107,7 @@ def _beard(distilled: DistilledDataset, folder: Path, report: Mapping | None) ->
     notes = [note, *_notes(distilled)]
     if distilled.labels.is_floating_point():
         notes.append("the benchmark trains with hard labels: the soft ones are left out")
-    return _tensors(folder, images=images, labels=distilled.hard_labels), notes
+    return _tensors(folder, "standardized", images=images, labels=distilled.hard_labels), notes
 
 
 def _eccv(distilled: DistilledDataset, folder: Path, report: Mapping | None) -> Written:
@@ -137,8 +138,11 @@ def _check_labels(distilled: DistilledDataset) -> None:
         )
 
 
-def _tensors(folder: Path, **parts: Tensor) -> list[Path]:
-    return [_save(x.detach().clone(), folder / f"{name}_best.pt") for name, x in parts.items()]
+def _tensors(folder: Path, space: str, **parts: Tensor) -> list[Path]:
+    """Write each tensor, and a text that tells `open_set` the space of the images."""
+    files.write_text(named := folder / "space_best.txt", f"{space}\n")
+    made = [_save(x.detach().clone(), folder / f"{name}_best.pt") for name, x in parts.items()]
+    return [*made, named]
 
 
 def _save(value: Tensor, path: Path) -> Path:

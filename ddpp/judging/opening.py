@@ -14,7 +14,7 @@ from ddpp.data.sources import DARKEST, SHA256
 from ddpp.data.whitening import Whitening
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import RESULT, rejoin
-from ddpp.distilled.checks import BRIGHTEST
+from ddpp.distilled.checks import BRIGHTEST, go_to_255
 from ddpp.distilled.dataset import KIND
 from ddpp.distilled.format import from_file
 from ddpp.distilled.formation import fold
@@ -89,7 +89,7 @@ def open_set(
     if found.images.dtype == torch.uint8 and space not in (None, "raw"):
         raise Error(f"the images in {path} are bytes, which are raw, not {space}: say --space raw")
     if space is None:
-        space, why = recognize(found.images)
+        space, why = _space_of(found, Path(path))
         found = found.but(f"{space}: {why}")
     found = _scaled(found, space)
     whitening = _whitening(space, plain, data, root, device)
@@ -106,6 +106,7 @@ def open_set(
         network=network or NetworkConfig(),
         raw=space == "raw",
     )
+    del distilled.provenance["data"]["validation"]  # whether any were held out, nobody knows
     rated = found.alpha is not None
     return Opened(distilled, images_of, space, rated, (*found.notes, *notes, *_gaps(distilled)))
 
@@ -135,15 +136,27 @@ def load_set(
     return open_own(path, data, root=root, device="cpu").distilled
 
 
-def recognize(images: Tensor) -> tuple[str, str]:
+def _space_of(found: Found, path: Path) -> tuple[str, str]:
+    """Tell the space of a set, and the reason: as is written beside it, or from its pixels."""
+    if found.space is not None and found.images.dtype != torch.uint8:
+        return choose("space", found.space, SPACES), "as is written beside the images"
+    if path.name.startswith("images_zca_"):
+        return "raw", "under this name MTT saves natural colours"
+    return recognize(found.images, likely=found.likely)
+
+
+def recognize(images: Tensor, likely: str | None = None) -> tuple[str, str]:
     """Tell the space of the pixels from their statistics, and return it and the reason.
 
     - images: (N, C, H, W), of any type.
+    - likely: the space that the form of the file suggests. It decides between natural colours and
+      standardized ones.
 
     Numbers from 0 to 1, or from 0 to 255, are raw pixels. Real images have a deviation of 1 when
     standardized and of about 0.26 when whitened with MTT's ZCA, and neighbouring pixels correlate
     with 0.93 and 0.68. Distilled ones reach 0.9 to 2.3 and 0.4 to 1.2. Whitened values reach about
-    as far below 0 as above it. Raises Error where these leave it open.
+    as far below 0 as above it. Natural colours, strongly learned, deviate as much as standardized
+    ones, but their mean is above 0. Raises Error where these leave it open.
     """
     if images.dtype == torch.uint8:
         if images.max() <= DARKEST:
@@ -163,7 +176,8 @@ def recognize(images: Tensor) -> tuple[str, str]:
     two_sided = float(x.min()) < -0.5 * float(x.max())  # dark raw pixels are below 0 by a little
     if deviation < 0.7 and abs(float(x.mean())) < 0.3 and near < 0.8 and two_sided:
         return "whitened", numbers
-    if 0.8 < deviation < WIDEST and near > 0.7:
+    centred = float(x.mean()) < 0.15 * deviation or likely == "standardized"
+    if 0.8 < deviation < WIDEST and near > 0.7 and centred:
         return "standardized", numbers
     _refuse_signed(x)
     raise Error(
@@ -267,7 +281,7 @@ def _scaled(found: Found, space: str) -> Found:
     images = found.images
     if space == "raw" and images.dtype != torch.uint8:
         _refuse_signed(images.float())
-    if space != "raw" or images.dtype == torch.uint8 or images.max() <= BRIGHTEST:
+    if space != "raw" or images.dtype == torch.uint8 or not go_to_255(images):
         return found
     return found.but("values from 0 to 255: divided by 255", images=images.float() / 255)
 

@@ -44,6 +44,8 @@ class Found:
     labels: Tensor | None = None  # (N,) or (N, classes)
     alpha: float | None = None
     classes: tuple[str, ...] | None = None  # names of the folders, where there are some
+    space: str | None = None  # of the pixels, where a text beside them says it
+    likely: str | None = None  # the space that the form of the file suggests
     notes: tuple[str, ...] = ()  # what was assumed, in words
 
     def but(self, note: str, **changes: Any) -> "Found":
@@ -147,7 +149,10 @@ def _read_folder(folder: Path, size: int) -> Found:
 
 
 def _with_siblings(found: Found, path: Path) -> Found:
-    """Add the labels and the learning rate that lie beside images_*.pt."""
+    """Add the labels, the learning rate and the space that lie beside images_*.pt."""
+    named = path.with_name(path.name.replace("images", "space")).with_suffix(".txt")
+    if named.stem != path.stem and named.is_file():  # of `export`
+        found = replace(found, space=named.read_text(errors="replace").strip())
     for word, field in (("labels", "labels"), ("label", "labels"), ("lr", "alpha")):
         beside = path.with_name(path.name.replace("images", word).replace("image", word))
         if beside == path or not beside.is_file():
@@ -211,7 +216,8 @@ def _from_list(images: Sequence[Any], path: Path) -> Found:
     if isinstance(images[0], Tensor):
         return _from_sequence(images, path)
     more = f"the first of {len(images)} experiments" if len(images) > 1 else "its experiment"
-    return _from_sequence(images[0], path).but(f"{more} in the file")
+    # whose code standardizes all images
+    return _from_sequence(images[0], path).but(f"{more} in the file", likely="standardized")
 
 
 def _from_sequence(content: Any, path: Path) -> Found:

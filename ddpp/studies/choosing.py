@@ -6,6 +6,7 @@ after training on all images. Source: the search of DC (Zhao et al., ICLR 2021),
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -204,7 +205,14 @@ def _check(
             check_pair(one, data)
             if other := made_from_other_images(one, data):
                 raise Error(f"the set '{name}' cannot be ranked with: {other}")
-            share = one.provenance.get("data", {}).get("validation", data.held_out)
+            source = one.provenance.get("data", {})
+            if source and "validation" not in source:
+                warnings.warn(
+                    f"the set '{name}' is not of ddpp, and may have been made from the held-out "
+                    "images as well, on which networks are ranked",
+                    stacklevel=3,
+                )
+            share = source.get("validation", data.held_out)
             if share != data.held_out:
                 raise Error(
                     f"the set '{name}' was made with a validation share of {share}, here it is "
