@@ -485,3 +485,26 @@ def test_a_lock_that_cannot_be_made_gets_a_sentence(tmp_path):
     (tmp_path / ".a.lock").mkdir()  # as unusable as one of another user
     with refused(f"cannot write {tmp_path / '.a.lock'}"), files.lock(tmp_path / "a", wait=False):
         pass
+
+
+@pytest.mark.parametrize("times, raised", [(1, KeyboardInterrupt), (2, ValueError)])
+def test_ctrl_c_while_a_tensor_is_read_is_one(times, raised, tmp_path, monkeypatch):
+    """PyTorch makes this error of it. A file that cannot be read fails again."""
+    left = [ValueError("could not determine the shape of object type 'UntypedStorage'")] * times
+
+    class Interrupted:
+        def __init__(self, *where):
+            self.file = safe_open(*where)
+            self.keys, self.metadata = self.file.keys, self.file.metadata
+
+        def get_tensor(self, name):
+            if left:
+                raise left.pop()
+            return self.file.get_tensor(name)
+
+    files.write(tmp_path / "file", "test", {"x": torch.ones(3)}, {})
+    monkeypatch.setattr(files, "safe_open", Interrupted)
+    lazy = files.Lazy(tmp_path / "file", "test")
+    with pytest.raises(raised):
+        lazy["x"]
+    assert torch.equal(lazy["x"], torch.ones(3))

@@ -266,7 +266,11 @@ class Lazy(Mapping):
 
     def __getitem__(self, name: str) -> Tensor:
         self._sha256[name]  # a KeyError here is the caller's
-        tensor = self._file.get_tensor(name)
+        try:
+            tensor = self._file.get_tensor(name)
+        except Exception:
+            self._file.get_tensor(name)  # raises again, unless this was Ctrl-C,
+            raise KeyboardInterrupt from None  # which PyTorch turned into an error of its own
         if name not in self._checked:
             if fingerprint(tensor) != self._sha256[name]:
                 raise self._damaged()

@@ -108,16 +108,17 @@ class Estimate(NamedTuple):
         return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 
-def bootstrap(statistic: Callable[[Tensor], float], count: int) -> Estimate:
+def bootstrap(statistic: Callable[[Tensor], float], count: int, seed: int = 0) -> Estimate:
     """Compute a statistic of networks, and of networks drawn from them with replacement.
 
     - statistic: a function of indices of networks (n,).
     - count: of networks.
+    - seed: of the draws.
 
     The interval goes from the 2.5 % to the 97.5 % quantile of RESAMPLES draws. Source: Efron
     (1979), the percentile method.
     """
-    rng = generator(0, "bootstrap")
+    rng = generator(seed, "bootstrap")
     drawn = [torch.randint(count, (count,), generator=rng) for _ in range(RESAMPLES)]
     found = torch.tensor([statistic(index) for index in drawn], dtype=torch.float64)
     low, high = torch.nanquantile(found, torch.tensor([0.025, 0.975], dtype=torch.float64))
