@@ -212,6 +212,20 @@ def test_the_steps_of_tgdd_are_told_as_their_reports_have_them():
     assert f"ten images per class: {show(many)} after 2,000 steps" in chapter
 
 
+def test_the_pair_with_ten_images_per_class_is_told_as_its_reports_have_it():
+    mtt, rule = (
+        json.loads((ROOT / f"results/cpu/long/cifar10-ipc10-{name}-50-seed0.json").read_text())
+        for name in ("none", "signed")
+    )
+    show = lambda row, of="distilled": f"{show_mean(row[of]['final'])} %"
+    numbers, changes = ROOT / "book" / "numbers.md", ROOT / "CHANGELOG.md"
+    told = f"{show(mtt)}, on those of the paper's rule {show(rule)}, and on the photographs that"
+    assert f"{told} both start from {show(mtt, 'random')}." in numbers.read_text()
+    assert f"MTT reach {show(mtt)}, and of the rule {show(rule)}." in changes.read_text()
+    page = (ROOT / "notebooks" / "results.ipynb").read_text()
+    assert f"MTT reaches {show(mtt)} and the paper's rule {show(rule)}." in page
+
+
 def test_the_steps_with_other_teachers_are_told_as_their_reports_have_them():
     page = (ROOT / "book" / "numbers.md").read_text()
     rule, mtt = (
