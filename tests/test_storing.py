@@ -390,6 +390,15 @@ def test_the_error_of_pictures_is_that_of_the_same_pictures(npz, tmp_path):
     assert store(made, "png", tmp_path / "png", path).error(made) < 0.01
 
 
+def test_pictures_of_another_codes_set_come_back(npz, tmp_path):
+    """Of which nobody knows which images were held out. Of so few, none are."""
+    path = npz(per_class=4, channels=3)
+    pixels = torch.rand(3, 3, 12, 12)
+    torch.save({"images": pixels, "labels": torch.arange(3), "lr": 0.02}, tmp_path / "theirs.pt")
+    theirs = ddpp.open_set(tmp_path / "theirs.pt", path, "raw", device="cpu").distilled
+    assert store(theirs, "png", tmp_path / "png", path).error(theirs) < 0.01
+
+
 @pytest.mark.parametrize("name", ["a.webp", "a.safetensors"])
 def test_a_sheet_or_a_result_of_ones_own_data_is_shown_and_exported(own, tmp_path, capsys, name):
     data, path = own

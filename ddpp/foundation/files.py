@@ -268,9 +268,9 @@ class Lazy(Mapping):
         self._sha256[name]  # a KeyError here is the caller's
         try:
             tensor = self._file.get_tensor(name)
-        except Exception:
-            self._file.get_tensor(name)  # raises again, unless this was Ctrl-C,
-            raise KeyboardInterrupt from None  # which PyTorch turned into an error of its own
+        except Exception:  # also where PyTorch makes an error of its own of Ctrl-C
+            self._file.get_tensor(name)  # raises again, unless it was that
+            raise KeyboardInterrupt from None
         if name not in self._checked:
             if fingerprint(tensor) != self._sha256[name]:
                 raise self._damaged()

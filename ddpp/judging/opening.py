@@ -14,7 +14,7 @@ from ddpp.data.sources import DARKEST, SHA256
 from ddpp.data.whitening import Whitening
 from ddpp.distilled import DistilledDataset
 from ddpp.distilled.bare import RESULT, rejoin
-from ddpp.distilled.checks import BRIGHTEST, go_to_255
+from ddpp.distilled.checks import go_to_255
 from ddpp.distilled.dataset import KIND
 from ddpp.distilled.format import from_file
 from ddpp.distilled.formation import fold
@@ -169,7 +169,7 @@ def recognize(images: Tensor, likely: str | None = None) -> tuple[str, str]:
     x = images.float()
     if x.min() >= 0 and x.max() <= 1:
         return "raw", "all values are in 0 to 1"
-    if x.min() >= 0 and BRIGHTEST < x.max() <= 255:
+    if x.min() >= 0 and go_to_255(x) and x.max() <= 255:
         return "raw", "all values are in 0 to 255"
     deviation, near = float(x.std(correction=0)), _neighbours(x)
     numbers = f"deviation {deviation:.2f}, neighbouring pixels correlate with {near:.2f}"

@@ -187,7 +187,10 @@ def _read_pictures(folder: Path, data: str, distilled: DistilledDataset) -> Read
     found, plain = _read_found(folder, data, distilled)
     source = distilled.provenance["data"]
     images_of = load_data(
-        data, zca=distilled.whitening.kind == "zca", validation=source["validation"], device="cpu"
+        data,
+        zca=distilled.whitening.kind == "zca",
+        validation=source.get("validation", 0.1),  # of other code's sets it is not known
+        device="cpu",
     )
     made = DistilledDataset.from_tensors(
         plain.whitening.invert(found.images).clamp(0, 1),
