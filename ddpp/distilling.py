@@ -177,7 +177,7 @@ def distill(
     save_minutes: float = 1.0,
     progress: bool = True,
     report: Callable[[str], None] = lambda line: None,
-    on_step: Callable[[loop.Run], object] = lambda run: None,
+    on_step: Callable[[loop.Run], object] | None = None,
 ) -> DistilledDataset:
     """Distil `data` with its `teachers` into config.ipc images per class.
 
@@ -192,8 +192,9 @@ def distill(
       nothing is saved.
     - progress: whether a progress bar is shown.
     - report: called with lines of text: which engine is used, and from which step a run resumes.
-    - on_step: called after each step with the `Run` so far: its `state` (step, images, alpha),
-      `iterates` {step: (images, alpha)} and `history`. If it returns True the run stops there.
+    - on_step: called after each step with a copy of the `Run` so far: its `state` (step, images,
+      alpha), `iterates` {step: (images, alpha)} and `history`. If it returns True the run stops
+      there.
 
     The result's history has, per step: epoch (the start epoch), teacher, loss, unmasked (MTT's
     loss), kept (a fraction), alpha and skipped. `layers` is the kept fraction of each layer (steps,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from small import CONFIG, TEACHERS, load, refused, save, small_recipe
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 import ddpp
 from ddpp.baselines import selection
@@ -308,6 +309,103 @@ def test_a_network_that_counts_or_keeps_layers_in_a_list_is_refused(data):
         ddpp.train_teachers(data, with_network(Counter), **QUIET)
     with refused("'InAList' uses a parameter (6,", "nn.ModuleList"):
         ddpp.train_teachers(data, with_network(InAList), **QUIET)
+
+
+class Recomputing(Activated):
+    def act(self, x):
+        return checkpoint(self.more, x, use_reentrant=False)
+
+    def __init__(self, channels, classes, image_size):
+        super().__init__(channels, classes, image_size)
+        self.more = nn.Sequential(nn.Linear(6, 6), nn.SiLU())
+
+
+class Reentering(Recomputing):
+    def act(self, x):
+        return checkpoint(self.more, x, use_reentrant=True)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        (Recomputing, ("has a wrong gradient here", "switch activation checkpointing off")),
+        (Reentering, ("cannot be differentiated",)),
+    ],
+)
+def test_a_network_that_computes_activations_anew_is_refused(data, kind, words):
+    with refused(f"the network '{kind.__name__}' ", *words):
+        ddpp.train_teachers(data, with_network(kind), **QUIET)
+
+
+class Averaging(Activated):
+    """Normalizes as textbooks do: by the batch where gradients are wanted, and else by averages."""
+
+    def __init__(self, channels, classes, image_size):
+        super().__init__(channels, classes, image_size)
+        self.mean = torch.zeros(6)
+
+    def act(self, x):
+        if torch.is_grad_enabled():
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0).detach()
+            return F.silu(x - x.mean(0))
+        return F.silu(x - self.mean)
+
+
+class Dropping(Activated):
+    def act(self, x):
+        return F.dropout(x, 0.01, training=torch.is_grad_enabled())
+
+
+class Remembering(Activated):
+    """Keeps sums, and does not use them."""
+
+    def __init__(self, channels, classes, image_size):
+        super().__init__(channels, classes, image_size)
+        self.register_buffer("seen", torch.zeros(6))
+
+    def act(self, x):
+        if torch.is_grad_enabled():
+            self.seen += x.detach().sum(0)
+        return F.silu(x)
+
+
+@pytest.mark.parametrize("kind", [Averaging, Dropping, Remembering])
+def test_a_network_that_is_another_one_where_it_learns_is_refused(data, kind):
+    with refused(f"'{kind.__name__}' does something else where a gradient is wanted"):
+        ddpp.train_teachers(data, with_network(kind), **QUIET)
+
+
+class Sized(Activated):
+    def __init__(self, channels, classes, image_size, width=16, depth=3):
+        super().__init__(channels, classes, image_size)
+        self.last = nn.Sequential(nn.Linear(6, width), nn.Linear(width, classes))
+
+
+def test_a_default_that_is_not_used_is_told(data):
+    with pytest.warns(UserWarning, match="made with width 128.*not with its own default, 16"):
+        data.network(ddpp.NetworkConfig(Sized))
+    assert data.network(ddpp.NetworkConfig(Sized, width=8)).shapes["last.0.weight"] == (8, 6)
+
+
+def test_what_networks_share_inside_stays_as_it_is(data):
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.SiLU())
+    before = [p.clone() for p in backbone.parameters()]
+
+    class Tuned(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.backbone, self.head = backbone, nn.Linear(6, classes)
+
+        def forward(self, x):
+            return self.head(self.backbone(x))
+
+    teachers = ddpp.train_teachers(data, with_network(Tuned), **QUIET)
+    made = ddpp.distill(data, teachers, CONFIG, **QUIET)
+    protocol = ddpp.Protocol(epochs=1)
+    assert len(ddpp.evaluate(made, data, Tuned, repeats=2, protocol=protocol, **QUIET).final) == 2
+    for p, was in zip(backbone.parameters(), before, strict=True):
+        assert p.dtype == torch.float32 and torch.equal(p, was)
 
 
 def test_a_network_that_seeds_pytorch_is_noticed(data):

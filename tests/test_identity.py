@@ -3,6 +3,7 @@ for its own.
 """
 
 import copy
+import cProfile
 import functools
 import json
 import math
@@ -673,6 +674,62 @@ def test_a_wrapper_has_not_the_version_of_what_it_wraps():
     assert fingerprint(wrapper(1)) != fingerprint(wrapper(2))
     assert fingerprint(wrapper(1)) != fingerprint(marked) == "version 1"
     assert fingerprint(ddpp.custom(wrapper(1), version=2)) == "version 2"
+
+
+def halved(rule, part):
+    """A rule of its own, under the names of another."""
+
+    @functools.wraps(rule)
+    def inner(student, teacher, epsilon):
+        keep = rule(student, teacher, epsilon)
+        keep[int(part * len(keep)) :] = False
+        return keep
+
+    return inner
+
+
+def test_a_wrapper_of_a_built_in_is_not_taken_for_it():
+    signed, tables = RULES["signed"], (RULES, ARCHITECTURES, OPERATIONS)
+    before = [dict(table) for table in tables]
+    rules = [DistillConfig(rule=halved(signed, part)).rule for part in (0.5, 0.1, 0.5)]
+    assert rules == ["signed-2", "signed-3", "signed-2"]
+    updated = functools.update_wrapper(functools.partial(halved(signed, 0.5)), signed)
+    assert DistillConfig(rule=updated).rule == "signed-4"
+    assert NetworkConfig(halved(ddpp.ConvNet, 0.5)).name == "ConvNet"
+    assert NetworkConfig(halved(ddpp.ConvNet, 0.1)).name == "ConvNet-2"
+    assert Protocol(augment=("crop", halved(OPERATIONS["flip"], 1))).augment == ("crop", "flip-2")
+    for table, own in zip(tables, before, strict=True):
+        assert own.items() <= table.items()
+
+
+def test_what_a_library_makes_of_functions_is_known_by_these():
+    pool, other = nn.functional.max_pool2d, nn.functional.adaptive_max_pool2d
+    assert pool.__qualname__ == other.__qualname__
+    assert fingerprint(pool) == fingerprint(pool) != fingerprint(other)
+    one, two = (torch.no_grad()(halved(RULES["signed"], part)) for part in (0.5, 0.1))
+    again = torch.no_grad()(halved(RULES["signed"], 0.5))
+    assert fingerprint(one) == fingerprint(again) != fingerprint(two)
+    torch.manual_seed(0)
+    layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    assert fingerprint(layers[0].forward) != fingerprint(layers[1].forward)
+    known = fingerprint(random.uniform), fingerprint(np.random.rand)
+    random.random(), np.random.rand(1)
+    assert (fingerprint(random.uniform), fingerprint(np.random.rand)) == known
+
+
+@pytest.mark.parametrize("name", ["__main__", "__mp_main__", "colorsys"])
+def test_code_of_ones_own_is_seen_whatever_its_module_is_called(name, tmp_path, monkeypatch):
+    def made(limit):
+        module = type(sys)(name)
+        # `python -m cProfile` has its own file for the main module
+        module.__file__ = cProfile.__file__ if "main" in name else str(tmp_path / f"{name}.py")
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(f"class Rule:\n    limit = {limit}\nmine = lambda s: s > {limit}", vars(module))
+        return fingerprint(module.mine), fingerprint(module.Rule)
+
+    first, again, other = made(1), made(1), made(2)
+    assert first == again
+    assert first[0] != other[0] and first[1] != other[1]
 
 
 class Scaled:

@@ -321,7 +321,9 @@ def test_a_module_that_cannot_be_copied_has_to_be_made_anew():
             raise TypeError("not me")
 
     mine = Keeps(nn.Flatten(), nn.Linear(192, 2))
-    with refused("the same module each time it is made, and this one cannot be copied (TypeError"):
+    with refused(
+        "the same module each time it is made, or has the same inside, and cannot be copied (Type"
+    ):
         Flat(lambda: mine).initial(0)
 
 

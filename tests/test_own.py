@@ -412,6 +412,24 @@ def test_a_run_stopped_by_on_step_goes_on_to_the_same_bits(data, teachers, tmp_p
     assert list(resumed.iterates) == [0, 2, 4] and "stopped_at" not in resumed.provenance
 
 
+def test_on_step_may_change_what_it_is_given(data, teachers):
+    def plot(run):
+        pixels = run.state.images.cpu().numpy()  # on a CPU no copy
+        pixels -= pixels.min()
+        for images, alpha in run.iterates.values():
+            images.zero_(), alpha.zero_()
+        for column in [*run.history.values(), run.state.alpha]:
+            column.zero_()
+
+    one, two = (
+        ddpp.distill(data, teachers, CONFIG, progress=False, **by) for by in ({}, {"on_step": plot})
+    )
+    same(one, two)
+    for step, (images, alpha) in one.iterates.items():
+        assert torch.equal(images, two.iterates[step][0])
+        assert torch.equal(alpha, two.iterates[step][1])
+
+
 def test_on_step_that_fails_loses_nothing(data, teachers, tmp_path):
     def fails(run):
         if run.state.step == 3:

@@ -269,9 +269,35 @@ def _written_by_dataclass(method) -> bool:
 
 
 def _function(function: types.FunctionType, seen: dict):
-    used = {}
     closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     cells = {name: cell.cell_contents for name, cell in closure.items() if _filled(cell)}
+    home = sys.modules.get(function.__globals__.get("__name__", ""))
+    if _in_library(home) and vars(home) is function.__globals__:
+        # made by a library's decorator, say: its code is known by name, but not what it has taken
+        does, used = [f"{function.__globals__['__name__']}.{function.__code__.co_qualname}"], {}
+    else:
+        does, used = _code(function.__code__), _globals(function, cells, seen)
+    names = tuple(dict.fromkeys(n for code in _codes(function.__code__) for n in code.co_names))
+    own = {k: v for k, v in vars(function).items() if k not in ("__wrapped__", VERSION)}
+    return [
+        "function",
+        *([_describe(own, seen)] if own else []),
+        does,
+        _describe([function.__defaults__, function.__kwdefaults__], seen),
+        [
+            [
+                name,
+                _with_attributes(cells[name], names, seen) if name in cells else "empty",
+            ]
+            for name in closure
+        ],
+        sorted(used.items()),
+    ]
+
+
+def _globals(function: types.FunctionType, cells: dict, seen: dict) -> dict:
+    """The values and functions that its code uses by a global name, or imports."""
+    used = {}
     for code in _codes(function.__code__):
         _check_operators(code, function.__globals__ | cells)
         for name in dict.fromkeys(
@@ -283,22 +309,7 @@ def _function(function: types.FunctionType, seen: dict):
                 used[name] = _with_attributes(function.__globals__[name], code.co_names, seen)
         for name, module in _imported(code, function.__globals__):
             used[f"import {name}"] = _with_attributes(module, code.co_names, seen)
-    names = tuple(dict.fromkeys(n for code in _codes(function.__code__) for n in code.co_names))
-    own = {k: v for k, v in vars(function).items() if k not in ("__wrapped__", VERSION)}
-    return [
-        "function",
-        *([_describe(own, seen)] if own else []),
-        _code(function.__code__),
-        _describe([function.__defaults__, function.__kwdefaults__], seen),
-        [
-            [
-                name,
-                _with_attributes(cells[name], names, seen) if name in cells else "empty",
-            ]
-            for name in closure
-        ],
-        sorted(used.items()),
-    ]
+    return used
 
 
 def _check_operators(code: types.CodeType, known: dict) -> None:
@@ -419,11 +430,22 @@ def _filled(cell: types.CellType) -> bool:
 
 def _is_library(value) -> bool:
     """Whether it is a function or class of the standard library, of ddpp, or of an installed
-    package.
+    package: the one that is found there under its name, as `functools.wraps` copies the names.
     """
     if not (hasattr(value, "__module__") and hasattr(value, "__qualname__")):
         return False
-    return value.__module__ is not None and _in_library(sys.modules.get(value.__module__))
+    module = sys.modules.get(value.__module__) if value.__module__ else None
+    if not _in_library(module):
+        return False
+    if isinstance(value, (type, types.BuiltinFunctionType)):
+        return True  # these keep their names, and not all are found under them
+    if isinstance(value, types.MethodType):  # random.uniform, say, of the module's one generator
+        return getattr(module, value.__name__, None) == value
+    try:
+        found = functools.reduce(getattr, value.__qualname__.split("."), module)
+    except AttributeError:  # made by a function, or gone since
+        return False
+    return getattr(found, "__func__", found) is value  # a class method comes bound
 
 
 @functools.cache
@@ -431,9 +453,12 @@ def _in_library(module: types.ModuleType | None) -> bool:
     if module is None:
         return False
     top = module.__name__.partition(".")[0]
-    file = getattr(module, "__file__", None)
-    if top in ("ddpp", "ddpp_course", "builtins") or (
-        top != "__main__" and top in sys.stdlib_module_names
-    ):
+    if top in ("__main__", "__mp_main__"):  # a user's, also where a profiler's file runs it
+        return False
+    if top in ("ddpp", "ddpp_course"):
         return True
-    return file is not None and str(Path(file).resolve()).startswith(LIBRARIES)
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return top in sys.stdlib_module_names
+    # not by its name: a user's code.py hides Python's
+    return str(Path(file).resolve()).startswith(LIBRARIES)

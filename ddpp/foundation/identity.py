@@ -87,7 +87,7 @@ class Table(dict):
                 "recognize it: write it with def, or as a class"
             )
         does, name, count = fingerprint(thing, f"{self.kind} {own}"), own, 1
-        while name in self and fingerprint(self[name], name) != does:
+        while name in self.built_in or (name in self and fingerprint(self[name], name) != does):
             count += 1
             name = f"{own}-{count}"
         self[name] = thing

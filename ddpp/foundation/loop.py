@@ -141,6 +141,16 @@ class Run(Generic[S]):
         history = {name: column[:now] for name, column in self.history.items()}
         return replace(self, iterates=self.iterates | ended, history=history, stopped=True)
 
+    def copied(self) -> "Run[S]":
+        """The run with tensors of its own, which may be changed."""
+        values = {k: v.detach().clone() for k, v in self.values.items() if isinstance(v, Tensor)}
+        return replace(
+            self,
+            state=replace(self.state, **values),
+            iterates={at: (x.clone(), alpha.clone()) for at, (x, alpha) in self.iterates.items()},
+            history={name: column.clone() for name, column in self.history.items()},
+        )
+
     def last(self, name: str) -> float:
         """What the last step recorded under a name."""
         return float(self.history[name][self.state.step - 1])
@@ -169,8 +179,8 @@ class Saving:
     save_minutes: NotNegative = 1.0  # and whenever so many minutes have passed
     progress: bool = True  # whether a progress bar is shown
     report: Callable[[str], None] = lambda line: None  # called with what the run does, in words
-    # called with the run after each step; the run stops there if it returns True
-    on_step: Callable[[Run], object] = lambda run: None
+    # called with a copy of the run after each step; the run stops there if it returns True
+    on_step: Callable[[Run], object] | None = None
 
     def __post_init__(self):
         check_bounds(self)
@@ -288,7 +298,7 @@ def _run(method: Method[S], checkpoint: Checkpoint[S], machine: dict, saving: Sa
                 shown = {k: f"{run.last(k):{f}}" for k, f in SHOWN.items() if k in run.history}
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
-                stop = saving.on_step(run)
+                stop = saving.on_step(run.copied()) if saving.on_step else None
                 _refuse_stuck(method, run)
                 if _is_true(stop) and run.state.step < method.steps:
                     saving.report(f"stopped by on_step after step {run.state.step}")

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import grad
 from torch.func import functional_call
 
 from ddpp.foundation.errors import Error, first_line
@@ -71,6 +73,7 @@ def check(network: Flat, shape: tuple[int, int, int], classes: int) -> None:
     if module is not network.module:
         _check_device(network, given, what)
     _check_parameters(network, given.to(network.device), what)
+    _check_learning(network, (module, other), moved, given, both)
 
 
 def _called_with(
@@ -158,6 +161,58 @@ def _check_parameters(network: Flat, images: Tensor, what: str) -> None:
                 "nn.ModuleList, not in a list"
             )
         nodes += [following for following, _ in node.next_functions]
+
+
+def _check_learning(
+    network: Flat,
+    modules: tuple[nn.Module, nn.Module],
+    moved: dict[str, Tensor],
+    images: Tensor,
+    logits: Tensor,
+) -> None:
+    """Raise an Error for a network that is another function where a gradient is wanted, or whose
+    gradient is taken at other parameters than those it was called with.
+
+    - modules: one to be called with the parameters `moved`, and one to have them as its own.
+    - logits: of the images (2, C, H, W) with these parameters, where no gradient is wanted.
+    """
+    what, (module, other) = f"the network '{network.name}'", modules
+    with torch.no_grad():
+        for name, p in other.named_parameters():
+            p.copy_(moved[name])
+    theta = torch.cat([p.flatten() for p in moved.values()]).requires_grad_()
+    y = torch.arange(len(images)) % logits.shape[1]
+    try:
+        constants = {name: b.clone() for name, b in other.named_buffers()}
+        drawn(lambda: other(images))
+        once = _attributes(other)
+        own, draws = drawn(lambda: other(images))
+        keeps = not _same(constants, dict(other.named_buffers())) or not _same(
+            once, _attributes(other)
+        )
+        given = network.placed(network.unflatten(theta))
+        called = functional_call(module, given, (images,), tie_weights=False)
+        found = grad(F.cross_entropy(called, y), theta)[0]
+        right = grad(
+            F.cross_entropy(own, y),
+            list(other.parameters()),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    except Exception as e:
+        raise Error(f"{what} cannot be differentiated: {first_line(e)}") from e
+    if draws or keeps or not torch.allclose(own, logits, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise Error(
+            f"{what} does something else where a gradient is wanted than where none is, or keeps "
+            "what it did there: it must not ask which is the case (torch.is_grad_enabled)"
+        )
+    right = torch.cat([part.flatten() for part in right])
+    if (found - right).norm() > 1e-2 * right.norm():
+        raise Error(
+            f"{what} has a wrong gradient here, as its backward pass uses other parameters than "
+            "the call: switch activation checkpointing off (torch.utils.checkpoint, "
+            "memory_efficient), and save in forward what backward uses"
+        )
 
 
 def _attributes(module: nn.Module) -> list[dict]:

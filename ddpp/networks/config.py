@@ -27,7 +27,8 @@ class NetworkConfig:
     """
 
     # or alexnet, vgg11, resnet18; or a class or function of your own that makes the module, called
-    # with those of channels, classes, image_size, width and depth that it has as parameters
+    # with those of channels, classes, image_size, width and depth that it has as parameters, also
+    # where it has defaults for them
     name: str | Callable[..., nn.Module] = "convnet"
     # 128: every layer as wide as published; others in proportion, as 32: a quarter of the channels
     width: Count = 128
@@ -102,4 +103,14 @@ def _build(
             "trainings start at one point: does it seed PyTorch itself?",
             stacklevel=3,
         )
+    for name in {"width", "depth"} & sizes.keys() if mark else ():
+        own = inspect.signature(architecture).parameters.get(name)
+        usual = getattr(NetworkConfig, name)
+        if own and own.default not in (own.empty, usual) and sizes[name] == usual:
+            warnings.warn(
+                f"the network '{network.name}' is made with {name} {usual}, as nothing else was "
+                f"asked for, and not with its own default, {own.default}: give NetworkConfig the "
+                f"{name}",
+                stacklevel=3,
+            )
     return network

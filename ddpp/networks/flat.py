@@ -151,7 +151,7 @@ class Flat:
                 raise
             except Exception as e:
                 raise Error(f"the network '{self.name}' cannot be made: {first_line(e)}") from e
-            if module is self._first:  # a user's own, as one that is pretrained
+            if _shared(module, self._first):  # a user's own, as one that is pretrained
                 module = self._copied(module)
         if problem := _problem(module):
             raise Error(f"the network '{self.name}' {problem}")
@@ -162,8 +162,9 @@ class Flat:
             return copy.deepcopy(module)
         except Exception as e:
             raise Error(
-                f"the network '{self.name}' is the same module each time it is made, and this one "
-                f"cannot be copied ({first_line(e)}): make a new module in each call"
+                f"the network '{self.name}' is the same module each time it is made, or has the "
+                f"same inside, and cannot be copied ({first_line(e)}): make a new module, and what "
+                "is inside, in each call"
             ) from e
 
 
@@ -239,6 +240,16 @@ def _places(module: nn.Module) -> dict[str, str]:
         for prefix, part in module.named_modules()
         for place, p in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
     }
+
+
+def _shared(module: object, first: nn.Module | None) -> bool:
+    """Whether a module is the first one, or has a part or a parameter of it."""
+    if first is None or not isinstance(module, nn.Module):
+        return False
+    parts, others = (
+        {*map(id, one.modules()), *map(id, one.parameters())} for one in (module, first)
+    )
+    return not parts.isdisjoint(others)
 
 
 @contextlib.contextmanager
