@@ -27,6 +27,11 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+def typeset(text: str) -> str:
+    """Numbers as prose has them, with minus signs."""
+    return text.replace("-", "−")
+
+
 def test_the_readmes_table_is_what_the_smoke_runs_left():
     show = lambda values: f"{show_mean(values)} %"
     reports = sorted((ROOT / "results" / "smoke").glob("seed*.json"))
@@ -153,7 +158,7 @@ def test_the_seeds_of_500_steps_are_told_as_their_reports_have_them():
     )
     show = lambda of: show_mean([*of.values()])
     difference = experiments.Difference.paired(rule, mtt)
-    said = difference.text().replace("-", "−")
+    said = typeset(difference.text())
     readme, numbers = " ".join(README.split()), (ROOT / "book" / "numbers.md").read_text()
     assert f"reach {show(rule)} % with the paper's rule and {show(mtt)} % with MTT" in readme
     assert max(rule, key=lambda seed: rule[seed]) == 0 and "Seed 0, the best of the" in readme
@@ -348,12 +353,12 @@ def test_the_pages_say_what_storage_takes():
     for form in ("webp", "webp 90", "webp 50", "png"):
         for ipc in (1, 10):
             assert {*found[form, ipc]} == {*found["file", ipc]} == {*range(5)}
-            assert gains[form, ipc].text(1) in chapter, (form, ipc)
+            assert typeset(gains[form, ipc].text(1)) in chapter, (form, ipc)
     using = (ROOT / "book" / "using.md").read_text()
-    ten = gains["webp", 10].text(1).replace("(", "points (").replace(")", ", five seeds)")
+    ten = typeset(gains["webp", 10].text(1)).replace("(", "points (").replace(")", ", five seeds)")
     assert ten in using and "167 kB instead of 43 MB" in using
     for ipc in (1, 10):
-        more = gains["same bytes", ipc].text(1).replace(" (", ", ")
+        more = typeset(gains["same bytes", ipc].text(1)).replace(" (", ", ")
         assert more in chapter, more
     middle = lambda form, ipc, key: statistics.median(r[key] for r in found[form, ipc].values())
     assert [round(middle("webp", ipc, "bytes") / 1000) for ipc in (1, 10)] == [21, 167]
@@ -388,7 +393,7 @@ def test_chapter_15_says_what_the_stored_ranking_shows():
         *(alive.estimate(name, spearman) for name in found.proxies),
     )
     for one in differences:
-        assert one.text() in chapter
+        assert typeset(one.text()) in chapter
     assert f"with the truth is {instance.estimate(rule, spearman).value:.2f}" in chapter
     truth = found.truth.mean(0)
     lost = {name: [-regret(truth, row) for row in rows] for name, rows in found.proxies.items()}
@@ -467,6 +472,7 @@ def test_chapter_16_says_what_the_audits_found():
         lost = gap(other, one)
         return f"{lost.mean:.1f} points", ends(lost.interval, digits=1)
 
+    lira = lambda one: one.all["lira"].aucs
     for said in (
         f"LiRA has an AUC of {area('whole', 'lira')}, and finds {rate(0, 'whole', 'lira')}",
         f"A threshold finds {rate(0, 'whole', 'loss')}.",
@@ -480,7 +486,7 @@ def test_chapter_16_says_what_the_audits_found():
         f"have an AUC of {noise.auc:.3f} {ends(noise.auc_interval)} by the threshold",
         f"is {start.mean:.3f} lower from noise {ends(start.interval)}, and the accuracy "
         f"{cost.mean:.1f} points lower {ends(cost.interval, digits=1)}",
-        f"from photographs is {pairs('rule-real', 'mtt-real', loss).text(3)}",
+        f"from photographs is {typeset(pairs('rule-real', 'mtt-real', loss).text(3))}",
         f"{area('whole', 'lira', 'canaries')} for canaries, "
         f"and {area('whole', 'lira')} for all images",
         f"{percent('mtt-noise')} accuracy instead of {percent('random')}",
@@ -488,7 +494,7 @@ def test_chapter_16_says_what_the_audits_found():
         f"{rate(1, 'random', 'loss')}",
         f"14 epochs, {percent('short')}. Its AUC by the threshold is {short.auc:.3f}",
         f"that of MTT from noise, at {percent('mtt-noise')}, is {noise.auc:.3f}",
-        f"In pairs the difference is {pairs('mtt-noise', 'short', loss).text(3)}",
+        f"In pairs the difference is {typeset(pairs('mtt-noise', 'short', loss).text(3))}",
         f"{rate(1, 'short', 'loss')} {ends(short.tpr_intervals[1], 100, 1)} and "
         f"{rate(1, 'mtt-noise', 'loss')} {ends(noise.tpr_intervals[1], 100, 1)}",
         f"With $\\varepsilon = 8$ networks reach {percent(weak)}, and with $\\varepsilon = 2$ they "
@@ -504,8 +510,8 @@ def test_chapter_16_says_what_the_audits_found():
         f"higher, in pairs by {rise['mtt'].mean:.3f} {ends(rise['mtt'].interval)}",
         f"It is {' more accurate than DM from noise '.join(less('dm-noise', weak))}",
         f"and its AUC is higher by {rise['dm'].mean:.3f} {ends(rise['dm'].interval)}",
-        f"the difference is {pairs(strong, 'mtt-noise', loss).text(3)}",
-        f"a little lower, {pairs(strong, 'mtt-noise', lambda one: one.all['lira'].aucs).text(3)}",
+        f"the difference is {typeset(pairs(strong, 'mtt-noise', loss).text(3))}",
+        f"a little lower, {typeset(pairs(strong, 'mtt-noise', lira).text(3))}",
         f"the accuracy is {' lower '.join(less(strong, 'mtt-noise'))}",
         f"finds {caught(weak, 'loss', 'canaries')} with $\\varepsilon = 8$",
         f"For MTT from noise it is {caught('mtt-noise', 'loss', 'canaries')}",
