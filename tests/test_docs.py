@@ -217,18 +217,33 @@ def test_the_steps_of_tgdd_are_told_as_their_reports_have_them():
     assert f"ten images per class: {show(many)} after 2,000 steps" in chapter
 
 
-def test_the_pair_with_ten_images_per_class_is_told_as_its_reports_have_it():
-    mtt, rule = (
-        json.loads((ROOT / f"results/cpu/long/cifar10-ipc10-{name}-50-seed0.json").read_text())
-        for name in ("none", "signed")
+def test_the_pairs_with_ten_images_per_class_are_told_as_their_reports_have_them():
+    (mtt, rule), (later_mtt, later_rule) = (
+        [
+            json.loads((ROOT / f"results/cpu/long/cifar10-ipc10-{name}-{n}-seed0.json").read_text())
+            for name in ("none", "signed")
+        ]
+        for n in (50, 200)
     )
     show = lambda row, of="distilled": f"{show_mean(row[of]['final'])} %"
-    numbers, changes = ROOT / "book" / "numbers.md", ROOT / "CHANGELOG.md"
+    only = lambda row: show(row).removesuffix(" %")
+    assert mtt["random"] == rule["random"] == later_mtt["random"] == later_rule["random"]
+    numbers, changes = (ROOT / path for path in ("book/numbers.md", "CHANGELOG.md"))
     told = f"{show(mtt)}, on those of the paper's rule {show(rule)}, and on the photographs that"
-    assert f"{told} both start from {show(mtt, 'random')}." in numbers.read_text()
-    assert f"MTT reach {show(mtt)}, and of the rule {show(rule)}." in changes.read_text()
+    later = f"After 200 steps they reach {show(later_mtt)} with MTT and {show(later_rule)} with"
+    assert f"{told} both start from {show(mtt, 'random')}. {later} the rule." in numbers.read_text()
+    then = f"After 200 they are at {only(later_mtt)} and {show(later_rule)}."
+    assert f"MTT reach {show(mtt)}, and of the rule {show(rule)}. {then}" in changes.read_text()
     page = (ROOT / "notebooks" / "results.ipynb").read_text()
-    assert f"MTT reaches {show(mtt)} and the paper's rule {show(rule)}." in page
+    before = f"(after 50 steps {only(mtt)} and {show(rule)})."
+    then = f"MTT reaches {show(later_mtt)} after 200 steps, and the paper's rule {show(later_rule)}"
+    assert f"{then} {before}" in page
+    then = f"reaches {show(later_rule)} with the paper's rule and {show(later_mtt)} with MTT."
+    assert f"{then} The hundred photographs that both start from reach {show(mtt, 'random')}." in (
+        " ".join(README.split())
+    )
+    chapter = (ROOT / "notebooks" / "13_what_came_after.ipynb").read_text()
+    assert f"MTT is at {show(later_mtt)} there, and the rule at {show(later_rule)}." in chapter
 
 
 def test_the_steps_with_other_teachers_are_told_as_their_reports_have_them():
